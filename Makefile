@@ -1,0 +1,44 @@
+# Targets make .venv when it is missing, with the versions in constraints.txt. Another Python: make test PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+
+# A second, independent oracle for the tests. Without dependencies, because one of them asks for torchvision, whose
+# wheel must match torch's build exactly; nothing here uses it, and a mismatched one breaks transformers.
+ORACLE := curvlinops-for-pytorch backpack-for-pytorch unfoldNd einconv einops linear_operator opt_einsum
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/installed  ## trace a small model's answers to planted sources, offline
+	$(BIN)/whence demo
+
+test: .venv/installed-dev  ## run the tests (PYTEST_ARGS="-k capture" for some)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/installed-dev  ## ruff, its formatter, and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# bench: .venv/installed-bench  ## goes here, with a stamp like the two below
+
+clean:  ## remove the environment and everything generated
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps $(ORACLE)
+	touch $@

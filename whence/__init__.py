@@ -1,0 +1,73 @@
+"""Trace what a language model says to the training examples that made it say so.
+
+    model, tokenizer = whence.load_model("gpt2")
+    task = whence.CausalLM(tokenizer)
+    train = whence.load_data("train.jsonl")
+    curvature = whence.fit(model, task, train, out="runs/a/factors")
+    scores = whence.score(model, task, queries, train, curvature.inverse(damping=0.1), out="runs/a/scores")
+    scores.top(query=0, k=10)
+
+Names are imported when first used, so that `import whence` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from whence.version import __version__
+
+if TYPE_CHECKING:
+    from whence.data import Rows, load_data
+    from whence.fitting import Curvature, fit, open_factors
+    from whence.generation import generate
+    from whence.models import load_model
+    from whence.precision import Precision
+    from whence.scoring import score
+    from whence.store.scores import Scores, open_scores
+    from whence.tasks import CausalLM, Classification, Regression, Seq2Seq, Task
+
+__all__ = [
+    "CausalLM",
+    "Classification",
+    "Curvature",
+    "Precision",
+    "Regression",
+    "Rows",
+    "Scores",
+    "Seq2Seq",
+    "Task",
+    "__version__",
+    "fit",
+    "generate",
+    "load_data",
+    "load_model",
+    "open_factors",
+    "open_scores",
+    "score",
+]
+
+_HOMES = {
+    "whence.data": ["Rows", "load_data"],
+    "whence.fitting": ["Curvature", "fit", "open_factors"],
+    "whence.generation": ["generate"],
+    "whence.models": ["load_model"],
+    "whence.precision": ["Precision"],
+    "whence.scoring": ["score"],
+    "whence.store.scores": ["Scores", "open_scores"],
+    "whence.tasks": ["CausalLM", "Classification", "Regression", "Seq2Seq", "Task"],
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home when it is first used (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'whence' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,101 @@
+"""Progress of long work, as events: whoever shows them (terminal, server, nobody) is passed in.
+
+    with stage("covariance", total=8192, unit="tokens") as advance:
+        for batch in batches:
+            ...
+            advance(batch.tokens)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass
+class Stage:
+    """One stretch of work: `done` of `total` units since `started` (seconds, monotonic)."""
+
+    name: str
+    total: int
+    unit: str = "examples"
+    done: int = 0
+    resumed: int = 0
+    """Units that an earlier, interrupted run had done; they say nothing about today's speed."""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the stage began."""
+        return time.monotonic() - self.started
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left at the speed so far; None before the first unit is done."""
+        fresh = self.done - self.resumed
+        return None if fresh <= 0 else self.elapsed * (self.total - self.done) / fresh
+
+
+class Reporter(Protocol):
+    """Receives the events of all stages."""
+
+    def begin(self, stage: Stage) -> None: ...
+    def advance(self, stage: Stage) -> None: ...
+    def end(self, stage: Stage) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """Shows nothing: the default of the library."""
+
+    def begin(self, stage: Stage) -> None:
+        """Ignore it."""
+
+    def advance(self, stage: Stage) -> None:
+        """Ignore it."""
+
+    def end(self, stage: Stage) -> None:
+        """Ignore it."""
+
+    def note(self, text: str) -> None:
+        """Ignore it."""
+
+
+_reporter: contextvars.ContextVar[Reporter] = contextvars.ContextVar("reporter", default=Silent())
+
+
+@contextlib.contextmanager
+def report_to(reporter: Reporter) -> Iterator[None]:
+    """Send the events of the enclosed work to `reporter`."""
+    token = _reporter.set(reporter)
+    try:
+        yield
+    finally:
+        _reporter.reset(token)
+
+
+def note(text: str) -> None:
+    """Say one line that a user should see (coverage, truncation, a halved batch)."""
+    _reporter.get().note(text)
+
+
+@contextlib.contextmanager
+def stage(
+    name: str, total: int, unit: str = "examples", done: int = 0
+) -> Iterator[Callable[[int], None]]:
+    """Report a stretch of `total` units, `done` of which an earlier run did; yields `advance(n)`."""
+    reporter, current = _reporter.get(), Stage(name, total, unit, done=done, resumed=done)
+    reporter.begin(current)
+
+    def advance(units: int) -> None:
+        current.done += units
+        reporter.advance(current)
+
+    try:
+        yield advance
+    finally:
+        reporter.end(current)
