@@ -1,0 +1,143 @@
+"""Per-example gradients of a module's weight, kept factored as long as that is cheaper, and their inner products.
+
+Letters: B examples in a batch, Q queries, R summands of a factored gradient (tokens when captured, rank after compression),
+O outputs, I inputs (a bias is a further input that is always one).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Per = Literal["example", "token", "module"]
+
+CHUNK_BYTES = 256 * 2**20
+"""Bound on the temporary memory of one contraction."""
+
+
+@dataclass(frozen=True)
+class Factored:
+    """Gradients `sum_r g_r a_r^T` of `B` examples: output gradients `g_BRO` and inputs `a_BRI`."""
+
+    g_BRO: Tensor
+    a_BRI: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, O, I)."""
+        return (len(self), self.g_BRO.shape[-1], self.a_BRI.shape[-1])
+
+    def __len__(self) -> int:
+        return len(self.g_BRO)
+
+    def __getitem__(self, rows: slice) -> Factored:
+        return Factored(self.g_BRO[rows], self.a_BRI[rows])
+
+    def dense(self) -> Dense:
+        """The sum over R, formed."""
+        return Dense(self.g_BRO.mT @ self.a_BRI)
+
+    def to(self, *args: object) -> Factored:
+        """As `Tensor.to`."""
+        return Factored(self.g_BRO.to(*args), self.a_BRI.to(*args))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Gradients `w_BOI` of `B` examples, one matrix each."""
+
+    w_BOI: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, O, I)."""
+        return (len(self), *self.w_BOI.shape[1:])  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return len(self.w_BOI)
+
+    def __getitem__(self, rows: slice) -> Dense:
+        return Dense(self.w_BOI[rows])
+
+    def dense(self) -> Dense:
+        """Itself."""
+        return self
+
+    def to(self, *args: object) -> Dense:
+        """As `Tensor.to`."""
+        return Dense(self.w_BOI.to(*args))  # type: ignore[arg-type]
+
+
+Gradient = Factored | Dense
+Gradients = Mapping[str, Gradient]
+
+
+def dot(queries: Gradients, gradients: Gradients, per: Per = "example") -> Tensor:
+    """Inner products of every query with every example, over the modules that both have.
+
+    `per="example"` gives `[Q, B]`, `"token"` `[Q, B, R]` (every gradient must be factored with the same R), `"module"` `[M, Q, B]`
+    in the order of `queries`. Tokens and modules add up to the example's product.
+    """
+    parts = [dot_module(queries[name], gradients[name], per) for name in queries if name in gradients]
+    if per == "module":
+        return torch.stack(parts)
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+def dot_module(query: Gradient, gradient: Gradient, per: Per = "example") -> Tensor:
+    """Inner products at one module: `[Q, B]`, or `[Q, B, R]` per token."""
+    if per == "token":
+        if not isinstance(gradient, Factored):
+            raise TypeError("per-token products need a factored gradient; this module's gradient is not a sum over tokens")
+        return torch.cat([_per_token(query, part) for part in chunks(gradient, _token_floats(query, gradient))], dim=1)
+    through_tokens = isinstance(query, Factored) and isinstance(gradient, Factored) and _tokens_cheaper(query, gradient)
+    floats = _token_floats(query, gradient) if through_tokens else math.prod(gradient.shape[1:])
+    parts = chunks(gradient, floats)
+    if through_tokens:
+        return torch.cat([_per_token(query, part).sum(-1) for part in parts], dim=1)  # type: ignore[arg-type]
+    return torch.cat([_per_example(query, part.dense()) for part in parts], dim=1)
+
+
+def _per_example(query: Gradient, gradient: Dense) -> Tensor:
+    """`<query, w>`, `[Q, B]`."""
+    if isinstance(query, Dense):
+        return query.w_BOI.flatten(1) @ gradient.w_BOI.flatten(1).T
+    rows_BOQR = torch.einsum("boi,qri->boqr", gradient.w_BOI, query.a_BRI)
+    return torch.einsum("boqr,qro->qb", rows_BOQR, query.g_BRO)
+
+
+def _per_token(query: Gradient, gradient: Factored) -> Tensor:
+    """`<query, g_r a_r^T>`, `[Q, B, R]`, without forming the outer products."""
+    g_BRO, a_BRI = gradient.g_BRO, gradient.a_BRI
+    if isinstance(query, Factored):  # sum over the query's summands k of (g_r . g_k)(a_r . a_k)
+        return (torch.einsum("bro,qko->qbrk", g_BRO, query.g_BRO) * torch.einsum("bri,qki->qbrk", a_BRI, query.a_BRI)).sum(-1)
+    if g_BRO.shape[-1] <= a_BRI.shape[-1]:
+        rotated_QBRO = torch.einsum("bri,qoi->qbro", a_BRI, query.w_BOI)
+        return (rotated_QBRO * g_BRO).sum(-1)
+    rotated_QBRI = torch.einsum("bro,qoi->qbri", g_BRO, query.w_BOI)
+    return (rotated_QBRI * a_BRI).sum(-1)
+
+
+def _tokens_cheaper(query: Factored, gradient: Factored) -> bool:
+    """Whether going through tokens takes fewer multiplications than forming each example's matrix."""
+    _, n_out, n_in = gradient.shape
+    summands, tokens = len(query) * query.g_BRO.shape[1], gradient.g_BRO.shape[1]
+    return summands * tokens * (n_out + n_in) < (tokens + summands) * n_out * n_in
+
+
+def _token_floats(query: Gradient, gradient: Factored) -> int:
+    """Numbers that `_per_token` holds for one example at a time."""
+    _, n_out, n_in = gradient.shape
+    width = 2 * query.g_BRO.shape[1] if isinstance(query, Factored) else min(n_out, n_in)
+    return len(query) * gradient.g_BRO.shape[1] * width
+
+
+def chunks(gradient: Gradient, floats_per_example: int) -> list[Gradient]:
+    """Split the examples so that work with so many temporary numbers per example stays below `CHUNK_BYTES`."""
+    step = max(1, CHUNK_BYTES // (4 * max(1, floats_per_example)))
+    return [gradient[start : start + step] for start in range(0, len(gradient), step)]
