@@ -1,0 +1,232 @@
+"""The only place with hooks: collects each tracked weight's gradient, example by example, while a backward pass runs.
+
+The user's model is borrowed. Inside the context all weights are frozen, so autograd forms no weight gradient, and the graph starts at the
+first tracked module; afterwards hooks, flags, modes and attributes are as they were, whatever happened in between.
+
+What a module read is kept by autograd's own saved tensors, so gradient checkpointing and offloading of saved tensors work as for any
+other operation, and an input that is overwritten in place before it is needed is an error of autograd instead of a wrong number.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.coverage import Site
+from whence.errors import CoverageError
+from whence.gradients import Factored, Gradient
+from whence.layers import Layer
+
+Receive = Callable[[str, Gradient, tuple[str, ...]], None]
+"""Takes (site, gradient, readers): `readers` are the sites that read the same input in this pass, `site` among them."""
+
+
+class _Keep(torch.autograd.Function):
+    """Saves a tensor as autograd saves one; `keeper.grad_fn.saved_tensors` gives it back, recomputed if need be."""
+
+    @staticmethod
+    def forward(ctx: Any, kept: Tensor, root: Tensor) -> Tensor:
+        ctx.save_for_backward(kept)
+        return root.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:  # pragma: no cover - no path leads here
+        return None, None
+
+
+class _Start(torch.autograd.Function):
+    """The identity, at which the graph starts; a copy, since some models overwrite a layer's output."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, root: Tensor) -> Tensor:
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+@dataclass
+class _Input:
+    """One input tensor of a pass, and the sites that read it; its columns are made once for all of them."""
+
+    tensor: weakref.ref[Tensor]
+    width: int
+    readers: list[str] = field(default_factory=list)
+    columns: Tensor | None = None
+    left: int = 0
+
+
+@dataclass
+class _Use:
+    """One call of a tracked module: what it read is kept by `keeper` until its output's gradient arrives."""
+
+    site: Site
+    module: nn.Module
+    layer: Layer
+    source: _Input | None
+    keeper: Any
+
+
+class Capture:
+    """Context in which `backward` hands every tracked site's gradients to a receiver, and then forgets them."""
+
+    def __init__(self, model: nn.Module, sites: dict[str, Site]):
+        self.model, self.sites = model, sites
+        self._restore: list[Callable[[], Any]] = []
+        self._paused = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._examples, self._rows = 0, frozenset[int]()
+        self._inputs: list[_Input] = []
+        self._calls: dict[str, int] = {}
+        self._arrived: dict[str, list[tuple[int, Gradient]]] = {}
+        self._receive: Receive | None = None
+
+    def __enter__(self) -> Capture:
+        self.root = torch.zeros((), requires_grad=True, device=next(self.model.parameters()).device)
+        modes = [(module, module.training) for module in self.model.modules()]
+        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        self._restore = [
+            lambda: [setattr(module, "training", mode) for module, mode in modes],
+            lambda: [parameter.requires_grad_(flag) for parameter, flag in flags],
+            lambda: torch.backends.mha.set_fastpath_enabled(fastpath),  # the fused path calls no module
+        ]
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module, _ in modes:
+            module.training = _recomputes(module)
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        for site in self.sites.values():
+            for module, layer in site.uses:
+                hook = module.register_forward_hook(self._on_forward(site, layer), with_kwargs=True)
+                self._restore.append(hook.remove)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for undo in reversed(self._restore):
+            undo()
+        self._restore.clear()
+        self._reset()
+
+    def begin(self, examples: int, rows: frozenset[int]) -> None:
+        """Start a pass over `examples` examples; `rows` are the row counts that a flattened `[rows, width]` input may have."""
+        self._reset()
+        self._examples, self._rows = examples, rows
+
+    def backward(self, total: Tensor, receive: Receive) -> None:
+        """Run backward from the scalar `total`, handing over each site as soon as all its uses have their gradient."""
+        if not total.requires_grad:
+            raise CoverageError(
+                "No tracked module took part in computing the loss",
+                given=f"{len(self.sites)} tracked modules, {next(iter(self.sites))} the first",
+                fix="track modules that the loss depends on (--modules all), and don't compute it under torch.no_grad",
+                code=16,
+            )
+        self._receive = receive
+        for source in self._inputs:
+            source.left = len(source.readers)
+        total.backward()
+        for name in list(self._arrived):  # a use whose output never reached the loss
+            self._hand_over(name)
+        self._reset()
+
+    def _on_forward(self, site: Site, layer: Layer) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if self._paused:
+                return None
+            if self._receive is None:  # inside backward this is a recomputation for a checkpoint, not a further use
+                self._calls[site.name] = self._calls.get(site.name, 0) + 1
+            if not torch.is_grad_enabled():
+                return None
+            y = output[0] if isinstance(output, tuple) else output
+            self._paused = True
+            x = layer.reads(module, args, kwargs)
+            self._paused = False
+            if x.ndim == 2 and x.is_floating_point() and len(x) not in self._rows:
+                raise CoverageError(
+                    f"The rows that {site.name} reads can't be told apart by example",
+                    given=f"an input of shape {tuple(x.shape)} in a batch of {self._examples} examples (routed experts do this)",
+                    fix=f"leave it out, for instance --modules with a glob that does not match {site.name}",
+                )
+            if not y.requires_grad:
+                y = _Start.apply(y, self.root)
+            use = _Use(site, module, layer, self._source(site, layer, x), _Keep.apply(x, self.root).grad_fn)  # type: ignore[union-attr]
+            number = self._calls[site.name]
+            y.register_hook(lambda g: self._on_gradient(use, number, g))
+            return (y, *output[1:]) if isinstance(output, tuple) else y
+
+        return hook
+
+    def _source(self, site: Site, layer: Layer, x: Tensor) -> _Input | None:
+        """The record of the input, shared with the sites that read the very same tensor to the same width."""
+        if layer.columns is None or self._receive is not None:
+            return None
+        width = site.shape[1]
+        for known in reversed(self._inputs):
+            if known.tensor() is x and known.width == width:
+                known.readers.append(site.name)
+                return known
+        self._inputs.append(_Input(weakref.ref(x), width, [site.name]))
+        return self._inputs[-1]
+
+    def _on_gradient(self, use: _Use, number: int, g: Tensor) -> None:
+        x = use.keeper.saved_tensors[0].detach()
+        use.keeper = None
+        g = g.detach()
+        if use.source is not None and use.layer.columns is not None:
+            source = use.source
+            if source.columns is None:
+                source.columns = use.layer.columns(use.module, x, self._examples)
+            x = source.columns
+            source.left -= 1
+            if source.left == 0:
+                source.columns = None
+        gradient = use.layer.gradient(use.module, x, g, self._examples)
+        readers = tuple(use.source.readers) if use.source else (use.site.name,)
+        name = use.site.name
+        calls = self._arrived.setdefault(name, [])
+        calls.append((number, gradient))
+        if self._calls[name] == 1:
+            del self._arrived[name]
+            self._give(name, gradient, readers)
+        elif len(calls) == self._calls[name]:
+            self._hand_over(name)
+
+    def _hand_over(self, name: str) -> None:
+        """Join the uses of a repeated module: their gradients add up before anything is squared."""
+        parts = [gradient for _, gradient in sorted(self._arrived.pop(name), key=lambda pair: pair[0])]
+        self._give(name, _joined(parts), (name,))
+
+    def _give(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
+        assert self._receive is not None
+        self._receive(name, gradient, readers)
+
+
+def _recomputes(module: nn.Module) -> bool:
+    """Whether a transformers layer wants its checkpointing, which it only does in training mode, and would do nothing else there."""
+    if not getattr(module, "gradient_checkpointing", False):
+        return False
+    layer = any(base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__)
+    return layer and not any("drop" in name and value for name, value in vars(module).items() if isinstance(value, float))
+
+
+def _joined(parts: list[Gradient]) -> Gradient:
+    """The sum of a weight's uses: factored ones side by side, dense ones added."""
+    if all(isinstance(part, Factored) for part in parts):
+        factored = [part for part in parts if isinstance(part, Factored)]
+        return Factored(torch.cat([part.g_BRO for part in factored], 1), torch.cat([part.a_BRI for part in factored], 1))
+    total = parts[0].dense()
+    for part in parts[1:]:
+        total = type(total)(total.w_BOI + part.dense().w_BOI)
+    return total

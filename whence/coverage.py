@@ -1,0 +1,162 @@
+"""Which modules are tracked, and what share of the model's parameters that covers."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from whence.errors import CoverageError
+from whence.layers import Layer, layer_of, parameters_of
+
+MLP_WORDS = re.compile(
+    r"(^|[._])(mlp|ffn|ff|feed_?forward|fc\d?|fc_in|fc_out|c_fc|dense_h_to_4h|dense_4h_to_h|densereludense|wi(_\d)?|wo|intermediate"
+    r"|output|gate_proj|up_proj|down_proj|gate_up_proj|lin1|lin2|w1|w2|w3)([._]|$)"
+)
+ATTENTION_WORDS = re.compile(r"attn|attention|(^|[._])(q|k|v|o|qkv|query|key|value)(_proj|_lin)?([._]|$)", re.IGNORECASE)
+
+SELECTORS = (
+    "mlp (linear layers of the feed-forward blocks), attention, all (every linear layer and convolution but the head), lora, last-K, "
+    "or glob patterns on module names such as 'model.layers.*.mlp.down_proj', separated by commas"
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tracked weight: its canonical name, the modules that use it (several where it is tied), and its matrix shape (O, I)."""
+
+    name: str
+    uses: tuple[tuple[nn.Module, Layer], ...]
+    shape: tuple[int, int]
+    parameters: int
+
+    @property
+    def layer(self) -> Layer:
+        """The kind of the first use."""
+        return self.uses[0][1]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The tracked sites, and how many of the model's parameters they hold."""
+
+    sites: dict[str, Site]
+    parameters: int
+    left_out: dict[str, int]
+    """Parameters that are not tracked, by class of module."""
+
+    @property
+    def share(self) -> float:
+        """Tracked parameters as a share of all."""
+        return sum(site.parameters for site in self.sites.values()) / max(1, self.parameters)
+
+    def __str__(self) -> str:
+        rest = ", ".join(
+            f"{kind} {count / max(1, self.parameters):.0%}" for kind, count in sorted(self.left_out.items(), key=lambda pair: -pair[1])[:4]
+        )
+        text = f"{len(self.sites)} modules tracked, {self.share:.1%} of {self.parameters:,} parameters"
+        return f"{text} (left out: {rest})" if rest else text
+
+
+def cover(model: nn.Module, modules: str | Sequence[str]) -> Coverage:
+    """Choose the modules that the selector names.
+
+    Terms are joined by comma or given as a list: `mlp`, `attention`, `all`, `lora`, a glob on module names, and `last-K`, which
+    narrows the others to the last K layers. Heads, embeddings and norms only come along where a glob names them.
+
+    Raises CoverageError where nothing matches, listing what the model has.
+    """
+    terms = [term.strip() for term in modules.split(",")] if isinstance(modules, str) else list(modules)
+    known = {name: (module, layer) for name, module in model.named_modules(remove_duplicate=True) if (layer := layer_of(module))}
+    known = {name: pair for name, pair in known.items() if not _inside_attention(name, known)}
+    kinds = [term for term in terms if not term.startswith("last-")] or ["mlp"]
+    head = _head(model)
+    chosen = [name for name, (module, layer) in known.items() if any(_matches(kind, name, layer, module is head) for kind in kinds)]
+    for term in terms:
+        if term.startswith("last-"):
+            chosen = _last_layers(chosen, term)
+    if not chosen:
+        raise CoverageError(
+            f"No module of {type(model).__name__} matches {', '.join(terms)!r}",
+            given=_inventory(model),
+            accepted=SELECTORS,
+            fix="whence inspect MODEL --modules all   lists every module that can be tracked",
+        )
+    sites = _merge_tied(chosen, known)
+    return Coverage(sites, *_count(model, sites))
+
+
+def _inside_attention(name: str, known: dict[str, tuple[nn.Module, Layer]]) -> bool:
+    """Whether the module is the output projection of a MultiheadAttention, which stands for it."""
+    parent = name.rpartition(".")[0]
+    return parent in known and isinstance(known[parent][0], nn.MultiheadAttention)
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    get_head = getattr(model, "get_output_embeddings", None)
+    return get_head() if get_head else None
+
+
+def _matches(term: str, name: str, layer: Layer, is_head: bool) -> bool:
+    """Whether one selector term takes the module."""
+    if term not in ("mlp", "attention", "all", "lora"):
+        return fnmatch.fnmatchcase(name, term)
+    if term == "lora":
+        return ".lora_" in name
+    if layer.kind in ("embedding", "norm") or is_head or ".base_layer" in name:  # an adapter stands for its frozen base
+        return False
+    in_attention = bool(ATTENTION_WORDS.search(name))
+    if term == "attention":
+        return in_attention
+    return term == "all" or (not in_attention and bool(MLP_WORDS.search(name.lower())))
+
+
+def _last_layers(names: list[str], term: str) -> list[str]:
+    """Keep the names in the last K layers; a layer's number is the first one in its name."""
+    number = {name: int(found.group(1)) for name in names if (found := re.search(r"\.(\d+)(\.|$)", name))}
+    if not term[5:].isdigit() or not number:
+        raise CoverageError(f"{term!r} does not select layers", accepted="last-K with a number, on a model with numbered layers")
+    first = max(number.values()) - int(term[5:]) + 1
+    return [name for name in names if number.get(name, -1) >= first]
+
+
+def _merge_tied(names: list[str], known: dict[str, tuple[nn.Module, Layer]]) -> dict[str, Site]:
+    """One site per weight: a module that shares the weight of a chosen one is a further use of it, chosen or not."""
+    sites: dict[str, Site] = {}
+    weights: set[int] = set()
+    for name in names:
+        module, layer = known[name]
+        own = parameters_of(module)
+        weight = id(own[0]) if own else id(module)
+        if weight in weights:
+            continue
+        weights.add(weight)
+        tied = [pair for pair in known.values() if (parameters := parameters_of(pair[0])) and id(parameters[0]) == weight]
+        shape = layer.shape(module)
+        sites[name] = Site(name, tuple(tied or [(module, layer)]), shape, shape[0] * shape[1])
+    return sites
+
+
+def _count(model: nn.Module, sites: dict[str, Site]) -> tuple[int, dict[str, int]]:
+    """All parameters of the model (packed 4/8-bit weights by their real size), and those left out by class of module."""
+    tracked = {id(p) for site in sites.values() for module, _ in site.uses for p in parameters_of(module)}
+    seen: set[int] = set()
+    total, left_out = sum(site.parameters for site in sites.values()), Counter[str]()
+    for module in model.modules():
+        layer = layer_of(module)
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in tracked or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            packed = layer is not None and layer.kind == "linear" and parameter.ndim == 2 and not parameter.is_floating_point()
+            left_out[type(module).__name__] += layer.shape(module)[0] * layer.shape(module)[1] if packed and layer else parameter.numel()
+    return total + sum(left_out.values()), dict(left_out)
+
+
+def _inventory(model: nn.Module) -> str:
+    counts = Counter(type(module).__name__ for module in model.modules() if not any(module.children()))
+    return ", ".join(f"{count} x {kind}" for kind, count in counts.most_common(8))

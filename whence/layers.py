@@ -1,0 +1,195 @@
+"""How each kind of layer turns its input and its output's gradient into the gradient of its weight.
+
+One `Layer` per kind: the weight as a matrix `[O, I]` (a bias is a further column), what it reads, and the per-example gradient. A new kind is
+one more entry in `LAYERS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from whence.gradients import Dense, Factored, Gradient
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A kind of layer: `shape(module)` is (O, I); `gradient(module, x, g, B)` the gradient of `B` examples."""
+
+    kind: str
+    matches: Callable[[nn.Module], bool]
+    shape: Callable[[nn.Module], tuple[int, int]]
+    gradient: Callable[[Any, Tensor, Tensor, int], Gradient]
+    reads: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] = lambda module, args, kwargs: (
+        args[0] if args else next(iter(kwargs.values()))
+    )
+    """The input that the weight is multiplied with."""
+    columns: Callable[[nn.Module, Tensor, int], Tensor] | None = None
+    """For layers that multiply their input as it is: the `a_BRI` of it, which modules with the same input share."""
+    one_hot: bool = False
+    """Whether output rows are picked one by one (an embedding): that side's covariance is diagonal."""
+
+
+def layer_of(module: nn.Module) -> Layer | None:
+    """The kind of the module, None where whence can't take its gradient."""
+    return next((layer for layer in LAYERS if layer.matches(module)), None)
+
+
+def parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that tracking the module covers: its own, and of a MultiheadAttention the output projection."""
+    owner = module.out_proj if isinstance(module, nn.MultiheadAttention) else module
+    return list(owner.parameters(recurse=False))
+
+
+# Linear and its kin: y = x W^T + b
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """nn.Linear, its subclasses (4/8-bit ones among them), and what quantisation libraries put in its place."""
+    if isinstance(module, nn.Linear):
+        return True
+    widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return all(isinstance(width, int) for width in widths) and not any(module.children()) and not isinstance(module, nn.Bilinear)
+
+
+def _linear_shape(module: Any) -> tuple[int, int]:
+    return module.out_features, module.in_features + (module.bias is not None)
+
+
+def _by_example(x: Tensor, examples: int) -> Tensor:
+    """`[B, R, width]` of `[B, ..., width]` or of rows flattened example by example, `[B*R, width]`."""
+    return x.reshape(examples, -1, x.shape[-1])
+
+
+def _with_ones(module: Any, x: Tensor, examples: int) -> Tensor:
+    a_BRI = _by_example(x, examples)
+    return a_BRI if module.bias is None else F.pad(a_BRI, (0, 1), value=1.0)
+
+
+def _linear_gradient(module: Any, a_BRI: Tensor, g: Tensor, examples: int) -> Gradient:
+    return Factored(_by_example(g, examples), a_BRI)
+
+
+# GPT-2's Conv1D: a linear layer that keeps its weight transposed
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def _transposed_shape(module: Any) -> tuple[int, int]:
+    return module.weight.shape[1], module.weight.shape[0] + 1
+
+
+# nn.MultiheadAttention: its output projection, which is never called as a module
+
+
+def _attention_shape(module: Any) -> tuple[int, int]:
+    return _linear_shape(module.out_proj)
+
+
+def _attended(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The output projection's input: the attention again, with the identity in the projection's place."""
+    width = module.out_proj.weight.shape[1]
+    weight = torch.eye(width).to(module.out_proj.weight)
+    state = {"out_proj.weight": weight, "out_proj.bias": weight.new_zeros(width)}
+    if module.out_proj.bias is None:
+        del state["out_proj.bias"]
+    with torch.no_grad():
+        attended, _ = torch.func.functional_call(module, state, args, kwargs)
+    return attended
+
+
+def _attention_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gradient:
+    if not module.batch_first:
+        x, g = x.transpose(0, 1), g.transpose(0, 1)
+    return Factored(_by_example(g, examples), _with_ones(module.out_proj, x, examples))
+
+
+# Convolution: a linear layer on patches
+
+
+def _conv_shape(module: Any) -> tuple[int, int]:
+    return module.out_channels, math.prod(module.weight.shape[1:]) + (module.bias is not None)
+
+
+def _conv_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gradient:
+    """Patches are the inputs and positions the summands; a grouped convolution is formed group by group."""
+    padding = module._reversed_padding_repeated_twice
+    if any(padding):
+        x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+    patches = F.unfold(x, module.kernel_size, module.dilation, 0, module.stride)  # [B, C*k*k, positions]
+    g_BOR = g.flatten(2)
+    bias = [] if module.bias is None else [torch.ones_like(patches[:, :1])]
+    if module.groups == 1:
+        return Factored(g_BOR.mT, torch.cat([patches, *bias], dim=1).mT)
+    by_group = [
+        g_part @ torch.cat([x_part, *bias], dim=1).mT
+        for x_part, g_part in zip(patches.chunk(module.groups, 1), g_BOR.chunk(module.groups, 1), strict=True)
+    ]
+    return Dense(torch.cat(by_group, dim=1))
+
+
+# Embedding: a linear layer on one-hot rows; its weight [V, width] makes the token the output side
+
+
+def _embedding_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gradient:
+    one_hot = F.one_hot(x.reshape(examples, -1), module.num_embeddings).to(g.dtype)
+    if module.padding_idx is not None:
+        one_hot[..., module.padding_idx] = 0
+    return Factored(one_hot, _by_example(g, examples))
+
+
+# Norms: y = w * normalised(x) + b, a vector (two with a bias) instead of a matrix
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    name, weight = type(module).__name__, getattr(module, "weight", None)
+    named = (name.endswith("RMSNorm") and "Gated" not in name) or hasattr(module, "variance_epsilon")
+    return named and isinstance(weight, Tensor) and weight.ndim == 1
+
+
+def _norm_shape(module: Any) -> tuple[int, int]:
+    return 1 + (getattr(module, "bias", None) is not None), module.weight.numel()
+
+
+def _norm_gradient(normalised: Tensor, module: Any, g: Tensor, examples: int) -> Gradient:
+    width = module.weight.numel()
+    rows = [(g * normalised).reshape(examples, -1, width).sum(1)]
+    if getattr(module, "bias", None) is not None:
+        rows.append(g.reshape(examples, -1, width).sum(1))
+    return Dense(torch.stack(rows, dim=1))
+
+
+def _layer_norm_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gradient:
+    return _norm_gradient(F.layer_norm(x, module.normalized_shape, eps=module.eps), module, g, examples)
+
+
+def _rms_norm_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gradient:
+    eps = next((value for name in ("variance_epsilon", "eps") if (value := getattr(module, name, None)) is not None), None)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    eps = torch.finfo(wide.dtype).eps if eps is None else eps
+    return _norm_gradient(wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps), module, g, examples)
+
+
+LAYERS = (
+    Layer("attention output", lambda m: isinstance(m, nn.MultiheadAttention), _attention_shape, _attention_gradient, _attended),
+    Layer("linear", _is_linear, _linear_shape, _linear_gradient, columns=_with_ones),
+    Layer("linear", _is_transposed_linear, _transposed_shape, _linear_gradient, columns=_with_ones),
+    Layer("convolution", lambda m: isinstance(m, nn.Conv2d), _conv_shape, _conv_gradient),
+    Layer(
+        "embedding",
+        lambda m: type(m).forward is nn.Embedding.forward,  # a subclass may scale its rows
+        lambda m: (m.num_embeddings, m.embedding_dim),  # type: ignore[attr-defined]
+        _embedding_gradient,
+        one_hot=True,
+    ),
+    Layer("norm", lambda m: isinstance(m, nn.LayerNorm) and m.elementwise_affine, _norm_shape, _layer_norm_gradient),
+    Layer("norm", _is_rms_norm, _norm_shape, _rms_norm_gradient),
+)
