@@ -1,0 +1,153 @@
+"""Covariances of what each module reads and of the gradients of what it writes, and the eigenbases that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from whence.coverage import Site
+from whence.fitting.accumulator import Accumulator
+from whence.gradients import Factored, Gradient
+from whence.linalg.eigh import eigh
+from whence.linalg.rotation import Rotation, split_sizes
+from whence.operators.eigen import EigenBlock
+
+
+@dataclass
+class _Shared:
+    """An input that several sites read, until all of them have their gradient."""
+
+    a_BRI: Tensor
+    active_BR: Tensor
+    arrived: set[str] = field(default_factory=set)
+
+
+class Covariance(Accumulator):
+    """Sums of `g g^T` and `a a^T` over positions ("kfac"), or of `w w^T` and `w^T w` over examples ("shampoo").
+
+    A position counts where the loss reaches the module's output there: padding, and positions after the last token in the loss or
+    that no later layer reads, have no gradient, and are no sample of the inputs that go with one. Sites that read the same input share its sum, over the positions where any of
+    them has a gradient. Gradients that are no sum over positions (norms, grouped convolutions) are summed by example.
+    """
+
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        by: Literal["kfac", "shampoo"],
+        *,
+        operands: torch.dtype,
+        sums: torch.dtype,
+        device: torch.device,
+        largest: int | None = None,
+    ):
+        super().__init__(sums, device)
+        self.sites, self.by, self.operands, self.largest = sites, by, operands, largest
+        self.groups: dict[str, str] = {}
+        """The input group of each site: the first site that reads the same input."""
+        self._shared: dict[tuple[str, ...], _Shared] = {}
+
+    def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
+        """Add one site's share of the batch."""
+        gradient = gradient.to(self.operands)
+        if self.by == "shampoo" or not isinstance(gradient, Factored):
+            w_BOI = gradient.dense().w_BOI
+            self._assign(name, name)
+            self.sum_of(f"by_example/{name}", 1).fill_(1)
+            self._add_output(name, w_BOI.mT, torch.ones(len(w_BOI)))
+            self._add_input(name, w_BOI, torch.ones(len(w_BOI)))
+            return
+        active_BR = (gradient.g_BRO != 0).any(-1)
+        self._add_output(name, gradient.g_BRO, active_BR)
+        tracked = tuple(reader for reader in readers if reader in self.sites)
+        shared = self._shared.setdefault(tracked, _Shared(gradient.a_BRI, active_BR))
+        shared.active_BR = shared.active_BR | active_BR
+        shared.arrived.add(name)
+        self._assign(name, tracked[0])
+        if len(shared.arrived) == len(tracked):
+            self._close(tracked)
+
+    def end(self) -> None:
+        """Add the inputs of which some reader had no gradient."""
+        for readers in list(self._shared):
+            self._close(readers)
+
+    def _assign(self, name: str, group: str) -> None:
+        if self.groups.setdefault(name, group) != group:
+            raise RuntimeError(f"{name} shared its input with {self.groups[name]} before, and now with {group}")
+
+    def _close(self, readers: tuple[str, ...]) -> None:
+        shared = self._shared.pop(readers)
+        everywhere = shared.active_BR.device.type == "cpu" and bool(shared.active_BR.all())
+        masked = shared.a_BRI if everywhere else shared.a_BRI * shared.active_BR.unsqueeze(-1)
+        self._add_input(readers[0], masked, shared.active_BR)
+
+    def _add_output(self, name: str, g: Tensor, counted: Tensor) -> None:
+        self.sum_of(f"out_count/{name}", 1).add_(counted.sum())
+        if self.sites[name].layer.one_hot:
+            self.sum_of(f"out_diagonal/{name}", g.shape[-1]).add_(g.square().flatten(0, -2).sum(0))
+        else:
+            self._add_blocks(f"out/{name}", g)
+
+    def _add_input(self, group: str, a: Tensor, counted: Tensor) -> None:
+        self.sum_of(f"in_count/{group}", 1).add_(counted.sum())
+        self._add_blocks(f"in/{group}", a)
+
+    def _add_blocks(self, name: str, x: Tensor) -> None:
+        """Add `x^T x` of the rows of `x [..., n]`, block by block."""
+        rows = x.flatten(0, -2)
+        for number, part in enumerate(rows.split(split_sizes(rows.shape[-1], self.largest), dim=-1)):
+            total = self.sum_of(f"{name}/{number}", part.shape[-1], part.shape[-1])
+            if part.dtype == total.dtype:
+                total.addmm_(part.T, part)
+            else:
+                total.add_(part.T @ part)
+
+
+def decompose(result: dict[str, Tensor], sums: Mapping[str, Tensor], name: str, group: str) -> None:
+    """Add the eigenvectors and eigenvalues of a site's covariances to `result`; those of a shared input only once.
+
+    Covariances are means over positions (or examples), so their eigenvalues are too.
+    """
+    result |= {key: sums[key] for key in (f"by_example/{name}", f"out_count/{name}", f"in_count/{group}") if key in sums}
+    for side, key, what in (("out", name, "the output gradients"), ("in", group, "the inputs")):
+        count = sums[f"{side}_count/{key}"].clamp(min=1)
+        if f"{side}_diagonal/{key}" in sums:
+            result[f"{side}_values/{key}"] = sums[f"{side}_diagonal/{key}"] / count
+        elif f"{side}_values/{key}" not in result:
+            values: list[Tensor] = []
+            while (block := f"{side}/{key}/{len(values)}") in sums:
+                found, vectors = eigh(sums[block] / count, f"{what} of {key}")
+                result[block] = vectors.to(sums[block].dtype)
+                values.append(found.to(sums[block].dtype))
+            result[f"{side}_values/{key}"] = torch.cat(values)
+
+
+def rotations(bases: Mapping[str, Tensor], name: str, group: str) -> tuple[Rotation | None, Rotation | None]:
+    """The eigenbases of both sides of a site; None for a side whose covariance is diagonal as it is."""
+
+    def rotation(prefix: str) -> Rotation | None:
+        blocks: list[Tensor] = []
+        while (key := f"{prefix}/{len(blocks)}") in bases:
+            blocks.append(bases[key])
+        return Rotation(tuple(blocks)) if blocks else None
+
+    return rotation(f"out/{name}"), rotation(f"in/{group}")
+
+
+def kronecker_block(bases: Mapping[str, Tensor], name: str, group: str) -> EigenBlock:
+    """The K-FAC block `E[g g^T] kron E[a a^T]`, scaled to the curvature of the mean loss *per example*.
+
+    An example's gradient is a sum over positions. If these are independent, as with labels drawn from the model, its second moment
+    is that of one position times the positions per example; so the product of the means over positions takes this factor, and
+    damping means the same as with EK-FAC. Where the means are over examples, the product is divided by the trace that both factors have.
+    """
+    out, into = bases[f"out_values/{name}"], bases[f"in_values/{group}"]
+    if f"by_example/{name}" in bases:
+        scale = 1 / into.sum().clamp(min=torch.finfo(into.dtype).tiny)
+    else:
+        scale = bases[f"out_count/{name}"] / bases["examples"].to(out)
+    return EigenBlock(*rotations(bases, name, group), torch.outer(out, into) * scale)

@@ -1,0 +1,63 @@
+"""The fitted curvature: an operator per module, with what it was fitted on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from whence.fitting.covariance import rotations
+from whence.operators.eigen import BlockDiagonal, EigenBlock
+from whence.store.manifest import Folder
+from whence.store.memory import Memory
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The Gauss-Newton matrix (= Fisher matrix) of the mean loss per example, one Kronecker-eigenbasis block per module.
+
+    `about` says how it was fitted: method, modules, share of the parameters, examples and positions used, label draws.
+    """
+
+    operator: BlockDiagonal
+    about: dict[str, Any]
+
+    @property
+    def blocks(self) -> dict[str, EigenBlock]:
+        """The block of each module."""
+        return dict(self.operator.blocks)
+
+    def inverse(self, damping: float = 0.1, *, absolute: float | None = None) -> BlockDiagonal:
+        """The damped inverse, see `BlockDiagonal.inverse`; damping is `damping` times each module's mean eigenvalue."""
+        return self.operator.inverse(damping, absolute=absolute)
+
+    def __repr__(self) -> str:
+        about = ", ".join(f"{key}={value}" for key, value in self.about.items() if not isinstance(value, dict | list))
+        return f"Curvature({about}, {len(self.operator.blocks)} modules)"
+
+
+def open_factors(path: str | Path) -> Curvature:
+    """Load finished factors from their folder; StaleArtifact where they are unfinished or damaged."""
+    folder = Folder.open(path)
+    return load_curvature(folder, folder.manifest["about"])
+
+
+def load_curvature(folder: Folder | Memory, about: dict[str, Any]) -> Curvature:
+    """Put the blocks together from a folder's shards. Bases of shared inputs are one tensor in memory."""
+    blocks: dict[str, EigenBlock] = {}
+    number = 0
+    while folder.has(f"eigenvalues-{number:02d}"):
+        eigenvalues = folder.load(f"eigenvalues-{number:02d}")
+        bases = folder.load(f"basis-{number:02d}") if folder.has(f"basis-{number:02d}") else {}
+        groups = folder.read_json(f"inputs-{number:02d}.json") if bases else {}
+        blocks |= {name: _block(bases, name, groups.get(name, name), lam_OI) for name, lam_OI in eigenvalues.items()}
+        number += 1
+    order = {name: place for place, name in enumerate(about["modules"])}
+    label = f"{about['method']} on {about['examples']} examples"
+    return Curvature(BlockDiagonal(dict(sorted(blocks.items(), key=lambda pair: order[pair[0]])), label), about)
+
+
+def _block(bases: dict[str, Tensor], name: str, group: str, lam_OI: Tensor) -> EigenBlock:
+    return EigenBlock(*rotations(bases, name, group), lam_OI)

@@ -1,0 +1,36 @@
+"""Corrected eigenvalues: second moments of the examples' gradients along given directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from whence.fitting.accumulator import Accumulator
+from whence.gradients import Factored, Gradient, chunks
+from whence.operators.eigen import EigenBlock
+
+
+class Eigenvalues(Accumulator):
+    """Sums over examples of the squared gradient in the basis of each block, `[O, I]` (George et al. 2018, equation 8).
+
+    The blocks' own eigenvalues are not used.
+    """
+
+    def __init__(self, bases: Mapping[str, EigenBlock], *, operands: torch.dtype, sums: torch.dtype, device: torch.device):
+        super().__init__(sums, device)
+        self.operands = operands
+        self.bases = {name: block.to(torch.empty(0, dtype=operands, device=device)) for name, block in bases.items()}
+
+    def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
+        """Add one site's share of the batch."""
+        if name not in self.bases:  # no gradient reached it in the pass for the covariances
+            return
+        n_out, n_in = gradient.shape[1:]
+        total = self.sum_of(name, n_out, n_in)
+        tokens = gradient.g_BRO.shape[1] if isinstance(gradient, Factored) else 0
+        for part in chunks(gradient.to(self.operands), n_out * n_in + tokens * (n_out + n_in)):
+            for w_OI in self.bases[name].rotate(part).w_BOI:
+                w_OI = w_OI.to(total.dtype)
+                total.addcmul_(w_OI, w_OI)

@@ -1,0 +1,311 @@
+"""Fit the curvature of a model on a sample of its training data.
+
+Two passes: covariances of every module's inputs and output gradients, whose eigenvectors are the basis; then, for methods that
+measure them, the eigenvalues in that basis. Each pass is cut into groups of modules and chunks of examples (`whence.partition`), and the sums are
+saved after every chunk: a killed fit goes on from there, to the same bits.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from whence.capture import Capture
+from whence.coverage import Coverage, Site, cover
+from whence.errors import CoverageError, NumericalError, UsageError, WhenceWarning
+from whence.fitting.accumulator import Accumulator
+from whence.fitting.covariance import Covariance, decompose, kronecker_block
+from whence.fitting.curvature import Curvature, load_curvature
+from whence.fitting.eigenvalues import Eigenvalues
+from whence.fitting.methods import Method, method_named
+from whence.operators.eigen import EigenBlock
+from whence.partition import data_chunks, module_groups, run_chunk
+from whence.precision import Precision
+from whence.progress import note, stage
+from whence.store.fingerprint import fingerprint, fingerprint_code
+from whence.store.manifest import Folder
+from whence.store.memory import Memory
+from whence.stream import Examples, Objective, drawn_likelihood, encode, likelihood, stream
+from whence.tasks.base import Task
+
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Positions per batch unless the user says: enough to keep the device busy."""
+
+WIDE = 20_000
+"""Width of a side from which a full covariance deserves a warning."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What decides the factors; see `fit`."""
+
+    method: str = "ekfac"
+    modules: str | Sequence[str] | None = None
+    examples: int | None = None
+    eigenvalue_examples: int | None = None
+    disjoint: bool = False
+    labels: Literal["model", "data"] = "model"
+    seed: int = 0
+    largest_factor: int | None = None
+    precision: Precision = Precision()
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    data: Any,
+    *,
+    method: str = "ekfac",
+    modules: str | Sequence[str] | None = None,
+    out: str | Path | None = None,
+    examples: int | None = None,
+    eigenvalue_examples: int | None = None,
+    disjoint: bool = False,
+    labels: Literal["model", "data"] = "model",
+    seed: int = 0,
+    largest_factor: int | None = None,
+    precision: Precision = Precision(),
+    batch_tokens: int | None = None,
+    groups: int = 1,
+    chunks: int = 8,
+    rerun: bool = False,
+) -> Curvature:
+    """Fit the curvature of `model` on training data.
+
+    `method` is identity, diagonal, kfac, ekfac or shampoo (with corrected eigenvalues). `modules` selects what is tracked (default: what the
+    task says, `"mlp"` for language models): mlp, attention, all, lora, last-K, globs. `examples` and `eigenvalue_examples` are the sample sizes of the two passes (default: all data); with
+    `disjoint` the second pass reads other examples than the first, so that nothing is read twice. `labels` are drawn from the
+    model (true Fisher) or the data's own (empirical Fisher). `largest_factor` splits wider covariances into diagonal blocks.
+
+    `groups` of modules are fitted one after the other (less memory, one more pass each); the sums are saved after each of
+    the `chunks` of the data. With `out` the factors are kept in that folder, and a later call goes on where a killed one stopped,
+    or returns what is finished; a folder made from anything else is refused (StaleArtifact) unless `rerun` moves it aside.
+
+    Raises CoverageError, UsageError, NumericalError, OutOfMemory, StaleArtifact.
+    """
+    settings = FitSettings(method, modules, examples, eigenvalue_examples, disjoint, labels, seed, largest_factor, precision)
+    coverage = cover_default(model, task, modules)
+    note(str(coverage))
+    encoded = encode(task, data)
+    samples = _samples(encoded, settings)
+    folder = _claim(out, model, task, encoded, settings, coverage, rerun)
+    try:
+        if isinstance(folder, Folder) and folder.finished:
+            return load_curvature(folder, folder.manifest["about"])
+        work = _Fit(model, task, encoded, coverage, settings, folder, batch_tokens or _batch_tokens(model), chunks if out else 1)
+        for number, names in enumerate(module_groups(coverage.sites, groups)):
+            work.fit_group(number, names, samples)
+        about = {
+            "method": method,
+            "labels": labels,
+            "examples": len(samples[0]),
+            "eigenvalue_examples": len(samples[1]),
+            "positions": sum(encoded.sizes[index] for index in samples[0]),
+            "share": coverage.share,
+            "coverage": str(coverage),
+            "modules": {name: list(site.shape) for name, site in coverage.sites.items()},
+            "without_gradient": work.without_gradient,
+        }
+        folder.finish({"about": about})
+        return load_curvature(folder, about)
+    finally:
+        folder.close()
+
+
+def cover_default(model: nn.Module, task: Task, modules: str | Sequence[str] | None) -> Coverage:
+    """The coverage of the selector, or where the user gave none: adapters if there are any, else the task's default, else all."""
+    if modules is not None:
+        return cover(model, modules)
+    for selector in ("lora", task.default_modules):
+        try:
+            return cover(model, selector)
+        except CoverageError:
+            continue
+    note(f"no module matches {task.default_modules!r}; tracking 'all' linear layers and convolutions")
+    return cover(model, "all")
+
+
+class _Fit:
+    """One fit at work: what its passes have in common."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        examples: Examples,
+        coverage: Coverage,
+        settings: FitSettings,
+        folder: Folder | Memory,
+        batch_tokens: int,
+        chunks: int,
+    ):
+        self.model, self.task, self.examples, self.coverage = model, task, examples, coverage
+        self.settings, self.folder, self.batch_tokens, self.chunks = settings, folder, batch_tokens, chunks
+        self.method: Method = method_named(settings.method)
+        self.device = next(model.parameters()).device
+        dtype = next(model.parameters()).dtype
+        self.operands, self.sums = settings.precision.operands("statistics", dtype), settings.precision.sums(dtype)
+        self.without_gradient: list[str] = []
+
+    def fit_group(self, number: int, names: Sequence[str], samples: tuple[list[int], list[int]]) -> None:
+        """Fit the blocks of one group of modules and save them, unless that is done."""
+        done = f"eigenvalues-{number:02d}"
+        sites = {name: self.coverage.sites[name] for name in names}
+        if not self.folder.has(done):
+            self.folder.save(done, self._eigenvalues(number, sites, samples))
+        self.folder.drop(f"work-covariance-{number:02d}")
+        self.folder.drop(f"work-eigenvalues-{number:02d}")
+
+    def _eigenvalues(self, number: int, sites: dict[str, Site], samples: tuple[list[int], list[int]]) -> dict[str, Tensor]:
+        """The blocks' eigenvalues `[O, I]`, after whatever passes the method needs."""
+        if self.method.eigenvalues == "one":
+            return {name: torch.ones(site.shape, dtype=self.sums) for name, site in sites.items()}
+        if self.method.basis == "identity":
+            blocks = {name: EigenBlock(None, None, torch.empty(site.shape)) for name, site in sites.items()}
+        else:
+            blocks = self._basis(number, sites, samples[0])
+        if self.method.eigenvalues == "product":
+            return {name: block.lam_OI for name, block in blocks.items()}
+        sink = Eigenvalues(blocks, operands=self.operands, sums=self.sums, device=self.device)
+        self._accumulate("eigenvalues", number, sites, samples[1], sink)
+        self._refuse_infinite(sink.sums)
+        return {name: sink.sums[name] / sink.sums["examples"].item() for name in self._reached(sites, sink.sums)}
+
+    def _basis(self, number: int, sites: dict[str, Site], sample: list[int]) -> dict[str, EigenBlock]:
+        """The eigenbases of the covariances, with the eigenvalues of K-FAC."""
+        basis, inputs = f"basis-{number:02d}", f"inputs-{number:02d}.json"
+        if not self.folder.has(basis):
+            by = "kfac" if self.method.basis == "kfac" else "shampoo"
+            largest = self.settings.largest_factor
+            sink = Covariance(sites, by, operands=self.operands, sums=self.sums, device=self.device, largest=largest)
+            self._accumulate("covariance", number, sites, sample, sink, inputs)
+            reached = self._reached(sites, sink.groups)
+            with stage("eigenvectors", len(reached), "modules") as advance:
+                bases = {"examples": sink.sums["examples"]}
+                for name in reached:
+                    decompose(bases, sink.sums, name, sink.groups[name])
+                    advance(1)
+            self.folder.save(basis, bases)
+        bases, groups = self.folder.load(basis, self.device), self.folder.read_json(inputs)
+        return {name: kronecker_block(bases, name, groups[name]) for name in sites if name in groups}
+
+    def _accumulate(
+        self, what: str, number: int, sites: dict[str, Site], sample: list[int], sink: Accumulator, inputs: str | None = None
+    ) -> None:
+        """Run one pass over the sample, saving the sums after every chunk; chunks that an earlier run did are skipped."""
+        saved = f"work-{what}-{number:02d}"
+        chunks = data_chunks(sample, self.examples.sizes, self.chunks)
+        state = self._saved(saved)
+        first = int(state.get("chunks", 0))
+        sink.restore(state)
+        if first and inputs and isinstance(sink, Covariance):
+            sink.groups = self.folder.read_json(inputs)
+        sizes = self.examples.sizes
+        total = sum(sizes[index] for index in sample)
+        behind = sum(sizes[index] for chunk in chunks[:first] for index in chunk)
+        objective = self._objective(what)
+        with Capture(self.model, sites) as capture, stage(what, total, "tokens", done=behind) as advance:
+            for place, chunk in enumerate(chunks[first:], start=first):
+                self.batch_tokens = run_chunk(
+                    chunk,
+                    sizes,
+                    self.batch_tokens,
+                    lambda batches: stream(capture, self.task, self.examples.items, batches, objective, sink, advance),
+                    lambda: sink.restore(self._saved(saved)),
+                )
+                if inputs and isinstance(sink, Covariance):
+                    self.folder.write_json(inputs, sink.groups)
+                self.folder.save(saved, sink.sums | {"chunks": torch.tensor(place + 1)})
+
+    def _saved(self, name: str) -> dict[str, Tensor]:
+        """The sums saved last; none before the first chunk."""
+        return self.folder.load(name) if self.folder.has(name) else {}
+
+    def _objective(self, what: str) -> Objective:
+        if self.settings.labels == "data":
+            return likelihood(self.task, self.examples)
+        return drawn_likelihood(self.task, self.examples, f"{self.settings.seed}:{what}")
+
+    def _reached(self, sites: dict[str, Site], found: Mapping[str, Any]) -> list[str]:
+        """The sites that had a gradient; says which had none, and raises where none had."""
+        missing = [name for name in sites if name not in found]
+        if len(missing) == len(sites):
+            raise CoverageError("No tracked module has a gradient", given=", ".join(missing[:5]), code=16)
+        fresh = [name for name in missing if name not in self.without_gradient]
+        if fresh:
+            self.without_gradient += fresh
+            note(f"{len(fresh)} modules never had a gradient and are left out: {', '.join(fresh[:5])}")
+        return [name for name in sites if name in found]
+
+    def _refuse_infinite(self, sums: Mapping[str, Tensor]) -> None:
+        broken = [name for name, total in sums.items() if not bool(torch.isfinite(total).all())]
+        if broken:
+            raise NumericalError(
+                f"The gradients of {broken[0]} are not finite",
+                given=f"NaN or infinity in {len(broken)} of {len(sums)} modules",
+                fix="look for rows with a huge or undefined loss (whence data preview), or fit in float32",
+            )
+
+
+def _samples(examples: Examples, settings: FitSettings) -> tuple[list[int], list[int]]:
+    """The examples of the two passes, drawn with the seed; all usable ones where no size is given."""
+    usable = examples.usable
+    if not usable:
+        raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)
+    order = usable.copy()
+    random.Random(settings.seed).shuffle(order)
+    half = (len(order) + 1) // 2 if settings.disjoint else None
+    first = order[: settings.examples or half]
+    rest = order[len(first) :] if settings.disjoint else order
+    second = rest[: settings.eigenvalue_examples or (None if settings.disjoint else settings.examples)]
+    if not second:
+        raise UsageError(
+            "The two samples can't be disjoint: the first takes all examples",
+            given=f"examples={settings.examples} of {len(usable)}",
+            fix=f"examples={len(usable) // 2}",
+        )
+    return sorted(first), sorted(second)
+
+
+def _claim(
+    out: str | Path | None,
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    settings: FitSettings,
+    coverage: Coverage,
+    rerun: bool,
+) -> Folder | Memory:
+    """The folder for the result, or memory where the user wants none."""
+    method_named(settings.method)
+    wide = [name for name, site in coverage.sites.items() if max(site.shape) > WIDE and not site.layer.one_hot]
+    if wide and settings.method in ("kfac", "ekfac", "shampoo") and settings.largest_factor is None:
+        size = max(max(coverage.sites[name].shape) for name in wide)
+        warnings.warn(
+            f"{wide[0]} is {size} wide: its covariance takes {size**2 * 4 / 2**30:.0f} GiB [WHENCE-18]; "
+            f"leave it out, or split it with largest_factor=8192",
+            WhenceWarning,
+            stacklevel=3,
+        )
+    if out is None:
+        return Memory()
+    provenance = {
+        "stage": "fit",
+        "model": fingerprint(model),
+        "data": {"fingerprint": examples.fingerprint, "examples": len(examples)},
+        "task": task.settings(),
+        "settings": {**vars(settings), "modules": sorted(coverage.sites), "precision": settings.precision.settings()},
+        "code": fingerprint_code(),
+    }
+    return Folder.claim(out, provenance, rerun=rerun)
+
+
+def _batch_tokens(model: nn.Module) -> int:
+    return BATCH_TOKENS.get(next(model.parameters()).device.type, BATCH_TOKENS["cpu"])

@@ -1,0 +1,48 @@
+"""A folder that lives in memory: for work whose result nobody wants on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+class Memory:
+    """What `Folder` offers to work in progress, without a disk: nothing survives, nothing is refused."""
+
+    finished = False
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._json: dict[str, Any] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether the shard was saved."""
+        return name in self._tensors
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep the tensors as the shard `name`."""
+        self._tensors[name] = dict(tensors)
+
+    def load(self, name: str, device: Any = "cpu") -> dict[str, Tensor]:
+        """The tensors of a shard."""
+        return {key: tensor.to(device) for key, tensor in self._tensors[name].items()}
+
+    def drop(self, name: str) -> None:
+        """Forget a shard."""
+        self._tensors.pop(name, None)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Keep a JSON value."""
+        self._json[name] = value
+
+    def read_json(self, name: str) -> Any:
+        """The value kept."""
+        return self._json[name]
+
+    def finish(self, extra: Mapping[str, Any] | None = None) -> None:
+        """Nothing more to do."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""

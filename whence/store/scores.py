@@ -1,0 +1,267 @@
+"""Scores of queries against training examples: what every method ends in, and all that validation, reports and pages read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from whence.errors import UsageError
+from whence.store.manifest import Folder
+
+if TYPE_CHECKING:
+    import pandas
+
+Normalisation = Literal["cosine", "relatif", "length"]
+
+SHARD = "scores"
+EXAMPLES, QUERIES = "examples.parquet", "queries.parquet"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores `raw [Q, N]` with the ids, texts and norms of both sides.
+
+    `values` are in `unit` per copy: by how much one more copy of the training example would have raised what was measured, to first order:
+    `raw / n_train`. `raw` is `grad m(query)^T (G + damping)^-1 grad log p(example)`.
+    """
+
+    raw: np.ndarray
+    n_train: int
+    examples: pandas.DataFrame
+    """One row per training example: id, source, copies, tokens, text."""
+    queries: pandas.DataFrame
+    """One row per query: id, text, measured (what was measured, nats for a log-probability), norm, energy (kept by a low rank)."""
+    about: dict[str, Any] = field(default_factory=dict)
+    norms: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of each training example, `[N]`: "gradient" (its gradient's norm), "self" (its influence on itself, raw), where asked for."""
+    modules: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Scores per module, `[Q, N]` each, raw."""
+    tokens: np.ndarray | None = None
+    """Scores per token, `[Q, all tokens]`, raw, one example after the other; `token_scores` cuts them."""
+    exact: np.ndarray | None = None
+    """Which scores were computed again at full rank in float32, `[Q, N]`."""
+
+    @property
+    def unit(self) -> str:
+        """Of `values`."""
+        return self.about.get("unit", "nats per copy")
+
+    @property
+    def values(self) -> np.ndarray:
+        """Effect of one more copy, `[Q, N]`, in `unit`."""
+        return self.raw if self.about.get("normalised") else self.raw / self.n_train
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Q, N)."""
+        return self.raw.shape  # type: ignore[return-value]
+
+    @property
+    def query_ids(self) -> list[str]:
+        """One per row."""
+        return list(self.queries["id"])
+
+    @property
+    def example_ids(self) -> list[str]:
+        """One per column."""
+        return list(self.examples["id"])
+
+    def top(self, query: int | str = 0, k: int = 10, *, lowest: bool = False, fold: bool = True) -> pandas.DataFrame:
+        """The `k` examples that raise what was measured the most (with `lowest`, that lower it the most).
+
+        Columns: rank (1 is the strongest, -1 the strongest that lowers), effect, value (in `unit`), raw, id, source, copies, text. With `fold`, exact copies of a text are one row.
+        """
+        import pandas
+
+        row = self.row_of(query)
+        order = np.argsort(self.raw[row] if lowest else -self.raw[row], kind="stable")
+        if fold:
+            seen: set[str] = set()
+            ids = self.examples["id"].to_numpy()
+            order = [n for n in order if (base := ids[n].partition("#")[0]) not in seen and not seen.add(base)][:k]
+        order = np.asarray(order[:k], dtype=int)
+        values = self.values[row, order]
+        sign = -1 if lowest else 1
+        table = pandas.DataFrame(
+            {
+                "rank": sign * np.arange(1, len(order) + 1),
+                "effect": np.select([values > 0, values < 0], ["raises", "lowers"], "none"),
+                "value": values,
+                "raw": self.raw[row, order],
+            }
+        )
+        rest = self.examples.iloc[order].reset_index(drop=True)
+        return pandas.concat([table, rest], axis=1)
+
+    def row_of(self, query: int | str) -> int:
+        """The row of a query given by number or id."""
+        if isinstance(query, str):
+            if query not in self.query_ids:
+                raise UsageError(f"No query {query!r}", accepted=", ".join(self.query_ids[:10]))
+            return self.query_ids.index(query)
+        if not -len(self.queries) <= query < len(self.queries):
+            raise UsageError(f"No query number {query}", accepted=f"0 to {len(self.queries) - 1}")
+        return query
+
+    def rank_of(self, example: str, query: int | str = 0) -> int:
+        """The example's place among all, 1 for the highest score."""
+        row = self.row_of(query)
+        return int((self.raw[row] > self.raw[row, self.example_ids.index(example)]).sum()) + 1
+
+    def token_scores(self, query: int | str, example: int | str) -> np.ndarray:
+        """Scores of one example's positions `[T]` in `unit`; they add up to its score. Position t stands for the token it predicts."""
+        if self.tokens is None:
+            raise UsageError("There are no scores per token here", fix='score with per="token" (--per token)')
+        column = self.example_ids.index(example) if isinstance(example, str) else example
+        stops = np.cumsum(self.examples["tokens"].to_numpy())
+        start = stops[column] - self.examples["tokens"].iloc[column]
+        return self.tokens[self.row_of(query), start : stops[column]] / self.n_train
+
+    def by(self, column: str = "source", query: int | str = 0) -> pandas.Series:
+        """The values summed over groups of examples, largest first."""
+        if column not in self.examples or self.examples[column].isna().all():
+            raise UsageError(f"The examples have no {column!r}", accepted=", ".join(self.examples.columns))
+        values = self.examples[[column]].assign(value=self.values[self.row_of(query)])
+        return values.groupby(column)["value"].sum().sort_values(ascending=False)
+
+    def normalised(self, how: Normalisation) -> Scores:
+        """Scores divided by what makes long or odd examples score high with every query.
+
+        "cosine": by both gradients' norms (the query's after the operator); "relatif": by the root of the example's influence on itself
+        (Barshan et al. 2020, l-RelatIF); "length": by its number of tokens. The result has no unit of its own.
+        """
+        if how == "length":
+            divisor = np.maximum(self.examples["tokens"].to_numpy(), 1)[None, :]
+        elif how == "cosine":
+            divisor = self.queries["norm"].to_numpy()[:, None] * self._norm("gradient")[None, :]
+        elif how == "relatif":
+            divisor = np.sqrt(self._norm("self"))[None, :]
+        else:
+            raise UsageError(f"There is no normalisation {how!r}", accepted="cosine, relatif, length")
+        raw = np.divide(self.raw, divisor, out=np.zeros_like(self.raw), where=divisor > 0)
+        unit = {"cosine": "cosine", "relatif": "relative influence", "length": "raw score per token"}[how]
+        return replace(self, raw=raw, about={**self.about, "unit": unit, "normalised": how}, tokens=None, modules={})
+
+    def _norm(self, kind: str) -> np.ndarray:
+        if kind not in self.norms:
+            how = {"gradient": "cosine", "self": "relatif"}[kind]
+            raise UsageError(f"The norms for {how!r} were not computed", fix=f'score with norms=("{how}",) (--norm {how})')
+        return self.norms[kind]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per query and example: query_id, id, value, raw, rank, percentile, and the example's columns."""
+        import pandas
+
+        frames = []
+        for row, query in enumerate(self.query_ids):
+            order = np.argsort(np.argsort(-self.raw[row], kind="stable"), kind="stable")
+            columns = {
+                "query_id": query,
+                "value": self.values[row],
+                "raw": self.raw[row],
+                "rank": order + 1,
+                "percentile": 100 * (1 - order / max(1, len(order) - 1)) if len(order) > 1 else 100.0,
+            }
+            frames.append(pandas.concat([pandas.DataFrame(columns), self.examples.reset_index(drop=True)], axis=1))
+        return pandas.concat(frames, ignore_index=True)
+
+    def to_arrow(self) -> Any:
+        """The table of `to_pandas` as a pyarrow Table; its metadata holds unit, number of examples and provenance."""
+        import pyarrow
+
+        table = pyarrow.Table.from_pandas(self.to_pandas(), preserve_index=False)
+        about = json.dumps({"unit": self.unit, "n_train": self.n_train, **self.about}, default=str)
+        return table.replace_schema_metadata({**(table.schema.metadata or {}), "whence": about})
+
+    def export(self, path: str | Path) -> Path:
+        """Write the scores as .parquet, .csv, .jsonl (one row per query and example) or .npz (the matrix with its ids).
+
+        Raises UsageError for another ending, or where the file exists.
+        """
+        path = Path(path)
+        if path.exists():
+            raise UsageError(f"{path} exists", fix="choose another name, or remove it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(self.to_arrow(), path)
+        elif path.suffix == ".csv":
+            self.to_pandas().to_csv(path, index=False)
+        elif path.suffix == ".jsonl":
+            self.to_pandas().to_json(path, orient="records", lines=True, force_ascii=False)
+        elif path.suffix == ".npz":
+            ids = {"query_ids": np.array(self.query_ids, dtype=str), "example_ids": np.array(self.example_ids, dtype=str)}
+            np.savez(path, scores=self.values, raw=self.raw, n_train=self.n_train, unit=self.unit, **ids)
+        else:
+            raise UsageError(f"Can't export to {path.name!r}", accepted=".parquet, .csv, .jsonl, .npz")
+        return path
+
+    def save(self, folder: Folder) -> None:
+        """Write everything into a run folder and finish it."""
+        import torch
+
+        arrays = {"raw": self.raw, **{f"norm/{key}": norm for key, norm in self.norms.items()}}
+        arrays |= {f"module/{name}": values for name, values in self.modules.items()}
+        arrays |= {key: value for key in ("tokens", "exact") if (value := getattr(self, key)) is not None}
+        folder.save(SHARD, {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()})
+        self.examples.to_parquet(folder.path / EXAMPLES, index=False)
+        self.queries.to_parquet(folder.path / QUERIES, index=False)
+        folder.finish({"about": self.about, "n_train": self.n_train})
+
+
+def open_scores(path: str | Path) -> Scores:
+    """Read finished scores from their folder; StaleArtifact where they are unfinished or damaged."""
+    import pandas
+
+    folder = Folder.open(path)
+    arrays = {key: tensor.numpy() for key, tensor in folder.load(SHARD).items()}
+
+    def named(prefix: str) -> dict[str, np.ndarray]:
+        return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+
+    return Scores(
+        raw=arrays["raw"],
+        n_train=folder.manifest["n_train"],
+        examples=pandas.read_parquet(folder.path / EXAMPLES),
+        queries=pandas.read_parquet(folder.path / QUERIES),
+        about=folder.manifest["about"],
+        norms=named("norm/"),
+        modules=named("module/"),
+        tokens=arrays.get("tokens"),
+        exact=arrays.get("exact"),
+    )
+
+
+def describe_rows(rows: Sequence[Any], ids: Sequence[str], sizes: Sequence[int], copies: Sequence[int] | None) -> pandas.DataFrame:
+    """The table of examples that goes with scores: id, source, copies, tokens, text (empty where the rows are tensors)."""
+    import pandas
+
+    as_text = [row_text(row) for row in rows]
+    sources = [row.get("source") if isinstance(row, Mapping) else None for row in rows]
+    return pandas.DataFrame(
+        {
+            "id": list(ids),
+            "source": pandas.Series(sources, dtype="object"),
+            "copies": list(copies) if copies is not None else [1] * len(ids),
+            "tokens": list(sizes),
+            "text": as_text,
+        }
+    )
+
+
+def row_text(row: Any) -> str:
+    """A row of text in one piece; empty where the row is not text."""
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, Mapping):
+        return ""
+    if "messages" in row:
+        return "\n".join(f"{message['role']}: {message['content']}" for message in row["messages"])
+    parts = [row.get(key) for key in ("text", "prompt", "completion")]
+    return "".join(part for part in parts if isinstance(part, str))

@@ -1,0 +1,164 @@
+"""The one loop over examples: collate, forward, backward, and every gradient to a sink while the backward pass runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whence.capture import Capture
+from whence.coverage import Site
+from whence.data import Rows, as_rows, content_id
+from whence.errors import UsageError
+from whence.gradients import Gradient
+from whence.tasks.base import Batch, Task
+
+Objective = Callable[[nn.Module, Batch, Sequence[int]], Tensor]
+"""One number per example of the batch, `[B]`; the gradients streamed are those of their sum. The integers are the examples' indices."""
+
+
+class Sink:
+    """Receives the gradients of one batch after the other; the default ignores them."""
+
+    def begin(self, indices: Sequence[int], batch: Batch) -> None:
+        """A batch of the examples `indices` comes."""
+
+    def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
+        """The site `name` has its gradients; `readers` are the sites that read the same input."""
+
+    def end(self) -> None:
+        """The batch is complete."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded examples with stable ids; `rows` is what they were made from, `sizes` their positions (0: nothing in the loss)."""
+
+    items: Sequence[Any]
+    ids: tuple[str, ...]
+    rows: Sequence[Any]
+    sizes: tuple[int, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def usable(self) -> list[int]:
+        """Indices of the examples that have a loss; the others have no gradient."""
+        return [index for index, size in enumerate(self.sizes) if size]
+
+
+def encode(task: Task, data: Any) -> Examples:
+    """Read, encode and name the examples of `data`: rows of text, a path, or any sequence of tensors."""
+    rows = read(data)
+    if isinstance(rows, Rows):
+        ids, fingerprint = rows.ids, rows.fingerprint
+    else:
+        ids = _numbered([content_id(row) for row in rows])
+        fingerprint = hashlib.blake2b("\n".join(ids).encode(), digest_size=16).hexdigest()
+    if not len(rows):
+        raise UsageError("The data has no examples", given=repr(data)[:80], accepted="one example or more")
+    items = task.encode(rows)
+    return Examples(items, ids, rows, tuple(task.size(item) for item in items), fingerprint)
+
+
+def read(data: Any) -> Sequence[Any]:
+    """Rows of text where the data is text (or where it lies), else the sequence itself."""
+    if isinstance(data, Rows | str | Path):
+        return as_rows(data)
+    first = data[0] if len(data) else None
+    is_text = isinstance(first, str) or (isinstance(first, Mapping) and any(isinstance(value, str | list) for value in first.values()))
+    return as_rows(data) if is_text else data
+
+
+def _numbered(ids: Sequence[str]) -> tuple[str, ...]:
+    seen: dict[str, int] = {}
+    for name in ids:
+        seen[name] = seen.get(name, 0) + 1
+    counts: dict[str, int] = {}
+    numbered = []
+    for name in ids:
+        counts[name] = counts.get(name, 0) + 1
+        numbered.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
+    return tuple(numbered)
+
+
+def draws(task: Task, item: Any, identity: str, seed: str) -> Tensor:
+    """Uniform numbers that decide the item's drawn labels: a function of the example and the seed, not of the batch."""
+    key = hashlib.blake2b(f"{seed}:{identity}".encode(), digest_size=16).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+    return torch.from_numpy(np.asarray(generator.random(task.noise_shape(item))))
+
+
+def likelihood(task: Task, examples: Examples) -> Objective:
+    """The log-likelihood of each example's own labels, in nats: what training raises."""
+    return lambda model, batch, indices: -task.losses(model, batch)
+
+
+def drawn_likelihood(task: Task, examples: Examples, seed: str) -> Objective:
+    """The log-likelihood of labels drawn from the model: its gradients' covariance is the true Fisher (= Gauss-Newton) matrix."""
+
+    def objective(model: nn.Module, batch: Batch, indices: Sequence[int]) -> Tensor:
+        items = [examples.items[index] for index in indices]
+        noise = [draws(task, item, examples.ids[index], seed) for item, index in zip(items, indices, strict=True)]
+        return -task.losses(model, batch, task.collate_noise(items, noise).to(_device(model)))
+
+    return objective
+
+
+def stream(
+    capture: Capture,
+    task: Task,
+    items: Sequence[Any],
+    batches: Sequence[Sequence[int]],
+    objective: Objective,
+    sink: Sink,
+    advance: Callable[[int], None],
+) -> None:
+    """Run every batch through the model and back, each tracked site's gradients going to `sink` as they arise.
+
+    `advance` is told the positions done. Raises UsageError where the objective is not one finite number per example.
+    """
+    for indices in batches:
+        chosen = [items[index] for index in indices]
+        batch = to_device(task.collate(chosen), _device(capture.model))
+        capture.begin(len(chosen), _row_counts(batch, len(chosen)))
+        with torch.enable_grad():
+            values = objective(capture.model, batch, indices)
+        if values.shape != (len(chosen),):
+            raise UsageError(
+                f"{type(task).__name__} must give one number per example",
+                given=f"shape {tuple(values.shape)} for {len(chosen)} examples",
+                accepted=f"shape ({len(chosen)},)",
+            )
+        sink.begin(indices, batch)
+        capture.backward(values.sum(), sink.receive)
+        sink.end()
+        advance(sum(task.size(item) for item in chosen))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device."""
+    return {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def sites_device(sites: Mapping[str, Site]) -> torch.device:
+    """Where the tracked weights are."""
+    return next(p.device for site in sites.values() for p in site.uses[0][0].parameters())
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _row_counts(batch: Batch, examples: int) -> frozenset[int]:
+    """Rows that a flattened input can have: one per example, or one per position of one of the batch's tensors."""
+    tensors = [value for value in batch.values() if isinstance(value, Tensor) and value.ndim >= 1 and len(value) == examples]
+    return frozenset([examples, *(value.shape[0] * value.shape[1] for value in tensors if value.ndim >= 2)])

@@ -1,0 +1,90 @@
+"""What whence has to know about a model's job: two methods, `losses` and `measurements`.
+
+Everything else here has a default that fits tensors in batches; `CausalLM` and its kin override it for text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = Mapping[str, Any]
+"""What `collate` returns and the model's job reads; tensors in it are moved to the model's device."""
+
+
+class Task:
+    """How a model is trained, and what is asked of it.
+
+    A task of your own implements `losses` (and `measurements`, if the question is not "why this loss?"). Both return
+    one number per example, so that the gradient of their sum separates into examples. Batch statistics
+    (BatchNorm in training mode) would mix them, so the model runs in evaluation mode.
+    """
+
+    default_modules: str = "all"
+    """The selector used when the user names no modules."""
+
+    def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
+        """The training loss of each example, `[B]`: its negative log-likelihood in nats, summed over its tokens.
+
+        `noise` is None for the data's own labels. Otherwise it holds uniform numbers in [0, 1), one per prediction and of
+        the shape that `noise_shape` gives, padded as the batch is: draw labels from the model's own predictive distribution with
+        them (`sample_classes`), which makes the covariance of the gradients the true Fisher, instead of the empirical one.
+        """
+        raise NotImplementedError
+
+    def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What is asked about each query, `[B]`: by default the log-likelihood of its labels, in nats."""
+        return -self.losses(model, batch)
+
+    def encode(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Turn rows of the data into items that `collate` can batch; the default leaves them as they are."""
+        return rows
+
+    def encode_queries(self, rows: Sequence[Any]) -> list[list[tuple[Any, float]]]:
+        """Turn each query into weighted items; its measurement is their weighted sum (a contrast is +1 and -1)."""
+        return [[(item, 1.0)] for item in self.encode(rows)]
+
+    def collate(self, items: Sequence[Any]) -> Batch:
+        """Batch items; the default stacks tensors as `torch.utils.data.default_collate` does."""
+        batch = torch.utils.data.default_collate(list(items))
+        return batch if isinstance(batch, Mapping) else dict(enumerate_fields(batch))
+
+    def size(self, item: Any) -> int:
+        """Positions that the item takes up in a batch (tokens of a text, 1 for a vector or an image)."""
+        return 1
+
+    def positions(self, batch: Batch) -> Tensor | None:
+        """Which positions `[B, T]` of a batch per-token scores speak of; None where examples are no sequences."""
+        return batch.get("attention_mask")
+
+    def noise_shape(self, item: Any) -> tuple[int, ...]:
+        """Shape of the uniform noise that drawing labels for the item takes: one number per prediction."""
+        return ()
+
+    def collate_noise(self, items: Sequence[Any], noise: Sequence[Tensor]) -> Tensor:
+        """Batch the items' noise in the layout of `collate`."""
+        return torch.stack(list(noise))
+
+    def settings(self) -> dict[str, Any]:
+        """What of the task changes the scores, for fingerprints: JSON values only."""
+        return {"task": type(self).__name__}
+
+
+def enumerate_fields(batch: Any) -> list[tuple[str, Any]]:
+    """Name the parts of a collated tuple: `(inputs, targets)`, or a lone `inputs`."""
+    parts = batch if isinstance(batch, list | tuple) else [batch]
+    names = ["inputs", "targets", *(f"field_{i}" for i in range(2, len(parts)))]
+    return list(zip(names, parts, strict=False))
+
+
+def sample_classes(logits: Tensor, noise: Tensor) -> Tensor:
+    """Draw a class from softmax(logits `[..., V]`) by inverting its distribution function at `noise [...]`.
+
+    The draw depends on the noise alone, never on the batch: a row has the same labels whatever it is batched with.
+    """
+    cumulative = torch.softmax(logits.detach(), dim=-1).cumsum(-1)
+    drawn = torch.searchsorted(cumulative, (noise.to(cumulative) * cumulative[..., -1]).unsqueeze(-1), right=True)
+    return drawn.squeeze(-1).clamp(max=logits.shape[-1] - 1)
