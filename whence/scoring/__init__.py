@@ -1,0 +1,5 @@
+"""Scoring training examples against queries."""
+
+from whence.scoring.score import score, self_influence
+
+__all__ = ["score", "self_influence"]

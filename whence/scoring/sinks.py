@@ -1,0 +1,142 @@
+"""Sinks that turn the training examples' gradients into scores while the backward pass runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from whence.errors import UsageError
+from whence.gradients import Factored, Gradient, Gradients, chunks, dot_module
+from whence.operators.base import Operator
+from whence.stream import Sink
+from whence.tasks.base import Batch, Task
+
+
+class Quantity(Protocol):
+    """What a module's gradients add to a number per example: `[..., B]`, per token `[..., B, R]`, or None."""
+
+    def __call__(self, name: str, gradient: Gradient) -> Tensor | None: ...
+
+
+class Columns(Sink):
+    """Adds up each quantity over the modules of a batch and files the sums by example.
+
+    `columns[key]` has one tensor per example of `indices`: the quantity without its example axis. The quantity called
+    "tokens" is cut to each example's real positions.
+    """
+
+    def __init__(self, task: Task, quantities: Mapping[str, Quantity], operands: torch.dtype):
+        self.task, self.quantities, self.operands = task, quantities, operands
+        self.indices: list[int] = []
+        self.columns: dict[str, list[Tensor]] = {key: [] for key in quantities}
+        self._sums: dict[str, Tensor] = {}
+        self._now: Sequence[int] = ()
+        self._positions_BT: Tensor | None = None
+
+    def begin(self, indices: Sequence[int], batch: Batch) -> None:
+        """Start the batch's sums."""
+        self._now, self._sums, self._positions_BT = indices, {}, self.task.positions(batch)
+
+    def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
+        """Add the module's part."""
+        gradient = gradient.to(self.operands)
+        for key, quantity in self.quantities.items():
+            part = quantity(name, gradient)
+            if part is None:
+                continue
+            part = part.to(torch.promote_types(part.dtype, torch.float32))
+            if key == "tokens":
+                part = self._by_position(name, part)
+            self._sums[key] = self._sums[key] + part if key in self._sums else part
+
+    def end(self) -> None:
+        """File the sums by example."""
+        self.indices += self._now
+        for key, total in self._sums.items():
+            if key == "tokens" and self._positions_BT is not None:
+                real_BT = self._positions_BT.bool().cpu()
+                self.columns[key] += [part[..., real_BT[row]] for row, part in enumerate(total.cpu().unbind(-2))]
+            else:
+                self.columns[key] += total.cpu().unbind(-1)
+
+    def restart(self) -> None:
+        """Forget what was filed."""
+        self.indices, self.columns = [], {key: [] for key in self.quantities}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`indices [n]` and every quantity `[..., n]`; "tokens" is `[Q, positions]`, one example after the other."""
+        join = {key: torch.cat if key == "tokens" else lambda parts, dim: torch.stack(parts, dim=dim) for key in self.columns}
+        columns = {key: join[key](parts, dim=-1) for key, parts in self.columns.items()}
+        return {"indices": torch.tensor(self.indices), **columns}
+
+    def _by_position(self, name: str, part: Tensor) -> Tensor:
+        """`[..., B, T]` of `[..., B, R]`: the uses of a repeated module added up."""
+        length = None if self._positions_BT is None else self._positions_BT.shape[1]
+        if length is None or part.shape[-1] % length:
+            raise UsageError(
+                f"Scores per token are not defined at {name}",
+                given=f"{part.shape[-1]} positions there, {length} in the sequence",
+                fix="leave it out of --modules, or score per example",
+            )
+        return part.unflatten(-1, (-1, length)).sum(-2)
+
+
+def products(queries: Gradients) -> Quantity:
+    """Inner products with the queries, `[Q, B]`."""
+    return lambda name, gradient: dot_module(queries[name], gradient)
+
+
+def products_at(queries: Gradients, module: str) -> Quantity:
+    """Inner products with the queries at one module, `[Q, B]`."""
+    return lambda name, gradient: dot_module(queries[name], gradient) if name == module else None
+
+
+def token_products(queries: Gradients) -> Quantity:
+    """Inner products with the queries per summand of the gradient, `[Q, B, R]`."""
+
+    def quantity(name: str, gradient: Gradient) -> Tensor:
+        if not isinstance(gradient, Factored):
+            raise UsageError(
+                f"Scores per token need gradients that are sums over tokens, and {name} has none",
+                fix="leave it out of --modules, or score per example",
+            )
+        return dot_module(queries[name], gradient, "token")
+
+    return quantity
+
+
+def self_products(operator: Operator) -> Quantity:
+    """`<g, operator g>`: an example's influence on itself, `[B]`."""
+
+    def quantity(name: str, gradient: Gradient) -> Tensor:
+        _, n_out, n_in = gradient.shape
+        return torch.cat([operator.quadratic({name: part}) for part in chunks(gradient, 3 * n_out * n_in)])
+
+    return quantity
+
+
+def squared_norms(name: str, gradient: Gradient) -> Tensor:
+    """`<g, g>`, `[B]`."""
+    _, n_out, n_in = gradient.shape
+    return torch.cat([part.dense().w_BOI.square().sum((1, 2)) for part in chunks(gradient, 2 * n_out * n_in)])
+
+
+class Total(Sink):
+    """The sum of all examples' gradients per module, `[1, O, I]`, which never forms one example's matrix."""
+
+    def __init__(self, operands: torch.dtype, sums: torch.dtype):
+        self.operands, self.dtype = operands, sums
+        self.sums: dict[str, Tensor] = {}
+
+    def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
+        """Add the module's part."""
+        gradient = gradient.to(self.operands)
+        if isinstance(gradient, Factored):
+            part = gradient.g_BRO.flatten(0, 1).T @ gradient.a_BRI.flatten(0, 1)
+        else:
+            part = gradient.w_BOI.sum(0)
+        part = part.to(self.dtype)
+        self.sums[name] = self.sums[name] + part if name in self.sums else part
