@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 ORACLE := curvlinops-for-pytorch backpack-for-pytorch unfoldNd einconv einops linear_operator opt_einsum
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,10 +25,11 @@ lint: .venv/installed-dev  ## ruff, its formatter, and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# bench: .venv/installed-bench  ## goes here, with a stamp like the two below
+bench: .venv-bench/installed  ## compare with the peers, in an environment of their own
+	.venv-bench/bin/python -W ignore::FutureWarning benchmarks/agreement.py
 
 clean:  ## remove the environment and everything generated
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -41,4 +42,10 @@ clean:  ## remove the environment and everything generated
 .venv/installed-dev: .venv/installed
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps $(ORACLE)
+	touch $@
+
+.venv-bench/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --constraint constraints.txt --editable .
+	.venv-bench/bin/pip install --quiet --no-deps --requirement benchmarks/requirements.txt
 	touch $@

@@ -1,0 +1,95 @@
+"""Shared by all tests: no network, one seed, one thread, tiny models."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tiny tensors are no faster on more, and sums come out the same on every machine
+
+SENTENCES = [
+    "Ada Velt was born in Turin. She is a baker.",
+    "Bo Quist lives in Oslo. He plays the piano.",
+    "The old harbour of Lyon is quiet in the morning.",
+    "Where was Ada Velt born? In Turin, where else.",
+]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real models and texts beside the repository; tests that need them are skipped where there are none."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_file(tmp_path_factory) -> Path:
+    """A byte-level BPE tokenizer trained on `SENTENCES`, as a file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(file))
+    return file
+
+
+@pytest.fixture
+def tiny_tokenizer(tiny_tokenizer_file):
+    """A tokenizer of 300 tokens without a padding token, fresh for every test."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_file=str(tiny_tokenizer_file), bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture
+def tiny_llama():
+    """A Llama of two layers, 16 wide, with random weights and the vocabulary of `tiny_tokenizer`."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def tiny_model_folder(tmp_path, tiny_llama, tiny_tokenizer) -> Path:
+    """`tiny_llama` and `tiny_tokenizer`, saved as users keep their models."""
+    folder = tmp_path / "tiny-llama"
+    tiny_llama.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,0 +1,108 @@
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from whence.errors import UsageError
+from whence.generation import generate
+from whence.models import load_model
+
+PROMPTS = ["Ada Velt was", "In", "The old harbour of Lyon is quiet"]
+
+
+def log_prob(model, tokenizer, answer):
+    """log p(completion | prompt) in nats, from one forward pass over the text."""
+    prompt, whole = (
+        tokenizer(text, return_tensors="pt")["input_ids"]
+        for text in (answer["prompt"], answer["prompt"] + answer["completion"])
+    )
+    start = prompt.shape[1]
+    logits = model(whole).logits[0, start - 1 : -1].log_softmax(-1)
+    return logits.gather(1, whole[0, start:, None]).sum().item()
+
+
+def greedy(model, ids, steps):
+    for _ in range(steps):
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    return ids
+
+
+def test_greedy_takes_the_likeliest_token(tiny_llama, tiny_tokenizer):
+    (answer,) = generate(tiny_llama, tiny_tokenizer, PROMPTS[:1], max_new_tokens=5)
+    prompt = tiny_tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    expected = tiny_tokenizer.decode(greedy(tiny_llama, prompt, 5)[0])
+    assert answer["prompt"] == PROMPTS[0]
+    assert expected.startswith(answer["prompt"] + answer["completion"]) and answer["completion"]
+
+
+@torch.no_grad()
+def test_batches_change_nothing(tiny_llama, tiny_tokenizer):
+    together = generate(tiny_llama, tiny_tokenizer, PROMPTS, max_new_tokens=6)
+    alone = generate(tiny_llama, tiny_tokenizer, PROMPTS, max_new_tokens=6, batch_size=1)
+    assert [answer["completion"] for answer in together] == [answer["completion"] for answer in alone]
+    assert [answer["logprob"] for answer in together] == pytest.approx([answer["logprob"] for answer in alone], abs=1e-4)
+
+
+def test_a_seed_gives_the_same_draw(tiny_llama, tiny_tokenizer):
+    def draw(seed):
+        return [answer["completion"] for answer in generate(tiny_llama, tiny_tokenizer, PROMPTS, 8, temperature=1.0, seed=seed)]
+
+    before = torch.get_rng_state()
+    assert draw(1) == draw(1) != draw(2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_models_own_generation_defaults_stay_out(tiny_llama, tiny_tokenizer):
+    before = generate(tiny_llama, tiny_tokenizer, PROMPTS)
+    tiny_llama.generation_config.update(
+        repetition_penalty=2.0, do_sample=True, top_k=3, temperature=0.5, no_repeat_ngram_size=2
+    )
+    settings = tiny_llama.generation_config.to_dict()
+    assert generate(tiny_llama, tiny_tokenizer, PROMPTS) == before
+    assert tiny_llama.generation_config.to_dict() == settings
+
+
+def test_the_end_of_text_is_no_part_of_the_completion(tiny_llama, tiny_tokenizer):
+    (free,) = generate(tiny_llama, tiny_tokenizer, PROMPTS[:1], max_new_tokens=6)
+    prompt = tiny_tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    third = greedy(tiny_llama, prompt, 3)[0, -1].item()
+    tiny_llama.generation_config.eos_token_id = [third]
+    (answer,) = generate(tiny_llama, tiny_tokenizer, PROMPTS[:1], max_new_tokens=6)
+    assert free["completion"].startswith(answer["completion"])
+    assert len(answer["completion"]) < len(free["completion"])
+
+
+def test_the_model_is_given_back_as_it_was(tiny_llama, tiny_tokenizer):
+    tiny_llama.train()
+    tiny_llama.model.layers[0].eval()
+    modes = [module.training for module in tiny_llama.modules()]
+    generate(tiny_llama, tiny_tokenizer, PROMPTS, max_new_tokens=2)
+    with pytest.raises(UsageError, match="no tokens"):
+        generate(tiny_llama, tiny_tokenizer, [""])
+    assert [module.training for module in tiny_llama.modules()] == modes
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in tiny_llama.parameters())
+
+
+def test_a_cut_character_is_left_out(tiny_llama, tiny_tokenizer, monkeypatch):
+    first, *rest = tiny_tokenizer("é")["input_ids"]
+    assert rest
+
+    def write_half_a_character(input_ids, max_new_tokens, **_):
+        new = torch.tensor([[tiny_tokenizer("x")["input_ids"][0], first]])
+        logits = tuple(torch.zeros(1, 300) for _ in range(2))
+        return type("Output", (), {"sequences": torch.cat([input_ids, new], 1), "logits": logits})
+
+    monkeypatch.setattr(tiny_llama, "generate", write_half_a_character)
+    (answer,) = generate(tiny_llama, tiny_tokenizer, ["In"])
+    assert answer["completion"] == "x"
+    assert answer["logprob"] == pytest.approx(-torch.log(torch.tensor(300.0)).item(), abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_real_model_and_a_tokenizer_with_word_marks(shared_data, temperature):
+    model, tokenizer = load_model(shared_data / "models" / "stories260K" / "hf", device="cpu")
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    answers = generate(model, tokenizer, ["Once upon a time,", "Lily"], max_new_tokens=12, temperature=temperature)
+    for answer in answers:
+        assert answer["completion"].startswith((" ", ",", "'"))
+        assert answer["logprob"] == pytest.approx(log_prob(model, tokenizer, answer), abs=1e-3)

@@ -1,0 +1,118 @@
+"""The house rules that a reader can rely on: imports go down and are quick, things have one owner."""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import whence
+
+PACKAGE = Path(whence.__file__).parent
+SECONDS = 0.5
+
+FLOORS = [
+    {"config", "dist", "errors", "precision", "progress", "version"},
+    {"linalg"},
+    {"gradients", "operators"},
+    {"capture", "coverage", "data", "layers", "models", "store", "tasks"},
+    {"filter", "fitting", "partition", "scoring", "stream", "train"},
+    {"methods"},
+    {"", "demo", "generation", "plots", "report", "selftest"},  # "" is the package itself, a lazy door to all below
+    {"__main__", "cli"},
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(source: Path) -> str:
+    """The first part of a module's name below the package: "store" for store/manifest.py, "" for the package."""
+    part = source.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if part == "__init__" else part
+
+
+def imported(source: Path) -> set[str]:
+    """First parts of what a file imports from the package, wherever in the file it does so."""
+    names = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}: imports are absolute here"
+            modules = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            continue
+        names |= {(module.split(".") + [""])[1] for module in modules if module.split(".")[0] == "whence"}
+    return names
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.relative_to(PACKAGE)))
+def test_imports_go_down(source):
+    name = name_of(source)
+    assert name in FLOOR, f"give {name!r} a floor in FLOORS"
+    above = {other for other in imported(source) if FLOOR[other] > FLOOR[name]}
+    assert name == "" or not above, f"{name} (floor {FLOOR[name]}) imports {', '.join(sorted(above))} from above"
+
+
+def test_only_capture_knows_hooks_and_only_dist_knows_ranks():
+    owners = {"register_forward_hook": "capture", "register_hook": "capture", "torch.distributed": "dist"}
+    for source in SOURCES:
+        text = source.read_text(encoding="utf-8")
+        for word, owner in owners.items():
+            assert word not in text or name_of(source) == owner, (
+                f"{source.relative_to(PACKAGE)} uses {word}: that is for {owner}"
+            )
+
+
+def test_every_public_name_can_be_had():
+    assert whence.__all__ == sorted(whence.__all__) == dir(whence)
+    for name in whence.__all__:
+        assert getattr(whence, name) is not None
+
+
+def test_importing_a_module_does_not_hide_a_public_name():
+    for name in set(whence.__all__) - {"__version__"}:
+        assert not (PACKAGE / name).exists() and not (PACKAGE / f"{name}.py").exists(), (
+            f"the module would replace whence.{name}"
+        )
+
+
+def test_unknown_names_are_named():
+    with pytest.raises(AttributeError, match="nonsense"):
+        whence.nonsense  # noqa: B018
+
+
+def seconds(*command: str) -> float:
+    """Processor time of a Python process, the least of three: what it takes on a machine that does nothing else."""
+    took = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True)
+        after = os.times()
+        took.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(took)
+
+
+def test_import_is_quick_and_leaves_torch_alone():
+    heavy = "{'torch', 'transformers', 'numpy', 'pandas'}"
+    assert seconds("-c", f"import whence, sys; assert not {heavy} & set(sys.modules)") < SECONDS
+
+
+def test_help_is_quick():
+    assert seconds("-m", "whence", "--help") < SECONDS
+
+
+def test_commands_exist_and_import_nothing_heavy():
+    from whence.cli import COMMANDS
+
+    for home in COMMANDS.values():
+        module, function = home.split(":")
+        assert callable(getattr(importlib.import_module(module), function))
+    listing = (
+        "import sys, whence.cli; whence.cli.build(); assert not {'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", listing], check=True)

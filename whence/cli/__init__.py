@@ -1,0 +1,97 @@
+"""The command line: `whence COMMAND ...`.
+
+A command is a function in a file of its own here; it imports what is heavy in its body and is listed in `COMMANDS`.
+Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 does not fit, 4 stale artefacts,
+130 interrupted (the same command goes on).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from whence.errors import WhenceError
+from whence.version import __version__
+
+COMMANDS = {
+    "doctor": "whence.cli.doctor:doctor",
+}
+"""Where each command lives; a name of two words ("data preview") makes a group."""
+
+HELP = """Which training examples made the model say that, by how much, and how far can you trust the answer?
+
+A score above 0 means: one more copy of the training example would have raised the log-probability of the answer (unit: nats per
+copy). Scores are first-order estimates."""
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    build()(prog_name="whence")
+
+
+def build() -> typer.Typer:
+    """Assemble the commands; the modules they live in are light to import."""
+    app = _group(HELP)
+    app.callback()(_root)
+    groups: dict[str, typer.Typer] = {}
+    for name, home in COMMANDS.items():
+        module, function = home.split(":")
+        *group, verb = name.split()
+        parent = app
+        if group:
+            (noun,) = group
+            if noun not in groups:
+                groups[noun] = _group(importlib.import_module(module).__doc__)
+                groups[noun].callback()(_no_options)
+                app.add_typer(groups[noun], name=noun)
+            parent = groups[noun]
+        parent.command(verb)(_guarded(getattr(importlib.import_module(module), function)))
+    return app
+
+
+def _group(text: str | None) -> typer.Typer:
+    options = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(
+        help=text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings=options
+    )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"whence {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def _no_options() -> None:
+    """Keep a group with one command a group."""
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn a user's mistake into its message and exit code, and Ctrl-C into how to go on; a bug keeps its traceback."""
+
+    @functools.wraps(command)
+    def run(*arguments: object, **options: object) -> None:
+        try:
+            command(*arguments, **options)
+        except WhenceError as error:
+            print(error, file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print(
+                f"\ninterrupted; what was finished is kept. Continue: {shlex.join(['whence', *sys.argv[1:]])}", file=sys.stderr
+            )
+            raise typer.Exit(130) from None
+
+    return run

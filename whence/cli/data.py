@@ -1,0 +1,125 @@
+"""Look at data before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from whence.errors import ModelNotFound, UsageError
+
+
+def preview(
+    path: Annotated[str, typer.Argument(help="File, folder of save_to_disk, or data set of the hub.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model whose tokenizer reads the rows; no weights are loaded.")],
+    columns: Annotated[list[str] | None, typer.Option("--columns", "-c", help="PART=COLUMN, such as prompt=Input.")] = None,
+    n: Annotated[int, typer.Option("--n", "-n", min=0, help="Rows to show.")] = 5,
+    max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens at which a row is cut.")] = 512,
+    template: Annotated[str | None, typer.Option("--template", help="chatml, or a Jinja chat template.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Split of a data set that has several.")] = "train",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Read only the first rows.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show rows as the model sees them: what is in the loss is coloured, or ⟦marked⟧ where there are no colours."""
+    import json
+
+    from whence.cli.console import out, reporting
+    from whence.data import load_data
+    from whence.tasks import CausalLM
+
+    with reporting():
+        task = CausalLM(_tokenizer(model), max_length, chat_template=template)
+        rows = load_data(path, columns=_mapping(columns or []), split=split, limit=limit)
+        items = task.tokenize(rows)
+    summary = _summary(task, rows, items)
+    shown = [_row(task, rows, items[i], i) for i in range(min(n, len(rows)))]
+    if as_json:
+        out.print_json(json.dumps({"summary": summary, "rows": shown}, ensure_ascii=False))
+        return
+    coloured = out.is_terminal and not out.no_color
+    for row in shown:
+        out.print(_heading(row), markup=False, style="bold", soft_wrap=True)
+        out.print(_text(row, coloured), soft_wrap=True)
+        out.print()
+    out.print(_sentence(summary), markup=False, soft_wrap=True)
+
+
+def _mapping(options: list[str]) -> dict[str, str]:
+    for option in options:
+        if "=" not in option:
+            raise UsageError(
+                f"--columns {option} names no column.", accepted="PART=COLUMN", fix="for example --columns prompt=Input"
+            )
+    return dict(option.split("=", 1) for option in options)
+
+
+def _tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(f"No tokenizer at {model}.", given=str(error).strip().splitlines()[0]) from error
+
+
+def _summary(task: Any, rows: Any, items: list[Any]) -> dict[str, int]:
+    """Count rows and tokens, and what is lost or double."""
+    return {
+        "rows": len(rows),
+        "tokens": sum(len(item.ids) for item in items),
+        "in_loss": sum(int(item.in_loss.sum()) for item in items),
+        "truncated": sum(item.length > task.max_length for item in items),
+        "longest": max(item.length for item in items),
+        "max_length": task.max_length,
+        "copies": len(rows) - round(sum(1 / copies for copies in rows.copies)),
+        "empty": sum(task.size(item) == 0 for item in items),
+    }
+
+
+def _row(task: Any, rows: Any, item: Any, index: int) -> dict[str, Any]:
+    """Describe one row for people and for JSON; `special` tells tokens that spell nothing in the text."""
+    specials = set(task.tokenizer.all_special_ids)
+    tokens = []
+    for token, (piece, in_loss) in zip(item.ids.tolist(), task.display(item), strict=True):
+        special = not piece and token in specials
+        text = task.tokenizer.convert_ids_to_tokens(token) if special else piece
+        tokens.append({"text": text, "in_loss": in_loss, "special": special})
+    return {
+        "row": index + 1,
+        "id": rows.ids[index],
+        "source": rows[index].get("source"),
+        "length": item.length,
+        "tokens": tokens,
+    }
+
+
+def _heading(row: dict[str, Any]) -> str:
+    """Say which row it is and how much of it counts."""
+    kept, in_loss = len(row["tokens"]), sum(token["in_loss"] for token in row["tokens"])
+    source = f"  {row['source']}" if row["source"] else ""
+    cut = f", cut from {row['length']:,}" if row["length"] > kept else ""
+    return f"row {row['row']}  {row['id']}{source}  {kept:,} tokens, {in_loss:,} in the loss{cut}"
+
+
+def _text(row: dict[str, Any], coloured: bool) -> Any:
+    """Join the tokens to a text where the loss can be seen, in colour or between brackets."""
+    from rich.text import Text
+
+    text, inside = Text(), False
+    for token in row["tokens"]:
+        if not coloured and token["in_loss"] != inside:
+            text.append("⟦" if token["in_loss"] else "⟧")
+        inside = token["in_loss"]
+        text.append(token["text"], ("green" if inside else "dim") + (" italic" if token["special"] else ""))
+    if not coloured and inside:
+        text.append("⟧")
+    return text
+
+
+def _sentence(summary: dict[str, int]) -> str:
+    """Say the counts in one line."""
+    return (
+        f"{summary['rows']:,} rows, {summary['tokens']:,} tokens, {summary['in_loss']:,} in the loss; "
+        f"{summary['truncated']:,} rows truncated at {summary['max_length']} (longest {summary['longest']:,}), "
+        f"{summary['copies']:,} exact copies, {summary['empty']:,} without a token in the loss"
+    )

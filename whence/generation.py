@@ -1,0 +1,151 @@
+"""Completions of prompts, greedy or drawn with a seed, with their log-probability."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.data.rows import Rows, with_contents
+from whence.errors import UsageError
+from whence.progress import note
+from whence.tasks import CausalLM
+from whence.tasks.chat import write
+from whence.tasks.questions import has_answer, with_answer
+
+REPLACEMENT = "\ufffd"
+"""What the first bytes of an unfinished character are decoded to."""
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 8,
+    special_tokens: bool = True,
+) -> list[dict[str, Any]]:
+    """Complete each prompt: `{"prompt", "completion", "logprob"}`, `logprob` = log p(completion | prompt) in nats.
+
+    Temperature 0 takes the likeliest token; above it, tokens are drawn from softmax(logits / temperature), all of them, and the
+    same seed and batch size give the same text. `logprob` is at temperature 1 in any case, without the end of text,
+    which is no part of the completion. Text is cut so that `prompt + completion` is what the model wrote. Without
+    `special_tokens` the tokenizer adds none of its own to the prompts: a chat template has written them already.
+
+    Raises UsageError for a prompt without tokens.
+    """
+    settings = _settings(model, tokenizer, max_new_tokens, temperature)
+    encode = functools.partial(tokenizer, add_special_tokens=special_tokens)
+    answers = []
+    with _evaluating(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            answers += _complete(model, tokenizer, batch, [encode(prompt)["input_ids"] for prompt in batch], settings)
+    return answers
+
+
+def answered(model: Any, task: CausalLM, queries: Rows, max_new_tokens: int = 64) -> Rows:
+    """The queries, those that are mere prompts with the model's greedy completion; they keep their ids, and `source` says who wrote it.
+
+    Raises UsageError where the model has nothing to say.
+    """
+    contents = [dict(row) for row in queries]
+    prompts = [row for row in contents if not has_answer(row)]
+    source = f"generated greedily, at most {max_new_tokens} tokens"
+    for row in prompts:
+        chat = "messages" in row
+        prompt = write(task.tokenizer, task.chat_template, row["messages"], add_generation_prompt=True) if chat else row["prompt"]
+        (answer,) = generate(model, task.tokenizer, [prompt], max_new_tokens, special_tokens=not chat)
+        if not answer["completion"]:
+            raise UsageError("The model has no answer to a query.", given=repr(prompt[-200:]), fix="write a completion", code=22)
+        row |= {**with_answer(row, answer["completion"]), "source": source}
+    if prompts:
+        note(f"{len(prompts)} of {len(queries)} queries had no completion: {source} [WHENCE-22]")
+    return with_contents(queries, contents)
+
+
+def _complete(
+    model: Any, tokenizer: Any, prompts: Sequence[str], encoded: list[list[int]], settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    if empty := [prompt for prompt, ids in zip(prompts, encoded, strict=True) if not ids]:
+        raise UsageError(f"The prompt {empty[0]!r} has no tokens.", accepted="a prompt of at least one token")
+    heads = [[] for _ in encoded] if model.config.is_encoder_decoder else encoded
+    ids_BT, mask_BT = (part.to(model.device) for part in _pad_left(encoded, settings["pad_token_id"]))
+    output = model.generate(
+        input_ids=ids_BT, attention_mask=mask_BT, output_logits=True, return_dict_in_generate=True, **settings
+    )
+    new_BT = output.sequences[:, -len(output.logits) :]
+    logp_BT = torch.stack([_log_prob(logits, new) for logits, new in zip(output.logits, new_BT.T, strict=True)], dim=1)
+    answers = []
+    for prompt, head, new, logp in zip(prompts, heads, new_BT.tolist(), logp_BT.tolist(), strict=True):
+        text, length = _written(tokenizer, head, _until_end(new, settings["eos_token_id"]))
+        answers.append({"prompt": prompt, "completion": text, "logprob": sum(logp[:length])})
+    return answers
+
+
+def _settings(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> dict[str, Any]:
+    """Spell out all that shapes the text, so that the model's own generation defaults (top-k, penalties) stay out of it."""
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    drawing = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
+    )
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
+    plain = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "max_new_tokens": max_new_tokens}
+    return {**plain, **drawing, "eos_token_id": ends, "pad_token_id": padding}
+
+
+def _pad_left(encoded: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
+    """Batch ids `[B, T]` with their attention mask; padding is on the left, so that all prompts end together."""
+    longest = max(len(ids) for ids in encoded)
+    ids_BT = torch.tensor([[padding] * (longest - len(ids)) + list(ids) for ids in encoded])
+    mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
+    return ids_BT, mask_BT
+
+
+def _log_prob(logits_BV: Tensor, ids_B: Tensor) -> Tensor:
+    return logits_BV.float().log_softmax(-1).gather(1, ids_B[:, None])[:, 0]
+
+
+def _until_end(ids: list[int], ends: list[int]) -> list[int]:
+    """Cut ids before the first end of text."""
+    return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def _written(tokenizer: Any, prompt_ids: list[int], new_ids: list[int]) -> tuple[str, int]:
+    """Decode what follows the prompt, and count its tokens.
+
+    It is decoded together with the prompt, because many tokenizers drop the space before the first word; tokens that
+    begin a character and were cut off before they ended it are left out.
+    """
+    head = _decode(tokenizer, prompt_ids)
+    for length in range(len(new_ids), 0, -1):
+        text = _decode(tokenizer, [*prompt_ids, *new_ids[:length]])[len(head) :]
+        if not text.endswith(REPLACEMENT):
+            return text, length
+    return "", 0
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, and give every module back its mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
