@@ -1,0 +1,204 @@
+"""From the columns of somebody's file to the fields that whence reads.
+
+A mapping says which column plays which part: `{"prompt": "Input", "completion": "Output"}`. Columns joined by `+` are
+put together, one per line, and empty ones are left out: `{"prompt": "instruction+input", "completion": "output"}`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from whence.errors import ColumnError, UsageError
+from whence.progress import note
+
+ROLES = ("text", "prompt", "completion", "messages", "source", "id", "label", "contrast", "span")
+"""The parts that a column can play."""
+
+SHAPES = ({"text"}, {"prompt"}, {"prompt", "completion"}, {"messages"})
+"""What a row is made of; the other roles only come along."""
+
+GUESSES = (
+    {"messages": "messages"},
+    {"messages": "conversations"},
+    {"messages": "conversation"},
+    {"prompt": "instruction+input", "completion": "output"},
+    {"prompt": "instruction+context", "completion": "response"},
+    {"prompt": "instruction", "completion": "output"},
+    {"prompt": "instruction", "completion": "response"},
+    {"prompt": "prompt", "completion": "completion"},
+    {"prompt": "prompt", "completion": "response"},
+    {"prompt": "prompt", "completion": "answer"},
+    {"prompt": "question", "completion": "answer"},
+    {"prompt": "question", "completion": "response"},
+    {"prompt": "input", "completion": "output"},
+    {"prompt": "input", "completion": "target"},
+    {"text": "text"},
+    {"text": "content"},
+    {"text": "story"},
+    {"text": "document"},
+    {"prompt": "prompt"},
+    {"prompt": "question"},
+)
+"""Well-known columns, the more telling first; names are compared without regard to case."""
+
+COMPANIONS = {"source": str | int, "label": str | int | float, "contrast": str, "span": str}
+"""Roles that a column of the same name plays without being asked, if its values have this type."""
+
+SPEAKERS = {"human": "user", "gpt": "assistant"}
+"""Names of the ShareGPT format for the roles of a conversation."""
+
+Record = Mapping[str, Any]
+
+
+def read_columns(
+    records: Sequence[Record], columns: Mapping[str, str] | None, origin: str
+) -> tuple[list[dict[str, Any]], list[str] | None]:
+    """Turn records into rows, and the user's ids if `columns` names a column for them.
+
+    Without a mapping of the content, well-known column names are looked for in each record, and what was found is noted.
+    Raises `ColumnError` when a column is missing or nothing looks like text, `UsageError` for values that aren't text.
+    """
+    given = dict(columns or {})
+    _check_roles(given)
+    _check_names(given, records, origin)
+    guessed: dict[tuple[str, ...], dict[str, str]] = {}
+    rows, ids = [], []
+    for number, record in enumerate(records, start=1):
+        mapping = given
+        if not given.keys() & {"text", "prompt", "messages"}:
+            names = tuple(name for name, value in record.items() if value is not None)
+            if names not in guessed:
+                guessed[names] = _guess(names, record, origin)
+            mapping = {**guessed[names], **given}
+        row = {role: _value(record, role, column, number, origin) for role, column in mapping.items()}
+        if "id" in mapping:
+            ids.append(row.pop("id"))
+        rows.append({role: value for role, value in row.items() if value is not None})
+    for mapping in {json.dumps(m): m for m in guessed.values()}.values():
+        if any(role != column for role, column in mapping.items()):
+            note(f"{origin}: read as {_as_text(mapping)} (guessed from the column names)")
+    return rows, ids if "id" in given else None
+
+
+def _check_roles(columns: Mapping[str, str]) -> None:
+    for role in columns:
+        if role not in ROLES:
+            near = difflib.get_close_matches(role, ROLES, n=1)
+            raise UsageError(
+                f"A column can't play the part {role!r}.",
+                given=f"columns={dict(columns)}",
+                accepted=", ".join(ROLES),
+                fix=f'did you mean "{near[0]}"?' if near else 'write part first, then column: {"prompt": "Input"}',
+            )
+    shape = columns.keys() & {"text", "prompt", "completion", "messages"}
+    if shape and shape not in SHAPES:
+        raise UsageError(
+            f"The parts {', '.join(sorted(shape))} don't make a row together.",
+            given=f"columns={dict(columns)}",
+            accepted="text; prompt and completion; or messages",
+        )
+
+
+def _check_names(columns: Mapping[str, str], records: Sequence[Record], origin: str) -> None:
+    """Every column that the user named must be somewhere in the data."""
+    if not columns:
+        return
+    known = dict.fromkeys(name for record in records for name in record)
+    for role, column in columns.items():
+        for name in _split(column, known):
+            if name not in known:
+                sample = {key: next(r[key] for r in records if key in r) for key in known}
+                near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+                mended = {**columns, role: near[0]} if near else _propose(sample)
+                raise _column_error(f"{origin} has no column {name!r}.", sample, mended)
+
+
+def _guess(names: tuple[str, ...], record: Record, origin: str) -> dict[str, str]:
+    """Take the first of the well-known mappings whose columns are all there."""
+    by_lower = {name.lower(): name for name in reversed(names)}
+    for guess in GUESSES:
+        wanted = {role: column.split("+") for role, column in guess.items()}
+        if all(name in by_lower for parts in wanted.values() for name in parts):
+            mapping = {role: "+".join(by_lower[name] for name in parts) for role, parts in wanted.items()}
+            along = {role: by_lower[role] for role in COMPANIONS if role in by_lower}
+            return mapping | {role: name for role, name in along.items() if isinstance(record[name], COMPANIONS[role])}
+    raise _column_error(f"No column of {origin} has a name that says what it is.", record, _propose(record))
+
+
+def _propose(sample: Record) -> dict[str, str]:
+    """Propose a mapping that might be meant: the longest text, or the two longest if they are of a kind."""
+    texts = sorted((name for name, value in sample.items() if isinstance(value, str)), key=lambda n: -len(sample[n]))
+    texts = [name for name in texts if " " in sample[name]] or texts
+    if not texts:
+        return {"text": "COLUMN"}
+    if len(texts) == 1 or len(sample[texts[0]]) > 4 * len(sample[texts[1]]):
+        return {"text": texts[0]}
+    prompt, completion = sorted(texts[:2], key=list(sample).index)
+    return {"prompt": prompt, "completion": completion}
+
+
+def _column_error(what: str, sample: Record, mapping: Mapping[str, str]) -> ColumnError:
+    shown = "; ".join(f"{name}: {_clip(value)}" for name, value in sample.items())
+    options = " ".join(f"--columns {role}={column}" for role, column in mapping.items())
+    return ColumnError(
+        what,
+        given=f"columns {shown}",
+        accepted="any column, once you say which part it plays: text; prompt, completion; messages; source; id",
+        fix=f"columns={json.dumps(dict(mapping), ensure_ascii=False)}    (command line: {options})",
+    )
+
+
+def _clip(value: Any, width: int = 40) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _as_text(mapping: Mapping[str, str]) -> str:
+    return ", ".join(f"{role} = {column}" for role, column in mapping.items())
+
+
+def _split(column: str, known: Mapping[str, Any]) -> list[str]:
+    return [column] if column in known else column.split("+")
+
+
+def _value(record: Record, role: str, column: str, number: int, origin: str) -> Any:
+    """Take what the record holds for a role, checked; None where an optional part is missing."""
+    parts = [record.get(name) for name in _split(column, record)]
+    if len(parts) > 1:
+        parts = [part for part in parts if part not in (None, "")]
+        if all(isinstance(part, str) for part in parts):
+            return "\n".join(parts)
+    value = parts[0] if parts else ""
+    if role in ("id", "source", "label") and isinstance(value, str | int | float):
+        return value if role == "label" else str(value)
+    if value is None and role in ("completion", "source", "contrast", "span"):
+        return None
+    if role == "messages":
+        return _messages(value, number, origin)
+    if not isinstance(value, str):
+        raise UsageError(
+            f"Row {number} of {origin} has no text in column {column!r}.",
+            given=f"{_clip(value)} (type {'null' if value is None else type(value).__name__})",
+            accepted=f"a string for {role}",
+            fix="leave the row out, or turn the value into text before loading",
+        )
+    return value
+
+
+def _messages(value: Any, number: int, origin: str) -> list[dict[str, str]]:
+    """Write a conversation with `role` and `content`, also from the ShareGPT names `from` and `value`."""
+    messages = []
+    for turn in value if isinstance(value, list | tuple) else [value]:
+        turn = turn if isinstance(turn, Mapping) else {}
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise UsageError(
+                f"Row {number} of {origin} holds no conversation.",
+                given=_clip(value, 120),
+                accepted='[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
+            )
+        messages.append({"role": SPEAKERS.get(role, role), "content": content})
+    return messages
