@@ -29,9 +29,10 @@ class Task:
     def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
         """The training loss of each example, `[B]`: its negative log-likelihood in nats, summed over its tokens.
 
-        `noise` is None for the data's own labels. Otherwise it holds uniform numbers in [0, 1), one per prediction and of
-        the shape that `noise_shape` gives, padded as the batch is: draw labels from the model's own predictive distribution with
-        them (`sample_classes`), which makes the covariance of the gradients the true Fisher, instead of the empirical one.
+        `noise` is None for the data's own labels. Otherwise it holds uniform numbers in [0, 1), one per prediction
+        and of the shape that `noise_shape` gives, padded as the batch is: draw labels from the model's own predictive
+        distribution with them (`sample_classes`), which makes the covariance of the gradients the true Fisher,
+        instead of the empirical one.
         """
         raise NotImplementedError
 
@@ -56,9 +57,17 @@ class Task:
         """Positions that the item takes up in a batch (tokens of a text, 1 for a vector or an image)."""
         return 1
 
+    def predictions(self, item: Any) -> int:
+        """Predictions that the item's loss adds up: tokens in the loss of a text, 1 for a class."""
+        return 1
+
     def positions(self, batch: Batch) -> Tensor | None:
         """Which positions `[B, T]` of a batch per-token scores speak of; None where examples are no sequences."""
         return batch.get("attention_mask")
+
+    def predicted_tokens(self, item: Any) -> list[str] | None:
+        """The text that each of an item's positions predicts, `[T]`, for scores per token; None where items are no text."""
+        return None
 
     def noise_shape(self, item: Any) -> tuple[int, ...]:
         """Shape of the uniform noise that drawing labels for the item takes: one number per prediction."""

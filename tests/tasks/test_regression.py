@@ -1,0 +1,56 @@
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from whence.tasks import Regression
+from whence.tasks.regression import standard_normal
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_half_the_squared_error(outputs):
+    model, task = nn.Linear(2, outputs).double(), Regression()
+    items = [(torch.randn(2, dtype=torch.float64), torch.randn(outputs, dtype=torch.float64)) for _ in range(4)]
+    batch = task.collate(items)
+    expected = torch.stack([(model(x) - y).square().sum() / 2 for x, y in items])
+    torch.testing.assert_close(task.losses(model, batch), expected)
+    torch.testing.assert_close(task.measurements(model, batch), -expected)
+    assert task.noise_shape(items[0]) == (outputs,)
+
+
+def test_scalar_targets_meet_columns_of_predictions():
+    model, task = nn.Linear(2, 1), Regression()
+    items = [(torch.randn(2), 0.5), (torch.randn(2), -1.0)]
+    batch = task.collate(items)
+    expected = torch.stack([(model(x)[0] - y) ** 2 / 2 for x, y in items])
+    torch.testing.assert_close(task.losses(model, batch), expected)
+    assert task.noise_shape(items[0]) == ()
+    mapping = task.collate([{"input": x, "labels": y} for x, y in items])
+    torch.testing.assert_close(task.losses(model, mapping), expected)
+    flat = Regression().losses(lambda x: model(x)[:, 0], batch)
+    torch.testing.assert_close(flat, expected)
+
+
+def test_draws_are_standard_normal_around_the_prediction():
+    draws = 20_000
+    model, task = nn.Linear(2, 1).double(), Regression()
+    batch = {"inputs": torch.ones(draws, 2, dtype=torch.float64), "targets": torch.full((draws,), 99.0)}
+    noise = torch.rand(draws, generator=torch.Generator().manual_seed(0))
+    losses = task.losses(model, batch, noise)
+    assert stats.kstest((2 * losses).detach().numpy(), "chi2", args=(1,)).pvalue > 0.01
+    assert stats.kstest(standard_normal(noise).numpy(), "norm").pvalue > 0.01
+    residuals = torch.autograd.grad(losses.sum(), model.bias)[0] / draws
+    assert abs(residuals.item()) < 4.5 / draws**0.5
+
+
+def test_the_edge_of_the_noise_is_finite():
+    edges = standard_normal(torch.tensor([0.0, 1 - 2**-24]))
+    assert edges.isfinite().all()
+    assert edges[0] < -5 < 5 < edges[1]
+
+
+def test_own_measurement():
+    task = Regression(measurement=lambda model, batch: batch["targets"])
+    assert task.measurements(nn.Identity(), {"targets": torch.tensor([2.0])}).tolist() == [2.0]
+    assert task.settings()["measurement"].endswith("<lambda>")
+    assert Regression().settings() == {"task": "Regression", "measurement": "logprob"}

@@ -1,0 +1,207 @@
+"""Language models that predict the next token."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from whence.errors import TruncatedQueryError, UsageError
+from whence.tasks.base import Batch, Task
+from whence.tasks.chat import chat_template_of, render
+from whence.tasks.forward import accepted
+from whence.tasks.measurements import (
+    IGNORED,
+    NAMED,
+    Measurement,
+    check_measurement,
+    draw_labels,
+    measurement_name,
+    negative_log_likelihood,
+)
+from whence.tasks.questions import answer_of, span_in_answer, variants
+from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize, tokenizer_fingerprint
+
+
+class CausalLM(Task):
+    """Next-token prediction on texts, prompts with completions, or conversations.
+
+    In the loss are all tokens of a text, those that hold any character of a completion, and the turns of the assistant.
+    Losses are negative log-likelihoods in nats, summed over a row's tokens. `measurement` is what queries ask about:
+    `"logprob"` of the completion, `"loss"` (its negative), `"margin"` (the log-odds of each token, summed), or a function
+    of (model, batch).
+
+    `chat_template` replaces the tokenizer's own (`"chatml"` for that format), `append_eos` ends texts and completions with
+    the end-of-sequence token if the tokenizer doesn't. The side of the padding changes no result.
+    """
+
+    default_modules = "mlp"
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int = 512,
+        *,
+        measurement: Measurement = "logprob",
+        chat_template: str | None = None,
+        append_eos: bool = False,
+        padding_side: Literal["right", "left"] = "right",
+    ):
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.measurement = check_measurement(measurement)
+        self.chat_template = chat_template_of(tokenizer, chat_template)
+        self.append_eos = append_eos
+        self.padding_side = padding_side
+
+    def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
+        """Return the negative log-likelihood of each row's labels, or of labels drawn with `noise [B, T]`: `[B]`, nats."""
+        logits, labels, noise = _in_loss(next_token_logits(model, batch), batch, noise)
+        if noise is not None:
+            labels = draw_labels(logits, labels, noise)
+        return negative_log_likelihood(logits, labels)
+
+    def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the measurement of each query, `[B]`."""
+        if not isinstance(self.measurement, str):
+            return self.measurement(model, batch)
+        logits, labels, _ = _in_loss(next_token_logits(model, batch), batch, None)
+        return NAMED[self.measurement](logits, labels)
+
+    def encode(self, rows: Sequence[Any]) -> list[Tokens]:
+        """Tokenise rows; notes what is cut and what has nothing in the loss.
+
+        Raises `EmptyLossError` when that is more than half, `ChatTemplateError` when a conversation can't be written.
+        """
+        tokens = self.tokenize(rows)
+        report_lengths(tokens, [self.size(item) for item in tokens], self.max_length, row_names(rows))
+        return tokens
+
+    def tokenize(self, rows: Sequence[Any]) -> list[Tokens]:
+        """Tokenise rows as `encode` does, whatever comes out: for looking at data."""
+        return self._tokenize([self._passage(row) for row in rows])
+
+    def encode_queries(self, rows: Sequence[Any]) -> list[list[tuple[Tokens, float]]]:
+        """Tokenise queries: in the loss is what is measured, the completion (of a conversation: its last turn) or its span.
+
+        A query with a contrast is two items, weighted +1 and -1. Raises `UsageError` for a query without completion,
+        `TruncatedQueryError` when the completion doesn't fit.
+        """
+        return [
+            [(self._encode_query(row, name), weight) for row, weight in variants(query)]
+            for name, query in zip(row_names(rows), rows, strict=True)
+        ]
+
+    def collate(self, items: Sequence[Tokens]) -> Batch:
+        """Batch items: `input_ids`, `attention_mask` and `labels`, int64 `[B, T]`.
+
+        Labels are shifted already: `labels[b, t]` is the token that position `t` predicts, or -100. Nothing is computed
+        past the last label. `start` is the first position where any row has a label. Left padding adds `position_ids`.
+        """
+        sizes = [self.size(item) for item in items]
+        inputs = [item.ids[:size] for item, size in zip(items, sizes, strict=True)]
+        labels = [np.where(item.in_loss, item.ids, IGNORED)[1 : size + 1] for item, size in zip(items, sizes, strict=True)]
+        side, fill = self.padding_side, padding_id(self.tokenizer)
+        batch: dict[str, Any] = {
+            "input_ids": pad(inputs, fill, side),
+            "attention_mask": pad([np.ones_like(row) for row in inputs], 0, side),
+            "labels": pad(labels, IGNORED, side),
+        }
+        batch["start"] = int((batch["labels"] != IGNORED).any(0).int().argmax())
+        if side == "left":
+            batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        return batch
+
+    def size(self, item: Tokens) -> int:
+        """Count the positions up to the last one that predicts a token in the loss."""
+        predicted = item.in_loss[1:].nonzero()[0]
+        return int(predicted[-1]) + 1 if len(predicted) else 0
+
+    def predictions(self, item: Tokens) -> int:
+        """Count the tokens in the loss."""
+        return int(item.in_loss.sum())
+
+    def noise_shape(self, item: Tokens) -> tuple[int, ...]:
+        """Return `(T,)`: one number for each position."""
+        return (self.size(item),)
+
+    def collate_noise(self, items: Sequence[Tokens], noise: Sequence[Tensor]) -> Tensor:
+        """Batch the items' noise, padded as the labels are: `[B, T]`."""
+        return pad([row.numpy(force=True) for row in noise], 0.0, self.padding_side)
+
+    def settings(self) -> dict[str, Any]:
+        """Name what decides about tokens, losses and measurements (the padding doesn't)."""
+        template = self.chat_template and hashlib.blake2b(self.chat_template.encode(), digest_size=8).hexdigest()
+        return {
+            "task": type(self).__name__,
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "max_length": self.max_length,
+            "chat_template": template,
+            "append_eos": self.append_eos,
+            "measurement": measurement_name(self.measurement),
+        }
+
+    def display(self, item: Tokens) -> list[tuple[str, bool]]:
+        """Return each token's characters and whether it is in the loss; joined they are the text (up to the cut)."""
+        return item.display()
+
+    def predicted_tokens(self, item: Tokens) -> list[str]:
+        """Return the characters of the token that each of the item's `T` positions predicts.
+
+        Special tokens that spell nothing have their name; the empty rest of a character belongs to the piece before.
+        """
+        specials = set(self.tokenizer.all_special_ids)
+        named = zip(item.ids[1 : self.size(item) + 1].tolist(), item.pieces[1:], strict=False)
+        return [
+            self.tokenizer.convert_ids_to_tokens(token) if not piece and token in specials else piece for token, piece in named
+        ]
+
+    def _passage(self, row: Mapping[str, Any]) -> Passage:
+        if "messages" in row:
+            return render(self.tokenizer, self.chat_template, row["messages"])
+        answer, prompt = answer_of(row), row.get("prompt", "")
+        return Passage(prompt + answer, ((len(prompt), len(prompt) + len(answer) + 1),))
+
+    def _encode_query(self, row: Mapping[str, Any], name: str) -> Tokens:
+        answer, passage = answer_of(row), self._passage(row)
+        first, last = passage.answers[-1]
+        if "span" in row:
+            begin = passage.text.index(answer.strip(), first) - answer.index(answer.strip())  # templates may strip
+            first, last = (begin + position for position in span_in_answer(row))
+        (tokens,) = self._tokenize([replace(passage, answers=((first, last),))])
+        if tokens.needed > self.max_length:
+            raise TruncatedQueryError(
+                f"The answer of query {name} is cut off.",
+                given=f"max_length={self.max_length}; the answer ends at token {tokens.needed:,}",
+                accepted=f"max_length of at least {tokens.needed}",
+                fix=f"max_length={tokens.needed}    (command line: --max-length {tokens.needed})",
+            )
+        if self.size(tokens) == 0:
+            raise UsageError(f"Query {name} has no answer that the model predicts.", given=repr(passage.text[:200]))
+        return tokens
+
+    def _tokenize(self, passages: Sequence[Passage]) -> list[Tokens]:
+        """Tokenise; the first token is never in the loss, since nothing predicts it."""
+        tokens = tokenize(self.tokenizer, passages, self.max_length, append_eos=self.append_eos)
+        for item in tokens:
+            item.in_loss[:1] = False
+        return tokens
+
+
+def next_token_logits(model: nn.Module, batch: Batch) -> Tensor:
+    """Run the model on a batch, without a key-value cache: logits `[B, T, V]`."""
+    names = accepted(model)
+    given = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch and name in names}
+    if "use_cache" in names:
+        given["use_cache"] = False
+    return model(input_ids=batch["input_ids"], **given).logits
+
+
+def _in_loss(logits: Tensor, batch: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Drop the leading positions of logits, labels and noise where no row has a label."""
+    start = batch.get("start", 0)
+    return logits[:, start:], batch["labels"][:, start:], None if noise is None else noise[:, start:]

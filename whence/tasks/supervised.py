@@ -1,0 +1,44 @@
+"""The two layouts of a batch with targets, and how models read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from whence.errors import UsageError
+from whence.tasks.base import Batch
+
+TARGETS = ("labels", "label", "targets", "target")
+
+
+def predict(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Run the model: its output (`.logits` if it has any) and the targets of the batch.
+
+    A batch is `{"inputs", "targets"}`, made from `(input, target)` pairs and called as `model(inputs)`, or it holds the
+    model's keyword arguments and a target under one of `TARGETS`.
+    """
+    name = target_name(batch)
+    if "inputs" in batch:
+        output = model(batch["inputs"])
+    else:
+        output = model(**{key: value for key, value in batch.items() if key != name})
+    return getattr(output, "logits", output), batch[name]
+
+
+def target_of(item: Any) -> Any:
+    """Take the target of one example: the second of a pair, or what is under one of `TARGETS`."""
+    return item[target_name(item)] if isinstance(item, Mapping) else item[1]
+
+
+def target_name(batch: Mapping[str, Any]) -> str:
+    """Say under which name the targets are; raises `UsageError` if there are none."""
+    for name in TARGETS:
+        if name in batch:
+            return name
+    raise UsageError(
+        "These examples have no target.",
+        given=f"examples with {', '.join(batch)}",
+        accepted=f"(input, target) pairs, or mappings with one of {', '.join(TARGETS)}",
+    )

@@ -1,0 +1,188 @@
+"""Text as token ids that know which characters they hold and whether they are in the loss."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.errors import EmptyLossError, UsageError
+from whence.progress import note
+
+CHUNK = 1000
+"""Texts that are tokenised at once: their offsets take much more memory than the arrays that are kept."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text and the stretches of it, `(first, one past last)` character, whose tokens are in the loss.
+
+    A stretch that ends one past the text takes in the end-of-sequence token too.
+    """
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+    special: bool = True
+    """Whether the tokenizer adds its own special tokens (a chat template has written them already)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """A text as the model reads it, cut off at the maximum length; `L` tokens."""
+
+    ids: np.ndarray
+    """Token ids, int64 `[L]`."""
+    in_loss: np.ndarray
+    """Which tokens are in the loss, bool `[L]`."""
+    ends: np.ndarray
+    """How many characters of the text are spelt when the token is complete, int32 `[L]`, never falling."""
+    text: str
+    length: int
+    """Tokens before the cut."""
+    needed: int
+    """Tokens up to the last one in the loss, before the cut."""
+
+    @property
+    def pieces(self) -> list[str]:
+        """The characters of each token; joined they are the text (up to the cut).
+
+        A character whose bytes are shared by several tokens belongs to the first, and the others are empty, as are special
+        tokens that the tokenizer added.
+        """
+        return [self.text[start:end] for start, end in zip([0, *self.ends], self.ends, strict=False)]
+
+    def display(self) -> list[tuple[str, bool]]:
+        """Each token's characters, and whether it is in the loss."""
+        return list(zip(self.pieces, self.in_loss.tolist(), strict=True))
+
+
+def tokenize(
+    tokenizer: Any, passages: Sequence[Passage], max_length: int, *, append_eos: bool = False, target: bool = False
+) -> list[Tokens]:
+    """Tokenise each passage as a whole, so that a token is in the loss when it holds any character of an answer.
+
+    `append_eos` ends a passage with the end-of-sequence token unless the tokenizer has; `target` reads the text as an
+    encoder-decoder's output. Raises `UsageError` for a tokenizer that can't tell which characters a token holds.
+    """
+    if not tokenizer.is_fast:
+        raise UsageError(
+            "This tokenizer can't tell which characters a token holds, so the answer can't be found in a row.",
+            given=type(tokenizer).__name__,
+            accepted="a fast tokenizer (transformers: AutoTokenizer.from_pretrained(..., use_fast=True))",
+        )
+    tokens: list[Tokens] = []
+    for special, group in itertools.groupby(passages, key=lambda passage: passage.special):
+        eos = tokenizer.eos_token_id if append_eos and special else None
+        while chunk := list(itertools.islice(group, CHUNK)):
+            encoded = tokenizer(
+                **{"text_target" if target else "text": [passage.text for passage in chunk]},
+                add_special_tokens=special,
+                return_offsets_mapping=True,
+                return_special_tokens_mask=True,
+                verbose=False,
+            )
+            columns = (encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"])
+            tokens += [_cut(_align(*row, eos), max_length) for row in zip(chunk, *columns, strict=True)]
+    return tokens
+
+
+def _align(passage: Passage, ids: list[int], offsets: list[tuple[int, int]], added: list[int], eos: int | None) -> Tokens:
+    """Give every character to a token.
+
+    Offsets are not exact: byte-level tokenizers may leave white space out of them, and normalisers may drop characters.
+    Such characters go to the next token, and what is left at the end to the last.
+    """
+    total = len(passage.text)
+    last_real = max((i for i, special in enumerate(added) if not special), default=-1)
+    starts, ends, end = [], [], 0
+    for i, ((first, last), special) in enumerate(zip(offsets, added, strict=True)):
+        starts.append(end if special else min(first, end))
+        if not special:
+            # an empty offset is white space that was left out: at least one character
+            end = total if i == last_real else min(total, max(end, last, end + 1 if first == last else 0))
+        ends.append(end)
+    if eos is not None and (not ids or ids[-1] != eos):
+        ids, starts, ends = [*ids, eos], [*starts, total], [*ends, total]
+    begins, ends, in_loss = np.array(starts, np.int32), np.array(ends, np.int32), np.zeros(len(ids), bool)
+    for first, last in passage.answers:
+        in_loss |= (ends > first) & (begins < last)
+    return Tokens(
+        ids=np.array(ids, np.int64),
+        in_loss=in_loss,
+        ends=ends,
+        text=passage.text,
+        length=len(ids),
+        needed=_last(in_loss) + 1,
+    )
+
+
+def _cut(tokens: Tokens, max_length: int) -> Tokens:
+    if tokens.length <= max_length:
+        return tokens
+    ids, in_loss, ends = (array[:max_length].copy() for array in (tokens.ids, tokens.in_loss, tokens.ends))
+    return replace(tokens, ids=ids, in_loss=in_loss, ends=ends)
+
+
+def _last(mask: np.ndarray) -> int:
+    """Return the position of the last True, -1 if there is none."""
+    return int(mask.nonzero()[0][-1]) if mask.any() else -1
+
+
+def pad(rows: Sequence[np.ndarray], fill: int | float | bool, side: str = "right") -> Tensor:
+    """Put rows of different length into one tensor `[B, T]`."""
+    width = max(len(row) for row in rows)
+    padded = np.full((len(rows), width), fill, dtype=rows[0].dtype)
+    for i, row in enumerate(rows):
+        padded[i, slice(len(row)) if side == "right" else slice(width - len(row), width)] = row
+    return torch.from_numpy(padded)
+
+
+def padding_id(tokenizer: Any) -> int:
+    """Choose an id for padded positions; which one changes nothing."""
+    return next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
+
+
+def report_lengths(tokens: Sequence[Tokens], in_loss: Sequence[int], max_length: int, names: Sequence[str]) -> None:
+    """Note how many rows were cut and how many have no token in the loss.
+
+    `in_loss` counts each row's tokens in the loss. Raises `EmptyLossError` when more than half of the rows have none.
+    """
+    rows = len(tokens)
+    cut = sum(row.length > max_length for row in tokens)
+    if cut:
+        longest = max(row.length for row in tokens)
+        share = f"{cut:,} of {rows:,} rows ({cut / rows:.1%})"
+        note(f"{share} are cut at max_length={max_length}; the longest has {longest:,} tokens")
+    empty = [name for name, count in zip(names, in_loss, strict=True) if count == 0]
+    if not empty:
+        return
+    listed = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+    if 2 * len(empty) > rows:
+        lost = sum(row.needed > max_length for row in tokens)
+        raise EmptyLossError(
+            f"{len(empty):,} of {rows:,} rows have no token in the loss.",
+            given=f"max_length={max_length}; {lost:,} rows lose part of their answer to it; rows without loss: {listed}",
+            accepted="at most half of the rows without an answer to predict",
+            fix="a longer max_length (--max-length), or another completion column; see the rows: whence data preview",
+        )
+    note(f"{len(empty):,} of {rows:,} rows have no token in the loss and are left out: {listed}")
+
+
+def row_names(rows: Sequence[Any]) -> Sequence[str]:
+    """Return the ids of the rows if they have any, else their positions."""
+    return getattr(rows, "ids", None) or [f"row {i}" for i in range(len(rows))]
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Hash everything that decides about the ids (not padding and truncation, which calls set and change)."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
+    text = json.dumps([state, tokenizer.eos_token], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
