@@ -1,10 +1,12 @@
 """The only place with hooks: collects each tracked weight's gradient, example by example, while a backward pass runs.
 
-The user's model is borrowed. Inside the context all weights are frozen, so autograd forms no weight gradient, and the graph starts at the
-first tracked module; afterwards hooks, flags, modes and attributes are as they were, whatever happened in between.
+The user's model is borrowed. Inside the context all weights are frozen, so autograd forms no weight gradient, and the
+graph starts at the first tracked module; afterwards hooks, flags, modes and attributes are as they were, whatever
+happened in between.
 
-What a module read is kept by autograd's own saved tensors, so gradient checkpointing and offloading of saved tensors work as for any
-other operation, and an input that is overwritten in place before it is needed is an error of autograd instead of a wrong number.
+What a module read is kept by autograd's own saved tensors, so gradient checkpointing and offloading of saved tensors
+work as for any other operation, and an input that is overwritten in place before it is needed is an error of autograd
+instead of a wrong number.
 """
 
 from __future__ import annotations
@@ -28,16 +30,16 @@ Receive = Callable[[str, Gradient, tuple[str, ...]], None]
 
 
 class _Keep(torch.autograd.Function):
-    """Saves a tensor as autograd saves one; `keeper.grad_fn.saved_tensors` gives it back, recomputed if need be."""
+    """Saves tensors as autograd saves them; `keeper.grad_fn.saved_tensors` gives them back, recomputed if need be."""
 
     @staticmethod
-    def forward(ctx: Any, kept: Tensor, root: Tensor) -> Tensor:
-        ctx.save_for_backward(kept)
+    def forward(ctx: Any, root: Tensor, *kept: Tensor) -> Tensor:
+        ctx.save_for_backward(*kept)
         return root.new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, None]:  # pragma: no cover - no path leads here
-        return None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[None, ...]:  # pragma: no cover - no path leads here
+        raise AssertionError
 
 
 class _Start(torch.autograd.Function):
@@ -111,9 +113,7 @@ class Capture:
                 self._restore.append(hook.remove)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         for undo in reversed(self._restore):
             undo()
         self._restore.clear()
@@ -151,17 +151,21 @@ class Capture:
                 return None
             y = output[0] if isinstance(output, tuple) else output
             self._paused = True
-            x = layer.reads(module, args, kwargs)
+            read = layer.reads(module, args, kwargs)
             self._paused = False
-            if x.ndim == 2 and x.is_floating_point() and len(x) not in self._rows:
+            kept = read if isinstance(read, tuple) else (read,)
+            rows = len(y) if getattr(module, "batch_first", True) else y.shape[1]
+            if rows not in self._rows:
                 raise CoverageError(
-                    f"The rows that {site.name} reads can't be told apart by example",
-                    given=f"an input of shape {tuple(x.shape)} in a batch of {self._examples} examples (routed experts do this)",
+                    f"What {site.name} computes can't be told apart by example",
+                    given=f"an output of shape {tuple(y.shape)} in a batch of {self._examples} examples "
+                    "(routed experts do this, and position embeddings that all examples share)",
                     fix=f"leave it out, for instance --modules with a glob that does not match {site.name}",
                 )
             if not y.requires_grad:
                 y = _Start.apply(y, self.root)
-            use = _Use(site, module, layer, self._source(site, layer, x), _Keep.apply(x, self.root).grad_fn)  # type: ignore[union-attr]
+            keeper = _Keep.apply(self.root, *kept).grad_fn  # type: ignore[union-attr]
+            use = _Use(site, module, layer, self._source(site, layer, kept[0]), keeper)
             number = self._calls[site.name]
             y.register_hook(lambda g: self._on_gradient(use, number, g))
             return (y, *output[1:]) if isinstance(output, tuple) else y
@@ -181,7 +185,8 @@ class Capture:
         return self._inputs[-1]
 
     def _on_gradient(self, use: _Use, number: int, g: Tensor) -> None:
-        x = use.keeper.saved_tensors[0].detach()
+        kept = tuple(tensor.detach() for tensor in use.keeper.saved_tensors)
+        x: Any = kept[0] if len(kept) == 1 else kept
         use.keeper = None
         g = g.detach()
         if use.source is not None and use.layer.columns is not None:
@@ -221,11 +226,23 @@ def _recomputes(module: nn.Module) -> bool:
     return layer and not any("drop" in name and value for name, value in vars(module).items() if isinstance(value, float))
 
 
+def _positions(gradient: Factored) -> Tensor:
+    """Where each summand is from, `[B, R]`."""
+    if gradient.positions_BR is not None:
+        return gradient.positions_BR
+    examples, summands = gradient.g_BRO.shape[:2]
+    return torch.arange(summands, device=gradient.g_BRO.device).expand(examples, summands)
+
+
 def _joined(parts: list[Gradient]) -> Gradient:
     """The sum of a weight's uses: factored ones side by side, dense ones added."""
     if all(isinstance(part, Factored) for part in parts):
         factored = [part for part in parts if isinstance(part, Factored)]
-        return Factored(torch.cat([part.g_BRO for part in factored], 1), torch.cat([part.a_BRI for part in factored], 1))
+        return Factored(
+            torch.cat([part.g_BRO for part in factored], 1),
+            torch.cat([part.a_BRI for part in factored], 1),
+            torch.cat([_positions(part) for part in factored], 1),
+        )
     total = parts[0].dense()
     for part in parts[1:]:
         total = type(total)(total.w_BOI + part.dense().w_BOI)

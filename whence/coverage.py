@@ -6,18 +6,22 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from whence.errors import CoverageError
-from whence.layers import Layer, layer_of, parameters_of
+from whence.experts import expert_layers
+from whence.layers import Layer, layer_of
 
 MLP_WORDS = re.compile(
     r"(^|[._])(mlp|ffn|ff|feed_?forward|fc\d?|fc_in|fc_out|c_fc|dense_h_to_4h|dense_4h_to_h|densereludense|wi(_\d)?|wo|intermediate"
     r"|output|gate_proj|up_proj|down_proj|gate_up_proj|lin1|lin2|w1|w2|w3)([._]|$)"
 )
 ATTENTION_WORDS = re.compile(r"attn|attention|(^|[._])(q|k|v|o|qkv|query|key|value)(_proj|_lin)?([._]|$)", re.IGNORECASE)
+
+THIN = 0.3
+"""Share of the parameters below which a coverage is thin."""
 
 SELECTORS = (
     "mlp (linear layers of the feed-forward blocks), attention, all (every linear layer and convolution but the head), lora, last-K, "
@@ -54,9 +58,23 @@ class Coverage:
         """Tracked parameters as a share of all."""
         return sum(site.parameters for site in self.sites.values()) / max(1, self.parameters)
 
+    @property
+    def thin(self) -> bool:
+        """Whether so little is tracked that it should be said loudly; adapters are small, and all that was trained."""
+        return self.share < THIN and not all(".lora_" in name for name in self.sites)
+
+    def without(self, names: Sequence[str]) -> Coverage:
+        """The same, with these sites left out."""
+        left_out = Counter(self.left_out)
+        for name in names:
+            site = self.sites[name]
+            left_out[type(site.uses[0][0]).__name__] += site.parameters
+        return replace(self, sites={name: site for name, site in self.sites.items() if name not in names}, left_out=left_out)
+
     def __str__(self) -> str:
         rest = ", ".join(
-            f"{kind} {count / max(1, self.parameters):.0%}" for kind, count in sorted(self.left_out.items(), key=lambda pair: -pair[1])[:4]
+            f"{kind} {count / max(1, self.parameters):.0%}"
+            for kind, count in sorted(self.left_out.items(), key=lambda pair: -pair[1])[:4]
         )
         text = f"{len(self.sites)} modules tracked, {self.share:.1%} of {self.parameters:,} parameters"
         return f"{text} (left out: {rest})" if rest else text
@@ -71,11 +89,15 @@ def cover(model: nn.Module, modules: str | Sequence[str]) -> Coverage:
     Raises CoverageError where nothing matches, listing what the model has.
     """
     terms = [term.strip() for term in modules.split(",")] if isinstance(modules, str) else list(modules)
-    known = {name: (module, layer) for name, module in model.named_modules(remove_duplicate=True) if (layer := layer_of(module))}
-    known = {name: pair for name, pair in known.items() if not _inside_attention(name, known)}
+    known = _trackable(model)
     kinds = [term for term in terms if not term.startswith("last-")] or ["mlp"]
     head = _head(model)
-    chosen = [name for name, (module, layer) in known.items() if any(_matches(kind, name, layer, module is head) for kind in kinds)]
+    named, patterns = {kind for kind in kinds if kind in known}, [kind for kind in kinds if kind not in known]
+    chosen = [
+        name
+        for name, (module, layer) in known.items()
+        if name in named or any(_matches(pattern, name, layer, module is head) for pattern in patterns)
+    ]
     for term in terms:
         if term.startswith("last-"):
             chosen = _last_layers(chosen, term)
@@ -88,6 +110,19 @@ def cover(model: nn.Module, modules: str | Sequence[str]) -> Coverage:
         )
     sites = _merge_tied(chosen, known)
     return Coverage(sites, *_count(model, sites))
+
+
+def _trackable(model: nn.Module) -> dict[str, tuple[nn.Module, Layer]]:
+    """Every weight whose gradient can be taken, by name; not where it is also that of a module of an unknown kind."""
+    known, unknown = {}, set[int]()
+    for name, module in model.named_modules():
+        layer = layer_of(module)
+        layers = {name: layer} if layer else {f"{name}.{part}": each for part, each in expert_layers(module).items()}
+        known |= {each: (module, layer) for each, layer in layers.items()}
+        unknown |= set() if layers else {id(parameter) for parameter in module.parameters(recurse=False)}
+    return {
+        name: pair for name, pair in known.items() if not _inside_attention(name, known) and _weight(*pair)[0] not in unknown
+    }
 
 
 def _inside_attention(name: str, known: dict[str, tuple[nn.Module, Layer]]) -> bool:
@@ -119,7 +154,9 @@ def _last_layers(names: list[str], term: str) -> list[str]:
     """Keep the names in the last K layers; a layer's number is the first one in its name."""
     number = {name: int(found.group(1)) for name in names if (found := re.search(r"\.(\d+)(\.|$)", name))}
     if not term[5:].isdigit() or not number:
-        raise CoverageError(f"{term!r} does not select layers", accepted="last-K with a number, on a model with numbered layers")
+        raise CoverageError(
+            f"{term!r} does not select layers", accepted="last-K with a number, on a model with numbered layers"
+        )
     first = max(number.values()) - int(term[5:]) + 1
     return [name for name in names if number.get(name, -1) >= first]
 
@@ -127,33 +164,43 @@ def _last_layers(names: list[str], term: str) -> list[str]:
 def _merge_tied(names: list[str], known: dict[str, tuple[nn.Module, Layer]]) -> dict[str, Site]:
     """One site per weight: a module that shares the weight of a chosen one is a further use of it, chosen or not."""
     sites: dict[str, Site] = {}
-    weights: set[int] = set()
+    uses: dict[tuple[int, int | None], list[tuple[nn.Module, Layer]]] = {}
+    for module, layer in known.values():
+        uses.setdefault(_weight(module, layer), []).append((module, layer))
     for name in names:
         module, layer = known[name]
-        own = parameters_of(module)
-        weight = id(own[0]) if own else id(module)
-        if weight in weights:
-            continue
-        weights.add(weight)
-        tied = [pair for pair in known.values() if (parameters := parameters_of(pair[0])) and id(parameters[0]) == weight]
-        shape = layer.shape(module)
-        sites[name] = Site(name, tuple(tied or [(module, layer)]), shape, shape[0] * shape[1])
+        tied = uses.pop(_weight(module, layer), None)
+        if tied:
+            shape = layer.shape(module)
+            sites[name] = Site(name, tuple(tied), shape, shape[0] * shape[1])
     return sites
+
+
+def _weight(module: nn.Module, layer: Layer) -> tuple[int, int | None]:
+    """What tells a weight from all others; a quantised one may be no parameter."""
+    return id(next(iter(layer.parameters(module)), module)), layer.piece
 
 
 def _count(model: nn.Module, sites: dict[str, Site]) -> tuple[int, dict[str, int]]:
     """All parameters of the model (packed 4/8-bit weights by their real size), and those left out by class of module."""
-    tracked = {id(p) for site in sites.values() for module, _ in site.uses for p in parameters_of(module)}
+    uses = [use for site in sites.values() for use in site.uses]
+    pieces = {
+        (id(p), layer.piece): p if layer.piece is None else p[0] for module, layer in uses for p in layer.parameters(module)
+    }
+    tracked = Counter[int]()
+    for (parameter, _), piece in pieces.items():
+        tracked[parameter] += piece.numel()
     seen: set[int] = set()
     total, left_out = sum(site.parameters for site in sites.values()), Counter[str]()
     for module in model.modules():
         layer = layer_of(module)
         for parameter in module.parameters(recurse=False):
-            if id(parameter) in tracked or id(parameter) in seen:
+            if id(parameter) in seen or tracked[id(parameter)] >= parameter.numel():
                 continue
             seen.add(id(parameter))
             packed = layer is not None and layer.kind == "linear" and parameter.ndim == 2 and not parameter.is_floating_point()
-            left_out[type(module).__name__] += layer.shape(module)[0] * layer.shape(module)[1] if packed and layer else parameter.numel()
+            size = layer.shape(module)[0] * layer.shape(module)[1] if packed and layer else parameter.numel()
+            left_out[type(module).__name__] += size - tracked[id(parameter)]
     return total + sum(left_out.values()), dict(left_out)
 
 

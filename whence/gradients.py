@@ -26,6 +26,8 @@ class Factored:
 
     g_BRO: Tensor
     a_BRI: Tensor
+    positions_BR: Tensor | None = None
+    """Where in the sequence each summand is from; None where they are all its positions in order."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -36,7 +38,7 @@ class Factored:
         return len(self.g_BRO)
 
     def __getitem__(self, rows: slice) -> Factored:
-        return Factored(self.g_BRO[rows], self.a_BRI[rows])
+        return Factored(self.g_BRO[rows], self.a_BRI[rows], None if self.positions_BR is None else self.positions_BR[rows])
 
     def dense(self) -> Dense:
         """The sum over R, formed."""
@@ -44,7 +46,7 @@ class Factored:
 
     def to(self, *args: object) -> Factored:
         """As `Tensor.to`."""
-        return Factored(self.g_BRO.to(*args), self.a_BRI.to(*args))  # type: ignore[arg-type]
+        return Factored(self.g_BRO.to(*args), self.a_BRI.to(*args), self.positions_BR)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ Gradients = Mapping[str, Gradient]
 def dot(queries: Gradients, gradients: Gradients, per: Per = "example") -> Tensor:
     """Inner products of every query with every example, over the modules that both have.
 
-    `per="example"` gives `[Q, B]`, `"token"` `[Q, B, R]` (every gradient must be factored with the same R), `"module"` `[M, Q, B]`
-    in the order of `queries`. Tokens and modules add up to the example's product.
+    `per="example"` gives `[Q, B]`, `"token"` `[Q, B, R]` (every gradient must be factored with the same R),
+    `"module"` `[M, Q, B]` in the order of `queries`. Tokens and modules add up to the example's product.
     """
     parts = [dot_module(queries[name], gradients[name], per) for name in queries if name in gradients]
     if per == "module":

@@ -1,7 +1,7 @@
 """How each kind of layer turns its input and its output's gradient into the gradient of its weight.
 
-One `Layer` per kind: the weight as a matrix `[O, I]` (a bias is a further column), what it reads, and the per-example gradient. A new kind is
-one more entry in `LAYERS`.
+One `Layer` per kind: the weight as a matrix `[O, I]` (a bias is a further column), what it reads, and the per-example
+gradient. A new kind is one more entry in `LAYERS`.
 """
 
 from __future__ import annotations
@@ -25,26 +25,24 @@ class Layer:
     kind: str
     matches: Callable[[nn.Module], bool]
     shape: Callable[[nn.Module], tuple[int, int]]
-    gradient: Callable[[Any, Tensor, Tensor, int], Gradient]
-    reads: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor] = lambda module, args, kwargs: (
+    gradient: Callable[[Any, Any, Tensor, int], Gradient]
+    reads: Callable[[Any, tuple[Any, ...], dict[str, Any]], Tensor | tuple[Tensor, ...]] = lambda module, args, kwargs: (
         args[0] if args else next(iter(kwargs.values()))
     )
-    """The input that the weight is multiplied with."""
+    """The input that the weight is multiplied with, or all tensors that the gradient takes: its `x`."""
     columns: Callable[[nn.Module, Tensor, int], Tensor] | None = None
     """For layers that multiply their input as it is: the `a_BRI` of it, which modules with the same input share."""
     one_hot: bool = False
     """Whether output rows are picked one by one (an embedding): that side's covariance is diagonal."""
+    parameters: Callable[[Any], list[nn.Parameter]] = lambda module: list(module.parameters(recurse=False))
+    """The parameters that hold the weight, itself first."""
+    piece: int | None = None
+    """Which row of these parameters is the weight; None for all of them."""
 
 
 def layer_of(module: nn.Module) -> Layer | None:
     """The kind of the module, None where whence can't take its gradient."""
     return next((layer for layer in LAYERS if layer.matches(module)), None)
-
-
-def parameters_of(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that tracking the module covers: its own, and of a MultiheadAttention the output projection."""
-    owner = module.out_proj if isinstance(module, nn.MultiheadAttention) else module
-    return list(owner.parameters(recurse=False))
 
 
 # Linear and its kin: y = x W^T + b
@@ -55,7 +53,9 @@ def _is_linear(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear):
         return True
     widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-    return all(isinstance(width, int) for width in widths) and not any(module.children()) and not isinstance(module, nn.Bilinear)
+    return (
+        all(isinstance(width, int) for width in widths) and not any(module.children()) and not isinstance(module, nn.Bilinear)
+    )
 
 
 def _linear_shape(module: Any) -> tuple[int, int]:
@@ -139,11 +139,19 @@ def _conv_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gradient
 # Embedding: a linear layer on one-hot rows; its weight [V, width] makes the token the output side
 
 
+def _is_embedding(module: nn.Module) -> bool:
+    """nn.Embedding, and subclasses that do nothing but scale its rows; others shift the indices, or ignore them."""
+    scaled = isinstance(module, nn.Embedding) and type(module).__name__.endswith("ScaledWordEmbedding")
+    return scaled or type(module).forward is nn.Embedding.forward
+
+
 def _embedding_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gradient:
+    """Positions whose output has no gradient, such as padding, pick no row: they are no sample of the tokens."""
     one_hot = F.one_hot(x.reshape(examples, -1), module.num_embeddings).to(g.dtype)
     if module.padding_idx is not None:
         one_hot[..., module.padding_idx] = 0
-    return Factored(one_hot, _by_example(g, examples))
+    a_BRI = _by_example(g, examples) * getattr(module, "embed_scale", 1)
+    return Factored(one_hot * (a_BRI != 0).any(-1, keepdim=True), a_BRI)
 
 
 # Norms: y = w * normalised(x) + b, a vector (two with a bias) instead of a matrix
@@ -179,13 +187,20 @@ def _rms_norm_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Grad
 
 
 LAYERS = (
-    Layer("attention output", lambda m: isinstance(m, nn.MultiheadAttention), _attention_shape, _attention_gradient, _attended),
+    Layer(
+        "attention output",
+        lambda m: isinstance(m, nn.MultiheadAttention),
+        _attention_shape,
+        _attention_gradient,
+        _attended,
+        parameters=lambda m: list(m.out_proj.parameters()),
+    ),
     Layer("linear", _is_linear, _linear_shape, _linear_gradient, columns=_with_ones),
     Layer("linear", _is_transposed_linear, _transposed_shape, _linear_gradient, columns=_with_ones),
     Layer("convolution", lambda m: isinstance(m, nn.Conv2d), _conv_shape, _conv_gradient),
     Layer(
         "embedding",
-        lambda m: type(m).forward is nn.Embedding.forward,  # a subclass may scale its rows
+        _is_embedding,
         lambda m: (m.num_embeddings, m.embedding_dim),  # type: ignore[attr-defined]
         _embedding_gradient,
         one_hot=True,

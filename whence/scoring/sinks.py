@@ -49,7 +49,7 @@ class Columns(Sink):
                 continue
             part = part.to(torch.promote_types(part.dtype, torch.float32))
             if key == "tokens":
-                part = self._by_position(name, part)
+                part = self._by_position(name, part, gradient)
             self._sums[key] = self._sums[key] + part if key in self._sums else part
 
     def end(self) -> None:
@@ -72,16 +72,19 @@ class Columns(Sink):
         columns = {key: join[key](parts, dim=-1) for key, parts in self.columns.items()}
         return {"indices": torch.tensor(self.indices), **columns}
 
-    def _by_position(self, name: str, part: Tensor) -> Tensor:
-        """`[..., B, T]` of `[..., B, R]`: the uses of a repeated module added up."""
+    def _by_position(self, name: str, part: Tensor, gradient: Gradient) -> Tensor:
+        """`[..., B, T]` of `[..., B, R]`: summands put where in the sequence they are from."""
         length = None if self._positions_BT is None else self._positions_BT.shape[1]
-        if length is None or part.shape[-1] % length:
+        places = gradient.positions_BR if isinstance(gradient, Factored) else None
+        if places is not None and length is not None and part.shape[-1] and int(places.max()) < length:
+            return part.new_zeros((*part.shape[:-1], length)).scatter_add(-1, places.expand(part.shape), part)
+        if part.shape[-1] != length:
             raise UsageError(
                 f"Scores per token are not defined at {name}",
                 given=f"{part.shape[-1]} positions there, {length} in the sequence",
                 fix="leave it out of --modules, or score per example",
             )
-        return part.unflatten(-1, (-1, length)).sum(-2)
+        return part
 
 
 def products(queries: Gradients) -> Quantity:
