@@ -1,0 +1,212 @@
+"""The offline tour: make a world, teach it to a small model, and find the rows behind each of its answers.
+
+The true sources of every answer are known, so a newcomer sees in a minute what influence finds, and what word overlap and a plain
+gradient dot product find. The tour's folder holds the corpus, the model, factors, scores and a summary, and resumes when interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from whence.data import Rows, as_rows, load_data
+from whence.demo.model import MAX_LENGTH, TRAINING, make_model, make_tokenizer
+from whence.demo.world import Question, World, make_world
+from whence.errors import StaleArtifact, WhenceError
+from whence.filter.tfidf import tfidf_scores
+from whence.fitting import fit
+from whence.generation import generate
+from whence.models import load_model
+from whence.progress import note
+from whence.scoring import score
+from whence.store.manifest import atomic
+from whence.store.scores import Scores, row_text
+from whence.tasks import CausalLM
+from whence.train.small import train
+
+METHODS = ("EK-FAC influence", "EK-FAC, relative (RelatIF)", "gradient dot product", "TF-IDF")
+DAMPING = 0.01
+"""Times each module's mean eigenvalue. Facts that a few rows teach lie where the curvature is low, so less than the usual 0.1."""
+
+STAGES = 8
+"""Stages that the whole tour reports: training, covariance, eigenvectors, eigenvalues, and queries and scores twice."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found for one question: the best rank of a true source with each method, and the top rows of the first."""
+
+    question: str
+    answer: str
+    truth: str
+    planted: bool
+    sources: list[str]
+    ranks: dict[str, int]
+    raises: list[dict[str, Any]]
+    lowers: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Tour:
+    """The whole result; `unanswered` questions got another answer than the corpus teaches, so they have no known source."""
+
+    folder: Path
+    seed: int
+    rows: int
+    parameters: int
+    coverage: str
+    findings: list[Finding]
+    unanswered: int
+    seconds: dict[str, float]
+
+    def rank1_share(self, method: str = METHODS[0]) -> float:
+        """Share of the questions whose top row is a true source."""
+        return float(np.mean([finding.ranks[method] == 1 for finding in self.findings]))
+
+    def median_rank(self, method: str = METHODS[0]) -> float:
+        """Median over the questions of the best rank of a true source."""
+        return median(finding.ranks[method] for finding in self.findings)
+
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` holds."""
+        return {
+            "questions": len(self.findings),
+            "unanswered": self.unanswered,
+            "planted_rank1_share": self.rank1_share(),
+            "rank1_share": {method: self.rank1_share(method) for method in METHODS},
+            "median_rank": {method: self.median_rank(method) for method in METHODS},
+            "seconds": self.seconds,
+            "rows": self.rows,
+            "parameters": self.parameters,
+            "coverage": self.coverage,
+            "seed": self.seed,
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
+    """Run the tour, or what is left of it; writes `summary.json`, `summary.md` and `summary.html` into the folder."""
+    folder, seconds = Path(folder), {}
+    world = make_world(seed)
+    corpus = _keep_corpus(folder, world)
+    with _timed(seconds, "train"):
+        model, tokenizer = _taught(folder / "model", world, corpus, seed)
+    task = CausalLM(tokenizer, max_length=MAX_LENGTH, append_eos=True)
+    given = generate(model, tokenizer, [question.prompt for question in world.questions], max_new_tokens=4)
+    asked = [question for question, answer in zip(world.questions, given, strict=True) if answer["completion"] == question.answer]
+    if not asked:
+        raise WhenceError("The model answers no question as its corpus teaches", fix="whence demo --seed 1")
+    if len(asked) < len(given):
+        note(f"{len(given) - len(asked)} of {len(given)} questions got another answer than the corpus teaches, and are left out")
+    queries = as_rows([question.row for question in asked])
+    with _timed(seconds, "factors"):
+        curvature = fit(model, task, corpus, out=folder / "factors")
+    with _timed(seconds, "score"):
+        operator = curvature.inverse(DAMPING)
+        influence = score(model, task, queries, corpus, operator, norms=("relatif",), out=folder / "scores")
+    with _timed(seconds, "gradient dot product"):
+        plain = fit(model, task, corpus, method="identity").operator
+        dot = score(model, task, queries, corpus, plain, out=folder / "scores-gradient-dot")
+    with _timed(seconds, "TF-IDF"):
+        overlap = tfidf_scores([row_text(row) for row in queries], [row_text(row) for row in corpus])
+    matrices = dict(zip(METHODS, (influence.raw, influence.normalised("relatif").raw, dot.raw, overlap), strict=True))
+    tour = Tour(
+        folder=folder,
+        seed=seed,
+        rows=len(corpus),
+        parameters=model.num_parameters(),
+        coverage=str(curvature.about["coverage"]),
+        findings=[_finding(number, question, influence, matrices) for number, question in enumerate(asked)],
+        unanswered=len(given) - len(asked),
+        seconds={name: round(value, 1) for name, value in seconds.items()},
+    )
+    _write(tour)
+    return tour
+
+
+def _keep_corpus(folder: Path, world: World) -> Rows:
+    """The world's rows as a file of the folder; refuses a folder that holds another corpus."""
+    path = folder / "corpus.jsonl"
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in world.rows)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        raise StaleArtifact(
+            f"{path} holds another corpus",
+            given="it was made by another version or seed of the demo; nothing was overwritten",
+            fix="whence demo --out runs/demo-2",
+        )
+    if not path.exists():
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return load_data(path)
+
+
+def _taught(folder: Path, world: World, corpus: Rows, seed: int) -> tuple[Any, Any]:
+    """The trained model and its tokenizer, from the folder if they are there."""
+    if folder.exists():
+        return load_model(str(folder))
+    tokenizer = make_tokenizer(world.rows)
+    model = make_model(tokenizer, seed)
+    train(model, CausalLM(tokenizer, max_length=MAX_LENGTH, append_eos=True), corpus, TRAINING)
+    temporary = folder.with_name(".model.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    temporary.rename(folder)
+    return load_model(str(folder))
+
+
+def _finding(number: int, question: Question, influence: Scores, matrices: dict[str, np.ndarray]) -> Finding:
+    ids = influence.example_ids
+    sources = [ids[source] for source in question.sources]
+
+    def rows(lowest: bool) -> list[dict[str, Any]]:
+        top = influence.top(number, 3, lowest=lowest)
+        return [
+            {"rank": int(row["rank"]), "nats": float(row["value"]), "text": row["text"], "source": row["source"], "is_source": row["id"] in sources}
+            for _, row in top.iterrows()
+        ]
+
+    return Finding(
+        question=question.prompt,
+        answer=question.answer.strip(),
+        truth=question.truth.strip(),
+        planted=question.planted,
+        sources=[influence.examples["text"].iloc[source] for source in question.sources],
+        ranks={method: _best_rank(matrix[number], question.sources) for method, matrix in matrices.items()},
+        raises=rows(lowest=False),
+        lowers=rows(lowest=True),
+    )
+
+
+def _best_rank(scores: np.ndarray, sources: Sequence[int]) -> int:
+    """The rank of the best source; ties count against it, so that a method that can't tell gets no credit."""
+    best = max(scores[list(sources)])
+    others = np.delete(scores, list(sources))
+    return int((others >= best).sum()) + 1
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
+
+
+def _write(tour: Tour) -> None:
+    from jinja2 import Environment, PackageLoader
+
+    pages = Environment(loader=PackageLoader("whence.demo"), autoescape=lambda name: name is not None and ".html" in name)
+    pages.trim_blocks = pages.lstrip_blocks = True
+    (tour.folder / "summary.json").write_text(json.dumps(tour.summary(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in ("summary.md", "summary.html"):
+        text = pages.get_template(f"{name}.j2").render(tour=tour, methods=METHODS)
+        (tour.folder / name).write_text(text, encoding="utf-8")

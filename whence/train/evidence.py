@@ -1,0 +1,77 @@
+"""Does a model know its training data at all? Cheap evidence, before anything expensive is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from whence.data.rows import Rows
+from whence.errors import EmptyLossError
+from whence.partition import run_chunk
+from whence.stream import to_device
+from whence.tasks.causal_lm import CausalLM
+from whence.tasks.tokens import Tokens
+
+MARGIN = 0.02
+"""Share of the loss by which random weights may prefer one order of the tokens."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Losses per token, in nats, of rows, and of the same rows with their tokens exchanged."""
+
+    loss: float
+    shuffled: float
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the rows as they are come easier by more than chance."""
+        return self.loss < (1 - MARGIN) * self.shuffled
+
+
+@torch.no_grad()
+def evidence_of_training(
+    model: nn.Module, task: CausalLM, rows: Rows, *, examples: int = 64, batch_tokens: int = 4096, seed: int = 0
+) -> Evidence:
+    """Compare the loss of up to `examples` rows with the loss after their tokens in the loss were exchanged among all of them.
+
+    A model that has learnt anything from text prefers the real rows by far; random weights differ by chance only.
+    It is run as it is: in evaluation mode, if that is how it was loaded.
+    """
+    step = max(1, len(rows) // examples)
+    items = [item for item in task.tokenize(rows.take(range(0, len(rows), step))[:examples]) if task.size(item)]
+    if not items:
+        raise EmptyLossError("No row has a token in the loss.", given=f"{min(len(rows), examples)} rows looked at")
+    real = _losses(model, task, items, batch_tokens)
+    exchanged = _losses(model, task, _exchanged(items, seed), batch_tokens)
+    tokens = sum(task.predictions(item) for item in items)
+    return Evidence(float(real.sum() / tokens), float(exchanged.sum() / tokens))
+
+
+def _exchanged(items: Sequence[Tokens], seed: int) -> list[Tokens]:
+    """The items with the tokens in the loss dealt out anew among all of them."""
+    pool = np.concatenate([item.ids[item.in_loss] for item in items])
+    np.random.default_rng(seed).shuffle(pool)
+    dealt, start = [], 0
+    for item in items:
+        ids, count = item.ids.copy(), int(item.in_loss.sum())
+        ids[item.in_loss] = pool[start : start + count]
+        dealt.append(replace(item, ids=ids))
+        start += count
+    return dealt
+
+
+def _losses(model: nn.Module, task: CausalLM, items: Sequence[Tokens], batch_tokens: int) -> np.ndarray:
+    device, losses = next(model.parameters()).device, np.zeros(len(items))
+
+    def run(batches: list[list[int]]) -> None:
+        for batch in batches:
+            inputs = to_device(task.collate([items[index] for index in batch]), device)
+            losses[batch] = task.losses(model, inputs).float().cpu().numpy()
+
+    run_chunk(range(len(items)), [task.size(item) for item in items], batch_tokens, run, lambda: None)
+    return losses

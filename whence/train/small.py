@@ -1,0 +1,89 @@
+"""A small deterministic trainer: the same model, rows and settings give the same weights, bit for bit.
+
+For models that fit on a CPU and train in seconds. Larger ones are fine-tuned with the Hugging Face Trainer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from whence.progress import stage
+from whence.stream import to_device
+from whence.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of AdamW with a linear warm-up and a cosine decay to zero."""
+
+    epochs: int = 20
+    batch_size: int = 32
+    """Rows per step."""
+    learning_rate: float = 3e-3
+    """At the end of the warm-up."""
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = 0.1
+    """Of matrices; vectors (biases, norms) are not decayed."""
+    seed: int = 0
+    """Of the order of the rows."""
+
+
+def train(model: nn.Module, task: Task, data: Sequence[Any], training: Training = Training()) -> list[float]:
+    """Train `model` in place on the rows of `data`; returns each epoch's mean loss in nats per row.
+
+    The objective is the one whose influence is measured: the mean over rows of a row's summed loss.
+    """
+    items = [item for item in task.encode(data) if task.size(item) > 0]
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(training.seed)
+    optimizer = torch.optim.AdamW(_groups(model, training.weight_decay), lr=training.learning_rate, fused=True)
+    steps = training.epochs * math.ceil(len(items) / training.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step / steps, training.warmup))
+    epoch_losses = []
+    was_training = model.training
+    model.train()
+    with stage("train", training.epochs, unit="epochs") as advance:
+        for _ in range(training.epochs):
+            total = 0.0
+            for batch in shuffled_batches([task.size(item) for item in items], training.batch_size, generator):
+                losses = task.losses(model, to_device(task.collate([items[index] for index in batch]), device))
+                optimizer.zero_grad()
+                losses.mean().backward()
+                optimizer.step()
+                schedule.step()
+                total += losses.detach().sum().item()
+            epoch_losses.append(total / len(items))
+            advance(1)
+    model.train(was_training)
+    return epoch_losses
+
+
+def warm_cosine(progress: float, warmup: float) -> float:
+    """Share of the full learning rate after a share `progress` of the steps: up linearly, down along a cosine."""
+    if progress < warmup:
+        return progress / warmup
+    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def shuffled_batches(sizes: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """Batches of indices in random order, each of items of like size, so that hardly anything is padded."""
+    order = torch.randperm(len(sizes), generator=generator).tolist()
+    order.sort(key=lambda index: sizes[index])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters, matrices with weight decay and vectors without."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
