@@ -219,7 +219,7 @@ class Capture:
 
 
 def _recomputes(module: nn.Module) -> bool:
-    """Whether a transformers layer wants its checkpointing, which it only does in training mode, and would do nothing else there."""
+    """Whether a transformers layer checkpoints, as it only does in training mode, and does nothing else there."""
     if not getattr(module, "gradient_checkpointing", False):
         return False
     layer = any(base.__name__ == "GradientCheckpointingLayer" for base in type(module).__mro__)

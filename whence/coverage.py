@@ -24,8 +24,8 @@ THIN = 0.3
 """Share of the parameters below which a coverage is thin."""
 
 SELECTORS = (
-    "mlp (linear layers of the feed-forward blocks), attention, all (every linear layer and convolution but the head), lora, last-K, "
-    "or glob patterns on module names such as 'model.layers.*.mlp.down_proj', separated by commas"
+    "mlp (linear layers of the feed-forward blocks), attention, all (every linear layer and convolution but the head), "
+    "lora, last-K, or glob patterns on module names such as 'model.layers.*.mlp.down_proj', separated by commas"
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -77,6 +77,7 @@ class Dense:
 
 Gradient = Factored | Dense
 Gradients = Mapping[str, Gradient]
+AnyGradient = TypeVar("AnyGradient", bound=Gradient)
 
 
 def dot(queries: Gradients, gradients: Gradients, per: Per = "example") -> Tensor:
@@ -97,11 +98,10 @@ def dot_module(query: Gradient, gradient: Gradient, per: Per = "example") -> Ten
         if not isinstance(gradient, Factored):
             raise TypeError("per-token products need a factored gradient; this module's gradient is not a sum over tokens")
         return torch.cat([_per_token(query, part) for part in chunks(gradient, _token_floats(query, gradient))], dim=1)
-    through_tokens = isinstance(query, Factored) and isinstance(gradient, Factored) and _tokens_cheaper(query, gradient)
-    floats = _token_floats(query, gradient) if through_tokens else math.prod(gradient.shape[1:])
-    parts = chunks(gradient, floats)
-    if through_tokens:
-        return torch.cat([_per_token(query, part).sum(-1) for part in parts], dim=1)  # type: ignore[arg-type]
+    if isinstance(query, Factored) and isinstance(gradient, Factored) and _tokens_cheaper(query, gradient):
+        parts = chunks(gradient, _token_floats(query, gradient))
+        return torch.cat([_per_token(query, part).sum(-1) for part in parts], dim=1)
+    parts = chunks(gradient, math.prod(gradient.shape[1:]))
     return torch.cat([_per_example(query, part.dense()) for part in parts], dim=1)
 
 
@@ -139,7 +139,7 @@ def _token_floats(query: Gradient, gradient: Factored) -> int:
     return len(query) * gradient.g_BRO.shape[1] * width
 
 
-def chunks(gradient: Gradient, floats_per_example: int) -> list[Gradient]:
+def chunks(gradient: AnyGradient, floats_per_example: int) -> list[AnyGradient]:
     """Split the examples so that work with so many temporary numbers per example stays below `CHUNK_BYTES`."""
     step = max(1, CHUNK_BYTES // (4 * max(1, floats_per_example)))
-    return [gradient[start : start + step] for start in range(0, len(gradient), step)]
+    return [cast(AnyGradient, gradient[start : start + step]) for start in range(0, len(gradient), step)]

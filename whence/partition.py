@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-
 from whence.coverage import Site
 from whence.data.batches import plan_batches
 from whence.errors import OutOfMemory
@@ -17,11 +16,18 @@ HALVINGS = 3
 
 
 def module_groups(sites: Mapping[str, Site], count: int) -> list[list[str]]:
-    """Split the sites, in the model's order, into at most `count` groups whose factors take about equal memory."""
-    costs = {name: site.shape[0] ** 2 + site.shape[1] ** 2 for name, site in sites.items()}
-    total, spent, groups = sum(costs.values()), 0, [[] for _ in range(count)]
-    for name, cost in costs.items():
-        groups[min(count - 1, (spent + cost // 2) * count // total)].append(name)
+    """Split the sites, in the model's order, into at most `count` groups whose factors take about equal memory.
+
+    Sites of one parent stay together, since they may read the same input (q/k/v, gate/up) and then share its covariance.
+    """
+    families: dict[str, list[str]] = {}
+    for name in sites:
+        parent, _, own = name.rpartition(".")
+        families.setdefault(name if own.isdigit() or not parent else parent, []).append(name)
+    costs = [sum(sites[name].shape[0] ** 2 + sites[name].shape[1] ** 2 for name in family) for family in families.values()]
+    total, spent, groups = sum(costs), 0, [[] for _ in range(count)]
+    for family, cost in zip(families.values(), costs, strict=True):
+        groups[min(count - 1, (spent + cost // 2) * count // total)] += family
         spent += cost
     return [group for group in groups if group]
 
@@ -37,11 +43,16 @@ def data_chunks(indices: Sequence[int], sizes: Sequence[int], count: int) -> lis
 
 
 def run_chunk(
-    chunk: Sequence[int], sizes: Sequence[int], batch_tokens: int, run: Callable[[list[list[int]]], None], undo: Callable[[], None]
+    chunk: Sequence[int],
+    sizes: Sequence[int],
+    batch_tokens: int,
+    run: Callable[[list[list[int]]], None],
+    undo: Callable[[], None],
 ) -> int:
     """Run the chunk's batches; where one does not fit in memory, `undo` the chunk and run it again with half the batch.
 
-    Returns the batch size that fitted, in positions. Raises OutOfMemory after `HALVINGS` halvings, or where single examples don't fit.
+    Returns the batch size that fitted, in positions. Raises OutOfMemory after `HALVINGS` halvings, or where single
+    examples don't fit.
     """
     longest = max(sizes[index] for index in chunk)
     for _ in range(HALVINGS + 1):
@@ -63,11 +74,9 @@ def run_chunk(
     raise OutOfMemory(
         "A batch does not fit in memory",
         given=f"batches of {batch_tokens} positions, the longest example has {longest}; {reason}",
-        fix="shorten the examples (--max-length), track fewer modules (--modules last-8), or use more module groups (--groups 4)",
+        fix="shorter examples (--max-length), fewer modules (--modules last-8), or more module groups (--groups 4)",
     )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
-
-

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from whence.capture import Capture
 from whence.coverage import Site
 from whence.data import Rows, as_rows, content_id
-from whence.errors import UsageError
+from whence.errors import NumericalError, UsageError
 from whence.gradients import Gradient
 from whence.tasks.base import Batch, Task
 
 Objective = Callable[[nn.Module, Batch, Sequence[int]], Tensor]
-"""One number per example of the batch, `[B]`; the gradients streamed are those of their sum. The integers are the examples' indices."""
+"""One number per example of the batch, `[B]`, whose sum's gradients are streamed; the integers are the examples' indices."""
 
 
 class Sink:
@@ -38,7 +38,7 @@ class Sink:
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded examples with stable ids; `rows` is what they were made from, `sizes` their positions (0: nothing in the loss)."""
+    """Encoded examples with stable ids; `rows` are what they were made from, `sizes` their positions (0: no loss)."""
 
     items: Sequence[Any]
     ids: tuple[str, ...]
@@ -74,7 +74,9 @@ def read(data: Any) -> Sequence[Any]:
     if isinstance(data, Rows | str | Path):
         return as_rows(data)
     first = data[0] if len(data) else None
-    is_text = isinstance(first, str) or (isinstance(first, Mapping) and any(isinstance(value, str | list) for value in first.values()))
+    is_text = isinstance(first, str) or (
+        isinstance(first, Mapping) and any(isinstance(value, str | list) for value in first.values())
+    )
     return as_rows(data) if is_text else data
 
 
@@ -103,7 +105,7 @@ def likelihood(task: Task, examples: Examples) -> Objective:
 
 
 def drawn_likelihood(task: Task, examples: Examples, seed: str) -> Objective:
-    """The log-likelihood of labels drawn from the model: its gradients' covariance is the true Fisher (= Gauss-Newton) matrix."""
+    """The log-likelihood of labels drawn from the model, whose gradients' covariance is the true Fisher matrix."""
 
     def objective(model: nn.Module, batch: Batch, indices: Sequence[int]) -> Tensor:
         items = [examples.items[index] for index in indices]
@@ -124,14 +126,17 @@ def stream(
 ) -> None:
     """Run every batch through the model and back, each tracked site's gradients going to `sink` as they arise.
 
-    `advance` is told the positions done. Raises UsageError where the objective is not one finite number per example.
+    `advance` is told the positions done. Raises UsageError where the objective is not one number per example, NumericalError
+    where it is not finite.
     """
+    values_seen: list[Tensor] = []
     for indices in batches:
         chosen = [items[index] for index in indices]
         batch = to_device(task.collate(chosen), _device(capture.model))
         capture.begin(len(chosen), _row_counts(batch, len(chosen)))
         with torch.enable_grad():
             values = objective(capture.model, batch, indices)
+            total = values.sum()
         if values.shape != (len(chosen),):
             raise UsageError(
                 f"{type(task).__name__} must give one number per example",
@@ -139,9 +144,23 @@ def stream(
                 accepted=f"shape ({len(chosen)},)",
             )
         sink.begin(indices, batch)
-        capture.backward(values.sum(), sink.receive)
+        capture.backward(total, sink.receive)
         sink.end()
+        values_seen.append(values.detach())
         advance(sum(task.size(item) for item in chosen))
+    _refuse_infinite(torch.cat(values_seen), [index for indices in batches for index in indices])
+
+
+def _refuse_infinite(values: Tensor, indices: Sequence[int]) -> None:
+    """Raise where an example's objective is NaN or infinite; asked once for all batches, not to wait for the device at each."""
+    finite = torch.isfinite(values).tolist()
+    broken = sorted(index for index, is_finite in zip(indices, finite, strict=True) if not is_finite)
+    if broken:
+        raise NumericalError(
+            f"The loss of {len(broken)} of {len(indices)} examples is not finite",
+            given=f"row {', '.join(map(str, broken[:5]))}{' ...' if len(broken) > 5 else ''}, counted from 0",
+            fix="look at these rows (whence data preview); if it is all of them, at the weights, or use --dtype float32",
+        )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

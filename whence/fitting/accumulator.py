@@ -32,4 +32,6 @@ class Accumulator(Sink):
     def restore(self, sums: Mapping[str, Tensor]) -> None:
         """Go back to saved sums, or with none of them to the beginning."""
         self.sums = {"examples": torch.zeros((), dtype=torch.float64)}
-        self.sums |= {name: tensor.to(self.device if tensor.ndim else "cpu") for name, tensor in sums.items() if name != "chunks"}
+        self.sums |= {
+            name: tensor.to(self.device if tensor.ndim else "cpu") for name, tensor in sums.items() if name != "chunks"
+        }

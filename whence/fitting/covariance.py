@@ -29,9 +29,10 @@ class _Shared:
 class Covariance(Accumulator):
     """Sums of `g g^T` and `a a^T` over positions ("kfac"), or of `w w^T` and `w^T w` over examples ("shampoo").
 
-    A position counts where the loss reaches the module's output there: padding, and positions after the last token in the loss or
-    that no later layer reads, have no gradient, and are no sample of the inputs that go with one. Sites that read the same input share its sum, over the positions where any of
-    them has a gradient. Gradients that are no sum over positions (norms, grouped convolutions) are summed by example.
+    A position counts where the loss reaches the module's output there: padding, and positions after the last token in
+    the loss or that no later layer reads, have no gradient, and are no sample of the inputs that go with one. Sites
+    that read the same input share its sum, over the positions where any of them has a gradient. Gradients that are no
+    sum over positions (norms, grouped convolutions) are summed by example.
     """
 
     def __init__(
@@ -141,9 +142,10 @@ def rotations(bases: Mapping[str, Tensor], name: str, group: str) -> tuple[Rotat
 def kronecker_block(bases: Mapping[str, Tensor], name: str, group: str) -> EigenBlock:
     """The K-FAC block `E[g g^T] kron E[a a^T]`, scaled to the curvature of the mean loss *per example*.
 
-    An example's gradient is a sum over positions. If these are independent, as with labels drawn from the model, its second moment
-    is that of one position times the positions per example; so the product of the means over positions takes this factor, and
-    damping means the same as with EK-FAC. Where the means are over examples, the product is divided by the trace that both factors have.
+    An example's gradient is a sum over positions. If these are independent, as with labels drawn from the model, its
+    second moment is that of one position times the positions per example; so the product of the means over positions
+    takes this factor, and damping means the same as with EK-FAC. Where the means are over examples, the product is
+    divided by the trace that both factors have.
     """
     out, into = bases[f"out_values/{name}"], bases[f"in_values/{group}"]
     if f"by_example/{name}" in bases:

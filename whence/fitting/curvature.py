@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from whence.errors import StaleArtifact, TokenizerMismatch
 from whence.fitting.covariance import rotations
 from whence.operators.eigen import BlockDiagonal, EigenBlock
-from whence.store.manifest import Folder
+from whence.store.fingerprint import fingerprint
+from whence.store.manifest import Folder, differences
 from whence.store.memory import Memory
+from whence.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Curvature:
 
     operator: BlockDiagonal
     about: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Fingerprints of what it was fitted on (model, data, task, settings, code), if it came from a folder."""
 
     @property
     def blocks(self) -> dict[str, EigenBlock]:
@@ -32,6 +37,24 @@ class Curvature:
     def inverse(self, damping: float = 0.1, *, absolute: float | None = None) -> BlockDiagonal:
         """The damped inverse, see `BlockDiagonal.inverse`; damping is `damping` times each module's mean eigenvalue."""
         return self.operator.inverse(damping, absolute=absolute)
+
+    def check(self, model: nn.Module, task: Task) -> None:
+        """Raise StaleArtifact unless `model` is what this was fitted on, TokenizerMismatch unless `task` reads text as then."""
+        if changes := differences({"model": self.provenance["model"]}, {"model": fingerprint(model)}):
+            raise StaleArtifact(
+                "The factors were fitted on another model.",
+                given=("\n" + " " * 11).join(changes),
+                accepted="the model that they were fitted on, in the same number format",
+                fix="fit factors for this model: whence fit MODEL --data DATA --out ANOTHER_FOLDER",
+            )
+        then, now = self.provenance["task"], task.settings()
+        if changes := [key for key in ("tokenizer", "chat_template") if then.get(key) != now.get(key)]:
+            raise TokenizerMismatch(
+                f"The factors were fitted on text read with another {' and '.join(changes).replace('_', ' ')}.",
+                given=", ".join(differences({key: then.get(key) for key in changes}, {key: now.get(key) for key in changes})),
+                accepted="the tokenizer and chat template that the model was trained with, for factors and scores alike",
+                fix="give the same --tokenizer and --template as to whence fit, or fit again",
+            )
 
     def __repr__(self) -> str:
         about = ", ".join(f"{key}={value}" for key, value in self.about.items() if not isinstance(value, dict | list))
@@ -56,7 +79,8 @@ def load_curvature(folder: Folder | Memory, about: dict[str, Any]) -> Curvature:
         number += 1
     order = {name: place for place, name in enumerate(about["modules"])}
     label = f"{about['method']} on {about['examples']} examples"
-    return Curvature(BlockDiagonal(dict(sorted(blocks.items(), key=lambda pair: order[pair[0]])), label), about)
+    operator = BlockDiagonal(dict(sorted(blocks.items(), key=lambda pair: order[pair[0]])), label)
+    return Curvature(operator, about, folder.provenance if isinstance(folder, Folder) else {})
 
 
 def _block(bases: dict[str, Tensor], name: str, group: str, lam_OI: Tensor) -> EigenBlock:

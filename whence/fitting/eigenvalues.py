@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from whence.fitting.accumulator import Accumulator
 from whence.gradients import Factored, Gradient, chunks

@@ -1,8 +1,9 @@
 """Fit the curvature of a model on a sample of its training data.
 
-Two passes: covariances of every module's inputs and output gradients, whose eigenvectors are the basis; then, for methods that
-measure them, the eigenvalues in that basis. Each pass is cut into groups of modules and chunks of examples (`whence.partition`), and the sums are
-saved after every chunk: a killed fit goes on from there, to the same bits.
+Two passes: covariances of every module's inputs and output gradients, whose eigenvectors are the basis; then, for
+methods that measure them, the eigenvalues in that basis. Each pass is cut into groups of modules and chunks of
+examples (`whence.partition`), and the sums are saved after every chunk: a killed fit goes on from there, to the same
+bits.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class FitSettings:
     seed: int = 0
     largest_factor: int | None = None
     precision: Precision = Precision()
+    groups: int = 1
+    chunks: int = 8
 
 
 def fit(
@@ -79,29 +82,40 @@ def fit(
 ) -> Curvature:
     """Fit the curvature of `model` on training data.
 
-    `method` is identity, diagonal, kfac, ekfac or shampoo (with corrected eigenvalues). `modules` selects what is tracked (default: what the
-    task says, `"mlp"` for language models): mlp, attention, all, lora, last-K, globs. `examples` and `eigenvalue_examples` are the sample sizes of the two passes (default: all data); with
-    `disjoint` the second pass reads other examples than the first, so that nothing is read twice. `labels` are drawn from the
-    model (true Fisher) or the data's own (empirical Fisher). `largest_factor` splits wider covariances into diagonal blocks.
+    `method` is identity, diagonal, kfac, ekfac or shampoo (with corrected eigenvalues). `modules` selects what is
+    tracked (default: what the task says, `"mlp"` for language models): mlp, attention, all, lora, last-K, globs.
+    `examples` and `eigenvalue_examples` are the sample sizes of the two passes (default: all data); with `disjoint`
+    the second pass reads other examples than the first, so that nothing is read twice. `labels` are drawn from the
+    model (true Fisher) or the data's own (empirical Fisher). `largest_factor` splits wider covariances into diagonal
+    blocks.
 
-    `groups` of modules are fitted one after the other (less memory, one more pass each); the sums are saved after each of
-    the `chunks` of the data. With `out` the factors are kept in that folder, and a later call goes on where a killed one stopped,
-    or returns what is finished; a folder made from anything else is refused (StaleArtifact) unless `rerun` moves it aside.
+    `groups` of modules are fitted one after the other (less memory, one more pass each); the sums are saved after
+    each of the `chunks` of the data. With `out` the factors are kept in that folder, and a later call goes on where a
+    killed one stopped, or returns what is finished; a folder made from anything else is refused (StaleArtifact)
+    unless `rerun` moves it aside.
 
     Raises CoverageError, UsageError, NumericalError, OutOfMemory, StaleArtifact.
     """
-    settings = FitSettings(method, modules, examples, eigenvalue_examples, disjoint, labels, seed, largest_factor, precision)
+    sizes = (examples, eigenvalue_examples, disjoint)
+    settings = FitSettings(method, modules, *sizes, labels, seed, largest_factor, precision, groups, chunks if out else 1)
     coverage = cover_default(model, task, modules)
     note(str(coverage))
+    if coverage.thin:
+        note(
+            f"warning: {1 - coverage.share:.0%} of the parameters are not looked at, so influence that went through them "
+            f"is not seen [WHENCE-17]; more: modules='all' (--modules all)"
+        )
     encoded = encode(task, data)
     samples = _samples(encoded, settings)
     folder = _claim(out, model, task, encoded, settings, coverage, rerun)
     try:
         if isinstance(folder, Folder) and folder.finished:
+            note(f"{folder.path} is finished and unchanged: nothing to compute")
             return load_curvature(folder, folder.manifest["about"])
-        work = _Fit(model, task, encoded, coverage, settings, folder, batch_tokens or _batch_tokens(model), chunks if out else 1)
+        work = _Fit(model, task, encoded, coverage, settings, folder, batch_tokens or _batch_tokens(model))
         for number, names in enumerate(module_groups(coverage.sites, groups)):
             work.fit_group(number, names, samples)
+        coverage = coverage.without(work.without_gradient)
         about = {
             "method": method,
             "labels": labels,
@@ -120,7 +134,7 @@ def fit(
 
 
 def cover_default(model: nn.Module, task: Task, modules: str | Sequence[str] | None) -> Coverage:
-    """The coverage of the selector, or where the user gave none: adapters if there are any, else the task's default, else all."""
+    """The coverage of the selector; without one, of adapters if there are any, else the task's default, else all."""
     if modules is not None:
         return cover(model, modules)
     for selector in ("lora", task.default_modules):
@@ -144,10 +158,9 @@ class _Fit:
         settings: FitSettings,
         folder: Folder | Memory,
         batch_tokens: int,
-        chunks: int,
     ):
         self.model, self.task, self.examples, self.coverage = model, task, examples, coverage
-        self.settings, self.folder, self.batch_tokens, self.chunks = settings, folder, batch_tokens, chunks
+        self.settings, self.folder, self.batch_tokens = settings, folder, batch_tokens
         self.method: Method = method_named(settings.method)
         self.device = next(model.parameters()).device
         dtype = next(model.parameters()).dtype
@@ -162,6 +175,11 @@ class _Fit:
             self.folder.save(done, self._eigenvalues(number, sites, samples))
         self.folder.drop(f"work-covariance-{number:02d}")
         self.folder.drop(f"work-eigenvalues-{number:02d}")
+        fitted = self.folder.load(done)
+        missing = [name for name in names if name not in fitted]
+        if missing:
+            self.without_gradient += missing
+            note(f"{len(missing)} modules never had a gradient and are left out: {', '.join(missing[:5])}")
 
     def _eigenvalues(self, number: int, sites: dict[str, Site], samples: tuple[list[int], list[int]]) -> dict[str, Tensor]:
         """The blocks' eigenvalues `[O, I]`, after whatever passes the method needs."""
@@ -176,7 +194,7 @@ class _Fit:
         sink = Eigenvalues(blocks, operands=self.operands, sums=self.sums, device=self.device)
         self._accumulate("eigenvalues", number, sites, samples[1], sink)
         self._refuse_infinite(sink.sums)
-        return {name: sink.sums[name] / sink.sums["examples"].item() for name in self._reached(sites, sink.sums)}
+        return {name: sink.sums[name] / sink.sums["examples"].item() for name in _reached(sites, sink.sums)}
 
     def _basis(self, number: int, sites: dict[str, Site], sample: list[int]) -> dict[str, EigenBlock]:
         """The eigenbases of the covariances, with the eigenvalues of K-FAC."""
@@ -186,7 +204,7 @@ class _Fit:
             largest = self.settings.largest_factor
             sink = Covariance(sites, by, operands=self.operands, sums=self.sums, device=self.device, largest=largest)
             self._accumulate("covariance", number, sites, sample, sink, inputs)
-            reached = self._reached(sites, sink.groups)
+            reached = _reached(sites, {name: sink.sums[f"out_count/{name}"] for name in sink.groups})
             with stage("eigenvectors", len(reached), "modules") as advance:
                 bases = {"examples": sink.sums["examples"]}
                 for name in reached:
@@ -194,14 +212,14 @@ class _Fit:
                     advance(1)
             self.folder.save(basis, bases)
         bases, groups = self.folder.load(basis, self.device), self.folder.read_json(inputs)
-        return {name: kronecker_block(bases, name, groups[name]) for name in sites if name in groups}
+        return {name: kronecker_block(bases, name, groups[name]) for name in sites if f"out_values/{name}" in bases}
 
     def _accumulate(
         self, what: str, number: int, sites: dict[str, Site], sample: list[int], sink: Accumulator, inputs: str | None = None
     ) -> None:
         """Run one pass over the sample, saving the sums after every chunk; chunks that an earlier run did are skipped."""
         saved = f"work-{what}-{number:02d}"
-        chunks = data_chunks(sample, self.examples.sizes, self.chunks)
+        chunks = data_chunks(sample, self.examples.sizes, self.settings.chunks)
         state = self._saved(saved)
         first = int(state.get("chunks", 0))
         sink.restore(state)
@@ -233,25 +251,22 @@ class _Fit:
             return likelihood(self.task, self.examples)
         return drawn_likelihood(self.task, self.examples, f"{self.settings.seed}:{what}")
 
-    def _reached(self, sites: dict[str, Site], found: Mapping[str, Any]) -> list[str]:
-        """The sites that had a gradient; says which had none, and raises where none had."""
-        missing = [name for name in sites if name not in found]
-        if len(missing) == len(sites):
-            raise CoverageError("No tracked module has a gradient", given=", ".join(missing[:5]), code=16)
-        fresh = [name for name in missing if name not in self.without_gradient]
-        if fresh:
-            self.without_gradient += fresh
-            note(f"{len(fresh)} modules never had a gradient and are left out: {', '.join(fresh[:5])}")
-        return [name for name in sites if name in found]
-
     def _refuse_infinite(self, sums: Mapping[str, Tensor]) -> None:
         broken = [name for name, total in sums.items() if not bool(torch.isfinite(total).all())]
         if broken:
             raise NumericalError(
                 f"The gradients of {broken[0]} are not finite",
-                given=f"NaN or infinity in {len(broken)} of {len(sums)} modules",
+                given=f"NaN or infinity in {len(broken)} of {len(sums) - 1} modules",
                 fix="look for rows with a huge or undefined loss (whence data preview), or fit in float32",
             )
+
+
+def _reached(sites: dict[str, Site], sums: Mapping[str, Tensor]) -> list[str]:
+    """The sites whose gradient was not always zero, as it is for an expert that no token visits; raises where there is none."""
+    reached = [name for name in sites if name in sums and bool(sums[name].any())]
+    if not reached:
+        raise CoverageError("No tracked module has a gradient", given=", ".join(list(sites)[:5]), code=16)
+    return reached
 
 
 def _samples(examples: Examples, settings: FitSettings) -> tuple[list[int], list[int]]:
@@ -259,7 +274,7 @@ def _samples(examples: Examples, settings: FitSettings) -> tuple[list[int], list
     usable = examples.usable
     if not usable:
         raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)
-    order = usable.copy()
+    order = sorted(usable, key=lambda index: examples.ids[index])  # the sample is of contents, not of places
     random.Random(settings.seed).shuffle(order)
     half = (len(order) + 1) // 2 if settings.disjoint else None
     first = order[: settings.examples or half]
@@ -300,7 +315,7 @@ def _claim(
         "stage": "fit",
         "model": fingerprint(model),
         "data": {"fingerprint": examples.fingerprint, "examples": len(examples)},
-        "task": task.settings(),
+        "task": {key: value for key, value in task.settings().items() if key != "measurement"},
         "settings": {**vars(settings), "modules": sorted(coverage.sites), "precision": settings.precision.settings()},
         "code": fingerprint_code(),
     }

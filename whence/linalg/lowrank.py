@@ -11,8 +11,9 @@ def randomized_svd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Factors `g_QRO`, `a_QRI` with `sum_r g_r a_r^T` close to the best rank-`rank` approximation, and the energy kept `[Q]`.
 
-    Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1: a seeded Gaussian sketch with oversampling and subspace iterations. Energy is
-    the share of the squared Frobenius norm, 1 for a zero matrix. Each singular value is shared evenly by its two factors.
+    Halko, Martinsson & Tropp 2011, algorithms 4.4 and 5.1: a seeded Gaussian sketch with oversampling and subspace
+    iterations. Energy is the share of the squared Frobenius norm, 1 for a zero matrix. Each singular value is shared
+    evenly by its two factors.
     """
     n_out, n_in = w_QOI.shape[-2:]
     width = min(rank + oversampling, n_out, n_in)

@@ -27,7 +27,7 @@ class Rotation:
 
     @property
     def width(self) -> int:
-        """n."""
+        """N."""
         return sum(len(block) for block in self.blocks)
 
     def rotate(self, x: Tensor) -> Tensor:

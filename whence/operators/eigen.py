@@ -1,8 +1,8 @@
 """Operators that are diagonal in a Kronecker-factored basis.
 
-One block `(Q_O kron Q_I) diag(lambda_OI) (Q_O kron Q_I)^T` per module is identity, diagonal, K-FAC (Martens & Grosse 2015), EK-FAC (George et al. 2018) and
-eigenvalue-corrected Shampoo (Gupta et al. 2018), by what its bases and its eigenvalues are. A function of the operator is the
-function of its eigenvalues.
+One block `(Q_O kron Q_I) diag(lambda_OI) (Q_O kron Q_I)^T` per module is identity, diagonal, K-FAC (Martens & Grosse
+2015), EK-FAC (George et al. 2018) and eigenvalue-corrected Shampoo (Gupta et al. 2018), by what its bases and its
+eigenvalues are. A function of the operator is the function of its eigenvalues.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class BlockDiagonal(Operator):
             if not bool((damped > 0).all()):
                 raise NumericalError(
                     f"The curvature of {name} can't be inverted",
-                    given=f"damping {damping if absolute is None else absolute} and {int((damped <= 0).sum())} eigenvalues of zero",
+                    given=f"{int((damped <= 0).sum())} eigenvalues of 0, damping {damping if absolute is None else absolute}",
                     fix="use a damping above zero (absolute=1e-8 where a module has no curvature at all)",
                 )
             inverted[name] = replace(block, lam_OI=damped.reciprocal())
@@ -120,7 +120,9 @@ class BlockDiagonal(Operator):
 
     def quadratic(self, gradients: Gradients) -> Tensor:
         """`<g, operator g>` of each example, `[B]`."""
-        return torch.stack([block.quadratic(gradients[name]) for name, block in self.blocks.items() if name in gradients]).sum(0)
+        return torch.stack([block.quadratic(gradients[name]) for name, block in self.blocks.items() if name in gradients]).sum(
+            0
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The eigenvalues: they change with whatever the operator was fitted on."""

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture import Capture
+from whence.errors import UsageError
 from whence.gradients import Dense, Factored, Gradient, Gradients
 from whence.linalg.lowrank import randomized_svd
 from whence.operators.base import Operator
+from whence.partition import run_chunk
 from whence.stream import Sink, stream
 from whence.tasks.base import Batch, Task
 
@@ -23,7 +25,7 @@ CHUNK_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Preconditioned:
-    """`operator @ gradient` of every query, with what was measured `[Q]`, the gradients' norms `[Q]`, and the energy that a low rank keeps."""
+    """`operator @ gradient` of every query; `[Q]` each: what was measured, the norm, the energy that a low rank keeps."""
 
     gradients: dict[str, Gradient]
     measured: Tensor
@@ -66,32 +68,41 @@ def precondition(
     together: bool,
     advance: Callable[[int], None],
 ) -> Preconditioned:
-    """Measure every query and multiply its gradient with the operator, in `dtype`; keep it in `kept`, at rank `rank` (None: full).
+    """Measure every query and multiply its gradient with the operator, in `dtype`; keep it in `kept`, at rank `rank`.
 
     A query is a weighted sum of items. With `together` all queries are added up to one before the operator is applied.
     """
     sizes = [sum(task.size(item) for item, _ in query) for query in queries]
-    per_query = sum(math.prod(site.shape) for name, site in capture.sites.items()) * torch.finfo(dtype).bits // 8
+    if empty := [number for number, size in enumerate(sizes) if not size]:
+        raise UsageError(f"Query {empty[0]} has no token to measure", accepted="a completion of one token or more", code=6)
+    per_query = sum(math.prod(site.shape) for site in capture.sites.values()) * torch.finfo(dtype).bits // 8
     limit = max(1, CHUNK_BYTES // per_query)
+    order: list[int] = []
     parts: list[Preconditioned] = []
-    start = 0
     totals: dict[str, Tensor] = {}
-    while start < len(queries):
-        stop = start + 1
-        while stop < len(queries) and stop - start < limit and max(sizes[start : stop + 1]) * (stop + 1 - start) <= batch_tokens:
-            stop += 1
-        gradients, measured = _measure(capture, task, queries[start:stop], dtype)
-        if together:
-            for name, w_QOI in gradients.items():
-                totals[name] = totals[name] + w_QOI.sum(0, keepdim=True) if name in totals else w_QOI.sum(0, keepdim=True)
-            parts.append(Preconditioned({}, measured, measured, measured))
-        else:
-            parts.append(_apply(operator, gradients, measured, rank, kept, seed))
-        advance(sum(sizes[start:stop]))
-        start = stop
+
+    def run(batches: list[list[int]]) -> None:
+        for chosen in (batch[start : start + limit] for batch in batches for start in range(0, len(batch), limit)):
+            gradients, measured = _measure(capture, task, [queries[number] for number in chosen], dtype)
+            if together:
+                for name, w_QOI in gradients.items():
+                    w_QOI = w_QOI.sum(0, keepdim=True)
+                    totals[name] = totals[name] + w_QOI if name in totals else w_QOI
+                parts.append(Preconditioned({}, measured, measured, measured))
+            else:
+                parts.append(_apply(operator, gradients, measured, rank, kept, seed))
+            order.extend(chosen)
+            advance(sum(sizes[number] for number in chosen))
+
+    def undo() -> None:
+        order.clear()
+        parts.clear()
+        totals.clear()
+
+    run_chunk(range(len(queries)), sizes, batch_tokens, run, undo)
     if together:
         return _apply(operator, totals, torch.cat([part.measured for part in parts]).sum(0, keepdim=True), rank, kept, seed)
-    return _joined(parts)
+    return _joined(parts, torch.tensor(order).argsort())
 
 
 def _measure(
@@ -111,7 +122,9 @@ def _measure(
 
     sink = _Collect(len(queries), owners, dtype)
     stream(capture, task, items, [range(len(items))], objective, sink, lambda positions: None)
-    return sink.gradients, measured
+    like = next(iter(sink.gradients.values()))
+    unreached = {name: site.shape for name, site in capture.sites.items() if name not in sink.gradients}  # experts not visited
+    return sink.gradients | {name: like.new_zeros(len(queries), *shape) for name, shape in unreached.items()}, measured
 
 
 def _apply(
@@ -133,16 +146,17 @@ def _apply(
     return Preconditioned(result, measured, square.sqrt(), 1 - lost / square.clamp(min=tiny))
 
 
-def _joined(parts: Sequence[Preconditioned]) -> Preconditioned:
+def _joined(parts: Sequence[Preconditioned], place: Tensor) -> Preconditioned:
+    """The parts one after the other, in the order that `place` gives."""
     gradients: dict[str, Gradient] = {}
     for name in parts[0].gradients:
         pieces = [part.gradients[name] for part in parts]
+        here = place.to(pieces[0].g_BRO.device if isinstance(pieces[0], Factored) else pieces[0].w_BOI.device)
         if isinstance(pieces[0], Dense):
-            gradients[name] = Dense(torch.cat([piece.dense().w_BOI for piece in pieces]))
+            gradients[name] = Dense(torch.cat([piece.dense().w_BOI for piece in pieces])[here])
         else:
             factored = [piece for piece in pieces if isinstance(piece, Factored)]
-            gradients[name] = Factored(torch.cat([p.g_BRO for p in factored]), torch.cat([p.a_BRI for p in factored]))
-    columns = {
-        key: torch.cat([getattr(part, key) for part in parts]) for key in ("measured", "norms", "energy")
-    }
+            g_QRO, a_QRI = torch.cat([p.g_BRO for p in factored]), torch.cat([p.a_BRI for p in factored])
+            gradients[name] = Factored(g_QRO[here], a_QRI[here])
+    columns = {key: torch.cat([getattr(part, key) for part in parts])[place] for key in ("measured", "norms", "energy")}
     return Preconditioned(gradients, **columns)

@@ -1,7 +1,8 @@
 """Score training examples against queries: one pass over the queries, one over the training data.
 
-The queries' gradients are multiplied with the operator and stay on the device; then every training example's gradient meets all of them as it arises in the
-backward pass, and is forgotten. The scores of each chunk of the data are saved when it is done: a killed run goes on from there, to the same bits.
+The queries' gradients are multiplied with the operator and stay on the device; then every training example's gradient
+meets all of them as it arises in the backward pass, and is forgotten. The scores of each chunk of the data are saved
+when it is done: a killed run goes on from there, to the same bits.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ FULL_RANK_BYTES = 4 * 2**30
 """Memory up to which `rank="auto"` keeps the queries at full rank."""
 
 AUTO_RANK = 64
-Norm = Literal["cosine", "relatif"]
+NORMS = ("cosine", "relatif")
+"""Normalisations that need something computed along with the scores."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class ScoreSettings:
     seed: int = 0
     n_train: int | None = None
     precision: Precision = Precision()
+    chunks: int = 8
 
 
 def score(
@@ -77,7 +80,7 @@ def score(
     aggregate: str | Sequence[str] = (),
     rank: int | None | Literal["auto"] = "auto",
     rescore: int = 0,
-    norms: Sequence[Norm] = (),
+    norms: Sequence[str] = (),
     seed: int = 0,
     n_train: int | None = None,
     precision: Precision = Precision(),
@@ -87,12 +90,14 @@ def score(
 ) -> Scores:
     """Score every training example against every query.
 
-    The score is `grad m(query)^T operator grad log p(example)`, with the operator usually `curvature.inverse(damping=0.1)`; divided by `n_train` (default: the examples of
-    `train` that have a loss) it is the effect of one more copy of the example, in nats for log-probabilities: positive raises.
+    The score is `grad m(query)^T operator grad log p(example)`, with the operator usually
+    `curvature.inverse(damping=0.1)`; divided by `n_train` (default: the examples of `train` that have a loss) it is
+    the effect of one more copy of the example, in nats for log-probabilities: positive raises.
 
-    `per` "token" or "module" keeps these parts too; `aggregate` "queries" adds the queries up to one, "examples" the training examples. `rank` compresses the
-    queries' gradients (None: full; "auto": full if they fit in 4 GiB), and `rescore=k` computes each query's k highest and k lowest
-    scores again, at full rank and in float32. `norms` computes what `scores.normalised("cosine")` and `("relatif")` need.
+    `per` "token" or "module" keeps these parts too; `aggregate` "queries" adds the queries up to one, "examples" the
+    training examples. `rank` compresses the queries' gradients (None: full; "auto": full if they fit in 4 GiB), and
+    `rescore=k` computes each query's k highest and k lowest scores again, at full rank and in float32. `norms`
+    computes what `scores.normalised("cosine")` and `("relatif")` need.
 
     With `out` the scores are kept in that folder; see `fit` for resuming and refusing.
 
@@ -104,21 +109,19 @@ def score(
     work = _Score(model, task, encode(task, train), operator, batch_tokens)
     weighted = task.encode_queries(query_rows)
     kinds = (aggregate,) if isinstance(aggregate, str) else tuple(aggregate)
-    _check_choices(per, kinds, rescore)
+    _check_choices(per, kinds, norms, rescore)
     chosen = work.rank(len(weighted), rank)
-    settings = ScoreSettings(per, kinds, chosen, rescore, tuple(norms), seed, n_train, precision)
-    asked = _query_names(query_rows)
-    folder = work.claim(out, "score", settings, asked, rerun)
+    settings = ScoreSettings(per, kinds, chosen, rescore, tuple(norms), seed, n_train, precision, chunks if out else 1)
+    asked = _query_columns(query_rows, task, weighted)
+    folder = work.claim(out, "score", settings, {key: asked[key] for key in ("id", "text", "contrast", "span")}, rerun)
     try:
         if isinstance(folder, Folder) and folder.finished:
-            from whence.store.scores import open_scores
-
-            return open_scores(folder.path)
+            return _finished(folder)
         prepared = work.prepare(weighted, settings, chosen, precision.operands("scores", work.dtype), work.sums)
         if "examples" in kinds:
             raw, extra = work.total(prepared, precision), {}
         else:
-            extra = work.columns(_quantities(prepared.gradients, operator.to(work.like), settings), settings, folder, chunks if out else 1)
+            extra = work.columns(_quantities(prepared.gradients, operator.to(work.like), settings), settings, folder)
             raw = extra.pop("raw") if "raw" in extra else _sum_modules(extra)
         exact = work.rescore(raw, weighted, settings, folder) if rescore else None
         _check_scores(raw, work.train.ids)
@@ -142,19 +145,17 @@ def self_influence(
     chunks: int = 8,
     rerun: bool = False,
 ) -> Scores:
-    """The influence of every training example on its own log-likelihood, `grad log p(z)^T operator grad log p(z)`: one row, `[1, N]`.
+    """The influence of every training example on its own log-likelihood, `grad log p(z)^T operator grad log p(z)`, `[1, N]`.
 
     High values mark examples that the model could only learn from themselves: rare, mislabelled or memorised ones.
     """
     work = _Score(model, task, encode(task, train), operator, batch_tokens)
-    settings = ScoreSettings(precision=precision)
+    settings = ScoreSettings(precision=precision, chunks=chunks if out else 1)
     folder = work.claim(out, "self-influence", settings, {}, rerun)
     try:
         if isinstance(folder, Folder) and folder.finished:
-            from whence.store.scores import open_scores
-
-            return open_scores(folder.path)
-        extra = work.columns({"raw": self_products(operator.to(work.like))}, settings, folder, chunks if out else 1)
+            return _finished(folder)
+        extra = work.columns({"raw": self_products(operator.to(work.like))}, settings, folder)
         asked = {"id": ["self"], "text": [""]}
         nothing = Preconditioned({}, *[torch.full((1,), float("nan"))] * 3)
         result = work.result(extra["raw"].reshape(1, -1), {}, nothing, asked, settings, None)
@@ -188,7 +189,7 @@ class _Score:
         return AUTO_RANK
 
     def claim(
-        self, out: str | Path | None, name: str, settings: ScoreSettings, asked: Mapping[str, list[str]], rerun: bool
+        self, out: str | Path | None, name: str, settings: ScoreSettings, asked: Mapping[str, list[Any]], rerun: bool
     ) -> Folder | Memory:
         """The folder for the result, or memory where the user wants none."""
         if out is None:
@@ -235,11 +236,11 @@ class _Score:
         return prepared
 
     def columns(
-        self, quantities: Mapping[str, Quantity], settings: ScoreSettings, folder: Folder | Memory, chunks: int
+        self, quantities: Mapping[str, Quantity], settings: ScoreSettings, folder: Folder | Memory
     ) -> dict[str, np.ndarray]:
         """Every quantity for all training examples, `[..., N]` ("tokens": `[Q, all positions]`); chunk by chunk."""
         sizes = self.train.sizes
-        pieces = data_chunks(self.train.usable, sizes, chunks)
+        pieces = data_chunks(self.train.usable, sizes, settings.chunks)
         names = [f"chunk-{number:04d}" for number in range(len(pieces))]
         done = [folder.has(name) for name in names]
         total, behind = sum(sizes), sum(sizes[i] for piece, ready in zip(pieces, done, strict=True) if ready for i in piece)
@@ -248,8 +249,6 @@ class _Score:
                 if not ready:
                     folder.save(name, self._chunk(capture, piece, quantities, settings, advance))
         found = [folder.load(name) for name in names]
-        for name in names:
-            folder.drop(name)
         return {key: self._assemble(key, found) for key in found[0] if key not in ("indices", "lengths")}
 
     def _chunk(
@@ -341,7 +340,7 @@ class _Score:
         raw: np.ndarray,
         extra: Mapping[str, np.ndarray],
         prepared: Preconditioned,
-        asked: Mapping[str, list[str]],
+        asked: Mapping[str, list[Any]],
         settings: ScoreSettings,
         exact: np.ndarray | None,
     ) -> Scores:
@@ -358,9 +357,12 @@ class _Score:
             examples = describe_rows([{}], ["all"], [sum(train.sizes)], None)
         else:
             examples = describe_rows(rows, train.ids, train.sizes, rows.copies if isinstance(rows, Rows) else None)
+        if settings.per == "token" and (pieces := [self.task.predicted_tokens(item) for item in train.items])[0] is not None:
+            examples["pieces"] = pieces
         measurement = self.task.settings().get("measurement", "logprob")
         about = {
             "unit": "nats per copy" if measurement in ("logprob", "loss") else f"{measurement} per copy",
+            "measurement": measurement,
             "operator": self.operator.label,
             "rank": settings.rank,
             "modules": len(self.sites),
@@ -378,6 +380,13 @@ class _Score:
             tokens=extra.get("tokens"),
             exact=exact,
         )
+
+
+def _finished(folder: Folder) -> Scores:
+    from whence.store.scores import open_scores
+
+    note(f"{folder.path} is finished and unchanged: nothing to compute")
+    return open_scores(folder.path)
 
 
 def _quantities(queries: Gradients, operator: Operator, settings: ScoreSettings) -> dict[str, Quantity]:
@@ -401,18 +410,33 @@ def _sum_modules(extra: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.sum(parts, axis=0, dtype=parts[0].dtype)
 
 
-def _query_names(rows: Sequence[Any]) -> dict[str, list[str]]:
+def _query_columns(rows: Sequence[Any], task: Task, weighted: Sequence[Sequence[tuple[Any, float]]]) -> dict[str, list[Any]]:
+    """What the table of queries says about each: id, text and what that is made of, and how many tokens are measured."""
     from whence.store.scores import row_text
 
     ids = list(rows.ids) if isinstance(rows, Rows) else [f"query-{number}" for number in range(len(rows))]
-    return {"id": ids, "text": [row_text(row) for row in rows]}
+    parts = [_parts(row) for row in rows]
+    fields = {key: [part.get(key) for part in parts] for key in ("prompt", "completion", "contrast", "span", "source")}
+    tokens = [sum(task.predictions(item) for item, weight in query if weight > 0) for query in weighted]
+    return {"id": ids, "text": [row_text(row) for row in rows], **fields, "tokens": tokens}
 
 
-def _check_choices(per: str, aggregate: Sequence[str], rescore: int) -> None:
+def _parts(row: Any) -> dict[str, str]:
+    """The parts of a query that are text; of a conversation, what was said last and to what."""
+    if not isinstance(row, Mapping):
+        return {}
+    said = [message["content"] for message in row.get("messages", [])][-2:]
+    last = dict(zip(("completion", "prompt"), reversed(said), strict=False))
+    return last | {key: value for key, value in row.items() if isinstance(value, str)}
+
+
+def _check_choices(per: str, aggregate: Sequence[str], norms: Sequence[str], rescore: int) -> None:
     if per not in ("example", "token", "module"):
         raise UsageError(f"per={per!r} is not a granularity", accepted="example, token, module")
     if unknown := [kind for kind in aggregate if kind not in ("queries", "examples")]:
         raise UsageError(f"aggregate={unknown[0]!r} is not known", accepted="queries, examples, or both")
+    if unknown := [norm for norm in norms if norm not in NORMS]:
+        raise UsageError(f"norms={unknown[0]!r} is not known", accepted="cosine, relatif (length needs nothing computed)")
     if "examples" in aggregate and (per != "example" or rescore):
         raise UsageError("Scores added up over the examples have no parts", accepted='per="example", rescore=0')
     if rescore and (per != "example" or aggregate):
@@ -425,7 +449,7 @@ def _check_scores(raw: np.ndarray, ids: Sequence[str]) -> None:
         bad = np.flatnonzero(~np.isfinite(raw).all(0))
         raise NumericalError(
             f"{len(bad)} of {raw.shape[1]} examples have a score that is not finite",
-            given=", ".join(ids[index] for index in bad[:5]) if raw.shape[1] == len(ids) else "",
+            given=", ".join(str(ids[index]) for index in bad[:5]) if raw.shape[1] == len(ids) else "",
             fix="look at these rows (whence data preview), or score in float32",
         )
     distinct = len({name.partition("#")[0] for name in ids})
@@ -437,7 +461,7 @@ def _check_scores(raw: np.ndarray, ids: Sequence[str]) -> None:
             "All scores are identical",
             given=f"{raw.shape[0]} queries x {raw.shape[1]} examples, every score {raw.flat[0]:g}",
             accepted="queries whose gradient reaches the tracked modules",
-            fix="check that the loss depends on them (--modules all), that the query has tokens in the loss (whence data preview), "
-            "and that gradients don't underflow (float32)",
+            fix="check that the loss depends on them (--modules all), that the query has tokens in the loss "
+            "(whence data preview), and that gradients don't underflow (float32)",
         )
     warnings.warn(f"{int(constant.sum())} queries score every example the same [WHENCE-15]", WhenceWarning, stacklevel=3)

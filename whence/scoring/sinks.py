@@ -53,8 +53,12 @@ class Columns(Sink):
             self._sums[key] = self._sums[key] + part if key in self._sums else part
 
     def end(self) -> None:
-        """File the sums by example."""
+        """File the sums by example; a module that none of the batch reached adds nothing to its own."""
         self.indices += self._now
+        for key in self.quantities.keys() - self._sums.keys():
+            self._sums[key] = torch.zeros_like(
+                next(total for other, total in self._sums.items() if other.startswith("module/"))
+            )
         for key, total in self._sums.items():
             if key == "tokens" and self._positions_BT is not None:
                 real_BT = self._positions_BT.bool().cpu()

@@ -1,0 +1,209 @@
+"""Fitted curvature against dense matrices made by definition: every tiny model, every method, both kinds of labels."""
+
+import pytest
+import torch
+from models import CASES, HUGE, named, overflowing, small_memory
+from oracle import agree, likelihoods, traced, traces
+from oracle import curvature as oracle_curvature
+
+from whence.errors import CoverageError, NumericalError, OutOfMemory, UsageError
+from whence.fitting import METHODS, fit
+from whence.precision import Precision
+from whence.tasks import Classification
+
+
+def passes(case, labels):
+    """What the two passes see: with drawn labels not the same."""
+    return [traced(case, labels, purpose if labels == "model" else "") for purpose in ("covariance", "eigenvalues")]
+
+
+def dense(case, method, labels, largest=None):
+    return oracle_curvature(method, *passes(case, labels), largest)
+
+
+@pytest.mark.parametrize("labels", ["data", "model"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_operator_is_the_dense_matrix(case, method, labels):
+    curvature = fit(case.model(), case.task(), case.train(), method=method, modules=case.modules, labels=labels)
+    expected = dense(case, method, labels)
+    found = curvature.operator.dense()
+    assert set(found) == set(expected)
+    for name in expected:
+        agree(found[name], expected[name], case.tolerance)
+
+
+@pytest.mark.parametrize("method", ["kfac", "ekfac", "shampoo"])
+@pytest.mark.parametrize("case", named("llama", "mlp", "attention", "llama-embedding"), ids=lambda case: case.name)
+def test_wide_factors_are_split_into_diagonal_blocks(case, method):
+    curvature = fit(case.model(), case.task(), case.train(), method=method, modules=case.modules, largest_factor=4)
+    for name, expected in dense(case, method, "model", largest=4).items():
+        agree(curvature.operator.dense()[name], expected, case.tolerance)
+
+
+def test_another_seed_draws_other_labels():
+    case = CASES["mlp"]
+    curvature = fit(case.model(), case.task(), case.train(), method="diagonal", modules="all", seed=5)
+    expected = traced(case, "model", "eigenvalues", seed=5)
+    for name, block in curvature.blocks.items():
+        agree(block.lam_OI, torch.stack([example[name].w_OI.square() for example in expected]).mean(0))
+
+
+class Recording(Classification):
+    """Remembers which inputs it saw, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def collate(self, items):
+        self.seen += [item[0] for item in items]
+        return super().collate(items)
+
+
+def test_disjoint_samples():
+    case, task = CASES["mlp"], Recording()
+    train = case.train(60)
+    curvature = fit(case.model(), task, train, modules="all", labels="data", disjoint=True, examples=40)
+    where = [next(n for n, row in enumerate(train) if row[0] is seen) for seen in task.seen]
+    first, second = where[:40], where[40:]
+    assert sorted(first + second) == list(range(60))
+    assert curvature.about["examples"] == 40 and curvature.about["eigenvalue_examples"] == 20
+
+    found = traces(case.model(), ["0", "2", "4"], likelihoods(task, train, [""] * 60, "data", ""))
+    expected = oracle_curvature("ekfac", [found[n] for n in first], [found[n] for n in second])
+    for name in expected:
+        agree(curvature.operator.dense()[name], expected[name])
+
+
+def test_disjoint_samples_need_two_parts():
+    case = CASES["mlp"]
+    with pytest.raises(UsageError, match="disjoint"):
+        fit(case.model(), case.task(), case.train(), disjoint=True, examples=case.rows)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 5, 20])
+def test_groups_of_modules_give_the_same_factors(groups):
+    case = CASES["llama"]
+    whole = fit(case.model(), case.task(), case.train(), modules="all")
+    parts = fit(case.model(), case.task(), case.train(), modules="all", groups=groups)
+    assert list(parts.blocks) == list(whole.blocks)
+    for name, block in whole.blocks.items():
+        assert torch.equal(parts.blocks[name].lam_OI, block.lam_OI)
+        assert torch.equal(parts.blocks[name].q_I.dense(), block.q_I.dense())
+
+
+@pytest.mark.parametrize("case", named("gpt2", "conv"), ids=lambda case: case.name)
+def test_chunks_of_data_give_the_same_factors(case, tmp_path):
+    whole = fit(case.model(), case.task(), case.train(), modules="all")
+    parts = fit(case.model(), case.task(), case.train(), modules="all", out=tmp_path / "factors", chunks=4)
+    for name, expected in whole.operator.dense().items():
+        agree(parts.operator.dense()[name], expected, 1e-10)
+
+
+@pytest.mark.parametrize("method", ["diagonal", "kfac", "ekfac"])
+def test_low_precision_operands_stay_close(method):
+    case = CASES["llama"]
+    model = case.model().float()
+    exact = fit(model, case.task(), case.train(), method=method, modules="all")
+    rough = fit(model, case.task(), case.train(), method=method, modules="all", precision=Precision(statistics="bfloat16"))
+    for name, expected in exact.operator.dense().items():
+        assert rough.blocks[name].lam_OI.dtype == torch.float32
+        error = (rough.operator.dense()[name] - expected).norm() / expected.norm()
+        assert 0 < error < 0.02, (name, error)
+
+
+def test_a_float64_model_is_never_lowered():
+    case = CASES["mlp"]
+    exact, lowered = (
+        fit(case.model(), case.task(), case.train(), precision=Precision(statistics=format))
+        for format in ("float32", "bfloat16")
+    )
+    for name, block in exact.blocks.items():
+        assert torch.equal(block.lam_OI, lowered.blocks[name].lam_OI)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("kfac", "covariance of the output gradients of 0 is not finite"),
+        ("ekfac", "covariance of the output gradients of 0 is not finite"),
+        ("shampoo", "covariance of the output gradients of 0 is not finite"),
+        ("diagonal", "gradients of 0 are not finite"),
+    ],
+)
+def test_what_is_not_finite_is_named(method, message):
+    with pytest.raises(NumericalError, match=f"{message}  .WHENCE-14"):
+        fit(overflowing(), Classification(), [*CASES["mlp"].train(), HUGE], method=method, labels="data")
+
+
+def test_a_row_without_a_finite_loss_is_named():
+    broken = (torch.full((5,), torch.nan, dtype=torch.float64), 0)
+    with pytest.raises(NumericalError, match=r"1 of 15 examples is not finite  .WHENCE-14.\s+given +row 14"):
+        fit(CASES["mlp"].model(), Classification(), [*CASES["mlp"].train(), broken])
+
+
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize(("name", "room"), [("llama", 8), ("mlp", 5)])
+def test_batches_are_halved_until_they_fit(name, room, after):
+    case = CASES[name]
+    task = small_memory(case.task(), room, after)
+    whole = fit(case.model(), case.task(), case.train(), modules="all")
+    halved = fit(case.model(), task, case.train(), modules="all", batch_tokens=2 * room)
+    for name, expected in whole.operator.dense().items():
+        agree(halved.operator.dense()[name], expected, 1e-10)
+
+
+@pytest.mark.parametrize("room", [3, 0])
+def test_a_row_that_does_not_fit_is_an_error(room):
+    case = CASES["llama"]
+    with pytest.raises(OutOfMemory, match="WHENCE-10") as raised:
+        fit(case.model(), small_memory(case.task(), room), case.train())
+    assert raised.value.exit_code == 3 and "tried to allocate" in str(raised.value)
+
+
+def test_another_error_of_the_task_is_not_taken_for_lack_of_memory():
+    class Broken(Classification):
+        def losses(self, model, batch, noise=None):
+            raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        fit(CASES["mlp"].model(), Broken(), CASES["mlp"].train())
+
+
+def test_no_module_matches():
+    with pytest.raises(CoverageError, match="WHENCE-17") as raised:
+        fit(CASES["mlp"].model(), Classification(), CASES["mlp"].train(), modules="attention")
+    assert "3 x Linear" in str(raised.value)
+
+
+class Unused(torch.nn.Module):
+    """Has a layer that the output does not depend on, called or not."""
+
+    def __init__(self, called):
+        super().__init__()
+        self.used, self.unused, self.called = torch.nn.Linear(5, 4), torch.nn.Linear(5, 4), called
+
+    def forward(self, x):
+        if self.called:
+            self.unused(x)
+        return self.used(x)
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_the_loss_does_not_depend_on_the_module(called):
+    with pytest.raises(CoverageError, match="WHENCE-16"):
+        fit(Unused(called).double(), Classification(), CASES["mlp"].train(), modules="unused")
+
+
+@pytest.mark.parametrize("method", ["ekfac", "kfac", "diagonal", "shampoo"])
+@pytest.mark.parametrize("called", [True, False])
+def test_a_module_without_gradient_is_left_out(called, method):
+    curvature = fit(Unused(called).double(), Classification(), CASES["mlp"].train(), method=method, modules="all")
+    assert set(curvature.blocks) == {"used"}
+    assert curvature.about["without_gradient"] == ["unused"]
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(UsageError, match="accepted .*ekfac"):
+        fit(CASES["mlp"].model(), Classification(), CASES["mlp"].train(), method="magic")

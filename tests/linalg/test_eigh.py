@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from whence.errors import NumericalError
+from whence.linalg.eigh import eigh
+
+
+def covariance(n, rank, dtype=torch.float64):
+    x = torch.randn(rank, n, dtype=dtype)
+    return x.T @ x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [3, 12])
+def test_decomposes_in_float64(dtype, rank):
+    matrix = covariance(8, rank, dtype)
+    values, vectors = eigh(matrix, "a layer")
+    assert values.dtype == vectors.dtype == torch.float64
+    assert (values >= 0).all() and (values.diff() >= 0).all()
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(8, dtype=torch.float64))
+    torch.testing.assert_close((vectors * values) @ vectors.T, matrix.double(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_matrix_that_rounding_made_asymmetric_or_indefinite():
+    matrix = covariance(6, 2)
+    matrix[0, 1] += 1e-9
+    values, _ = eigh(matrix - 1e-12 * torch.eye(6, dtype=torch.float64), "a layer")
+    assert (values >= 0).all() and (values[:4] < 1e-8).all()
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_named(broken):
+    matrix = covariance(3, 3)
+    matrix[1, 2] = broken
+    with pytest.raises(NumericalError, match="covariance of layer.7 is not finite") as raised:
+        eigh(matrix, "layer.7")
+    assert "1 of 9" in str(raised.value) and raised.value.code == 14
+
+
+def failing(*args, **kwargs):
+    raise torch.linalg.LinAlgError("did not converge")
+
+
+def test_a_solver_that_fails_is_followed_by_a_slower_one(monkeypatch):
+    matrix = covariance(6, 9)
+    expected, _ = eigh(matrix, "a layer")
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    values, vectors = eigh(matrix, "a layer")
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close((vectors * values) @ vectors.T, matrix)
+
+
+def test_where_all_solvers_fail_the_matrix_is_named(monkeypatch):
+    import scipy.linalg
+
+    def diverging(*args, **kwargs):
+        raise scipy.linalg.LinAlgError("no")
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    monkeypatch.setattr(scipy.linalg, "eigh", diverging)
+    with pytest.raises(NumericalError, match="layer.7 did not converge"):
+        eigh(covariance(4, 4), "layer.7")

@@ -1,0 +1,186 @@
+"""The algebra of operators, by hypothesis: for every kind of basis, every form of gradient, against dense matrices."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whence.errors import NumericalError
+from whence.gradients import Dense, Factored, dot
+from whence.linalg.rotation import Rotation, split_sizes
+from whence.operators import BlockDiagonal, EigenBlock, Product
+
+close = torch.testing.assert_close
+quickly = settings(deadline=None, max_examples=40)
+
+
+def randn(generator, *shape):
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+@st.composite
+def blocks(draw, shape=None):
+    """An EigenBlock with or without bases, whole or split, some eigenvalues zero."""
+    n_out, n_in = shape or (draw(st.integers(1, 7)), draw(st.integers(1, 7)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def basis(width):
+        if draw(st.booleans()):
+            return None
+        largest = draw(st.none() | st.integers(1, 4))
+        return Rotation(tuple(torch.linalg.qr(randn(generator, n, n)).Q for n in split_sizes(width, largest)))
+
+    lam_OI = randn(generator, n_out, n_in).square()
+    if draw(st.booleans()):
+        lam_OI[0] = 0
+    lam_OI[-1, -1] = 1
+    return EigenBlock(basis(n_out), basis(n_in), lam_OI)
+
+
+@st.composite
+def operators(draw, shapes):
+    return BlockDiagonal({name: draw(blocks(shape)) for name, shape in shapes.items()}, "an operator")
+
+
+SHAPES = {"a": (3, 5), "b": (4, 1)}
+
+
+@st.composite
+def gradients(draw, shapes=SHAPES, count=3):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    found = {}
+    for name, (o, i) in shapes.items():
+        r = draw(st.integers(1, 8))  # fewer and more than either side is wide
+        factored = Factored(randn(generator, count, r, o), randn(generator, count, r, i))
+        found[name] = factored if draw(st.booleans()) else factored.dense()
+    return found
+
+
+def flat(gradients):
+    """One vector per example and module."""
+    return {name: g.dense().w_BOI.flatten(1) for name, g in gradients.items()}
+
+
+@quickly
+@given(operator=operators(SHAPES), g=gradients())
+def test_applying_is_multiplying_with_the_dense_matrix(operator, g):
+    applied, dense = flat(operator @ g), operator.dense()
+    for name, w in flat(g).items():
+        close(dense[name], dense[name].T)
+        close(applied[name], w @ dense[name])
+
+
+@quickly
+@given(operator=operators(SHAPES), g=gradients())
+def test_rotations_keep_lengths_and_come_back(operator, g):
+    for name, block in operator.blocks.items():
+        rotated = block.rotate(g[name])
+        w = g[name].dense().w_BOI
+        close(rotated.w_BOI.flatten(1).norm(dim=1), w.flatten(1).norm(dim=1))
+        close(block.unrotate(rotated.w_BOI), w)
+
+
+@quickly
+@given(operator=operators(SHAPES), g=gradients())
+def test_the_quadratic_form_is_the_product_with_itself(operator, g):
+    expected = dot(g, operator @ g).diagonal()
+    close(operator.quadratic(g), expected)
+    assert (operator.quadratic(g) >= 0).all()
+
+
+@quickly
+@given(operator=operators(SHAPES), g=gradients(), damping=st.floats(1e-3, 10))
+def test_the_inverse_undoes_the_damped_operator(operator, g, damping):
+    relative, absolute = operator.inverse(damping), operator.inverse(absolute=damping)
+    for name, matrix in operator.dense().items():
+        eye = torch.eye(len(matrix), dtype=torch.float64)
+        close(absolute.dense()[name] @ (matrix + damping * eye), eye)
+        close(relative.dense()[name] @ (matrix + damping * matrix.diag().mean() * eye), eye)
+
+
+@quickly
+@given(operator=operators(SHAPES), g=gradients())
+def test_without_damping_the_inverse_is_the_inverse(operator, g):
+    positive = operator.apply(lambda lam_OI: lam_OI + 0.5)
+    back = flat(positive.inverse(0.0) @ (positive @ g))
+    for name, w in flat(g).items():
+        close(back[name], w)
+
+
+@quickly
+@given(left=operators(SHAPES), right=operators(SHAPES), g=gradients())
+def test_composition_applies_one_after_the_other(left, right, g):
+    product = left @ right
+    assert isinstance(product, Product) and product.names == ("a", "b")
+    together, one_by_one = flat(product @ g), flat(left @ (right @ g))
+    for name in g:
+        close(together[name], one_by_one[name])
+        close(product.dense()[name], left.dense()[name] @ right.dense()[name])
+        close(together[name], flat(g)[name] @ product.dense()[name].T)
+    close(product.quadratic(g), dot(g, product @ g).diagonal())
+    three = (left @ right) @ left
+    close(three.dense()["a"], (left @ (right @ left)).dense()["a"])
+
+
+@quickly
+@given(operator=operators(SHAPES), g=gradients())
+def test_a_function_of_the_operator_is_one_of_its_eigenvalues(operator, g):
+    root = operator.apply(torch.sqrt, "root")
+    for name in SHAPES:
+        close((root @ root).dense()[name], operator.dense()[name])
+        exponential = operator.apply(lambda lam_OI: (-lam_OI).exp()).dense()[name]
+        close(exponential, torch.linalg.matrix_exp(-operator.dense()[name]))
+    assert root.label == "an operator, root"
+
+
+@quickly
+@given(operator=operators(SHAPES), queries=gradients(), g=gradients(count=2))
+def test_it_does_not_matter_which_side_is_multiplied(operator, queries, g):
+    close(dot(operator @ queries, g), dot(queries, operator @ g))
+    root = operator.apply(torch.sqrt)
+    close(dot(operator @ queries, g), dot(root @ queries, root @ g))
+
+
+@given(operator=operators(SHAPES))
+def test_the_identity_basis_with_ones_changes_nothing(operator):
+    identity = BlockDiagonal(
+        {name: EigenBlock(None, None, torch.ones(shape, dtype=torch.float64)) for name, shape in SHAPES.items()}
+    )
+    for name in SHAPES:
+        close((identity @ operator).dense()[name], operator.dense()[name])
+        close(identity.inverse(0.1).dense()[name], torch.eye(len(identity.dense()[name]), dtype=torch.float64) / 1.1)
+
+
+def operator_of(lam_OI):
+    return BlockDiagonal({"layer.3": EigenBlock(None, None, lam_OI)}, "diagonal")
+
+
+@pytest.mark.parametrize("settings", [{"damping": 0.0}, {"absolute": 0.0}, {"damping": -1.0}, {"damping": float("nan")}])
+def test_what_cannot_be_inverted_is_named(settings):
+    with pytest.raises(NumericalError, match="layer.3"):
+        operator_of(torch.tensor([[0.0, 1.0]])).inverse(**settings)
+
+
+def test_a_module_without_curvature_needs_absolute_damping():
+    operator = operator_of(torch.zeros(1, 2))
+    with pytest.raises(NumericalError, match="layer.3"):
+        operator.inverse(0.1)
+    close(operator.inverse(absolute=0.5).dense()["layer.3"], 2 * torch.eye(2))
+
+
+def test_modules_that_are_missing_are_left_out():
+    operator = operator_of(torch.ones(1, 2))
+    g = {"other": Dense(torch.ones(1, 1, 2)), "layer.3": Dense(torch.ones(1, 1, 2))}
+    assert set(operator @ g) == {"layer.3"} == set(operator.names)
+    assert (operator @ operator_of(torch.ones(1, 2))).names == ("layer.3",)
+
+
+def test_labels_formats_and_tensors():
+    operator = operator_of(torch.ones(1, 2))
+    assert operator.inverse(0.1).label == "diagonal, inverse with damping 0.1 x mean eigenvalue"
+    assert operator.inverse(absolute=1e-3).label == "diagonal, inverse with damping 0.001"
+    product = operator @ operator.inverse()
+    assert product.label.startswith("(diagonal) after (diagonal, inverse")
+    assert set(product.tensors()) == {"left/layer.3", "right/layer.3"}
+    lowered = product.to(torch.empty(0, dtype=torch.bfloat16))
+    assert {tensor.dtype for tensor in lowered.tensors().values()} == {torch.bfloat16}
