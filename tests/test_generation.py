@@ -2,9 +2,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from whence.data import as_rows, load_data
 from whence.errors import UsageError
-from whence.generation import generate
+from whence.generation import answered, check_vacant, generate, save_pairs
 from whence.models import load_model
+from whence.tasks import CausalLM
 
 PROMPTS = ["Ada Velt was", "In", "The old harbour of Lyon is quiet"]
 
@@ -106,3 +108,46 @@ def test_a_real_model_and_a_tokenizer_with_word_marks(shared_data, temperature):
     for answer in answers:
         assert answer["completion"].startswith((" ", ",", "'"))
         assert answer["logprob"] == pytest.approx(log_prob(model, tokenizer, answer), abs=1e-3)
+
+
+def test_queries_that_are_mere_prompts_get_an_answer(tiny_llama, tiny_tokenizer):
+    rows = as_rows([{"prompt": PROMPTS[0]}, {"prompt": PROMPTS[0], "completion": " Turin."}, {"text": "whole"}])
+    found = answered(tiny_llama, CausalLM(tiny_tokenizer), rows, max_new_tokens=4)
+    (expected,) = generate(tiny_llama, tiny_tokenizer, PROMPTS[:1], max_new_tokens=4)
+    assert found[0] == {
+        "prompt": PROMPTS[0],
+        "completion": expected["completion"],
+        "source": "generated greedily, at most 4 tokens",
+    }
+    assert list(found[1:]) == list(rows[1:]) and found.ids == rows.ids and found.fingerprint != rows.fingerprint
+
+
+def test_a_conversation_is_answered_after_the_templates_prompt(tiny_llama, tiny_tokenizer):
+    task = CausalLM(tiny_tokenizer, chat_template="chatml")
+    rows = as_rows([{"messages": [{"role": "user", "content": "Who?"}]}])
+    (row,) = answered(tiny_llama, task, rows, max_new_tokens=4)
+    prompt = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    (expected,) = generate(tiny_llama, tiny_tokenizer, [prompt], max_new_tokens=4, special_tokens=False)
+    assert row["messages"][1:] == [{"role": "assistant", "content": expected["completion"]}]
+
+
+def test_an_encoder_decoders_answer(tiny_tokenizer):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shape = {"d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 1, "d_kv": 8, "decoder_start_token_id": 0}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=300, eos_token_id=1, pad_token_id=0, **shape)).eval()
+    answers = generate(model, tiny_tokenizer, PROMPTS[:2], max_new_tokens=4)
+    for answer in answers:
+        source = tiny_tokenizer(answer["prompt"], return_tensors="pt")["input_ids"]
+        written = model.generate(source, max_new_tokens=4, do_sample=False)[0, 1:]
+        assert tiny_tokenizer.decode(written, skip_special_tokens=True).startswith(answer["completion"])
+
+
+def test_pairs_are_kept_once(tmp_path):
+    with pytest.raises(UsageError, match="does not end in"):
+        check_vacant(tmp_path / "pairs.csv")
+    check_vacant(tmp_path / "pairs.json")
+    save_pairs(tmp_path / "pairs.json", {"data": [{"prompt": "a", "completion": " b"}]})
+    assert list(load_data(tmp_path / "pairs.json")) == [{"prompt": "a", "completion": " b"}]
+    with pytest.raises(UsageError, match="nothing is overwritten"):
+        check_vacant(tmp_path / "pairs.json")

@@ -28,9 +28,7 @@ class WhenceError(Exception):
     code: int | None = None
     exit_code = 1
 
-    def __init__(
-        self, what: str, *, given: str = "", accepted: str = "", fix: str = "", code: int | None = None
-    ):
+    def __init__(self, what: str, *, given: str = "", accepted: str = "", fix: str = "", code: int | None = None):
         self.what, self.given, self.accepted, self.fix = what, given, accepted, fix
         if code is not None:
             self.code = code

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from whence.data.rows import Rows, with_contents
 from whence.errors import UsageError
 from whence.progress import note
-from whence.tasks import CausalLM
+from whence.store.manifest import atomic
 from whence.tasks.chat import write
 from whence.tasks.questions import has_answer, with_answer
 
@@ -52,24 +54,41 @@ def generate(
     return answers
 
 
-def answered(model: Any, task: CausalLM, queries: Rows, max_new_tokens: int = 64) -> Rows:
-    """The queries, those that are mere prompts with the model's greedy completion; they keep their ids, and `source` says who wrote it.
+def answered(model: Any, task: Any, queries: Rows, max_new_tokens: int = 64) -> Rows:
+    """The queries, those that are mere prompts with the model's greedy completion; ids stay, and `source` says who wrote it.
 
+    `task` is the model's CausalLM or Seq2Seq.
     Raises UsageError where the model has nothing to say.
     """
     contents = [dict(row) for row in queries]
     prompts = [row for row in contents if not has_answer(row)]
     source = f"generated greedily, at most {max_new_tokens} tokens"
     for row in prompts:
-        chat = "messages" in row
-        prompt = write(task.tokenizer, task.chat_template, row["messages"], add_generation_prompt=True) if chat else row["prompt"]
+        chat, template = "messages" in row, getattr(task, "chat_template", None)
+        prompt = write(task.tokenizer, template, row["messages"], add_generation_prompt=True) if chat else row["prompt"]
         (answer,) = generate(model, task.tokenizer, [prompt], max_new_tokens, special_tokens=not chat)
         if not answer["completion"]:
-            raise UsageError("The model has no answer to a query.", given=repr(prompt[-200:]), fix="write a completion", code=22)
+            raise UsageError(
+                "The model has no answer to a query.", given=repr(prompt[-200:]), fix="write a completion", code=22
+            )
         row |= {**with_answer(row, answer["completion"]), "source": source}
     if prompts:
         note(f"{len(prompts)} of {len(queries)} queries had no completion: {source} [WHENCE-22]")
     return with_contents(queries, contents)
+
+
+def save_pairs(path: Path, document: dict[str, Any]) -> None:
+    """Write pairs with how they were made, whole or not at all, as a file that `load_data` reads."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_vacant(path: Path) -> None:
+    """Raise UsageError unless `path` is a new .json file."""
+    if path.suffix != ".json":
+        raise UsageError(f"{path} does not end in .json.", accepted="a .json file")
+    if path.exists():
+        raise UsageError(f"{path} exists, and nothing is overwritten.", fix="another --out, or remove it first")
 
 
 def _complete(

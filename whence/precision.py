@@ -15,8 +15,9 @@ Format = Literal["float64", "float32", "bfloat16", "float16"]
 class Precision:
     """Formats of what is multiplied; sums always accumulate in float32 or better, eigenvectors are solved in float64.
 
-    `statistics` are the operands of covariances and of corrected eigenvalues, `scores` those of inner products with the queries. Lower formats
-    are faster where the hardware has them (bfloat16 on recent CPUs and GPUs) and less exact; a float64 model is never lowered.
+    `statistics` are the operands of covariances and of corrected eigenvalues, `scores` those of inner products with
+    the queries. Lower formats are faster where the hardware has them (bfloat16 on recent CPUs and GPUs) and less
+    exact; a float64 model is never lowered.
     """
 
     statistics: Format = "float32"

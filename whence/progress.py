@@ -1,9 +1,9 @@
 """Progress of long work, as events: whoever shows them (terminal, server, nobody) is passed in.
 
-    with stage("covariance", total=8192, unit="tokens") as advance:
-        for batch in batches:
-            ...
-            advance(batch.tokens)
+with stage("covariance", total=8192, unit="tokens") as advance:
+    for batch in batches:
+        ...
+        advance(batch.tokens)
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def note(text: str) -> None:
 
 
 @contextlib.contextmanager
-def stage(
-    name: str, total: int, unit: str = "examples", done: int = 0
-) -> Iterator[Callable[[int], None]]:
+def stage(name: str, total: int, unit: str = "examples", done: int = 0) -> Iterator[Callable[[int], None]]:
     """Report a stretch of `total` units, `done` of which an earlier run did; yields `advance(n)`."""
     reporter, current = _reporter.get(), Stage(name, total, unit, done=done, resumed=done)
     reporter.begin(current)

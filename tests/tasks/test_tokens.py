@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from whence.errors import EmptyLossError, UsageError
-from whence.tasks.tokens import Passage, pad, padding_id, report_lengths, tokenize, tokenizer_fingerprint
+from whence.tasks.tokens import Passage, pad, padding_id, report_lengths, tokenize
 
 texts = st.text(st.sampled_from("abc  \n\t,é戦🙂́") | st.characters(codec="utf-8"), max_size=20)
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -150,11 +150,3 @@ def test_report_stops_when_most_rows_are_empty(tiny_tokenizer):
     assert raised.value.code == 6
     assert "x, y" in raised.value.given
     report_lengths(tokens[:2], [0, 1], 3, ["x", "y"])
-
-
-def test_fingerprint_is_of_the_tokenizer_not_of_its_use(tiny_tokenizer, framing_tokenizer):
-    before = tokenizer_fingerprint(tiny_tokenizer)
-    tiny_tokenizer.pad_token = "<s>"
-    tiny_tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=2)
-    assert tokenizer_fingerprint(tiny_tokenizer) == before
-    assert tokenizer_fingerprint(framing_tokenizer) != before

@@ -20,6 +20,15 @@ from whence.errors import WhenceError
 from whence.version import __version__
 
 COMMANDS = {
+    "demo": "whence.cli.demo:demo",
+    "trace": "whence.cli.trace:trace",
+    "data preview": "whence.cli.data:preview",
+    "generate": "whence.cli.generate:generate",
+    "fit": "whence.cli.fit:fit",
+    "inspect": "whence.cli.inspect:inspect",
+    "score": "whence.cli.score:score",
+    "show": "whence.cli.show:show",
+    "export": "whence.cli.export:export",
     "doctor": "whence.cli.doctor:doctor",
 }
 """Where each command lives; a name of two words ("data preview") makes a group."""
@@ -56,9 +65,15 @@ def build() -> typer.Typer:
 
 
 def _group(text: str | None) -> typer.Typer:
+    """A group of commands; its help is plain text, which is quick and can be copied."""
     options = {"help_option_names": ["-h", "--help"]}
     return typer.Typer(
-        help=text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, context_settings=options
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings=options,
+        rich_markup_mode=None,
     )
 
 

@@ -8,11 +8,31 @@ from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
 
 from whence.progress import Stage, report_to
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+WIDTH = 132
+"""Columns of a table that goes to a file."""
+
+
+def say(line: str, style: str | None = None) -> None:
+    """Print a line to stdout as it is, however long."""
+    out.print(line, markup=False, soft_wrap=True, style=style)
+
+
+def coloured() -> bool:
+    """Whether colours can be seen on stdout."""
+    return out.is_terminal and not out.no_color
+
+
+def show_table(table: Table) -> None:
+    """Print a table to stdout: as wide as the terminal, `WIDTH` columns elsewhere."""
+    (out if out.is_terminal else Console(file=out.file, width=WIDTH, highlight=False)).print(table)
 
 
 @contextlib.contextmanager
@@ -58,10 +78,10 @@ class Outlook:
 
 
 class Bars:
-    """One bar per stage, on a terminal."""
+    """One bar per stage, on a terminal. What two stages have to note is said once."""
 
     def __init__(self, console: Console, outlook: Outlook):
-        self.outlook = outlook
+        self.outlook, self.said = outlook, set[str]()
         self.tasks: dict[int, TaskID] = {}
         self.progress = Progress(
             TextColumn("  {task.description:<14}"),
@@ -91,14 +111,17 @@ class Bars:
         self.progress.update(self.tasks.pop(id(stage)), completed=stage.done, time=span(stage.elapsed))
 
     def note(self, text: str) -> None:
-        self.progress.console.print(text, markup=False)
+        if text in self.said:
+            return
+        self.said.add(text)
+        self.progress.console.print(text, markup=False, style="yellow" if text.startswith("warning") else None)
 
 
 class Lines:
     """Plain lines for logs: one every `every` seconds at most, and one when a stage ends."""
 
     def __init__(self, console: Console, outlook: Outlook, every: float = 5.0):
-        self.console, self.outlook, self.every = console, outlook, every
+        self.console, self.outlook, self.every, self.said = console, outlook, every, set[str]()
         self.last = time.monotonic()
 
     def begin(self, stage: Stage) -> None:
@@ -113,11 +136,16 @@ class Lines:
         self._say(stage, span(stage.elapsed))
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        if text not in self.said:
+            self.said.add(text)
+            self._print(text)
 
     def _say(self, stage: Stage, timing: str) -> None:
         self.last = time.monotonic()
-        self.note(f"  {stage.name:<14} {stage.done:,}/{stage.total:,} {stage.unit}  {timing}".rstrip())
+        self._print(f"  {stage.name:<14} {stage.done:,}/{stage.total:,} {stage.unit}  {timing}".rstrip())
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
 
 
 def span(seconds: float) -> str:

@@ -6,51 +6,42 @@ from typing import Annotated, Any
 
 import typer
 
-from whence.errors import ModelNotFound, UsageError
+from whence.cli import options
+from whence.errors import ModelNotFound
 
 
 def preview(
     path: Annotated[str, typer.Argument(help="File, folder of save_to_disk, or data set of the hub.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Model whose tokenizer reads the rows; no weights are loaded.")],
-    columns: Annotated[list[str] | None, typer.Option("--columns", "-c", help="PART=COLUMN, such as prompt=Input.")] = None,
+    columns: options.Columns = None,
     n: Annotated[int, typer.Option("--n", "-n", min=0, help="Rows to show.")] = 5,
-    max_length: Annotated[int, typer.Option("--max-length", min=2, help="Tokens at which a row is cut.")] = 512,
-    template: Annotated[str | None, typer.Option("--template", help="chatml, or a Jinja chat template.")] = None,
-    split: Annotated[str, typer.Option("--split", help="Split of a data set that has several.")] = "train",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Read only the first rows.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    max_length: options.MaxLength = 512,
+    template: options.Template = None,
+    split: options.Split = "train",
+    limit: options.Limit = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show rows as the model sees them: what is in the loss is coloured, or ⟦marked⟧ where there are no colours."""
     import json
 
-    from whence.cli.console import out, reporting
+    from whence.cli.console import coloured, out, reporting
     from whence.data import load_data
     from whence.tasks import CausalLM
 
     with reporting():
         task = CausalLM(_tokenizer(model), max_length, chat_template=template)
-        rows = load_data(path, columns=_mapping(columns or []), split=split, limit=limit)
+        rows = load_data(path, columns=options.mapping(columns), split=split, limit=limit)
         items = task.tokenize(rows)
     summary = _summary(task, rows, items)
     shown = [_row(task, rows, items[i], i) for i in range(min(n, len(rows)))]
     if as_json:
         out.print_json(json.dumps({"summary": summary, "rows": shown}, ensure_ascii=False))
         return
-    coloured = out.is_terminal and not out.no_color
     for row in shown:
         out.print(_heading(row), markup=False, style="bold", soft_wrap=True)
-        out.print(_text(row, coloured), soft_wrap=True)
+        out.print(_text(row, coloured()), soft_wrap=True)
         out.print()
     out.print(_sentence(summary), markup=False, soft_wrap=True)
-
-
-def _mapping(options: list[str]) -> dict[str, str]:
-    for option in options:
-        if "=" not in option:
-            raise UsageError(
-                f"--columns {option} names no column.", accepted="PART=COLUMN", fix="for example --columns prompt=Input"
-            )
-    return dict(option.split("=", 1) for option in options)
 
 
 def _tokenizer(model: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import shutil
 from typing import Annotated, Any
@@ -13,7 +12,10 @@ PACKAGES = ("torch", "transformers", "datasets", "peft", "tokenizers", "safetens
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show versions, devices, free memory and disk, and run a numerical self-test; exit code 1 if it fails."""
+    """Check versions, devices, memory, disk and numerics.
+
+    The exit code is 1 if the numerical self-test fails.
+    """
     import json
 
     from whence.cli.console import out
@@ -30,6 +32,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 def examine() -> dict[str, Any]:
     """Look at the installation and the machine; bytes and counts as numbers."""
+    import importlib.metadata
+
     import psutil
     import torch
 

@@ -24,6 +24,7 @@ NUMERIC = (
     "capture",
     "coverage",
     "data",
+    "experts",
     "fitting",
     "gradients",
     "layers",

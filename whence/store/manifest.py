@@ -54,13 +54,13 @@ class Folder:
         """
         path = Path(path).expanduser()
         wanted: dict[str, Any] = plain(provenance)
-        if path.exists() and not _has_our_config(path) and not _is_blank(path):
+        if path.exists() and not is_run_folder(path) and not _is_blank(path):
             raise StaleArtifact(
                 f"{path} exists and is not a whence run folder.",
                 accepted="a new or an empty folder",
                 fix="choose another --out (Python: out=...)",
             )
-        if rerun and _has_our_config(path):
+        if rerun and is_run_folder(path):
             _move_aside(path)
         if (path / MANIFEST).exists():
             folder = cls.open(path)
@@ -83,7 +83,7 @@ class Folder:
     def open(cls, path: str | os.PathLike) -> Folder:
         """Open a finished folder to read it; raises StaleArtifact when it is unfinished or damaged."""
         path = Path(path).expanduser()
-        ours = _has_our_config(path)
+        ours = is_run_folder(path)
         if not ours or not (path / MANIFEST).exists():
             state = "is unfinished" if ours else "is not a whence run folder"
             raise StaleArtifact(f"{path} {state}.", fix="run the command that makes it (again): finished shards are kept")
@@ -226,8 +226,8 @@ def _shorten(text: str) -> str:
     return text if len(text) <= 48 else f"{text[:32]}... ({digest(text)[:6]})"
 
 
-def _has_our_config(path: Path) -> bool:
-    """Whether whence made the folder; a model's folder has a `config.json` too."""
+def is_run_folder(path: Path) -> bool:
+    """Whether whence made the folder, finished or not; a model's folder has a `config.json` too."""
     config = path / CONFIG
     if not config.is_file():
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,8 +27,8 @@ EXAMPLES, QUERIES = "examples.parquet", "queries.parquet"
 class Scores:
     """Scores `raw [Q, N]` with the ids, texts and norms of both sides.
 
-    `values` are in `unit` per copy: by how much one more copy of the training example would have raised what was measured, to first order:
-    `raw / n_train`. `raw` is `grad m(query)^T (G + damping)^-1 grad log p(example)`.
+    `values` are in `unit` per copy: by how much one more copy of the training example would have raised what was
+    measured, to first order: `raw / n_train`. `raw` is `grad m(query)^T (G + damping)^-1 grad log p(example)`.
     """
 
     raw: np.ndarray
@@ -35,10 +36,11 @@ class Scores:
     examples: pandas.DataFrame
     """One row per training example: id, source, copies, tokens, text."""
     queries: pandas.DataFrame
-    """One row per query: id, text, measured (what was measured, nats for a log-probability), norm, energy (kept by a low rank)."""
+    """One row per query: id, text, prompt, completion, contrast, span, source (who gave the completion), tokens
+    (measured), measured (their sum, nats for a log-probability), norm, energy (kept by a low rank)."""
     about: dict[str, Any] = field(default_factory=dict)
     norms: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Of each training example, `[N]`: "gradient" (its gradient's norm), "self" (its influence on itself, raw), where asked for."""
+    """Of each training example, `[N]`, where asked for: "gradient" (its norm), "self" (its influence on itself, raw)."""
     modules: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Scores per module, `[Q, N]` each, raw."""
     tokens: np.ndarray | None = None
@@ -74,7 +76,9 @@ class Scores:
     def top(self, query: int | str = 0, k: int = 10, *, lowest: bool = False, fold: bool = True) -> pandas.DataFrame:
         """The `k` examples that raise what was measured the most (with `lowest`, that lower it the most).
 
-        Columns: rank (1 is the strongest, -1 the strongest that lowers), effect, value (in `unit`), raw, id, source, copies, text. With `fold`, exact copies of a text are one row.
+        Columns: rank (1 is the strongest, -1 the strongest that lowers), effect, value (in `unit`), share (of the sum
+        of all examples' absolute values), raw, id, source, copies, text. With `fold`, exact copies of a text are one
+        row.
         """
         import pandas
 
@@ -82,8 +86,8 @@ class Scores:
         order = np.argsort(self.raw[row] if lowest else -self.raw[row], kind="stable")
         if fold:
             seen: set[str] = set()
-            ids = self.examples["id"].to_numpy()
-            order = [n for n in order if (base := ids[n].partition("#")[0]) not in seen and not seen.add(base)][:k]
+            contents = [name.partition("#")[0] for name in self.example_ids]
+            order = [n for n in order if contents[n] not in seen and not seen.add(contents[n])]
         order = np.asarray(order[:k], dtype=int)
         values = self.values[row, order]
         sign = -1 if lowest else 1
@@ -92,6 +96,7 @@ class Scores:
                 "rank": sign * np.arange(1, len(order) + 1),
                 "effect": np.select([values > 0, values < 0], ["raises", "lowers"], "none"),
                 "value": values,
+                "share": np.abs(values) / max(np.abs(self.values[row]).sum(), np.finfo(float).tiny),
                 "raw": self.raw[row, order],
             }
         )
@@ -108,13 +113,23 @@ class Scores:
             raise UsageError(f"No query number {query}", accepted=f"0 to {len(self.queries) - 1}")
         return query
 
+    def hubs(self, k: int = 10) -> list[str]:
+        """Ids of the examples in the top `k` of more than half of the queries: what they raise is no answer in particular.
+
+        Empty for fewer than four queries, or than `4 k` examples, where chance alone would make some.
+        """
+        if len(self.queries) < 4 or len(self.examples) < 4 * k:
+            return []
+        times = Counter(name for query in range(len(self.queries)) for name in self.top(query, k)["id"])
+        return [name for name, count in times.most_common() if 2 * count > len(self.queries)]
+
     def rank_of(self, example: str, query: int | str = 0) -> int:
         """The example's place among all, 1 for the highest score."""
         row = self.row_of(query)
         return int((self.raw[row] > self.raw[row, self.example_ids.index(example)]).sum()) + 1
 
     def token_scores(self, query: int | str, example: int | str) -> np.ndarray:
-        """Scores of one example's positions `[T]` in `unit`; they add up to its score. Position t stands for the token it predicts."""
+        """Scores of an example's positions `[T]` in `unit`, which add up to its score; each is about the token it predicts."""
         if self.tokens is None:
             raise UsageError("There are no scores per token here", fix='score with per="token" (--per token)')
         column = self.example_ids.index(example) if isinstance(example, str) else example
@@ -124,19 +139,23 @@ class Scores:
 
     def by(self, column: str = "source", query: int | str = 0) -> pandas.Series:
         """The values summed over groups of examples, largest first."""
-        if column not in self.examples or self.examples[column].isna().all():
+        if column not in self.examples or not bool(self.examples[column].notna().any()):
             raise UsageError(f"The examples have no {column!r}", accepted=", ".join(self.examples.columns))
-        values = self.examples[[column]].assign(value=self.values[self.row_of(query)])
-        return values.groupby(column)["value"].sum().sort_values(ascending=False)
+        import pandas
+
+        values = pandas.Series(self.values[self.row_of(query)], index=self.examples[column])
+        summed: pandas.Series = values.groupby(level=0).sum()  # type: ignore[assignment]
+        return summed.sort_values(ascending=False)
 
     def normalised(self, how: Normalisation) -> Scores:
         """Scores divided by what makes long or odd examples score high with every query.
 
-        "cosine": by both gradients' norms (the query's after the operator); "relatif": by the root of the example's influence on itself
-        (Barshan et al. 2020, l-RelatIF); "length": by its number of tokens. The result has no unit of its own.
+        "cosine": by both gradients' norms (the query's after the operator); "relatif": by the root of the example's
+        influence on itself (Barshan et al. 2020, l-RelatIF); "length": by its number of tokens. Only the last
+        leaves a unit: that of `values`, per token.
         """
         if how == "length":
-            divisor = np.maximum(self.examples["tokens"].to_numpy(), 1)[None, :]
+            divisor = self.n_train * np.maximum(self.examples["tokens"].to_numpy(), 1)[None, :]
         elif how == "cosine":
             divisor = self.queries["norm"].to_numpy()[:, None] * self._norm("gradient")[None, :]
         elif how == "relatif":
@@ -144,7 +163,7 @@ class Scores:
         else:
             raise UsageError(f"There is no normalisation {how!r}", accepted="cosine, relatif, length")
         raw = np.divide(self.raw, divisor, out=np.zeros_like(self.raw), where=divisor > 0)
-        unit = {"cosine": "cosine", "relatif": "relative influence", "length": "raw score per token"}[how]
+        unit = {"cosine": "cosine", "relatif": "relative influence", "length": f"{self.unit} and token"}[how]
         return replace(self, raw=raw, about={**self.about, "unit": unit, "normalised": how}, tokens=None, modules={})
 
     def _norm(self, kind: str) -> np.ndarray:
@@ -181,6 +200,8 @@ class Scores:
     def export(self, path: str | Path) -> Path:
         """Write the scores as .parquet, .csv, .jsonl (one row per query and example) or .npz (the matrix with its ids).
 
+        All of them say the unit and the number of training examples: as metadata, as columns, or as arrays.
+
         Raises UsageError for another ending, or where the file exists.
         """
         path = Path(path)
@@ -192,15 +213,20 @@ class Scores:
 
             pyarrow.parquet.write_table(self.to_arrow(), path)
         elif path.suffix == ".csv":
-            self.to_pandas().to_csv(path, index=False)
+            self._labelled().to_csv(path, index=False)
         elif path.suffix == ".jsonl":
-            self.to_pandas().to_json(path, orient="records", lines=True, force_ascii=False)
+            self._labelled().to_json(path, orient="records", lines=True, force_ascii=False)
         elif path.suffix == ".npz":
             ids = {"query_ids": np.array(self.query_ids, dtype=str), "example_ids": np.array(self.example_ids, dtype=str)}
-            np.savez(path, scores=self.values, raw=self.raw, n_train=self.n_train, unit=self.unit, **ids)
+            matrix = {"scores": self.values, "raw": self.raw, "n_train": np.array(self.n_train), "unit": np.array(self.unit)}
+            np.savez(path, allow_pickle=False, **matrix, **ids)
         else:
             raise UsageError(f"Can't export to {path.name!r}", accepted=".parquet, .csv, .jsonl, .npz")
         return path
+
+    def _labelled(self) -> pandas.DataFrame:
+        """The table of `to_pandas` with the columns unit and n_train, for files that have no place for metadata."""
+        return self.to_pandas().drop(columns="pieces", errors="ignore").assign(unit=self.unit, n_train=self.n_train)
 
     def save(self, folder: Folder) -> None:
         """Write everything into a run folder and finish it."""
@@ -210,6 +236,9 @@ class Scores:
         arrays |= {f"module/{name}": values for name, values in self.modules.items()}
         arrays |= {key: value for key in ("tokens", "exact") if (value := getattr(self, key)) is not None}
         folder.save(SHARD, {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()})
+        for part in folder.shards():  # the chunks that led here
+            if part != SHARD:
+                folder.drop(part)
         self.examples.to_parquet(folder.path / EXAMPLES, index=False)
         self.queries.to_parquet(folder.path / QUERIES, index=False)
         folder.finish({"about": self.about, "n_train": self.n_train})
@@ -238,7 +267,9 @@ def open_scores(path: str | Path) -> Scores:
     )
 
 
-def describe_rows(rows: Sequence[Any], ids: Sequence[str], sizes: Sequence[int], copies: Sequence[int] | None) -> pandas.DataFrame:
+def describe_rows(
+    rows: Sequence[Any], ids: Sequence[str], sizes: Sequence[int], copies: Sequence[int] | None
+) -> pandas.DataFrame:
     """The table of examples that goes with scores: id, source, copies, tokens, text (empty where the rows are tensors)."""
     import pandas
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from whence.errors import TruncatedQueryError, UsageError
+from whence.store.fingerprint import fingerprint_tokenizer
 from whence.tasks.base import Batch, Task
 from whence.tasks.chat import chat_template_of, render
 from whence.tasks.forward import accepted
@@ -24,7 +25,7 @@ from whence.tasks.measurements import (
     negative_log_likelihood,
 )
 from whence.tasks.questions import answer_of, span_in_answer, variants
-from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize, tokenizer_fingerprint
+from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize
 
 
 class CausalLM(Task):
@@ -138,7 +139,7 @@ class CausalLM(Task):
         template = self.chat_template and hashlib.blake2b(self.chat_template.encode(), digest_size=8).hexdigest()
         return {
             "task": type(self).__name__,
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "tokenizer": fingerprint_tokenizer(self.tokenizer),
             "max_length": self.max_length,
             "chat_template": template,
             "append_eos": self.append_eos,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import UsageError
+from whence.store.fingerprint import fingerprint_tokenizer
 from whence.tasks.base import Batch, Task
 from whence.tasks.measurements import (
     NAMED,
@@ -21,7 +22,7 @@ from whence.tasks.measurements import (
     negative_log_likelihood,
 )
 from whence.tasks.supervised import predict
-from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize, tokenizer_fingerprint
+from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ class Classification(Task):
         """Name what decides about labels, tokens and measurements."""
         return {
             "task": type(self).__name__,
-            "tokenizer": self.tokenizer and tokenizer_fingerprint(self.tokenizer),
+            "tokenizer": self.tokenizer and fingerprint_tokenizer(self.tokenizer),
             "max_length": self.max_length,
             "label_names": self.label_names,
             "measurement": measurement_name(self.measurement),

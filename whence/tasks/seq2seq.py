@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from whence.errors import TruncatedQueryError, UsageError
+from whence.store.fingerprint import fingerprint_tokenizer
 from whence.tasks.base import Batch, Task
 from whence.tasks.forward import unwrapped
 from whence.tasks.measurements import (
@@ -22,7 +23,7 @@ from whence.tasks.measurements import (
     negative_log_likelihood,
 )
 from whence.tasks.questions import answer_of, span_in_answer, variants
-from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize, tokenizer_fingerprint
+from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,7 @@ class Seq2Seq(Task):
         """Name what decides about tokens, losses and measurements."""
         return {
             "task": type(self).__name__,
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "tokenizer": fingerprint_tokenizer(self.tokenizer),
             "max_length": self.max_length,
             "append_eos": self.append_eos,
             "measurement": measurement_name(self.measurement),

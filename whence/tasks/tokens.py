@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -178,11 +176,3 @@ def report_lengths(tokens: Sequence[Tokens], in_loss: Sequence[int], max_length:
 def row_names(rows: Sequence[Any]) -> Sequence[str]:
     """Return the ids of the rows if they have any, else their positions."""
     return getattr(rows, "ids", None) or [f"row {i}" for i in range(len(rows))]
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash everything that decides about the ids (not padding and truncation, which calls set and change)."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state = {key: value for key, value in state.items() if key not in ("padding", "truncation")}
-    text = json.dumps([state, tokenizer.eos_token], sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,46 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from facts import facts, write_jsonl
+from typer.testing import CliRunner, Result
+
+from whence import cli
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return write_jsonl(tmp_path / "train.jsonl", facts())
+
+
+@pytest.fixture
+def queries(tmp_path) -> Path:
+    file = tmp_path / "prompts.json"
+    file.write_text(
+        json.dumps([{"prompt": row["prompt"], "completion": row["completion"]} for row in facts()[::3]]), encoding="utf-8"
+    )
+    return file
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a command as the shell does, with a wide terminal; the exit code is checked."""
+
+    def call(*arguments: object, code: int = 0) -> Result:
+        words = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", ["whence", *words])
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(cli.build(), words)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.stderr
+        return result
+
+    return call
+
+
+@pytest.fixture
+def fitted(run, tiny_model_folder, data, tmp_path) -> Path:
+    """Factors of the tiny model on the facts."""
+    run("fit", tiny_model_folder, "--data", data, "--out", tmp_path / "factors", "-q")
+    return tmp_path / "factors"

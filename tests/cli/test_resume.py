@@ -1,0 +1,122 @@
+"""`kill -9` at any stage, then the same command again: the same bits as if nothing had happened."""
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from facts import facts, write_jsonl
+
+from whence.progress import Silent, report_to
+from whence.store.scores import Scores, open_scores
+
+KILLER = """
+import os, signal, sys
+from whence.cli import main
+from whence.progress import Silent, report_to
+
+class Killer(Silent):
+    def __init__(self, stage, advances):
+        self.stage, self.left = stage, advances
+
+    def advance(self, stage):
+        self.left -= stage.name == self.stage
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+stage, advances, *arguments = sys.argv[1:]
+sys.argv = ["whence", *arguments]
+with report_to(Killer(stage, int(advances))):
+    main()
+"""
+
+
+class Resumed(Silent):
+    """Remembers how much of each stage an earlier run had done."""
+
+    def __init__(self):
+        self.stages: dict[str, int] = {}
+
+    def begin(self, stage):
+        self.stages[stage.name] = stage.resumed
+
+
+def fit_command(model, data, factors):
+    return ["fit", model, "--data", data, "--out", factors, "--batch-tokens", "60", "--chunks", "4", "--disjoint", "-q"]
+
+
+def score_command(model, data, queries, factors, scores):
+    given = ["score", model, "--data", data, "--factors", factors, "--queries", queries, "--out", scores]
+    return [*given, "--rank", "2", "--rescore", "3", "--norm", "relatif", "--batch-tokens", "60", "--chunks", "4", "-q"]
+
+
+@pytest.fixture
+def uninterrupted(run, tiny_model_folder, data, queries, tmp_path):
+    """Factors and scores of commands that nothing happened to."""
+    run(*fit_command(tiny_model_folder, data, tmp_path / "factors"))
+    run(*score_command(tiny_model_folder, data, queries, tmp_path / "factors", tmp_path / "scores"))
+    return open_scores(tmp_path / "scores")
+
+
+@pytest.fixture
+def data(tmp_path):
+    """More rows than batches."""
+    rows = [{**row, "prompt": f"{row['prompt']} {number}"} for number in range(2) for row in facts()]
+    return write_jsonl(tmp_path / "train.jsonl", rows)
+
+
+def kill(stage: str, advances: int, command: list) -> None:
+    """Run the command in a process of its own that kills itself in the stage."""
+    words = [sys.executable, "-c", KILLER, stage, str(advances), *map(str, command)]
+    assert subprocess.run(words, capture_output=True).returncode == -signal.SIGKILL
+
+
+def same(a: Scores, b: Scores) -> bool:
+    """Whether everything is the same, bit for bit."""
+    assert a.exact is not None and b.exact is not None
+    return (
+        np.array_equal(a.raw, b.raw)
+        and np.array_equal(a.exact, b.exact)
+        and all(np.array_equal(a.norms[name], b.norms[name]) for name in a.norms)
+        and a.examples.equals(b.examples)
+        and a.queries.equals(b.queries)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "advances"), [("covariance", 4), ("eigenvectors", 3), ("eigenvalues", 4)])
+def test_a_killed_fit(run, tiny_model_folder, data, queries, tmp_path, uninterrupted, stage, advances):
+    command = fit_command(tiny_model_folder, data, tmp_path / "again")
+    kill(stage, advances, command)
+    assert not (tmp_path / "again" / "manifest.json").exists()
+    seen = Resumed()
+    with report_to(seen):
+        run(*command)
+    first = "covariance" if stage == "eigenvectors" else stage
+    assert seen.stages[first] > 0, "the second run began from nothing"
+    run(*score_command(tiny_model_folder, data, queries, tmp_path / "again", tmp_path / "scores-again"))
+    assert same(open_scores(tmp_path / "scores-again"), uninterrupted)
+    for shard in (tmp_path / "factors").glob("*.safetensors"):
+        assert shard.read_bytes() == (tmp_path / "again" / shard.name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "advances"), [("queries", 1), ("score", 5), ("rescore", 2)])
+def test_a_killed_score(run, tiny_model_folder, data, queries, tmp_path, uninterrupted, stage, advances):
+    command = score_command(tiny_model_folder, data, queries, tmp_path / "factors", tmp_path / "again")
+    kill(stage, advances, command)
+    assert not (tmp_path / "again" / "manifest.json").exists()
+    seen = Resumed()
+    with report_to(seen):
+        run(*command)
+    assert (seen.stages["score"] > 0) == (stage != "queries")
+    assert same(open_scores(tmp_path / "again"), uninterrupted)
+
+
+def test_a_finished_folder_that_lost_a_file(run, tiny_model_folder, data, queries, tmp_path, uninterrupted):
+    shutil.copytree(tmp_path / "factors", tmp_path / "broken")
+    next((tmp_path / "broken").glob("eigenvalues-*.safetensors")).unlink()
+    command = score_command(tiny_model_folder, data, queries, tmp_path / "broken", tmp_path / "never")
+    assert "gone or cut short" in run(*command, code=4).stderr

@@ -1,0 +1,78 @@
+"""`whence generate`: what the model says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whence.cli import options
+
+
+def generate(
+    model: options.Model,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="New file for the pairs, .json; whence score reads it as --queries.")
+    ],
+    prompts: Annotated[str | None, typer.Option("--prompts", help="Rows with a prompt each: a file, or a data set.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; repeat for more.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="Another model, whose completions are written beside.")] = None,
+    max_new_tokens: options.NewTokens = 64,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token each time.")] = 0.0,
+    seed: options.Seed = 0,
+    columns: options.Columns = None,
+    adapter: options.Adapter = None,
+    tokenizer: options.Tokenizer = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Let a model complete prompts, as queries for whence score.
+
+    With --base the file also has what the other model said, as base_completion. To ask why this model says one thing and not
+    the other: whence score --query-columns contrast=base_completion (and prompt=prompt, completion=completion).
+
+    \b
+    Examples
+      whence generate ./model -p "Once upon a time" --out pairs.json
+      whence generate ./tuned --base gpt2 --prompts prompts.json --temperature 0.7 --seed 1 --out pairs.json
+    """
+    import json
+
+    from whence.cli.console import say
+    from whence.cli.session import session
+    from whence.data import load_data
+    from whence.errors import UsageError
+    from whence.generation import check_vacant, generate, save_pairs
+    from whence.models import load_model
+
+    if bool(prompt) == (prompts is not None):
+        raise UsageError("There are no prompts, or two kinds.", accepted="--prompts FILE, or -p PROMPT (once or more)")
+    check_vacant(out)
+    with session(quiet=quiet, verbose=verbose):
+        texts = prompt or [
+            str(row.get("prompt", row.get("text"))) for row in load_data(prompts or "", columns=options.mapping(columns))
+        ]
+        loaded, words = load_model(model, dtype=dtype, device=device, adapter=adapter, tokenizer=tokenizer)
+        pairs = generate(loaded, words, texts, max_new_tokens, temperature, seed)
+        if base is not None:
+            other, other_words = load_model(base, dtype=dtype, device=device)
+            for pair, said in zip(pairs, generate(other, other_words, texts, max_new_tokens, temperature, seed), strict=True):
+                pair |= {"base_completion": said["completion"], "base_logprob": said["logprob"]}
+    settings = {"model": model, "base": base, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    document = {"unit": "logprob in nats", "settings": settings, "data": pairs}
+    save_pairs(out, document)
+    if as_json:
+        print(json.dumps({"file": str(out), **document}, ensure_ascii=False))
+        return
+    for pair in pairs:
+        say(f"{json.dumps(pair['prompt'], ensure_ascii=False)}", "dim")
+        said = json.dumps(pair["completion"], ensure_ascii=False)
+        say(f"  -> {said}  log p {pair['logprob']:.2f} nats")
+        if base is not None:
+            said = json.dumps(pair["base_completion"], ensure_ascii=False)
+            say(f"  base {said}  log p {pair['base_logprob']:.2f} nats")
+    say(f"{out}: {len(pairs)} pairs")

@@ -1,0 +1,163 @@
+"""Ranked rows for a terminal: what was asked, the rows with signed effects in words, and the doubts that go with them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from whence.cli.snippet import LOWERS, RAISES, marked, snippet
+from whence.store.scores import Normalisation, Scores
+
+MEASURED = {"logprob": "log p(answer)", "loss": "the loss of the answer", "margin": "the log-odds of the answer's tokens"}
+
+TRUST = "trust: not measured. Scores are first-order estimates, not proof of cause."
+
+
+class Ranking:
+    """The top rows of each query of `scores`, normalised or not; per-token scores find the strongest part of a row."""
+
+    def __init__(self, scores: Scores, norm: Normalisation | None, top: int, lowest: int, coloured: bool = False):
+        self.plain, self.scores = scores, scores.normalised(norm) if norm else scores
+        self.top, self.lowest, self.coloured = top, lowest, coloured
+        self.hubs = set(self.scores.hubs(10))
+        self.unit = self.scores.unit.removesuffix(" per copy")
+
+    def query(self, number: int) -> dict[str, Any]:
+        """The query's columns, numbered; what is not known is None."""
+        row = self.scores.queries.iloc[number].to_dict()
+        return {"query": number} | {key: None if _missing(value) else value for key, value in row.items()}
+
+    def rows(self, number: int) -> list[dict[str, Any]]:
+        """The rows that raise the query's measurement the most, then those that lower it the most, as JSON has them."""
+        found = self.scores.top(number, self.top).to_dict("records")
+        shown = {row["id"] for row in found}
+        lowest = self.scores.top(number, self.lowest, lowest=True).iloc[::-1].to_dict("records")
+        found += [row for row in lowest if row["id"] not in shown]
+        rows = [{key: _plain(value) for key, value in row.items()} | {"hub": row["id"] in self.hubs} for row in found]
+        if self.plain.tokens is not None:
+            rows = [row | {"token_values": self.plain.token_scores(number, row["id"]).tolist()} for row in rows]
+        return rows
+
+    def sign(self, number: int) -> str:
+        """What a positive score says, and in which unit."""
+        how = self.scores.about.get("normalised")
+        what = MEASURED.get(str(self.scores.about.get("measurement")), "what was measured")
+        if self.scores.query_ids == ["self"]:
+            what = "log p of the row itself"
+        elif self.query(number).get("contrast"):
+            what = f"{what} minus the same of the contrast"
+        if how:
+            return f"raises / lowers: the effect of one more copy of the row on {what}, as {self.unit}"
+        return (
+            f"raises / lowers: by how much one more copy of the row would change {what}; unit: {self.scores.unit}, "
+            f"N = {self.scores.n_train:,} rows"
+        )
+
+    def heading(self, number: int) -> Text:
+        """The question, the answer and its probability."""
+        query = self.query(number)
+        if query["id"] == "self":
+            return Text("Influence of each row on itself", style="bold")
+        if query.get("completion"):
+            text = Text.assemble(_quoted(query.get("prompt") or ""), " -> ", (_quoted(query["completion"]), "bold"))
+        else:
+            text = Text(_quoted(query["text"]), style="bold")
+        if query.get("contrast"):
+            text.append(f" rather than {_quoted(query['contrast'])}")
+        if query.get("span"):
+            text.append(f", of which {_quoted(query['span'])}")
+        return text
+
+    def measured(self, number: int) -> str:
+        """What was measured of the query, and who wrote its answer."""
+        query = self.query(number)
+        if query.get("measured") is None:
+            return ""
+        name = {"logprob": "log p", "loss": "loss", "margin": "log-odds"}.get(
+            str(self.plain.about.get("measurement")), "measured"
+        )
+        if query.get("contrast"):
+            name += " over that of the contrast"
+        tokens = f" over {query['tokens']:.0f} tokens" if query.get("tokens") else ""
+        source = f", {query['source']}" if query.get("source") else ""
+        return f"{name} {query['measured']:.2f} nats{tokens}{source}"
+
+    def table(self, number: int, width: int) -> Table:
+        """The ranked rows, in about `width` columns."""
+        rows = self.rows(number)
+        sources, copies = any(row["source"] for row in rows), any(row["copies"] > 1 for row in rows)
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("rank", "effect", "share", *(["source"] if sources else []), "id", *(["copies"] if copies else [])):
+            table.add_column(name, no_wrap=True, justify="right" if name in ("rank", "share") else "left")
+        table.add_column("text (strongest part)" if self.plain.tokens is not None else "text", no_wrap=True)
+        for row in rows:
+            colour = RAISES if row["value"] > 0 else LOWERS
+            cells: list[Any] = [str(row["rank"]), Text(self.effect(row), colour), f"{row['share']:.1%}"]
+            cells += [Text(str(row["source"] or ""))] if sources else []
+            cells += [Text(row["id"] + (" hub" if row["hub"] else ""))]
+            cells += ["x" + str(row["copies"]) if row["copies"] > 1 else ""] if copies else []
+            table.add_row(*cells, self.snippet(number, row, max(24, width - 60)))
+        return table
+
+    def effect(self, row: dict[str, Any]) -> str:
+        """The signed effect in words and with its unit; never a bare number."""
+        return f"{row['effect']:<6} {three_digits(row['value'])} {self.unit}"
+
+    def snippet(self, number: int, row: dict[str, Any], width: int) -> Text:
+        """A stretch of the row: the strongest where scores per token are there, else its beginning."""
+        if self.plain.tokens is None or row.get("pieces") is None:
+            return Text(" ".join(str(row["text"]).split())[:width])
+        return snippet(list(row["pieces"]), self.plain.token_scores(number, row["id"]), width, self.coloured)
+
+    def whole(self, number: int, row: dict[str, Any]) -> Text:
+        """The row with all its strong tokens marked."""
+        values = self.plain.token_scores(number, row["id"])
+        return marked(list(row["pieces"]), values, self.coloured)
+
+    def doubts(self) -> list[str]:
+        """What the reader should know before believing the order."""
+        notes = []
+        if self.hubs:
+            notes.append(
+                f"hub: {len(self.hubs)} rows are in the top 10 of more than half of the {len(self.scores.queries)} queries, "
+                f"whatever is asked [WHENCE-20]; try --norm cosine or relatif"
+            )
+        weak = [
+            number
+            for number, query in enumerate(self.plain.queries.to_dict("records"))
+            if self.plain.about.get("measurement") == "logprob"
+            and query.get("tokens")
+            and not query.get("contrast")
+            and query["measured"] / query["tokens"] < -7
+        ]
+        if weak:
+            listed = ", ".join(str(number) for number in weak[:5])
+            notes.append(f"the model all but excludes the answer of query {listed} (p below 0.001 per token) [WHENCE-22]")
+        if self.plain.about.get("rank"):
+            kept = self.plain.queries["energy"].min()
+            notes.append(f"queries at rank {self.plain.about['rank']}: {kept:.1%} of a query's energy kept at least")
+        return [*notes, TRUST]
+
+
+def three_digits(value: float) -> str:
+    """A signed number with three significant digits: +118, +4.00, -0.0123, +1.20e-05."""
+    return f"{value:+#.3g}".rstrip(".")
+
+
+def _quoted(text: str, limit: int = 240) -> str:
+    text = " ".join(text.split())
+    return f'"{text if len(text) <= limit else "..." + text[-limit:]}"'
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if _missing(value):
+        return None
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -1,0 +1,134 @@
+"""`whence show`: the rows that matter most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from whence.cli import options
+from whence.errors import UsageError
+
+if TYPE_CHECKING:
+    from whence.cli.ranking import Ranking
+    from whence.store.scores import Scores
+
+SHOWN = "scores"
+"""Where a run folder has its scores; traces are beside it."""
+
+
+def show(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_SCORES", help="Folder of scores, or a run folder with scores in it.")],
+    query: Annotated[str, typer.Option("--query", help="Which query, by number or id.")] = "0",
+    every: Annotated[bool, typer.Option("--all", help="All queries.")] = False,
+    top: options.Top = 10,
+    lowest: Annotated[bool, typer.Option("--lowest", help="Show as many rows that lower it the most, too.")] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Show the rows in full, strong tokens marked (needs --per token).")
+    ] = False,
+    norm: options.Norm = None,
+    by: Annotated[str | None, typer.Option("--by", help="Also sum the effects over groups of rows, such as source.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show the rows that raise an answer the most, or lower it.
+
+    Sign and unit: "raises +0.021 nats" says that one more copy of the row would have raised log p(answer) by 0.021 nats, to
+    first order; "lowers -0.012 nats" that it would have lowered it. "share" is of the sum of all rows' absolute effects.
+
+    \b
+    Examples
+      whence show runs/a/scores --query 2 --top 20 --lowest
+      whence show runs/a/scores --all --norm cosine --by source
+      whence show runs/a/scores --json > top.json
+    """
+    import json
+
+    from whence.cli.console import coloured
+    from whence.cli.ranking import Ranking
+
+    scores = opened(path)
+    ranking = Ranking(scores, norm, top, top if lowest else 0, coloured())
+    numbers = list(range(len(scores.queries))) if every else [scores.row_of(_number_or_id(query, scores))]
+    if as_json:
+        print(json.dumps(document(ranking, numbers, by), ensure_ascii=False))
+        return
+    display(ranking, numbers, by=by, tokens=tokens)
+
+
+def opened(path: Path) -> Scores:
+    """The scores in a folder, or the newest ones in a run folder."""
+    from whence.cli.console import err
+    from whence.store.manifest import MANIFEST
+    from whence.store.scores import open_scores
+
+    inside = [path / SHOWN, *path.glob("trace-*")]
+    found = sorted((folder for folder in inside if (folder / MANIFEST).exists()), key=lambda f: -(f / MANIFEST).stat().st_mtime)
+    if not found:
+        return open_scores(path)
+    if len(found) > 1:
+        others = ", ".join(str(folder) for folder in found[1:6])
+        err.print(f"showing {found[0]}, the newest; also there: {others}", markup=False, soft_wrap=True)
+    return open_scores(found[0])
+
+
+def _number_or_id(query: str, scores: Scores) -> int | str:
+    return int(query) if query.lstrip("-").isdecimal() and query not in scores.query_ids else query
+
+
+def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, Any]:
+    """Everything as JSON; numbers come with their unit and sign."""
+    scores = ranking.scores
+    found = []
+    for number in numbers:
+        entry = {**ranking.query(number), "sign": ranking.sign(number), "rows": ranking.rows(number)}
+        if by:
+            entry[f"by_{by}"] = {str(group): float(value) for group, value in scores.by(by, number).items()}
+        found.append(entry)
+    return {
+        "unit": scores.unit,
+        "sign": "above 0 raises what was measured, below 0 lowers it",
+        "n_train": scores.n_train,
+        "trust": None,
+        "notes": ranking.doubts(),
+        "about": scores.about,
+        "queries": found,
+    }
+
+
+def display(ranking: Ranking, numbers: list[int], *, by: str | None = None, tokens: bool = False) -> None:
+    """Print the queries, one after the other."""
+    from whence.cli.console import WIDTH, out, say, show_table
+    from whence.cli.ranking import three_digits
+
+    width = out.width if out.is_terminal else WIDTH
+    scores = ranking.scores
+    for number in numbers:
+        if len(scores.queries) > 1:
+            say(f"query {number} (of 0 to {len(scores.queries) - 1})  {scores.query_ids[number]}", "dim")
+        out.print(ranking.heading(number), soft_wrap=True)
+        if line := ranking.measured(number):
+            say(line)
+        say(ranking.sign(number), "dim")
+        show_table(ranking.table(number, width))
+        if tokens:
+            _in_full(ranking, number)
+        if by:
+            groups = scores.by(by, number).head(8)
+            say(f"by {by}  " + "   ".join(f"{group} {three_digits(value)} {ranking.unit}" for group, value in groups.items()))
+        say("")
+    say(f"by {scores.about.get('operator', '')}; {scores.shape[1]:,} rows scored", "dim")
+    for line in ranking.doubts():
+        say(line, "dim")
+
+
+def _in_full(ranking: Ranking, number: int) -> None:
+    from whence.cli.console import out
+
+    if ranking.plain.tokens is None:
+        raise UsageError("There are no scores per token here.", fix="score again with --per token")
+    for row in ranking.rows(number):
+        out.print()
+        out.print(f"{row['rank']:>4}  {ranking.effect(row)}  {row['id']}", markup=False, style="bold")
+        out.print(ranking.whole(number, row), soft_wrap=True)
+    out.print()
