@@ -1,6 +1,6 @@
-"""Do whence and Kronfluence give the same scores? Same models, data, empirical Fisher, EK-FAC, damping, float32, in one process.
+"""Do whence and Kronfluence give the same scores? EK-FAC with the empirical Fisher on the same models and data, in one process.
 
-    make bench        prints one line per model and fails where the largest difference exceeds 1e-4 of the largest score
+make bench        prints one line per model and fails where the largest difference exceeds 1e-4 of the largest score
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ def llama() -> nn.Module:
     """A small Llama: gated MLP without biases."""
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=LENGTH
+            vocab_size=VOCABULARY,
+            hidden_size=96,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=LENGTH,
         )
     )
 
@@ -43,7 +48,12 @@ def neox() -> nn.Module:
     """A small GPT-NeoX: MLP with biases beside the attention."""
     return GPTNeoXForCausalLM(
         GPTNeoXConfig(
-            vocab_size=VOCABULARY, hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=LENGTH
+            vocab_size=VOCABULARY,
+            hidden_size=96,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=LENGTH,
         )
     )
 
@@ -181,7 +191,8 @@ def main() -> int:
     for row in rows:
         print(
             f"{row['model']:<9} {row['modules']} modules  relative error {row['relative_error']:.1e}  largest difference "
-            f"{row['largest_difference']:.1e}  pearson {row['pearson']:.6f}  ours {row['ours_s']} s  Kronfluence {row['theirs_s']} s"
+            f"{row['largest_difference']:.1e}  pearson {row['pearson']:.6f}  "
+            f"ours {row['ours_s']} s  Kronfluence {row['theirs_s']} s"
         )
     return 0 if all(row["relative_error"] <= TOLERANCE for row in rows) else 1
 

@@ -18,7 +18,7 @@ FLOORS = [
     {"config", "dist", "errors", "precision", "progress", "version"},
     {"linalg"},
     {"gradients", "operators"},
-    {"capture", "coverage", "data", "layers", "models", "store", "tasks"},
+    {"capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},
     {"filter", "fitting", "partition", "scoring", "stream", "train"},
     {"methods"},
     {"", "demo", "generation", "plots", "report", "selftest"},  # "" is the package itself, a lazy door to all below

@@ -1,7 +1,8 @@
 """The offline tour: make a world, teach it to a small model, and find the rows behind each of its answers.
 
-The true sources of every answer are known, so a newcomer sees in a minute what influence finds, and what word overlap and a plain
-gradient dot product find. The tour's folder holds the corpus, the model, factors, scores and a summary, and resumes when interrupted.
+The true sources of every answer are known, so a newcomer sees in a minute what influence finds, and what word overlap
+and a plain gradient dot product find. The tour's folder holds the corpus, the model, factors, scores and a summary,
+and resumes when interrupted.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from typing import Any
 import numpy as np
 
 from whence.data import Rows, as_rows, load_data
-from whence.demo.model import MAX_LENGTH, TRAINING, make_model, make_tokenizer
+from whence.demo.model import SETTINGS, answers, make_model, make_tokenizer
 from whence.demo.world import Question, World, make_world
 from whence.errors import StaleArtifact, WhenceError
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import fit
-from whence.generation import generate
 from whence.models import load_model
 from whence.progress import note
 from whence.scoring import score
@@ -33,9 +33,7 @@ from whence.store.scores import Scores, row_text
 from whence.tasks import CausalLM
 from whence.train.small import train
 
-METHODS = ("EK-FAC influence", "EK-FAC, relative (RelatIF)", "gradient dot product", "TF-IDF")
-DAMPING = 0.01
-"""Times each module's mean eigenvalue. Facts that a few rows teach lie where the curvature is low, so less than the usual 0.1."""
+METHODS = ("EK-FAC influence", "gradient dot product", "gradient cosine", "TF-IDF")
 
 STAGES = 8
 """Stages that the whole tour reports: training, covariance, eigenvectors, eigenvalues, and queries and scores twice."""
@@ -100,25 +98,29 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
     corpus = _keep_corpus(folder, world)
     with _timed(seconds, "train"):
         model, tokenizer = _taught(folder / "model", world, corpus, seed)
-    task = CausalLM(tokenizer, max_length=MAX_LENGTH, append_eos=True)
-    given = generate(model, tokenizer, [question.prompt for question in world.questions], max_new_tokens=4)
-    asked = [question for question, answer in zip(world.questions, given, strict=True) if answer["completion"] == question.answer]
+    task = CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True)
+    given = answers(model, tokenizer, [question.prompt for question in world.questions])
+    asked = [question for question, answer in zip(world.questions, given, strict=True) if answer == question.answer]
     if not asked:
         raise WhenceError("The model answers no question as its corpus teaches", fix="whence demo --seed 1")
     if len(asked) < len(given):
-        note(f"{len(given) - len(asked)} of {len(given)} questions got another answer than the corpus teaches, and are left out")
+        note(
+            f"{len(given) - len(asked)} of {len(given)} questions got another answer than the corpus teaches, and are left out"
+        )
     queries = as_rows([question.row for question in asked])
     with _timed(seconds, "factors"):
         curvature = fit(model, task, corpus, out=folder / "factors")
     with _timed(seconds, "score"):
-        operator = curvature.inverse(DAMPING)
-        influence = score(model, task, queries, corpus, operator, norms=("relatif",), out=folder / "scores")
+        operator = curvature.inverse(damping=0.1)
+        influence = score(model, task, queries, corpus, operator, out=folder / "scores")
     with _timed(seconds, "gradient dot product"):
         plain = fit(model, task, corpus, method="identity").operator
-        dot = score(model, task, queries, corpus, plain, out=folder / "scores-gradient-dot")
+        dot = score(model, task, queries, corpus, plain, norms=("cosine",), out=folder / "scores-gradient-dot")
     with _timed(seconds, "TF-IDF"):
         overlap = tfidf_scores([row_text(row) for row in queries], [row_text(row) for row in corpus])
-    matrices = dict(zip(METHODS, (influence.raw, influence.normalised("relatif").raw, dot.raw, overlap), strict=True))
+    matrices: dict[str, np.ndarray] = dict(
+        zip(METHODS, (influence.raw, dot.raw, dot.normalised("cosine").raw, overlap), strict=True)
+    )
     tour = Tour(
         folder=folder,
         seed=seed,
@@ -155,7 +157,7 @@ def _taught(folder: Path, world: World, corpus: Rows, seed: int) -> tuple[Any, A
         return load_model(str(folder))
     tokenizer = make_tokenizer(world.rows)
     model = make_model(tokenizer, seed)
-    train(model, CausalLM(tokenizer, max_length=MAX_LENGTH, append_eos=True), corpus, TRAINING)
+    train(model, CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True), corpus, SETTINGS.training)
     temporary = folder.with_name(".model.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
@@ -171,8 +173,14 @@ def _finding(number: int, question: Question, influence: Scores, matrices: dict[
     def rows(lowest: bool) -> list[dict[str, Any]]:
         top = influence.top(number, 3, lowest=lowest)
         return [
-            {"rank": int(row["rank"]), "nats": float(row["value"]), "text": row["text"], "source": row["source"], "is_source": row["id"] in sources}
-            for _, row in top.iterrows()
+            {
+                "rank": int(row["rank"]),
+                "nats": float(row["value"]),
+                "text": row["text"],
+                "source": row["source"],
+                "is_source": row["id"] in sources,
+            }
+            for row in top.to_dict("records")
         ]
 
     return Finding(

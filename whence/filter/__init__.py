@@ -1,0 +1,1 @@
+"""Filters and baselines that need no model."""

@@ -5,16 +5,18 @@ For models that fit on a CPU and train in seconds. Larger ones are fine-tuned wi
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from whence.progress import stage
-from whence.stream import to_device
+from whence.stream import encode, to_device
 from whence.tasks.base import Task
 
 
@@ -35,34 +37,34 @@ class Training:
     """Of the order of the rows."""
 
 
-def train(model: nn.Module, task: Task, data: Sequence[Any], training: Training = Training()) -> list[float]:
+def train(model: nn.Module, task: Task, data: Any, training: Training = Training()) -> list[float]:
     """Train `model` in place on the rows of `data`; returns each epoch's mean loss in nats per row.
 
-    The objective is the one whose influence is measured: the mean over rows of a row's summed loss.
+    The objective is the one whose influence is measured: the mean over rows of a row's summed loss. Tensors on the CPU
+    are computed by one thread, because sums over several come out otherwise on another number of cores.
     """
-    items = [item for item in task.encode(data) if task.size(item) > 0]
+    examples = encode(task, data)
+    items = [examples.items[index] for index in examples.usable]
+    sizes = [task.size(item) for item in items]
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(training.seed)
-    optimizer = torch.optim.AdamW(_groups(model, training.weight_decay), lr=training.learning_rate, fused=True)
     steps = training.epochs * math.ceil(len(items) / training.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step / steps, training.warmup))
-    epoch_losses = []
-    was_training = model.training
-    model.train()
-    with stage("train", training.epochs, unit="epochs") as advance:
+    optimizer = torch.optim.AdamW(_groups(model, training.weight_decay), lr=training.learning_rate, fused=True)
+    schedule = LambdaLR(optimizer, lambda step: warm_cosine(step / steps, training.warmup))
+    epochs = []
+    with _training_mode(model), _one_thread(), stage("train", training.epochs, unit="epochs") as advance:
         for _ in range(training.epochs):
             total = 0.0
-            for batch in shuffled_batches([task.size(item) for item in items], training.batch_size, generator):
+            for batch in shuffled_batches(sizes, training.batch_size, generator):
                 losses = task.losses(model, to_device(task.collate([items[index] for index in batch]), device))
                 optimizer.zero_grad()
                 losses.mean().backward()
                 optimizer.step()
                 schedule.step()
-                total += losses.detach().sum().item()
-            epoch_losses.append(total / len(items))
+                total += losses.sum().item()
+            epochs.append(total / len(items))
             advance(1)
-    model.train(was_training)
-    return epoch_losses
+    return epochs
 
 
 def warm_cosine(progress: float, warmup: float) -> float:
@@ -87,3 +89,23 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+@contextlib.contextmanager
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    before = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
