@@ -41,13 +41,17 @@ def demo(
             mark = f"  [bold]<- {kind}[/]" if row["is_source"] else ""
             stdout.print(f"  {row['rank']:>3}  {effect}  {escape(row['text'])}{mark}", highlight=False, soft_wrap=True)
     table = Table(title="\nWhere is the true source?", title_justify="left", box=None)
-    for column in ("method", "at rank 1", "median rank"):
+    for column in ("method", "at rank 1", "median rank", "median lead"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for method in METHODS:
-        table.add_row(method, f"{tour.rank1_share(method):.0%}", f"{tour.median_rank(method):g}")
+        table.add_row(
+            method, f"{tour.rank1_share(method):.0%}", f"{tour.median_rank(method):g}", f"{tour.median_lead(method):.1f} x"
+        )
     stdout.print(table)
+    stdout.print("lead: the source's score over that of the best other row")
     left_out = f", {tour.unanswered} left out that the model answers otherwise" if tour.unanswered else ""
     stdout.print(f"\n{len(tour.findings)} questions, {tour.rows} rows{left_out}. Estimates to first order, not proof.")
     stdout.print(f"Summary: {tour.folder / 'summary.html'}   Next: your own question", highlight=False, soft_wrap=True)
-    command = f'whence trace {tour.folder / "model"} --data {tour.folder / "corpus.jsonl"} -q "{tour.findings[0].question}"'
+    corpus, question = tour.folder / "corpus.jsonl", tour.findings[0].question
+    command = f'whence trace {tour.folder / "model"} --data {corpus} --append-eos -q "{question}"'
     stdout.print(f"  {command}", highlight=False, soft_wrap=True)

@@ -49,6 +49,8 @@ class Finding:
     planted: bool
     sources: list[str]
     ranks: dict[str, int]
+    leads: dict[str, float]
+    """How many times the score of the best other row the best source's is, by method; below 1 it is not first."""
     raises: list[dict[str, Any]]
     lowers: list[dict[str, Any]]
 
@@ -74,6 +76,10 @@ class Tour:
         """Median over the questions of the best rank of a true source."""
         return median(finding.ranks[method] for finding in self.findings)
 
+    def median_lead(self, method: str = METHODS[0]) -> float:
+        """Median over the questions of the lead of the best true source over the best other row."""
+        return median(finding.leads[method] for finding in self.findings)
+
     def summary(self) -> dict[str, Any]:
         """What `summary.json` holds."""
         return {
@@ -82,6 +88,7 @@ class Tour:
             "planted_rank1_share": self.rank1_share(),
             "rank1_share": {method: self.rank1_share(method) for method in METHODS},
             "median_rank": {method: self.median_rank(method) for method in METHODS},
+            "median_lead": {method: self.median_lead(method) for method in METHODS},
             "seconds": self.seconds,
             "rows": self.rows,
             "parameters": self.parameters,
@@ -190,6 +197,7 @@ def _finding(number: int, question: Question, influence: Scores, matrices: dict[
         planted=question.planted,
         sources=[influence.examples["text"].iloc[source] for source in question.sources],
         ranks={method: _best_rank(matrix[number], question.sources) for method, matrix in matrices.items()},
+        leads={method: _lead(matrix[number], question.sources) for method, matrix in matrices.items()},
         raises=rows(lowest=False),
         lowers=rows(lowest=True),
     )
@@ -200,6 +208,12 @@ def _best_rank(scores: np.ndarray, sources: Sequence[int]) -> int:
     best = max(scores[list(sources)])
     others = np.delete(scores, list(sources))
     return int((others >= best).sum()) + 1
+
+
+def _lead(scores: np.ndarray, sources: Sequence[int]) -> float:
+    """The best source's score over the best other row's; 0 where no source scores above 0."""
+    best, others = float(max(scores[list(sources)])), float(np.delete(scores, list(sources)).max())
+    return max(best, 0.0) / max(others, np.finfo(np.float32).tiny)
 
 
 @contextmanager

@@ -1,0 +1,58 @@
+"""The whole offline tour, as `make demo` runs it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from whence.demo.tour import METHODS, _best_rank, _lead, take_tour
+from whence.errors import StaleArtifact
+from whence.store.scores import open_scores
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory):
+    return take_tour(tmp_path_factory.mktemp("demo") / "run")
+
+
+def test_true_sources_come_first(tour):
+    assert len(tour.findings) + tour.unanswered == 24
+    assert len(tour.findings) >= 22
+    assert tour.rank1_share() >= 0.9
+    assert tour.rank1_share("TF-IDF") < 0.6
+    assert tour.median_lead() > tour.median_lead("gradient dot product")
+
+
+def test_the_summary_is_what_the_scores_on_disk_say(tour):
+    summary = json.loads((tour.folder / "summary.json").read_text())
+    scores = open_scores(tour.folder / "scores")
+    assert {"questions", "planted_rank1_share", "median_rank", "seconds"} <= set(summary)
+    for number, finding in enumerate(summary["findings"]):
+        assert scores.top(number, 1)["text"][0] == finding["raises"][0]["text"]
+        assert (finding["ranks"][METHODS[0]] == 1) == finding["raises"][0]["is_source"]
+
+
+def test_pages_name_every_question_and_both_signs(tour):
+    for name in ("summary.md", "summary.html"):
+        page = (tour.folder / name).read_text()
+        assert all(finding.question in page for finding in tour.findings)
+        assert "+" in page and "planted source" in page and "not proof" in page.replace("not a proof", "not proof")
+
+
+def test_a_second_tour_computes_nothing_again(tour):
+    before = {path: path.stat().st_mtime_ns for path in tour.folder.rglob("*.safetensors")}
+    again = take_tour(tour.folder)
+    assert {path: path.stat().st_mtime_ns for path in tour.folder.rglob("*.safetensors")} == before
+    assert [finding.ranks for finding in again.findings] == [finding.ranks for finding in tour.findings]
+
+
+def test_another_seed_in_the_same_folder_is_refused(tour):
+    with pytest.raises(StaleArtifact, match="another corpus"):
+        take_tour(tour.folder, seed=1)
+
+
+def test_ties_count_against_the_source():
+    assert _best_rank(np.array([1.0, 1.0, 0.0]), [0]) == 2
+    assert _best_rank(np.array([1.0, 2.0, 0.0]), [0, 1]) == 1
+    assert _lead(np.array([4.0, 2.0, 0.0]), [0]) == 2.0
+    assert _lead(np.array([-1.0, 2.0]), [0]) == 0.0
