@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from whence.generation import generate
     from whence.models import load_model
     from whence.precision import Precision
-    from whence.scoring import score
+    from whence.scoring import score, self_influence
     from whence.store.scores import Scores, open_scores
     from whence.tasks import CausalLM, Classification, Regression, Seq2Seq, Task
 
@@ -45,6 +45,7 @@ __all__ = [
     "open_factors",
     "open_scores",
     "score",
+    "self_influence",
 ]
 
 _HOMES = {
@@ -53,7 +54,7 @@ _HOMES = {
     "whence.generation": ["generate"],
     "whence.models": ["load_model"],
     "whence.precision": ["Precision"],
-    "whence.scoring": ["score"],
+    "whence.scoring": ["score", "self_influence"],
     "whence.store.scores": ["Scores", "open_scores"],
     "whence.tasks": ["CausalLM", "Classification", "Regression", "Seq2Seq", "Task"],
 }
