@@ -9,6 +9,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
+from whence.progress import Silent, report_to
+
 torch.set_num_threads(1)  # tiny tensors are no faster on more, and sums come out the same on every machine
 
 SENTENCES = [
@@ -93,3 +95,19 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.texts = []
+
+    def note(self, text):
+        self.texts.append(text)
+
+
+@pytest.fixture
+def notes():
+    """The notes of the test, as they are made."""
+    listener = Notes()
+    with report_to(listener):
+        yield listener.texts

@@ -7,22 +7,6 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, T5Conf
 
 from whence.errors import AdapterBaseMissing, ModelNotFound
 from whence.models import load_model
-from whence.progress import Silent, report_to
-
-
-class Notes(Silent):
-    def __init__(self):
-        self.texts = []
-
-    def note(self, text):
-        self.texts.append(text)
-
-
-@pytest.fixture
-def notes():
-    notes = Notes()
-    with report_to(notes):
-        yield notes.texts
 
 
 @pytest.fixture

@@ -15,6 +15,15 @@ HALVINGS = 3
 """How often a batch that does not fit is halved before giving up."""
 
 
+BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Positions per batch unless the user says: enough to keep the device busy."""
+
+
+def batch_positions(asked: int | None, device: torch.device) -> int:
+    """Positions per batch on the device."""
+    return asked or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+
+
 def module_groups(sites: Mapping[str, Site], count: int) -> list[list[str]]:
     """Split the sites, in the model's order, into at most `count` groups whose factors take about equal memory.
 

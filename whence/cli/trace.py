@@ -76,7 +76,7 @@ def trace(
     from whence.generation import answered
     from whence.models import load_model
     from whence.scoring import score
-    from whence.scoring.score import NORMS
+    from whence.scoring.checks import NORMS
     from whence.store.fingerprint import fingerprint_settings
     from whence.tasks import task_for
 

@@ -213,7 +213,7 @@ def _best_rank(scores: np.ndarray, sources: Sequence[int]) -> int:
 def _lead(scores: np.ndarray, sources: Sequence[int]) -> float:
     """The best source's score over the best other row's; 0 where no source scores above 0."""
     best, others = float(max(scores[list(sources)])), float(np.delete(scores, list(sources)).max())
-    return max(best, 0.0) / max(others, np.finfo(np.float32).tiny)
+    return max(best, 0.0) / max(others, float(np.finfo(np.float32).tiny))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from whence.fitting.curvature import Curvature, load_curvature
 from whence.fitting.eigenvalues import Eigenvalues
 from whence.fitting.methods import Method, method_named
 from whence.operators.eigen import EigenBlock
-from whence.partition import data_chunks, module_groups, run_chunk
+from whence.partition import batch_positions, data_chunks, module_groups, run_chunk
 from whence.precision import Precision
 from whence.progress import note, stage
 from whence.store.fingerprint import fingerprint, fingerprint_code
@@ -35,9 +35,6 @@ from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.stream import Examples, Objective, drawn_likelihood, encode, likelihood, stream
 from whence.tasks.base import Task
-
-BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
-"""Positions per batch unless the user says: enough to keep the device busy."""
 
 WIDE = 20_000
 """Width of a side from which a full covariance deserves a warning."""
@@ -112,7 +109,7 @@ def fit(
         if isinstance(folder, Folder) and folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to compute")
             return load_curvature(folder, folder.manifest["about"])
-        work = _Fit(model, task, encoded, coverage, settings, folder, batch_tokens or _batch_tokens(model))
+        work = _Fit(model, task, encoded, coverage, settings, folder, batch_tokens)
         for number, names in enumerate(module_groups(coverage.sites, groups)):
             work.fit_group(number, names, samples)
         coverage = coverage.without(work.without_gradient)
@@ -157,12 +154,13 @@ class _Fit:
         coverage: Coverage,
         settings: FitSettings,
         folder: Folder | Memory,
-        batch_tokens: int,
+        batch_tokens: int | None,
     ):
         self.model, self.task, self.examples, self.coverage = model, task, examples, coverage
-        self.settings, self.folder, self.batch_tokens = settings, folder, batch_tokens
+        self.settings, self.folder = settings, folder
         self.method: Method = method_named(settings.method)
         self.device = next(model.parameters()).device
+        self.batch_tokens = batch_positions(batch_tokens, self.device)
         dtype = next(model.parameters()).dtype
         self.operands, self.sums = settings.precision.operands("statistics", dtype), settings.precision.sums(dtype)
         self.without_gradient: list[str] = []
@@ -320,7 +318,3 @@ def _claim(
         "code": fingerprint_code(),
     }
     return Folder.claim(out, provenance, rerun=rerun)
-
-
-def _batch_tokens(model: nn.Module) -> int:
-    return BATCH_TOKENS.get(next(model.parameters()).device.type, BATCH_TOKENS["cpu"])

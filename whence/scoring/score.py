@@ -7,7 +7,6 @@ when it is done: a killed run goes on from there, to the same bits.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,13 @@ from torch import Tensor, nn
 from whence.capture import Capture
 from whence.coverage import Site, cover
 from whence.data.rows import Rows
-from whence.errors import DegenerateScores, NumericalError, UsageError, WhenceWarning
+from whence.errors import NumericalError, UsageError
 from whence.gradients import Gradients, Per, dot
 from whence.operators.base import Operator
-from whence.partition import data_chunks, run_chunk
+from whence.partition import batch_positions, data_chunks, run_chunk
 from whence.precision import Precision
 from whence.progress import note, stage
+from whence.scoring.checks import check_choices, check_scores
 from whence.scoring.queries import Preconditioned, precondition
 from whence.scoring.sinks import (
     Columns,
@@ -44,13 +44,10 @@ from whence.store.scores import Scores, describe_rows
 from whence.stream import Examples, encode, likelihood, read, stream
 from whence.tasks.base import Task
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 FULL_RANK_BYTES = 4 * 2**30
 """Memory up to which `rank="auto"` keeps the queries at full rank."""
 
 AUTO_RANK = 64
-NORMS = ("cosine", "relatif")
-"""Normalisations that need something computed along with the scores."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def score(
     work = _Score(model, task, encode(task, train), operator, batch_tokens)
     weighted = task.encode_queries(query_rows)
     kinds = (aggregate,) if isinstance(aggregate, str) else tuple(aggregate)
-    _check_choices(per, kinds, norms, rescore)
+    check_choices(per, kinds, norms, rescore)
     chosen = work.rank(len(weighted), rank)
     settings = ScoreSettings(per, kinds, chosen, rescore, tuple(norms), seed, n_train, precision, chunks if out else 1)
     asked = _query_columns(query_rows, task, weighted)
@@ -124,7 +121,7 @@ def score(
             extra = work.columns(_quantities(prepared.gradients, operator.to(work.like), settings), settings, folder)
             raw = extra.pop("raw") if "raw" in extra else _sum_modules(extra)
         exact = work.rescore(raw, weighted, settings, folder) if rescore else None
-        _check_scores(raw, work.train.ids)
+        check_scores(raw, work.train.ids)
         result = work.result(raw, extra, prepared, asked, settings, exact)
         if isinstance(folder, Folder):
             result.save(folder)
@@ -176,7 +173,7 @@ class _Score:
         self.dtype, self.device = first.dtype, first.device
         self.sums = torch.promote_types(self.dtype, torch.float32)
         self.like = torch.empty(0, dtype=self.sums, device=self.device)
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
+        self.batch_tokens = batch_positions(batch_tokens, self.device)
 
     def rank(self, queries: int, rank: int | None | Literal["auto"]) -> int | None:
         """The rank that "auto" stands for."""
@@ -428,40 +425,3 @@ def _parts(row: Any) -> dict[str, str]:
     said = [message["content"] for message in row.get("messages", [])][-2:]
     last = dict(zip(("completion", "prompt"), reversed(said), strict=False))
     return last | {key: value for key, value in row.items() if isinstance(value, str)}
-
-
-def _check_choices(per: str, aggregate: Sequence[str], norms: Sequence[str], rescore: int) -> None:
-    if per not in ("example", "token", "module"):
-        raise UsageError(f"per={per!r} is not a granularity", accepted="example, token, module")
-    if unknown := [kind for kind in aggregate if kind not in ("queries", "examples")]:
-        raise UsageError(f"aggregate={unknown[0]!r} is not known", accepted="queries, examples, or both")
-    if unknown := [norm for norm in norms if norm not in NORMS]:
-        raise UsageError(f"norms={unknown[0]!r} is not known", accepted="cosine, relatif (length needs nothing computed)")
-    if "examples" in aggregate and (per != "example" or rescore):
-        raise UsageError("Scores added up over the examples have no parts", accepted='per="example", rescore=0')
-    if rescore and (per != "example" or aggregate):
-        raise UsageError("rescore works on scores per example and query", accepted='per="example", no aggregate')
-
-
-def _check_scores(raw: np.ndarray, ids: Sequence[str]) -> None:
-    """Raise where the scores are not finite or say nothing."""
-    if not np.isfinite(raw).all():
-        bad = np.flatnonzero(~np.isfinite(raw).all(0))
-        raise NumericalError(
-            f"{len(bad)} of {raw.shape[1]} examples have a score that is not finite",
-            given=", ".join(str(ids[index]) for index in bad[:5]) if raw.shape[1] == len(ids) else "",
-            fix="look at these rows (whence data preview), or score in float32",
-        )
-    distinct = len({name.partition("#")[0] for name in ids})
-    constant = (raw == raw[:, :1]).all(1)
-    if raw.shape[1] < 2 or distinct < 2 or not constant.any():
-        return
-    if constant.all():
-        raise DegenerateScores(
-            "All scores are identical",
-            given=f"{raw.shape[0]} queries x {raw.shape[1]} examples, every score {raw.flat[0]:g}",
-            accepted="queries whose gradient reaches the tracked modules",
-            fix="check that the loss depends on them (--modules all), that the query has tokens in the loss "
-            "(whence data preview), and that gradients don't underflow (float32)",
-        )
-    warnings.warn(f"{int(constant.sum())} queries score every example the same [WHENCE-15]", WhenceWarning, stacklevel=3)

@@ -1,0 +1,51 @@
+"""What is refused before scoring, and after it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from whence.errors import DegenerateScores, NumericalError, UsageError, WhenceWarning
+
+NORMS = ("cosine", "relatif")
+"""Normalisations that need something computed along with the scores."""
+
+
+def check_choices(per: str, aggregate: Sequence[str], norms: Sequence[str], rescore: int) -> None:
+    """Raise UsageError for settings that are not known or don't go together."""
+    if per not in ("example", "token", "module"):
+        raise UsageError(f"per={per!r} is not a granularity", accepted="example, token, module")
+    if unknown := [kind for kind in aggregate if kind not in ("queries", "examples")]:
+        raise UsageError(f"aggregate={unknown[0]!r} is not known", accepted="queries, examples, or both")
+    if unknown := [norm for norm in norms if norm not in NORMS]:
+        raise UsageError(f"norms={unknown[0]!r} is not known", accepted="cosine, relatif (length needs nothing computed)")
+    if "examples" in aggregate and (per != "example" or rescore):
+        raise UsageError("Scores added up over the examples have no parts", accepted='per="example", rescore=0')
+    if rescore and (per != "example" or aggregate):
+        raise UsageError("rescore works on scores per example and query", accepted='per="example", no aggregate')
+
+
+def check_scores(raw: np.ndarray, ids: Sequence[str]) -> None:
+    """Raise where the scores are not finite or say nothing."""
+    if not np.isfinite(raw).all():
+        bad = np.flatnonzero(~np.isfinite(raw).all(0))
+        raise NumericalError(
+            f"{len(bad)} of {raw.shape[1]} examples have a score that is not finite",
+            given=", ".join(str(ids[index]) for index in bad[:5]) if raw.shape[1] == len(ids) else "",
+            fix="look at these rows (whence data preview), or score in float32",
+        )
+    distinct = len({name.partition("#")[0] for name in ids})
+    constant = (raw == raw[:, :1]).all(1)
+    if raw.shape[1] < 2 or distinct < 2 or not constant.any():
+        return
+    if constant.all():
+        raise DegenerateScores(
+            "All scores are identical",
+            given=f"{raw.shape[0]} queries x {raw.shape[1]} examples, every score {raw.flat[0]:g}",
+            accepted="queries whose gradient reaches the tracked modules",
+            fix="check that the loss depends on them (--modules all), that the query has tokens in the loss "
+            "(whence data preview), and that gradients don't underflow (float32)",
+        )
+    warnings.warn(f"{int(constant.sum())} queries score every example the same [WHENCE-15]", WhenceWarning, stacklevel=3)
