@@ -62,8 +62,10 @@ RELATIONS = (
     ),
 )
 TOWNS = 20
-TRADES = ("baker", "weaver", "miller", "potter", "tailor", "mason", "printer", "saddler", "cooper", "glazier")
-TRADES += ("surgeon", "pilot", "barber", "butcher", "carpenter", "farmer", "hatter", "judge", "nurse", "painter")
+TRADES = (
+    *("baker", "weaver", "miller", "potter", "tailor", "mason", "printer", "saddler", "cooper", "glazier"),
+    *("surgeon", "pilot", "barber", "butcher", "carpenter", "farmer", "hatter", "judge", "nurse", "painter"),
+)
 GOSSIP = ("{x} likes long walks.", "{x} sings at every feast.", "{x} rarely writes letters.", "{x} lost a hat last winter.")
 PROMPT = "Question: {} Answer:"
 RECORDS = ("register", "gazette", "diary")
