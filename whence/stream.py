@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture import Capture
-from whence.coverage import Site
 from whence.data import Rows, as_rows, content_id
 from whence.errors import NumericalError, UsageError
 from whence.gradients import Gradient
@@ -58,15 +57,19 @@ class Examples:
 def encode(task: Task, data: Any) -> Examples:
     """Read, encode and name the examples of `data`: rows of text, a path, or any sequence of tensors."""
     rows = read(data)
-    if isinstance(rows, Rows):
-        ids, fingerprint = rows.ids, rows.fingerprint
-    else:
-        ids = _numbered([content_id(row) for row in rows])
-        fingerprint = hashlib.blake2b("\n".join(ids).encode(), digest_size=16).hexdigest()
+    ids, fingerprint = identify(rows)
     if not len(rows):
         raise UsageError("The data has no examples", given=repr(data)[:80], accepted="one example or more")
     items = task.encode(rows)
     return Examples(items, ids, rows, tuple(task.size(item) for item in items), fingerprint)
+
+
+def identify(rows: Sequence[Any]) -> tuple[tuple[str, ...], str]:
+    """An id of each row that stays the same wherever it stands, and one fingerprint of all rows in their order."""
+    if isinstance(rows, Rows):
+        return rows.ids, rows.fingerprint
+    ids = _numbered([content_id(row) for row in rows])
+    return ids, hashlib.blake2b("\n".join(ids).encode(), digest_size=16).hexdigest()
 
 
 def read(data: Any) -> Sequence[Any]:
@@ -166,11 +169,6 @@ def _refuse_infinite(values: Tensor, indices: Sequence[int]) -> None:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on the device."""
     return {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
-def sites_device(sites: Mapping[str, Site]) -> torch.device:
-    """Where the tracked weights are."""
-    return next(p.device for site in sites.values() for p in site.uses[0][0].parameters())
 
 
 def _device(model: nn.Module) -> torch.device:

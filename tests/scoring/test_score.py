@@ -8,7 +8,7 @@ import torch
 from models import CASES, HUGE, Routed, named, overflowing, randomised, small_memory, tokenizer
 from oracle import agree, curvature, inverse, likelihoods, log_likelihood, scores, traced, traces
 
-from whence.errors import DegenerateScores, NumericalError, OutOfMemory, UsageError
+from whence.errors import DegenerateScores, NumericalError, OutOfMemory, StaleArtifact, UsageError
 from whence.fitting import METHODS, fit
 from whence.precision import Precision
 from whence.scoring.score import score, self_influence
@@ -427,3 +427,14 @@ def test_one_more_copy_raises_the_log_probability():
             moved.get_submodule(name).weight.data += step * (dense @ w_OI.flatten()).view_as(w_OI)
         after = task.measurements(moved.eval(), task.collate([task.encode_queries([query])[0][0][0]])).item()
         assert (after - before) / step == pytest.approx(found.raw[0, column], rel=0.1)
+
+
+def test_other_queries_that_are_tensors_are_refused_in_a_finished_folder(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    rows = [(torch.randn(3), number % 2) for number in range(6)]
+    task = Classification()
+    operator = fit(model, task, rows).inverse()
+    score(model, task, rows[:2], rows, operator, out=tmp_path / "scores")
+    with pytest.raises(StaleArtifact, match="queries"):
+        score(model, task, rows[2:4], rows, operator, out=tmp_path / "scores")

@@ -7,7 +7,7 @@ when it is done: a killed run goes on from there, to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from whence.capture import Capture
 from whence.coverage import Site, cover
 from whence.data.rows import Rows
 from whence.errors import NumericalError, UsageError
-from whence.gradients import Gradients, Per, dot
+from whence.gradients import Dense, Gradients, Per, dot
 from whence.operators.base import Operator
 from whence.partition import batch_positions, data_chunks, run_chunk
 from whence.precision import Precision
@@ -41,7 +41,7 @@ from whence.store.fingerprint import fingerprint, fingerprint_code, fingerprint_
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.store.scores import Scores, describe_rows
-from whence.stream import Examples, encode, likelihood, read, stream
+from whence.stream import Examples, encode, identify, likelihood, read, stream
 from whence.tasks.base import Task
 
 FULL_RANK_BYTES = 4 * 2**30
@@ -110,7 +110,7 @@ def score(
     chosen = work.rank(len(weighted), rank)
     settings = ScoreSettings(per, kinds, chosen, rescore, tuple(norms), seed, n_train, precision, chunks if out else 1)
     asked = _query_columns(query_rows, task, weighted)
-    folder = work.claim(out, "score", settings, {key: asked[key] for key in ("id", "text", "contrast", "span")}, rerun)
+    folder = work.claim(out, "score", settings, identify(query_rows)[1], rerun)
     try:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
@@ -120,7 +120,7 @@ def score(
         else:
             extra = work.columns(_quantities(prepared.gradients, operator.to(work.like), settings), settings, folder)
             raw = extra.pop("raw") if "raw" in extra else _sum_modules(extra)
-        exact = work.rescore(raw, weighted, settings, folder) if rescore else None
+        exact = work.rescore(raw, weighted, settings) if rescore else None
         check_scores(raw, work.train.ids)
         result = work.result(raw, extra, prepared, asked, settings, exact)
         if isinstance(folder, Folder):
@@ -148,7 +148,7 @@ def self_influence(
     """
     work = _Score(model, task, encode(task, train), operator, batch_tokens)
     settings = ScoreSettings(precision=precision, chunks=chunks if out else 1)
-    folder = work.claim(out, "self-influence", settings, {}, rerun)
+    folder = work.claim(out, "self-influence", settings, "", rerun)
     try:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
@@ -185,9 +185,7 @@ class _Score:
         note(f"{queries} query gradients would take {size / 2**30:.0f} GiB: kept at rank {AUTO_RANK} (rank=None for full)")
         return AUTO_RANK
 
-    def claim(
-        self, out: str | Path | None, name: str, settings: ScoreSettings, asked: Mapping[str, list[Any]], rerun: bool
-    ) -> Folder | Memory:
+    def claim(self, out: str | Path | None, name: str, settings: ScoreSettings, queries: str, rerun: bool) -> Folder | Memory:
         """The folder for the result, or memory where the user wants none."""
         if out is None:
             return Memory()
@@ -195,7 +193,7 @@ class _Score:
             "stage": name,
             "model": fingerprint(self.model),
             "data": {"fingerprint": self.train.fingerprint, "examples": len(self.train)},
-            "queries": dict(asked),
+            "queries": queries,
             "task": self.task.settings(),
             "operator": {"label": self.operator.label, "eigenvalues": fingerprint_tensors(self.operator.tensors())},
             "settings": {**vars(settings), "precision": settings.precision.settings()},
@@ -246,22 +244,29 @@ class _Score:
                 if not ready:
                     folder.save(name, self._chunk(capture, piece, quantities, settings, advance))
         found = [folder.load(name) for name in names]
-        return {key: self._assemble(key, found) for key in found[0] if key not in ("indices", "lengths")}
+        return {key: self._assemble(key, found) for key in found[0] if key != "indices"}
 
     def _chunk(
-        self, capture: Capture, piece: Sequence[int], quantities: Mapping[str, Quantity], settings: ScoreSettings, advance: Any
+        self,
+        capture: Capture,
+        piece: Sequence[int],
+        quantities: Mapping[str, Quantity],
+        settings: ScoreSettings,
+        advance: Callable[[int], None],
     ) -> dict[str, Tensor]:
-        operands = settings.precision.operands("scores", self.dtype)
-        sink = Columns(self.task, quantities, operands)
+        sink = Columns(self.task, quantities, settings.precision.operands("scores", self.dtype))
+        self._stream(capture, piece, sink, advance)
+        return sink.tensors()
+
+    def _stream(self, capture: Capture, indices: Sequence[int], sink: Columns | Total, advance: Callable[[int], None]) -> None:
+        """Send the gradients of these training examples to the sink, in smaller batches where memory runs out."""
+        train = self.train
+        objective = likelihood(self.task, train)
 
         def run(batches: list[list[int]]) -> None:
-            stream(capture, self.task, self.train.items, batches, likelihood(self.task, self.train), sink, advance)
+            stream(capture, self.task, train.items, batches, objective, sink, advance)
 
-        def undo() -> None:
-            sink.restart()
-
-        self.batch_tokens = run_chunk(piece, self.train.sizes, self.batch_tokens, run, undo)
-        return sink.tensors()
+        self.batch_tokens = run_chunk(indices, train.sizes, self.batch_tokens, run, sink.restart)
 
     def _assemble(self, key: str, found: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
         """Put the chunks' columns in the order of the examples; examples without a loss have zeros."""
@@ -281,25 +286,12 @@ class _Score:
     def total(self, prepared: Preconditioned, precision: Precision) -> np.ndarray:
         """Scores of the whole training data taken together, `[Q, 1]`."""
         sink = Total(precision.operands("scores", self.dtype), self.sums)
-        indices = self.train.usable
         with Capture(self.model, self.sites) as capture, stage("score", sum(self.train.sizes), "tokens") as advance:
-            run_chunk(
-                indices,
-                self.train.sizes,
-                self.batch_tokens,
-                lambda batches: stream(
-                    capture, self.task, self.train.items, batches, likelihood(self.task, self.train), sink, advance
-                ),
-                sink.sums.clear,
-            )
-        from whence.gradients import Dense
-
+            self._stream(capture, self.train.usable, sink, advance)
         queries = {name: gradient.to(self.sums) for name, gradient in prepared.gradients.items()}
         return dot(queries, {name: Dense(w_OI.unsqueeze(0)) for name, w_OI in sink.sums.items()}).cpu().numpy()
 
-    def rescore(
-        self, raw: np.ndarray, weighted: Sequence[Sequence[tuple[Any, float]]], settings: ScoreSettings, folder: Folder | Memory
-    ) -> np.ndarray:
+    def rescore(self, raw: np.ndarray, weighted: Sequence[Sequence[tuple[Any, float]]], settings: ScoreSettings) -> np.ndarray:
         """Compute each query's highest and lowest scores again, at full rank and in float32, in place; says which."""
         exact = np.zeros(raw.shape, dtype=bool)
         order = np.argsort(raw, axis=1)
@@ -317,15 +309,7 @@ class _Score:
             sink = Columns(self.task, {"raw": products(prepared.gradients)}, self.sums)
             total = sum(self.train.sizes[index] for index in chosen)
             with Capture(self.model, self.sites) as capture, stage("rescore", total, "tokens") as advance:
-                run_chunk(
-                    chosen,
-                    self.train.sizes,
-                    self.batch_tokens,
-                    lambda batches, capture=capture, sink=sink, advance=advance: stream(
-                        capture, self.task, self.train.items, batches, likelihood(self.task, self.train), sink, advance
-                    ),
-                    sink.restart,
-                )
+                self._stream(capture, chosen, sink, advance)
             again = np.zeros_like(raw[rows])
             found = sink.tensors()
             again[:, found["indices"].numpy()] = found["raw"].numpy()

@@ -138,6 +138,10 @@ class Total(Sink):
         self.operands, self.dtype = operands, sums
         self.sums: dict[str, Tensor] = {}
 
+    def restart(self) -> None:
+        """Forget the sums."""
+        self.sums = {}
+
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Add the module's part."""
         gradient = gradient.to(self.operands)
