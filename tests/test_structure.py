@@ -16,10 +16,10 @@ SECONDS = 0.5
 
 FLOORS = [
     {"config", "dist", "errors", "precision", "progress", "version"},
-    {"linalg"},
+    {"cost", "linalg"},
     {"gradients", "operators"},
     {"capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},
-    {"filter", "fitting", "partition", "scoring", "stream", "train"},
+    {"filter", "fitting", "indexing", "partition", "scoring", "stream", "train"},
     {"methods"},
     {"", "demo", "generation", "plots", "report", "selftest"},  # "" is the package itself, a lazy door to all below
     {"__main__", "cli"},
