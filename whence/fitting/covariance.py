@@ -13,6 +13,7 @@ from whence.coverage import Site
 from whence.fitting.accumulator import Accumulator
 from whence.gradients import Factored, Gradient
 from whence.linalg.eigh import eigh
+from whence.linalg.gram import add_gram
 from whence.linalg.rotation import Rotation, split_sizes
 from whence.operators.eigen import EigenBlock
 
@@ -98,14 +99,10 @@ class Covariance(Accumulator):
         self._add_blocks(f"in/{group}", a)
 
     def _add_blocks(self, name: str, x: Tensor) -> None:
-        """Add `x^T x` of the rows of `x [..., n]`, block by block."""
+        """Add `x^T x` of the rows of `x [..., n]`, diagonal block by diagonal block; their lower triangles count."""
         rows = x.flatten(0, -2)
         for number, part in enumerate(rows.split(split_sizes(rows.shape[-1], self.largest), dim=-1)):
-            total = self.sum_of(f"{name}/{number}", part.shape[-1], part.shape[-1])
-            if part.dtype == total.dtype:
-                total.addmm_(part.T, part)
-            else:
-                total.add_(part.T @ part)
+            add_gram(self.sum_of(f"{name}/{number}", part.shape[-1], part.shape[-1]), part)
 
 
 def decompose(result: dict[str, Tensor], sums: Mapping[str, Tensor], name: str, group: str) -> None:

@@ -12,8 +12,8 @@ from whence.errors import NumericalError
 def eigh(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Eigenvalues `[n]` (ascending, negative rounding errors set to 0) and eigenvectors `[n, n]` (columns) in float64.
 
-    The matrix is a sum of squares, so it is symmetric and positive semi-definite up to rounding. A failure on an accelerator is
-    retried on the CPU, one of LAPACK's divide and conquer with its slower and more robust QR iteration.
+    The matrix is given by its lower triangle; it is a sum of squares, so positive semi-definite up to rounding. A failure
+    on an accelerator is retried on the CPU, one of LAPACK's divide and conquer with its slower and more robust QR iteration.
 
     Raises NumericalError naming `name` where the matrix has a NaN or an infinity, or where no solver converges.
     """
@@ -24,23 +24,21 @@ def eigh(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
             given=f"{int((~finite).sum())} of {matrix.numel()} entries are NaN or infinite",
             fix="look for rows with a huge or undefined loss, or fit in float32 (--dtype float32)",
         )
-    symmetric = matrix.to(torch.float64)
-    symmetric = (symmetric + symmetric.T) / 2
-    values, vectors = _solve(symmetric, name)
+    values, vectors = _solve(matrix.to(torch.float64), name)
     return values.clamp(min=0), vectors
 
 
-def _solve(symmetric: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    for device in dict.fromkeys([symmetric.device, torch.device("cpu")]):
+def _solve(lower: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    for device in dict.fromkeys([lower.device, torch.device("cpu")]):
         try:
-            values, vectors = torch.linalg.eigh(symmetric.to(device))
+            values, vectors = torch.linalg.eigh(lower.to(device), UPLO="L")
         except RuntimeError:  # torch's LinAlgError is one
             continue
         if bool(torch.isfinite(vectors).all()):
-            return values.to(symmetric.device), vectors.to(symmetric.device)
+            return values.to(lower.device), vectors.to(lower.device)
     try:
-        solved = scipy.linalg.eigh(symmetric.cpu().numpy(), driver="ev")
+        solved = scipy.linalg.eigh(lower.cpu().numpy(), driver="ev")
     except scipy.linalg.LinAlgError as error:
         raise NumericalError(f"The eigendecomposition of the covariance of {name} did not converge") from error
-    values, vectors = (torch.from_numpy(part).to(symmetric.device) for part in solved)
+    values, vectors = (torch.from_numpy(part).to(lower.device) for part in solved)
     return values, vectors

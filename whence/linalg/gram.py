@@ -1,0 +1,22 @@
+"""Gram matrices of long, thin matrices: only the half that symmetry doesn't give away."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from whence import cost
+
+
+def add_gram(total: Tensor, rows: Tensor) -> None:
+    """Add `rows^T rows` of `rows [m, n]` to `total [n, n]`: to its lower triangle, and to parts of the upper that mean nothing.
+
+    Each panel of columns is multiplied with the columns from its first on: a blocked symmetric rank-k update, at little
+    more than half the work. A product in a lower format than the sum's is rounded once per call.
+    """
+    width = rows.shape[1]
+    for start, stop in cost.panels(width, cost.covariance(len(rows), width).parts):
+        lower, left, right = total[start:, start:stop], rows[:, start:].T, rows[:, start:stop]
+        if rows.dtype == total.dtype:
+            lower.addmm_(left, right)
+        else:
+            lower.add_(left @ right)
