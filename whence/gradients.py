@@ -34,6 +34,11 @@ class Factored:
         """(B, O, I)."""
         return (len(self), self.g_BRO.shape[-1], self.a_BRI.shape[-1])
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format of both factors."""
+        return self.g_BRO.dtype
+
     def __len__(self) -> int:
         return len(self.g_BRO)
 
@@ -59,6 +64,11 @@ class Dense:
     def shape(self) -> tuple[int, int, int]:
         """(B, O, I)."""
         return (len(self), *self.w_BOI.shape[1:])  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The matrices' format."""
+        return self.w_BOI.dtype
 
     def __len__(self) -> int:
         return len(self.w_BOI)

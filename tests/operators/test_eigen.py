@@ -184,3 +184,47 @@ def test_labels_formats_and_tensors():
     assert set(product.tensors()) == {"left/layer.3", "right/layer.3"}
     lowered = product.to(torch.empty(0, dtype=torch.bfloat16))
     assert {tensor.dtype for tensor in lowered.tensors().values()} == {torch.bfloat16}
+
+
+def reading_the_same(count=3, tokens=6, n_in=9, outs=(4, 5), seed=0):
+    """Blocks with one input basis, and gradients with one input."""
+    generator = torch.Generator().manual_seed(seed)
+    q_I = Rotation((torch.linalg.qr(randn(generator, n_in, n_in)).Q,))
+    found = {}
+    a_BRI = randn(generator, count, tokens, n_in)
+    for name, n_out in zip("ab", outs, strict=True):
+        q_O = Rotation((torch.linalg.qr(randn(generator, n_out, n_out)).Q,))
+        block = EigenBlock(q_O, q_I, randn(generator, n_out, n_in).square())
+        found[name] = block, Factored(randn(generator, count, tokens, n_out), a_BRI)
+    return BlockDiagonal({name: block for name, (block, _) in found.items()}), {name: g for name, (_, g) in found.items()}
+
+
+def test_an_input_that_two_sites_read_is_rotated_once():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    operator, gradients = reading_the_same(tokens=3)
+    streaming, readers = operator.streaming(), ("a", "b")
+    with FlopCounterMode(display=False) as shared:
+        parts = [streaming.quadratic(name, gradient, readers) for name, gradient in gradients.items()]
+    with FlopCounterMode(display=False) as separate:
+        expected = operator.quadratic(gradients)
+    close(torch.stack(parts).sum(0), expected)
+    assert separate.get_total_flops() - shared.get_total_flops() == 2 * 3 * 3 * 9**2
+    for name, gradient in gradients.items():
+        close(streaming.apply(name, gradient, readers).w_BOI, (operator @ gradients)[name].w_BOI)
+
+
+def test_an_input_is_not_taken_for_the_next_batch():
+    operator, first = reading_the_same(tokens=3)
+    second = {name: Factored(g.g_BRO, g.a_BRI + 1) for name, g in first.items()}
+    streaming, readers = operator.streaming(), ("a", "b")
+    streaming.apply("a", first["a"], readers)  # "b" has no gradient in the first batch
+    for name, gradient in second.items():
+        close(streaming.apply(name, gradient, readers).w_BOI, (operator @ second)[name].w_BOI)
+
+
+def test_bases_that_blocks_share_stay_shared_in_another_format():
+    operator, _ = reading_the_same()
+    moved = operator.to(torch.empty(0, dtype=torch.float32))
+    assert moved.blocks["a"].q_I is moved.blocks["b"].q_I
+    assert moved.blocks["a"].q_I.blocks[0].dtype == torch.float32

@@ -15,7 +15,6 @@ from whence.gradients import Factored, Gradient
 from whence.linalg.eigh import eigh
 from whence.linalg.gram import add_gram
 from whence.linalg.rotation import Rotation, split_sizes
-from whence.operators.eigen import EigenBlock
 
 
 @dataclass
@@ -124,20 +123,18 @@ def decompose(result: dict[str, Tensor], sums: Mapping[str, Tensor], name: str, 
             result[f"{side}_values/{key}"] = torch.cat(values)
 
 
-def rotations(bases: Mapping[str, Tensor], name: str, group: str) -> tuple[Rotation | None, Rotation | None]:
-    """The eigenbases of both sides of a site; None for a side whose covariance is diagonal as it is."""
-
-    def rotation(prefix: str) -> Rotation | None:
-        blocks: list[Tensor] = []
-        while (key := f"{prefix}/{len(blocks)}") in bases:
-            blocks.append(bases[key])
-        return Rotation(tuple(blocks)) if blocks else None
-
-    return rotation(f"out/{name}"), rotation(f"in/{group}")
+def rotations(bases: Mapping[str, Tensor]) -> dict[str, Rotation]:
+    """The eigenbasis of every side, `out/NAME` and `in/GROUP`; a side whose covariance is diagonal as it is has none."""
+    parts: dict[str, dict[int, Tensor]] = {}
+    for key, vectors in bases.items():
+        side, _, number = key.rpartition("/")
+        if side.startswith(("out/", "in/")):
+            parts.setdefault(side, {})[int(number)] = vectors
+    return {side: Rotation(tuple(blocks[number] for number in sorted(blocks))) for side, blocks in parts.items()}
 
 
-def kronecker_block(bases: Mapping[str, Tensor], name: str, group: str) -> EigenBlock:
-    """The K-FAC block `E[g g^T] kron E[a a^T]`, scaled to the curvature of the mean loss *per example*.
+def kronecker_eigenvalues(bases: Mapping[str, Tensor], name: str, group: str) -> Tensor:
+    """The eigenvalues `[O, I]` of the K-FAC block `E[g g^T] kron E[a a^T]` of the mean loss *per example*.
 
     An example's gradient is a sum over positions. If these are independent, as with labels drawn from the model, its
     second moment is that of one position times the positions per example; so the product of the means over positions
@@ -149,4 +146,4 @@ def kronecker_block(bases: Mapping[str, Tensor], name: str, group: str) -> Eigen
         scale = 1 / into.sum().clamp(min=torch.finfo(into.dtype).tiny)
     else:
         scale = bases[f"out_count/{name}"] / bases["examples"].to(out)
-    return EigenBlock(*rotations(bases, name, group), torch.outer(out, into) * scale)
+    return torch.outer(out, into) * scale

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from whence.errors import StaleArtifact, TokenizerMismatch
 from whence.fitting.covariance import rotations
@@ -75,13 +75,13 @@ def load_curvature(folder: Folder | Memory, about: dict[str, Any]) -> Curvature:
         eigenvalues = folder.load(f"eigenvalues-{number:02d}")
         bases = folder.load(f"basis-{number:02d}") if folder.has(f"basis-{number:02d}") else {}
         groups = folder.read_json(f"inputs-{number:02d}.json") if bases else {}
-        blocks |= {name: _block(bases, name, groups.get(name, name), lam_OI) for name, lam_OI in eigenvalues.items()}
+        sides = rotations(bases)
+        blocks |= {
+            name: EigenBlock(sides.get(f"out/{name}"), sides.get(f"in/{groups.get(name, name)}"), lam_OI)
+            for name, lam_OI in eigenvalues.items()
+        }
         number += 1
     order = {name: place for place, name in enumerate(about["modules"])}
     label = f"{about['method']} on {about['examples']} examples"
     operator = BlockDiagonal(dict(sorted(blocks.items(), key=lambda pair: order[pair[0]])), label)
     return Curvature(operator, about, folder.provenance if isinstance(folder, Folder) else {})
-
-
-def _block(bases: dict[str, Tensor], name: str, group: str, lam_OI: Tensor) -> EigenBlock:
-    return EigenBlock(*rotations(bases, name, group), lam_OI)

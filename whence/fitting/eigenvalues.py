@@ -8,7 +8,7 @@ import torch
 
 from whence.fitting.accumulator import Accumulator
 from whence.gradients import Factored, Gradient, chunks
-from whence.operators.eigen import EigenBlock
+from whence.operators.eigen import EigenBlock, SharedInputs, blocks_to
 
 
 class Eigenvalues(Accumulator):
@@ -20,7 +20,8 @@ class Eigenvalues(Accumulator):
     def __init__(self, bases: Mapping[str, EigenBlock], *, operands: torch.dtype, sums: torch.dtype, device: torch.device):
         super().__init__(sums, device)
         self.operands = operands
-        self.bases = {name: block.to(torch.empty(0, dtype=operands, device=device)) for name, block in bases.items()}
+        self.bases = blocks_to(bases, torch.empty(0, dtype=operands, device=device))
+        self.inputs = SharedInputs()
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Add one site's share of the batch."""
@@ -29,7 +30,8 @@ class Eigenvalues(Accumulator):
         n_out, n_in = gradient.shape[1:]
         total = self.sum_of(name, n_out, n_in)
         tokens = gradient.g_BRO.shape[1] if isinstance(gradient, Factored) else 0
+        block, gradient = self.inputs.rotate(self.bases[name], gradient, readers)
         for part in chunks(gradient.to(self.operands), n_out * n_in + tokens * (n_out + n_in)):
-            for w_OI in self.bases[name].rotate(part).w_BOI:
+            for w_OI in block.rotate(part).w_BOI:
                 w_OI = w_OI.to(total.dtype)
                 total.addcmul_(w_OI, w_OI)

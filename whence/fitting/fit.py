@@ -22,7 +22,7 @@ from whence.capture import Capture
 from whence.coverage import Coverage, Site, cover
 from whence.errors import CoverageError, NumericalError, UsageError, WhenceWarning
 from whence.fitting.accumulator import Accumulator
-from whence.fitting.covariance import Covariance, decompose, kronecker_block
+from whence.fitting.covariance import Covariance, decompose, kronecker_eigenvalues, rotations
 from whence.fitting.curvature import Curvature, load_curvature
 from whence.fitting.eigenvalues import Eigenvalues
 from whence.fitting.methods import Method, method_named
@@ -210,7 +210,14 @@ class _Fit:
                     advance(1)
             self.folder.save(basis, bases)
         bases, groups = self.folder.load(basis, self.device), self.folder.read_json(inputs)
-        return {name: kronecker_block(bases, name, groups[name]) for name in sites if f"out_values/{name}" in bases}
+        sides = rotations(bases)
+        return {
+            name: EigenBlock(
+                sides.get(f"out/{name}"), sides.get(f"in/{groups[name]}"), kronecker_eigenvalues(bases, name, groups[name])
+            )
+            for name in sites
+            if f"out_values/{name}" in bases
+        }
 
     def _accumulate(
         self, what: str, number: int, sites: dict[str, Site], sample: list[int], sink: Accumulator, inputs: str | None = None

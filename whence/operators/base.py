@@ -8,11 +8,14 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from whence.gradients import Gradients
+from whence.gradients import Dense, Gradient, Gradients
 
 
 class Operator(abc.ABC):
-    """A linear map `Gradients -> Gradients`; `A @ gradients` applies it, `A @ B` composes (B acts first)."""
+    """A linear map `Gradients -> Gradients`; `A @ gradients` applies it, `A @ B` composes (B acts first).
+
+    It acts on each module by itself, so it can be applied to one module's gradients after the other, as they arise.
+    """
 
     label: str
     """What it is, for people: "ekfac on 600 examples, inverse with damping 0.1 x mean eigenvalue"."""
@@ -42,12 +45,32 @@ class Operator(abc.ABC):
     def dense(self) -> dict[str, Tensor]:
         """One matrix `[O*I, O*I]` per module, for tests: row-major in (O, I)."""
 
+    def streaming(self) -> Streaming:
+        """Itself, for the gradients of one batch after the other, module by module."""
+        return Streaming(self)
+
     @overload
     def __matmul__(self, other: Operator) -> Operator: ...
     @overload
     def __matmul__(self, other: Gradients) -> Gradients: ...
     def __matmul__(self, other: Operator | Gradients) -> Operator | Gradients:
         return Product(self, other) if isinstance(other, Operator) else self.apply_to(other)
+
+
+class Streaming:
+    """An operator that meets the modules' gradients one by one, in whatever format; `readers` read the same input."""
+
+    def __init__(self, operator: Operator):
+        self.operator = operator
+        self.dtype = next(iter(operator.tensors().values())).dtype
+
+    def apply(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Dense:
+        """`operator @ gradient` at the module `name`."""
+        return self.operator.apply_to({name: gradient.to(self.dtype)})[name].dense()
+
+    def quadratic(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Tensor:
+        """The module's part of `<g, operator g>` of each example, `[B]`."""
+        return self.operator.quadratic({name: gradient.to(self.dtype)})
 
 
 class Product(Operator):

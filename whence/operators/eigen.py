@@ -7,16 +7,18 @@ eigenvalues are. A function of the operator is the function of its eigenvalues.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from whence import cost
 from whence.errors import NumericalError
-from whence.gradients import Dense, Factored, Gradient, Gradients
+from whence.gradients import Dense, Factored, Gradient, Gradients, chunks
 from whence.linalg.rotation import Rotation
-from whence.operators.base import Operator
+from whence.operators.base import Operator, Streaming
 
 
 @dataclass(frozen=True)
@@ -31,24 +33,29 @@ class EigenBlock:
         return Dense(self.unrotate(self.rotate(gradient).w_BOI * self.lam_OI))
 
     def rotate(self, gradient: Gradient) -> Dense:
-        """Coordinates of the gradients in the eigenbasis, `Q_O^T w Q_I`, `[B, O, I]`.
-
-        A side is rotated before the summands are added up where these are fewer than the other side is wide.
-        """
+        """Coordinates of the gradients in the eigenbasis, `Q_O^T w Q_I`, `[B, O, I]`, in the cheapest order of products."""
+        order = self.order(gradient)
         if isinstance(gradient, Factored):
-            tokens, (_, n_out, n_in) = gradient.g_BRO.shape[1], gradient.shape
-            early_out, early_in = tokens < n_in, tokens < n_out
-            g_BRO = self.q_O.rotate(gradient.g_BRO) if self.q_O and early_out else gradient.g_BRO
-            a_BRI = self.q_I.rotate(gradient.a_BRI) if self.q_I and early_in else gradient.a_BRI
+            g_BRO, a_BRI = gradient.g_BRO, gradient.a_BRI
+            if self.q_O and "out first" in order:
+                g_BRO = self.q_O.rotate(g_BRO)
+            if self.q_I and "in first" in order:
+                a_BRI = self.q_I.rotate(a_BRI)
             w_BOI = g_BRO.mT @ a_BRI
         else:
-            early_out = early_in = False
             w_BOI = gradient.w_BOI
-        if self.q_O and not early_out:
+        if self.q_O and "out first" not in order:
             w_BOI = self.q_O.rotate(w_BOI.mT).mT
-        if self.q_I and not early_in:
+        if self.q_I and "in first" not in order:
             w_BOI = self.q_I.rotate(w_BOI)
         return Dense(w_BOI)
+
+    def order(self, gradient: Gradient, shared: int = 1) -> str:
+        """Which sides are rotated before the summands are added up, where `shared` sites read the same input."""
+        if not isinstance(gradient, Factored):
+            return ""
+        _, n_out, n_in = gradient.shape
+        return cost.rotation(gradient.g_BRO.shape[1], n_out, n_in, self.q_O is not None, self.q_I is not None, shared).name
 
     def unrotate(self, w_BOI: Tensor) -> Tensor:
         """Back from the eigenbasis, `Q_O w Q_I^T`."""
@@ -68,10 +75,50 @@ class EigenBlock:
         q = torch.kron(q_O, q_I)
         return (q * self.lam_OI.flatten()) @ q.T
 
-    def to(self, like: Tensor) -> EigenBlock:
-        """The same in the dtype and on the device of `like`."""
-        q_O, q_I = (q.to(like) if q else None for q in (self.q_O, self.q_I))
-        return EigenBlock(q_O, q_I, self.lam_OI.to(like))
+
+class SharedInputs:
+    """Inputs in the eigenbasis, made once for the sites that read the same tensor in the same basis."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, ...], tuple[weakref.ref[Tensor], Rotation, Tensor, int]] = {}
+
+    def rotate(self, block: EigenBlock, gradient: Gradient, readers: tuple[str, ...]) -> tuple[EigenBlock, Gradient]:
+        """The block and the gradient as they are, or both with the input side in the eigenbasis where that pays.
+
+        Then the block's `q_I` is None: what is left to rotate is the output side. The last of the `readers` to come takes
+        the rotated input along.
+        """
+        if len(readers) == 1 or block.q_I is None or not isinstance(gradient, Factored):
+            return block, gradient
+        source, basis, a_BRI, left = self._made.pop(readers, (None, None, gradient.a_BRI, 0))
+        if source is None or source() is not gradient.a_BRI or basis is not block.q_I:
+            if "in first" not in block.order(gradient, len(readers)):
+                return block, gradient
+            source, a_BRI, left = weakref.ref(gradient.a_BRI), block.q_I.rotate(gradient.a_BRI.to(block.lam_OI)), len(readers)
+        if left > 1:
+            self._made[readers] = (source, block.q_I, a_BRI, left - 1)
+        return replace(block, q_I=None), replace(gradient, a_BRI=a_BRI)
+
+
+class _StreamingBlocks(Streaming):
+    """One block per module; rotations of shared inputs are shared."""
+
+    def __init__(self, operator: BlockDiagonal):
+        super().__init__(operator)
+        self.blocks, self.inputs = operator.blocks, SharedInputs()
+
+    def apply(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Dense:
+        block, gradient = self._prepared(name, gradient, readers)
+        return Dense(self.blocks[name].unrotate(block.rotate(gradient).w_BOI * block.lam_OI))
+
+    def quadratic(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Tensor:
+        block, gradient = self._prepared(name, gradient, readers)
+        _, n_out, n_in = gradient.shape
+        return torch.cat([block.quadratic(part) for part in chunks(gradient, 3 * n_out * n_in)])
+
+    def _prepared(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> tuple[EigenBlock, Gradient]:
+        block, gradient = self.inputs.rotate(self.blocks[name], gradient, readers)
+        return block, gradient.to(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -89,6 +136,10 @@ class BlockDiagonal(Operator):
     def apply_to(self, gradients: Gradients) -> Gradients:
         """Apply each module's block; modules without one are left out."""
         return {name: block @ gradients[name] for name, block in self.blocks.items() if name in gradients}
+
+    def streaming(self) -> Streaming:
+        """Itself, for gradients that arrive module by module; inputs that several modules read are rotated once."""
+        return _StreamingBlocks(self)
 
     def dense(self) -> dict[str, Tensor]:
         """Each block as a matrix."""
@@ -129,5 +180,19 @@ class BlockDiagonal(Operator):
         return {name: block.lam_OI for name, block in self.blocks.items()}
 
     def to(self, like: Tensor) -> BlockDiagonal:
-        """The same in the dtype and on the device of `like`."""
-        return BlockDiagonal({name: block.to(like) for name, block in self.blocks.items()}, self.label)
+        """The same in the dtype and on the device of `like`; bases that blocks share stay shared."""
+        return BlockDiagonal(blocks_to(self.blocks, like), self.label)
+
+
+def blocks_to(blocks: Mapping[str, EigenBlock], like: Tensor) -> dict[str, EigenBlock]:
+    """The blocks in the dtype and on the device of `like`; bases that they share stay shared."""
+    sides = {id(q): q for block in blocks.values() for q in (block.q_O, block.q_I) if q}
+    moved = {key: q.to(like) for key, q in sides.items()}
+    return {
+        name: EigenBlock(
+            moved[id(block.q_O)] if block.q_O else None,
+            moved[id(block.q_I)] if block.q_I else None,
+            block.lam_OI.to(like),
+        )
+        for name, block in blocks.items()
+    }

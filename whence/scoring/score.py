@@ -118,7 +118,8 @@ def score(
         if "examples" in kinds:
             raw, extra = work.total(prepared, precision), {}
         else:
-            extra = work.columns(_quantities(prepared.gradients, operator.to(work.like), settings), settings, folder)
+            quantities = _quantities(prepared.gradients, operator.to(work.like), settings, work.sums)
+            extra = work.columns(quantities, settings, folder)
             raw = extra.pop("raw") if "raw" in extra else _sum_modules(extra)
         exact = work.rescore(raw, weighted, settings) if rescore else None
         check_scores(raw, work.train.ids)
@@ -242,7 +243,7 @@ class _Score:
         with Capture(self.model, self.sites) as capture, stage("score", total, "tokens", done=behind) as advance:
             for piece, name, ready in zip(pieces, names, done, strict=True):
                 if not ready:
-                    folder.save(name, self._chunk(capture, piece, quantities, settings, advance))
+                    folder.save(name, self._chunk(capture, piece, quantities, advance))
         found = [folder.load(name) for name in names]
         return {key: self._assemble(key, found) for key in found[0] if key != "indices"}
 
@@ -251,10 +252,9 @@ class _Score:
         capture: Capture,
         piece: Sequence[int],
         quantities: Mapping[str, Quantity],
-        settings: ScoreSettings,
         advance: Callable[[int], None],
     ) -> dict[str, Tensor]:
-        sink = Columns(self.task, quantities, settings.precision.operands("scores", self.dtype))
+        sink = Columns(self.task, quantities)
         self._stream(capture, piece, sink, advance)
         return sink.tensors()
 
@@ -306,7 +306,7 @@ class _Score:
             rows = slice(start, start + step)
             prepared = self.prepare(weighted[rows], settings, None, self.sums, self.sums, "queries at full rank")
             chosen = np.flatnonzero(exact[rows].any(0)).tolist()
-            sink = Columns(self.task, {"raw": products(prepared.gradients)}, self.sums)
+            sink = Columns(self.task, {"raw": products(prepared.gradients)})
             total = sum(self.train.sizes[index] for index in chosen)
             with Capture(self.model, self.sites) as capture, stage("rescore", total, "tokens") as advance:
                 self._stream(capture, chosen, sink, advance)
@@ -370,7 +370,7 @@ def _finished(folder: Folder) -> Scores:
     return open_scores(folder.path)
 
 
-def _quantities(queries: Gradients, operator: Operator, settings: ScoreSettings) -> dict[str, Quantity]:
+def _quantities(queries: Gradients, operator: Operator, settings: ScoreSettings, dtype: torch.dtype) -> dict[str, Quantity]:
     """What to add up over the modules for every training example."""
     quantities: dict[str, Quantity] = {}
     if settings.per == "module":
@@ -380,7 +380,7 @@ def _quantities(queries: Gradients, operator: Operator, settings: ScoreSettings)
     if settings.per == "token":
         quantities["tokens"] = token_products(queries)
     if "cosine" in settings.norms:
-        quantities["norm/gradient"] = squared_norms
+        quantities["norm/gradient"] = squared_norms(dtype)
     if "relatif" in settings.norms:
         quantities["norm/self"] = self_products(operator)
     return quantities

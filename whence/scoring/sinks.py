@@ -18,7 +18,7 @@ from whence.tasks.base import Batch, Task
 class Quantity(Protocol):
     """What a module's gradients add to a number per example: `[..., B]`, per token `[..., B, R]`, or None."""
 
-    def __call__(self, name: str, gradient: Gradient) -> Tensor | None: ...
+    def __call__(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Tensor | None: ...
 
 
 class Columns(Sink):
@@ -28,8 +28,8 @@ class Columns(Sink):
     "tokens" is cut to each example's real positions.
     """
 
-    def __init__(self, task: Task, quantities: Mapping[str, Quantity], operands: torch.dtype):
-        self.task, self.quantities, self.operands = task, quantities, operands
+    def __init__(self, task: Task, quantities: Mapping[str, Quantity]):
+        self.task, self.quantities = task, quantities
         self.indices: list[int] = []
         self.columns: dict[str, list[Tensor]] = {key: [] for key in quantities}
         self._sums: dict[str, Tensor] = {}
@@ -42,9 +42,8 @@ class Columns(Sink):
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Add the module's part."""
-        gradient = gradient.to(self.operands)
         for key, quantity in self.quantities.items():
-            part = quantity(name, gradient)
+            part = quantity(name, gradient, readers)
             if part is None:
                 continue
             part = part.to(torch.promote_types(part.dtype, torch.float32))
@@ -92,43 +91,44 @@ class Columns(Sink):
 
 
 def products(queries: Gradients) -> Quantity:
-    """Inner products with the queries, `[Q, B]`."""
-    return lambda name, gradient: dot_module(queries[name], gradient)
+    """Inner products with the queries, `[Q, B]`, in their format."""
+    return lambda name, gradient, readers: dot_module(queries[name], gradient.to(queries[name].dtype))
 
 
 def products_at(queries: Gradients, module: str) -> Quantity:
     """Inner products with the queries at one module, `[Q, B]`."""
-    return lambda name, gradient: dot_module(queries[name], gradient) if name == module else None
+    everywhere = products(queries)
+    return lambda name, gradient, readers: everywhere(name, gradient, readers) if name == module else None
 
 
 def token_products(queries: Gradients) -> Quantity:
     """Inner products with the queries per summand of the gradient, `[Q, B, R]`."""
 
-    def quantity(name: str, gradient: Gradient) -> Tensor:
+    def quantity(name: str, gradient: Gradient, readers: tuple[str, ...]) -> Tensor:
         if not isinstance(gradient, Factored):
             raise UsageError(
                 f"Scores per token need gradients that are sums over tokens, and {name} has none",
                 fix="leave it out of --modules, or score per example",
             )
-        return dot_module(queries[name], gradient, "token")
+        return dot_module(queries[name], gradient.to(queries[name].dtype), "token")
 
     return quantity
 
 
 def self_products(operator: Operator) -> Quantity:
     """`<g, operator g>`: an example's influence on itself, `[B]`."""
+    return operator.streaming().quadratic
 
-    def quantity(name: str, gradient: Gradient) -> Tensor:
+
+def squared_norms(dtype: torch.dtype) -> Quantity:
+    """`<g, g>`, `[B]`, computed in `dtype`."""
+
+    def quantity(name: str, gradient: Gradient, readers: tuple[str, ...]) -> Tensor:
         _, n_out, n_in = gradient.shape
-        return torch.cat([operator.quadratic({name: part}) for part in chunks(gradient, 3 * n_out * n_in)])
+        parts = chunks(gradient.to(dtype), 2 * n_out * n_in)
+        return torch.cat([part.dense().w_BOI.square().sum((1, 2)) for part in parts])
 
     return quantity
-
-
-def squared_norms(name: str, gradient: Gradient) -> Tensor:
-    """`<g, g>`, `[B]`."""
-    _, n_out, n_in = gradient.shape
-    return torch.cat([part.dense().w_BOI.square().sum((1, 2)) for part in chunks(gradient, 2 * n_out * n_in)])
 
 
 class Total(Sink):
