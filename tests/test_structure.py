@@ -19,9 +19,9 @@ FLOORS = [
     {"cost", "linalg"},
     {"gradients", "operators"},
     {"capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},
-    {"filter", "fitting", "indexing", "partition", "scoring", "stream", "train"},
+    {"filter", "fitting", "indexing", "partition", "probe", "scoring", "stream", "train"},
     {"methods"},
-    {"", "demo", "generation", "plots", "report", "selftest"},  # "" is the package itself, a lazy door to all below
+    {"", "demo", "generation", "planning", "plots", "report", "selftest"},  # "" is the package itself, a lazy door to all below
     {"__main__", "cli"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

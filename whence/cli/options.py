@@ -34,7 +34,8 @@ Modules = Annotated[
     typer.Option("--modules", "-m", help="mlp, attention, all, lora, last-K, or globs on names, joined by commas."),
 ]
 Examples = Annotated[
-    int | None, typer.Option("--examples", min=1, metavar="N", help="Rows to fit the factors on; all of the data if not said.")
+    str | None,
+    typer.Option("--examples", metavar="N|all", help="Rows to fit the factors on; if not said, enough for steady scores."),
 ]
 Labels = Annotated[
     Literal["model", "data"], typer.Option("--labels", help="Labels drawn from the model (true Fisher), or the data's own.")
@@ -76,6 +77,11 @@ Chunks = Annotated[
 ]
 Format = Literal["float64", "float32", "bfloat16", "float16"]
 
+Products = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option("--products", help="Format to multiply in; auto takes bfloat16 where it is fast and hardly moves scores."),
+]
+
 Top = Annotated[int, typer.Option("--top", "-k", min=1, metavar="N", help="Rows to show that raise it most.")]
 Rerun = Annotated[bool, typer.Option("--rerun", help="Move a folder made from something else aside and start again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -101,4 +107,15 @@ def rank_of(text: str) -> int | None | Literal["auto"]:
         return None
     if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"--rank {text} is no rank.", accepted="a number above zero, full, or auto")
+    return int(text)
+
+
+def sample_of(text: str | None, option: str) -> Literal["all"] | int | None:
+    """Read the size of a sample."""
+    if text is None:
+        return None
+    if text == "all":
+        return "all"
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"{option} {text} is no number of rows.", accepted="a number above zero, or all")
     return int(text)

@@ -62,6 +62,7 @@ def score(
     batch_tokens: options.BatchTokens = None,
     chunks: options.Chunks = 8,
     operands: Annotated[options.Format, typer.Option("--operands", help="Number format of the inner products.")] = "float32",
+    products: options.Products = "auto",
     rerun: options.Rerun = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -104,7 +105,7 @@ def score(
         operator = curvature.inverse(damping, absolute=absolute_damping)
         common: dict[str, Any] = {
             "out": out,
-            "precision": Precision(scores=operands),
+            "precision": Precision(scores=operands, products=products),
             "batch_tokens": batch_tokens,
             "chunks": chunks,
             "rerun": rerun,

@@ -48,6 +48,7 @@ def trace(
     batch_tokens: options.BatchTokens = None,
     groups: options.Groups = 1,
     chunks: options.Chunks = 8,
+    products: options.Products = "auto",
     rerun: options.Rerun = False,
     as_json: options.AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, notes or warnings.")] = False,
@@ -75,6 +76,7 @@ def trace(
     from whence.fitting import fit
     from whence.generation import answered
     from whence.models import load_model
+    from whence.precision import Precision
     from whence.scoring import score
     from whence.scoring.checks import NORMS
     from whence.store.fingerprint import fingerprint_settings
@@ -94,7 +96,8 @@ def trace(
             method=method,
             modules=modules,
             out=folder / "factors",
-            examples=examples,
+            examples=options.sample_of(examples, "--examples"),
+            precision=Precision(products=products),
             seed=seed,
             batch_tokens=batch_tokens,
             groups=groups,
@@ -111,6 +114,7 @@ def trace(
             curvature.inverse(damping),
             out=folder / f"trace-{name}",
             per="token",
+            precision=Precision(products=products),
             norms=[norm] if norm in NORMS else [],
             batch_tokens=batch_tokens,
             chunks=chunks,

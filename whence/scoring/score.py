@@ -7,7 +7,8 @@ when it is done: a killed run goes on from there, to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,8 @@ from whence.errors import NumericalError, UsageError
 from whence.gradients import Dense, Gradients, Per, dot
 from whence.operators.base import Operator
 from whence.partition import batch_positions, data_chunks, run_chunk
-from whence.precision import Precision
+from whence.precision import EXACT, Precision, multiplying
+from whence.probe import settle_products
 from whence.progress import note, stage
 from whence.scoring.checks import check_choices, check_scores
 from whence.scoring.queries import Preconditioned, precondition
@@ -114,14 +116,16 @@ def score(
     try:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
-        prepared = work.prepare(weighted, settings, chosen, precision.operands("scores", work.dtype), work.sums)
-        if "examples" in kinds:
-            raw, extra = work.total(prepared, precision), {}
-        else:
-            quantities = _quantities(prepared.gradients, operator.to(work.like), settings, work.sums)
-            extra = work.columns(quantities, settings, folder)
-            raw = extra.pop("raw") if "raw" in extra else _sum_modules(extra)
-        exact = work.rescore(raw, weighted, settings) if rescore else None
+        with work.multiplying(folder, precision):
+            prepared = work.prepare(weighted, settings, chosen, precision.operands("scores", work.dtype), work.sums)
+            if "examples" in kinds:
+                raw, extra = work.total(prepared, precision), {}
+            else:
+                quantities = _quantities(prepared.gradients, operator.to(work.like), settings, work.sums)
+                extra = work.columns(quantities, settings, folder)
+                raw = extra.pop("raw") if "raw" in extra else _sum_modules(extra)
+        with work.multiplying(folder, EXACT):
+            exact = work.rescore(raw, weighted, settings) if rescore else None
         check_scores(raw, work.train.ids)
         result = work.result(raw, extra, prepared, asked, settings, exact)
         if isinstance(folder, Folder):
@@ -153,7 +157,8 @@ def self_influence(
     try:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
-        extra = work.columns({"raw": self_products(operator.to(work.like))}, settings, folder)
+        with work.multiplying(folder, precision):
+            extra = work.columns({"raw": self_products(operator.to(work.like))}, settings, folder)
         asked = {"id": ["self"], "text": [""]}
         nothing = Preconditioned({}, *[torch.full((1,), float("nan"))] * 3)
         result = work.result(extra["raw"].reshape(1, -1), {}, nothing, asked, settings, None)
@@ -175,6 +180,7 @@ class _Score:
         self.sums = torch.promote_types(self.dtype, torch.float32)
         self.like = torch.empty(0, dtype=self.sums, device=self.device)
         self.batch_tokens = batch_positions(batch_tokens, self.device)
+        self.products = ""
 
     def rank(self, queries: int, rank: int | None | Literal["auto"]) -> int | None:
         """The rank that "auto" stands for."""
@@ -201,6 +207,16 @@ class _Score:
             "code": fingerprint_code(),
         }
         return Folder.claim(out, provenance, rerun=rerun)
+
+    @contextlib.contextmanager
+    def multiplying(self, folder: Folder | Memory, precision: Precision) -> Iterator[None]:
+        """Take products as `precision` says; `products` remembers how."""
+        train = self.train
+        given = (self.model, self.task, train, self.sites, train.usable, self.operator.to(self.like))
+        products = settle_products(folder, precision, *given)
+        self.products = self.products or products
+        with multiplying(products, self.device):
+            yield
 
     def prepare(
         self,
@@ -346,6 +362,7 @@ class _Score:
             "measurement": measurement,
             "operator": self.operator.label,
             "rank": settings.rank,
+            "products": self.products,
             "modules": len(self.sites),
             "rescored": settings.rescore,
         }

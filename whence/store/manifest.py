@@ -18,6 +18,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import shutil
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -150,10 +151,24 @@ class Folder:
         """Delete a shard that was only needed on the way."""
         self._shard(name).unlink(missing_ok=True)
 
+    def promote(self, part: str) -> None:
+        """Take the files of a part of the folder (`part/...`) for its own."""
+        for file in sorted((self.path / part).iterdir()):
+            file.replace(self.path / file.name)
+        self.discard(part)
+
+    def discard(self, part: str) -> None:
+        """Delete a part of the folder that was only needed on the way."""
+        shutil.rmtree(self.path / part, ignore_errors=True)
+
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
         with atomic(self.path / name) as temporary:
             temporary.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def has_json(self, name: str) -> bool:
+        """Whether the JSON file was written."""
+        return (self.path / name).exists()
 
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the folder."""

@@ -33,9 +33,24 @@ class Memory:
         """Forget a shard."""
         self._tensors.pop(name, None)
 
+    def promote(self, part: str) -> None:
+        """Take what is kept under `part/...` for its own."""
+        for kept in (self._tensors, self._json):
+            kept.update({name.removeprefix(f"{part}/"): kept.pop(name) for name in list(kept) if name.startswith(f"{part}/")})
+
+    def discard(self, part: str) -> None:
+        """Forget what is kept under `part/...`."""
+        for kept in (self._tensors, self._json):
+            for name in [name for name in kept if name.startswith(f"{part}/")]:
+                del kept[name]
+
     def write_json(self, name: str, value: Any) -> None:
         """Keep a JSON value."""
         self._json[name] = value
+
+    def has_json(self, name: str) -> bool:
+        """Whether the JSON value is kept."""
+        return name in self._json
 
     def read_json(self, name: str) -> Any:
         """The value kept."""

@@ -1,0 +1,131 @@
+"""The probe: what a few rows say about the whole."""
+
+import pytest
+import torch
+from models import CASES
+from oracle import agree
+
+from whence import probe as probing
+from whence.coverage import cover
+from whence.fitting import fit
+from whence.precision import EXACT, Precision, has_units, multiplying
+from whence.probe import agreement, probe, probe_rows, settle_products
+from whence.scoring import score, self_influence
+from whence.store.memory import Memory
+from whence.stream import encode
+
+CPU = torch.device("cpu")
+
+
+def setting(name="llama", rows=12):
+    """A model, its task, encoded examples and tracked sites."""
+    case = CASES[name]
+    model, task = case.model(), case.task()
+    return model, task, encode(task, case.train(rows)), cover(model, "all").sites
+
+
+def test_agreement_of_scores():
+    exact = torch.randn(4, 6)
+    same = agreement(exact, exact)
+    assert same.error == 0 and same.pearson == pytest.approx(1.0)
+    assert agreement(2 * exact, exact).error == pytest.approx(1.0)
+    worst = exact.clone()
+    worst[2] = -exact[2]
+    assert agreement(worst, exact).pearson == pytest.approx(-1.0)
+
+
+def test_what_an_example_does_to_itself_is_no_evidence():
+    exact = torch.eye(5) * 100 + torch.randn(5, 5)
+    assert agreement(torch.eye(5) * 100 + torch.randn(5, 5), exact).pearson < 0.9
+
+
+def test_the_probe_is_the_rows_scores_for_each_other():
+    model, task, examples, sites = setting()
+    rows, case = [0, 3, 5], CASES["llama"]
+    operator = fit(model, task, case.train(12), modules="all").inverse()
+    found = probe(model, task, examples, sites, rows, operator)
+    chosen = [case.train(12)[row] for row in rows]
+    agree(found.diag(), self_influence(model, task, chosen, operator).raw[0])
+    agree(found, score(model, task, chosen, chosen, operator).raw)
+    assert not torch.allclose(probe(model, task, examples, sites, rows, None), found)
+
+
+def test_few_rows_spread_over_all():
+    _, _, examples, sites = setting(rows=60)
+    rows = probe_rows(examples, sites, examples.usable)
+    assert len(rows) == probing.ROWS and max(rows) - min(rows) > 40
+    assert probe_rows(examples, sites, [7]) == [7]
+
+
+def lowered(monkeypatch, error):
+    """Let float32 work be worth lowering, whatever the machine and the size, and products drift by `error`."""
+    monkeypatch.setattr(probing, "has_units", lambda device: True)
+    monkeypatch.setattr(probing, "WORTH", 0)
+    monkeypatch.setattr(probing, "FLOPS", 0)
+    exact, seen = probing.probe, []
+
+    def drifting(*args):
+        found = exact(*args)
+        seen.append(torch.get_float32_matmul_precision())
+        noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
+        return found * (1 + error * noise) if seen[-1] == "medium" else found
+
+    monkeypatch.setattr(probing, "probe", drifting)
+    return seen
+
+
+@pytest.mark.parametrize(("error", "expected"), [(1e-3, "bfloat16"), (0.3, "float32")])
+def test_products_are_shortened_where_the_scores_hardly_move(monkeypatch, notes, error, expected):
+    model, task, examples, sites = setting()
+    seen, folder = lowered(monkeypatch, error), Memory()
+    given = (folder, Precision(), model.float(), task, examples, sites, examples.usable)
+    assert settle_products(*given) == expected
+    assert sorted(seen) == ["highest", "medium"]
+    assert f"multiplying in {expected}" in notes[0] and "rows by" in notes[0]
+    assert settle_products(*given) == expected
+    assert len(seen) == 2, "the folder remembers"
+    assert settle_products(Memory(), EXACT, *given[2:]) == "float32" and len(seen) == 2
+
+
+def test_a_float64_model_and_little_work_are_not_probed(monkeypatch):
+    model, task, examples, sites = setting()
+    seen = lowered(monkeypatch, 0.0)
+    assert settle_products(Memory(), Precision(), model, task, examples, sites, examples.usable) == "float32"
+    monkeypatch.setattr(probing, "FLOPS", 1e15)
+    assert settle_products(Memory(), Precision(), model.float(), task, examples, sites, examples.usable) == "float32"
+    assert not seen
+
+
+def test_products_are_as_before_afterwards():
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(KeyError), multiplying("bfloat16", CPU):
+            assert torch.get_float32_matmul_precision() == "medium"
+            raise KeyError
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(not has_units(CPU), reason="no units for short products on this CPU")
+def test_short_products_are_close_and_not_exact():
+    case = CASES["llama"]
+    model = case.model().float()
+    train = case.train(12)
+
+    def found(products):
+        precision = Precision(products=products)
+        curvature = fit(model, case.task(), train, modules="all", precision=precision)
+        scores = score(model, case.task(), case.queries(), train, curvature.inverse(), precision=precision)
+        assert curvature.about["products"] == scores.about["products"] == products
+        return torch.from_numpy(scores.raw)
+
+    seen = agreement(found("bfloat16"), found("float32"))
+    assert 0 < seen.error < 0.1 and seen.pearson > 0.99
+
+
+def test_sites_of_one_module_add_up():
+    model, task, examples, sites = setting("mlp")
+    whole = probe(model, task, examples, sites, [0, 1], None)
+    parts = [probe(model, task, examples, {name: site}, [0, 1], None) for name, site in sites.items()]
+    agree(sum(parts), whole)
