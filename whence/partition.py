@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -17,6 +18,29 @@ HALVINGS = 3
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Positions per batch unless the user says: enough to keep the device busy."""
+
+
+SAVE_SECONDS = 60.0
+"""Seconds of work that a kill may cost."""
+
+
+class SaveTimer:
+    """Says when to save: `every` so many seconds of work, and never so often that saving takes a twentieth of the time."""
+
+    def __init__(self, every: float):
+        self.every, self.cost, self.since = every, 0.0, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether to save now."""
+        return time.monotonic() - self.since >= max(self.every, 20 * self.cost)
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+
+    def __exit__(self, *raised: object) -> None:
+        self.cost = time.monotonic() - self.since if self.every else 0.0
+        self.since = time.monotonic()
 
 
 def batch_positions(asked: int | None, device: torch.device) -> int:

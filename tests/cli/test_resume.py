@@ -44,7 +44,22 @@ class Resumed(Silent):
 
 
 def fit_command(model, data, factors):
-    return ["fit", model, "--data", data, "--out", factors, "--batch-tokens", "60", "--chunks", "4", "--disjoint", "-q"]
+    return [
+        "fit",
+        model,
+        "--data",
+        data,
+        "--out",
+        factors,
+        "--batch-tokens",
+        "60",
+        "--chunks",
+        "4",
+        "--disjoint",
+        "--save-every",
+        "0",
+        "-q",
+    ]
 
 
 def score_command(model, data, queries, factors, scores):

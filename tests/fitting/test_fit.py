@@ -1,5 +1,7 @@
 """Fitted curvature against dense matrices made by definition: every tiny model, every method, both kinds of labels."""
 
+import importlib
+
 import pytest
 import torch
 from models import CASES, HUGE, named, overflowing, small_memory
@@ -9,7 +11,11 @@ from oracle import curvature as oracle_curvature
 from whence.errors import CoverageError, NumericalError, OutOfMemory, UsageError
 from whence.fitting import METHODS, fit
 from whence.precision import Precision
+from whence.progress import Silent, report_to
+from whence.stream import encode
 from whence.tasks import Classification
+
+fitting = importlib.import_module("whence.fitting.fit")
 
 
 def passes(case, labels):
@@ -74,6 +80,85 @@ def test_disjoint_samples():
     expected = oracle_curvature("ekfac", [found[n] for n in first], [found[n] for n in second])
     for name in expected:
         agree(curvature.operator.dense()[name], expected[name])
+
+
+def test_samples_are_large_enough_and_apart_where_there_is_enough_data(monkeypatch):
+    case = CASES["mlp"]
+    examples = encode(case.task(), case.train(60))
+    monkeypatch.setattr(fitting, "ENOUGH_ROWS", 6)
+    monkeypatch.setattr(fitting, "ENOUGH_POSITIONS", 10)
+    for widest, enough in ((1, 10), (20, 20), (100, 60)):  # a position each; one per column of the widest
+        monkeypatch.setattr(fitting, "ENOUGH_PER_COLUMN", 1)
+        first, second = fitting.draw_samples(examples, fitting.FitSettings(), widest)
+        assert len(first) == len(second) == enough
+        assert set(first).isdisjoint(second) == (2 * enough <= 60)
+    everything = fitting.draw_samples(examples, fitting.FitSettings(examples="all"), 1)
+    assert everything == (list(range(60)), list(range(60)))
+    apart = fitting.draw_samples(examples, fitting.FitSettings(disjoint=True), 100)
+    assert [len(part) for part in apart] == [30, 30] and set(apart[0]).isdisjoint(apart[1])
+
+
+def test_a_sample_grows_until_scores_stop_moving(tmp_path, notes, monkeypatch):
+    monkeypatch.setattr(fitting, "SMALLEST", 3)
+    case = CASES["llama"]
+    train = case.train(40)
+    asked = {"modules": "all", "labels": "data", "seed": 3}
+    grown = fit(case.model(), case.task(), train, until=0.9, out=tmp_path / "factors", **asked)
+    history = {int(size): value for size, value in grown.about["correlation"].items()}
+    *tried, last = history
+    assert last == grown.about["examples"] and all(history[size] < 0.9 for size in tried)
+    assert history[last] >= 0.9 or last == 40
+    assert any(f"{last} examples: scores of" in text for text in notes)
+    plain = fit(case.model(), case.task(), train, examples=last, out=tmp_path / "plain", **asked)
+    for name, block in plain.blocks.items():
+        assert torch.equal(block.lam_OI, grown.blocks[name].lam_OI)
+    assert not list((tmp_path / "factors").glob("sample-*")), "the smaller samples' factors are still there"
+    again = fit(case.model(), case.task(), train, until=0.9, out=tmp_path / "factors", **asked)
+    assert again.about == grown.about
+    everything = fit(case.model(), case.task(), train, until=1.0, **asked)
+    assert everything.about["examples"] == 40
+
+
+@pytest.mark.parametrize("killed_in", ["covariance", "eigenvalues"])
+def test_a_killed_search_for_the_sample_goes_on(tmp_path, monkeypatch, killed_in):
+    monkeypatch.setattr(fitting, "SMALLEST", 3)
+    case = CASES["llama"]
+    asked = {"modules": "all", "until": 1.0, "chunks": 2, "save_every": 0.0}
+    whole = fit(case.model(), case.task(), case.train(20), out=tmp_path / "whole", **asked)
+
+    class Stopping(Silent):
+        left = 5
+
+        def advance(self, stage):
+            self.left -= stage.name == killed_in
+            if not self.left:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), report_to(Stopping()):
+        fit(case.model(), case.task(), case.train(20), out=tmp_path / "again", **asked)
+    assert (tmp_path / "again" / "probe-3.safetensors").exists()
+    again = fit(case.model(), case.task(), case.train(20), out=tmp_path / "again", **asked)
+    assert again.about == whole.about
+    for name, block in whole.blocks.items():
+        assert torch.equal(block.lam_OI, again.blocks[name].lam_OI)
+
+
+def test_chunks_that_were_not_saved_are_done_again_when_memory_runs_out(tmp_path):
+    case = CASES["llama"]
+    train = case.train(12)
+    whole = fit(case.model(), case.task(), train, modules="all")
+    parts = fit(
+        case.model(),
+        small_memory(case.task(), 8, after=3),
+        train,
+        modules="all",
+        out=tmp_path / "factors",
+        chunks=4,
+        batch_tokens=16,
+        save_every=1e9,
+    )
+    for name, expected in whole.operator.dense().items():
+        agree(parts.operator.dense()[name], expected, 1e-10)
 
 
 def test_disjoint_samples_need_two_parts():

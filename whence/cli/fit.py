@@ -18,12 +18,26 @@ def fit(
     modules: options.Modules = None,
     examples: options.Examples = None,
     eigenvalue_examples: Annotated[
-        int | None,
-        typer.Option("--eigenvalue-examples", min=1, metavar="N", help="Rows for the corrected eigenvalues; as --examples."),
+        str | None,
+        typer.Option("--eigenvalue-examples", metavar="N|all", help="Rows for the corrected eigenvalues; as --examples."),
     ] = None,
     disjoint: Annotated[
-        bool, typer.Option("--disjoint", help="Take other rows for the eigenvalues than for the factors.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--disjoint/--overlapping",
+            help="Take other rows for the eigenvalues than for the factors; if not said, where there are enough.",
+        ),
+    ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            "--until",
+            min=0.0,
+            max=1.0,
+            metavar="R",
+            help="Double the sample until scores correlate by R (0.99, say) with those of half of it.",
+        ),
+    ] = None,
     labels: options.Labels = "model",
     seed: options.Seed = 0,
     columns: options.Columns = None,
@@ -46,6 +60,10 @@ def fit(
     statistics: Annotated[
         options.Format, typer.Option("--statistics", help="Number format of the sums' operands.")
     ] = "float32",
+    products: options.Products = "auto",
+    save_every: Annotated[
+        float, typer.Option("--save-every", min=0.0, metavar="SECONDS", help="Work that a kill may cost.")
+    ] = 60.0,
     rerun: options.Rerun = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -84,16 +102,18 @@ def fit(
             method=method,
             modules=modules,
             out=out,
-            examples=examples,
-            eigenvalue_examples=eigenvalue_examples,
+            examples=options.sample_of(examples, "--examples"),
+            eigenvalue_examples=options.sample_of(eigenvalue_examples, "--eigenvalue-examples"),
             disjoint=disjoint,
+            until=until,
             labels=labels,
             seed=seed,
             largest_factor=largest_factor,
-            precision=Precision(statistics=statistics),
+            precision=Precision(statistics=statistics, products=products),
             batch_tokens=batch_tokens,
             groups=groups,
             chunks=chunks,
+            save_every=save_every,
             rerun=rerun,
         )
     about = curvature.about

@@ -14,6 +14,7 @@ from whence.operators.eigen import BlockDiagonal, EigenBlock
 from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder, differences
 from whence.store.memory import Memory
+from whence.store.part import Part
 from whence.tasks.base import Task
 
 
@@ -67,7 +68,7 @@ def open_factors(path: str | Path) -> Curvature:
     return load_curvature(folder, folder.manifest["about"])
 
 
-def load_curvature(folder: Folder | Memory, about: dict[str, Any]) -> Curvature:
+def load_curvature(folder: Folder | Memory | Part, about: dict[str, Any]) -> Curvature:
     """Put the blocks together from a folder's shards. Bases of shared inputs are one tensor in memory."""
     blocks: dict[str, EigenBlock] = {}
     number = 0

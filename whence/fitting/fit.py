@@ -8,10 +8,12 @@ bits.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import random
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from whence.capture import Capture
 from whence.coverage import Coverage, Site, cover
+from whence.data.batches import plan_batches
 from whence.errors import CoverageError, NumericalError, UsageError, WhenceWarning
 from whence.fitting.accumulator import Accumulator
 from whence.fitting.covariance import Covariance, decompose, kronecker_eigenvalues, rotations
@@ -27,17 +30,30 @@ from whence.fitting.curvature import Curvature, load_curvature
 from whence.fitting.eigenvalues import Eigenvalues
 from whence.fitting.methods import Method, method_named
 from whence.operators.eigen import EigenBlock
-from whence.partition import batch_positions, data_chunks, module_groups, run_chunk
-from whence.precision import Precision
+from whence.partition import SAVE_SECONDS, SaveTimer, batch_positions, data_chunks, module_groups, run_chunk
+from whence.precision import Precision, multiplying
+from whence.probe import agreement, probe, probe_rows, settle_products
 from whence.progress import note, stage
 from whence.store.fingerprint import fingerprint, fingerprint_code
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
+from whence.store.part import Part
 from whence.stream import Examples, Objective, drawn_likelihood, encode, likelihood, stream
 from whence.tasks.base import Task
 
 WIDE = 20_000
 """Width of a side from which a full covariance deserves a warning."""
+
+ENOUGH_ROWS, ENOUGH_POSITIONS, ENOUGH_PER_COLUMN = 128, 2**15, 16
+"""The sample of either pass unless the user says: at least so many rows, positions, and positions per column of the widest
+covariance. docs/speed.md shows how scores converge."""
+
+SMALLEST = 16
+"""Examples that `until` starts with, at least."""
+
+
+Sample = int | Literal["all"] | None
+"""How many examples: a number, all, or (None) enough."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +62,10 @@ class FitSettings:
 
     method: str = "ekfac"
     modules: str | Sequence[str] | None = None
-    examples: int | None = None
-    eigenvalue_examples: int | None = None
-    disjoint: bool = False
+    examples: Sample = None
+    eigenvalue_examples: Sample = None
+    disjoint: bool | None = None
+    until: float | None = None
     labels: Literal["model", "data"] = "model"
     seed: int = 0
     largest_factor: int | None = None
@@ -65,9 +82,10 @@ def fit(
     method: str = "ekfac",
     modules: str | Sequence[str] | None = None,
     out: str | Path | None = None,
-    examples: int | None = None,
-    eigenvalue_examples: int | None = None,
-    disjoint: bool = False,
+    examples: Sample = None,
+    eigenvalue_examples: Sample = None,
+    disjoint: bool | None = None,
+    until: float | None = None,
     labels: Literal["model", "data"] = "model",
     seed: int = 0,
     largest_factor: int | None = None,
@@ -75,26 +93,41 @@ def fit(
     batch_tokens: int | None = None,
     groups: int = 1,
     chunks: int = 8,
+    save_every: float = SAVE_SECONDS,
     rerun: bool = False,
 ) -> Curvature:
     """Fit the curvature of `model` on training data.
 
     `method` is identity, diagonal, kfac, ekfac or shampoo (with corrected eigenvalues). `modules` selects what is
     tracked (default: what the task says, `"mlp"` for language models): mlp, attention, all, lora, last-K, globs.
-    `examples` and `eigenvalue_examples` are the sample sizes of the two passes (default: all data); with `disjoint`
-    the second pass reads other examples than the first, so that nothing is read twice. `labels` are drawn from the
-    model (true Fisher) or the data's own (empirical Fisher). `largest_factor` splits wider covariances into diagonal
-    blocks.
+    `examples` and `eigenvalue_examples` are the sample sizes of the two passes: a number, "all", or by default enough
+    (see `ENOUGH_ROWS`), so that the cost of a fit does not grow with the data; with `disjoint` (default: where there
+    is enough data) the second pass reads other examples than the first, and nothing is read twice. `until` starts with
+    a small sample and doubles it until the scores of a few rows correlate so well with those of half the sample.
+    `labels` are drawn from the model (true Fisher) or the data's own (empirical Fisher). `largest_factor` splits wider
+    covariances into diagonal blocks. `precision` says in which formats to multiply.
 
-    `groups` of modules are fitted one after the other (less memory, one more pass each); the sums are saved after
-    each of the `chunks` of the data. With `out` the factors are kept in that folder, and a later call goes on where a
-    killed one stopped, or returns what is finished; a folder made from anything else is refused (StaleArtifact)
-    unless `rerun` moves it aside.
+    `groups` of modules are fitted one after the other (less memory, one more pass each). With `out` the factors are
+    kept in that folder, and a later call goes on where a killed one stopped, or returns what is finished; the sums are
+    saved after those of the `chunks` of the data that end `save_every` seconds or more after the last time. A folder
+    made from anything else is refused (StaleArtifact) unless `rerun` moves it aside.
 
     Raises CoverageError, UsageError, NumericalError, OutOfMemory, StaleArtifact.
     """
-    sizes = (examples, eigenvalue_examples, disjoint)
-    settings = FitSettings(method, modules, *sizes, labels, seed, largest_factor, precision, groups, chunks if out else 1)
+    settings = FitSettings(
+        method,
+        modules,
+        examples,
+        eigenvalue_examples,
+        disjoint,
+        until,
+        labels,
+        seed,
+        largest_factor,
+        precision,
+        groups,
+        chunks if out else 1,
+    )
     coverage = cover_default(model, task, modules)
     note(str(coverage))
     if coverage.thin:
@@ -103,27 +136,13 @@ def fit(
             f"is not seen [WHENCE-17]; more: modules='all' (--modules all)"
         )
     encoded = encode(task, data)
-    samples = _samples(encoded, settings)
     folder = _claim(out, model, task, encoded, settings, coverage, rerun)
     try:
         if isinstance(folder, Folder) and folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to compute")
             return load_curvature(folder, folder.manifest["about"])
-        work = _Fit(model, task, encoded, coverage, settings, folder, batch_tokens)
-        for number, names in enumerate(module_groups(coverage.sites, groups)):
-            work.fit_group(number, names, samples)
-        coverage = coverage.without(work.without_gradient)
-        about = {
-            "method": method,
-            "labels": labels,
-            "examples": len(samples[0]),
-            "eigenvalue_examples": len(samples[1]),
-            "positions": sum(encoded.sizes[index] for index in samples[0]),
-            "share": coverage.share,
-            "coverage": str(coverage),
-            "modules": {name: list(site.shape) for name, site in coverage.sites.items()},
-            "without_gradient": work.without_gradient,
-        }
+        work = _Fit(model, task, encoded, coverage, settings, folder, batch_tokens, save_every)
+        about = work.grow(until) if until else work.fit(work.samples())
         folder.finish({"about": about})
         return load_curvature(folder, about)
     finally:
@@ -153,17 +172,77 @@ class _Fit:
         examples: Examples,
         coverage: Coverage,
         settings: FitSettings,
-        folder: Folder | Memory,
+        folder: Folder | Memory | Part,
         batch_tokens: int | None,
+        save_every: float,
     ):
         self.model, self.task, self.examples, self.coverage = model, task, examples, coverage
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.save_every = settings, folder, save_every
         self.method: Method = method_named(settings.method)
         self.device = next(model.parameters()).device
         self.batch_tokens = batch_positions(batch_tokens, self.device)
         dtype = next(model.parameters()).dtype
         self.operands, self.sums = settings.precision.operands("statistics", dtype), settings.precision.sums(dtype)
         self.without_gradient: list[str] = []
+
+    def fit(self, samples: tuple[list[int], list[int]]) -> dict[str, Any]:
+        """Fit every group of modules on the samples; returns what the factors are made of."""
+        settings, first = self.settings, samples[0]
+        products = settle_products(
+            self.folder, settings.precision, self.model, self.task, self.examples, self.coverage.sites, first
+        )
+        self.without_gradient = []
+        with multiplying(products, self.device):
+            for number, names in enumerate(module_groups(self.coverage.sites, settings.groups)):
+                self.fit_group(number, names, samples)
+        coverage = self.coverage.without(self.without_gradient)
+        return {
+            "method": settings.method,
+            "labels": settings.labels,
+            "rows": len(self.examples.usable),
+            "examples": len(first),
+            "eigenvalue_examples": len(samples[1]),
+            "positions": sum(self.examples.sizes[index] for index in first),
+            "products": products,
+            "share": coverage.share,
+            "coverage": str(coverage),
+            "modules": {name: list(site.shape) for name, site in coverage.sites.items()},
+            "without_gradient": self.without_gradient,
+        }
+
+    def samples(self, size: int | None = None) -> tuple[list[int], list[int]]:
+        """The examples of the two passes, drawn with the seed; `size` overrides the settings."""
+        settings = self.settings
+        if size is not None:
+            settings = replace(settings, examples=size, eigenvalue_examples=None)
+        return draw_samples(self.examples, settings, max(max(site.shape) for site in self.coverage.sites.values()))
+
+    def grow(self, until: float) -> dict[str, Any]:
+        """Fit on a small sample and double it until the scores of a few rows stop moving; keeps the last factors."""
+        whole, usable = self.folder, self.examples.usable
+        assert not isinstance(whole, Part)
+        rows = probe_rows(self.examples, self.coverage.sites, usable)
+        size, before, history = max(SMALLEST, len(self.samples()[0]) // 8), None, {}
+        while True:
+            size = min(size, len(usable))
+            part, seen = f"sample-{size}", f"probe-{size}"
+            if not whole.has(seen):
+                self.folder = Part(whole, part)
+                about = self.fit(self.samples(size))
+                whole.write_json(f"{seen}.json", about)
+                operator = load_curvature(self.folder, about).inverse().to(torch.empty(0, dtype=self.sums, device=self.device))
+                scores = probe(self.model, self.task, self.examples, self.coverage.sites, rows, operator)
+                whole.save(seen, {"scores": scores})
+            scores = whole.load(seen)["scores"]
+            if before is not None:
+                whole.discard(f"sample-{before[0]}")
+                history[size] = agreement(before[1], scores).pearson
+                note(f"{size:,} examples: scores of {len(rows)} rows correlate {history[size]:.4f} with those of fewer")
+            if size == len(usable) or history.get(size, 0.0) >= until:
+                break
+            before, size = (size, scores), 2 * size
+        whole.promote(part)
+        return whole.read_json(f"{seen}.json") | {"correlation": {str(count): value for count, value in history.items()}}
 
     def fit_group(self, number: int, names: Sequence[str], samples: tuple[list[int], list[int]]) -> None:
         """Fit the blocks of one group of modules and save them, unless that is done."""
@@ -222,30 +301,45 @@ class _Fit:
     def _accumulate(
         self, what: str, number: int, sites: dict[str, Site], sample: list[int], sink: Accumulator, inputs: str | None = None
     ) -> None:
-        """Run one pass over the sample, saving the sums after every chunk; chunks that an earlier run did are skipped."""
-        saved = f"work-{what}-{number:02d}"
+        """Run one pass over the sample, saving the sums now and then; chunks that an earlier run saved are skipped."""
+        saved, timer = f"work-{what}-{number:02d}", SaveTimer(self.save_every)
         chunks = data_chunks(sample, self.examples.sizes, self.settings.chunks)
         state = self._saved(saved)
         first = int(state.get("chunks", 0))
         sink.restore(state)
         if first and inputs and isinstance(sink, Covariance):
             sink.groups = self.folder.read_json(inputs)
-        sizes = self.examples.sizes
+        items, sizes = self.examples.items, self.examples.sizes
         total = sum(sizes[index] for index in sample)
         behind = sum(sizes[index] for chunk in chunks[:first] for index in chunk)
         objective = self._objective(what)
+
+        again: list[list[int]] = []
+
+        def run(batches: Sequence[Sequence[int]]) -> None:
+            """Work through the batches, after what has to be done again in batches no larger."""
+            largest = max(len(batch) * max(sizes[index] for index in batch) for batch in batches)
+            for chunk in again:
+                planned = plan_batches([sizes[index] for index in chunk], largest)
+                stream(capture, self.task, items, [[chunk[i] for i in batch] for batch in planned], objective, sink, advance)
+            stream(capture, self.task, items, batches, objective, sink, advance)
+            again.clear()
+
+        def undo() -> None:
+            """Go back to what was saved."""
+            sink.restore(self._saved(saved))
+            again[:] = chunks[kept:place]
+
+        kept = first
         with Capture(self.model, sites) as capture, stage(what, total, "tokens", done=behind) as advance:
             for place, chunk in enumerate(chunks[first:], start=first):
-                self.batch_tokens = run_chunk(
-                    chunk,
-                    sizes,
-                    self.batch_tokens,
-                    lambda batches: stream(capture, self.task, self.examples.items, batches, objective, sink, advance),
-                    lambda: sink.restore(self._saved(saved)),
-                )
+                self.batch_tokens = run_chunk(chunk, sizes, self.batch_tokens, run, undo)
                 if inputs and isinstance(sink, Covariance):
                     self.folder.write_json(inputs, sink.groups)
-                self.folder.save(saved, sink.sums | {"chunks": torch.tensor(place + 1)})
+                if timer.due and place + 1 < len(chunks):
+                    with timer:
+                        self.folder.save(saved, sink.sums | {"chunks": torch.tensor(place + 1)})
+                    kept = place + 1
 
     def _saved(self, name: str) -> dict[str, Tensor]:
         """The sums saved last; none before the first chunk."""
@@ -274,24 +368,40 @@ def _reached(sites: dict[str, Site], sums: Mapping[str, Tensor]) -> list[str]:
     return reached
 
 
-def _samples(examples: Examples, settings: FitSettings) -> tuple[list[int], list[int]]:
-    """The examples of the two passes, drawn with the seed; all usable ones where no size is given."""
+def draw_samples(examples: Examples, settings: FitSettings, widest: int) -> tuple[list[int], list[int]]:
+    """The examples of the two passes, drawn with the seed; `widest` is the width of the widest covariance."""
     usable = examples.usable
     if not usable:
         raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)
     order = sorted(usable, key=lambda index: examples.ids[index])  # the sample is of contents, not of places
     random.Random(settings.seed).shuffle(order)
-    half = (len(order) + 1) // 2 if settings.disjoint else None
-    first = order[: settings.examples or half]
-    rest = order[len(first) :] if settings.disjoint else order
-    second = rest[: settings.eigenvalue_examples or (None if settings.disjoint else settings.examples)]
-    if not second:
+    enough = _enough([examples.sizes[index] for index in order], widest)
+
+    def count(size: Sample, otherwise: int) -> int:
+        return otherwise if size is None else len(order) if size == "all" else min(size, len(order))
+
+    first = count(settings.examples, enough)
+    second = count(settings.eigenvalue_examples, first)
+    if settings.disjoint and settings.examples is None:  # make room
+        first = min(first, (len(order) + 1) // 2)
+    if settings.disjoint and settings.eigenvalue_examples is None:
+        second = min(first, len(order) - first)
+    apart = settings.disjoint or (settings.disjoint is None and first + second <= len(order))
+    rest = order[first:] if apart else order
+    if not rest:
         raise UsageError(
             "The two samples can't be disjoint: the first takes all examples",
             given=f"examples={settings.examples} of {len(usable)}",
             fix=f"examples={len(usable) // 2}",
         )
-    return sorted(first), sorted(second)
+    return sorted(order[:first]), sorted(rest[:second])
+
+
+def _enough(sizes: Sequence[int], widest: int) -> int:
+    """The first so many examples that are enough for either pass."""
+    wanted = max(ENOUGH_POSITIONS, ENOUGH_PER_COLUMN * widest)
+    positions = list(itertools.accumulate(sizes))
+    return min(len(sizes), max(ENOUGH_ROWS, bisect.bisect_left(positions, wanted) + 1))
 
 
 def _claim(
