@@ -79,14 +79,14 @@ def test_batch_layout(tiny_tokenizer):
     assert batch["input_ids"].tolist() == [[a, b, c], [x, eos, eos]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [[-100, c, d], [end, -100, -100]]
-    assert batch["start"] == 0
+    assert "kept" not in batch, "some row has a label at every position"
     assert [task.size(item) for item in items] == [3, 1]
     assert task.predicted_tokens(items[0]) == ["b", "c", "d"]
     left = CausalLM(tiny_tokenizer, padding_side="left").collate(items)
     assert left["input_ids"].tolist() == [[a, b, c], [eos, eos, x]]
     assert left["labels"].tolist() == [[-100, c, d], [-100, -100, end]]
     assert left["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
-    assert left["start"] == 1
+    assert left["kept"].tolist() == [1, 2]
 
 
 def test_nothing_is_computed_past_the_last_label(tiny_tokenizer):
@@ -214,8 +214,35 @@ def test_labels_are_the_next_tokens(tiny_tokenizer, texts, side):
         assert batch["input_ids"][row][real].tolist() == item.ids[:size].tolist()
         assert batch["labels"][row][real].tolist() == np.where(item.in_loss, item.ids, -100)[1 : size + 1].tolist()
         assert (batch["labels"][row][~real] == -100).all()
-    assert (batch["labels"][:, : batch["start"]] == -100).all()
-    assert (batch["labels"][:, batch["start"]] != -100).any()
+    anywhere = (batch["labels"] != -100).any(0)
+    assert batch["kept"].tolist() == anywhere.nonzero().squeeze(1).tolist() if "kept" in batch else anywhere.all()
+
+
+def test_the_head_is_applied_only_where_the_loss_is(tiny_tokenizer, tiny_llama):
+    task = CausalLM(tiny_tokenizer)
+    items = task.encode(
+        [{"prompt": "a long question", "completion": " yes"}, {"prompt": "another question", "completion": " no"}]
+    )
+    batch = task.collate(items)
+    rows = []
+    plain = torch.nn.functional.linear
+
+    def counting(x, weight, bias=None):
+        if weight is tiny_llama.lm_head.weight:
+            rows.append(x.shape[1])
+        return plain(x, weight, bias)
+
+    def losses():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.functional, "linear", counting)
+            return task.losses(tiny_llama, batch)
+
+    narrow = losses()
+    hook = tiny_llama.lm_head.register_forward_hook(lambda *_: None)
+    whole = losses()
+    hook.remove()
+    assert rows == [len(batch["kept"]), batch["input_ids"].shape[1]] and rows[0] < rows[1] / 2
+    torch.testing.assert_close(narrow, whole)
 
 
 class Bare(torch.nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -36,6 +35,8 @@ def _solve(lower: Tensor, name: str) -> tuple[Tensor, Tensor]:
             continue
         if bool(torch.isfinite(vectors).all()):
             return values.to(lower.device), vectors.to(lower.device)
+    import scipy.linalg  # half a second, and hardly ever needed
+
     try:
         solved = scipy.linalg.eigh(lower.cpu().numpy(), driver="ev")
     except scipy.linalg.LinAlgError as error:

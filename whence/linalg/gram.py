@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from whence import cost
+from whence.cost import covariance, panels
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:
@@ -14,7 +14,7 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
     more than half the work. A product in a lower format than the sum's is rounded once per call.
     """
     width = rows.shape[1]
-    for start, stop in cost.panels(width, cost.covariance(len(rows), width).parts):
+    for start, stop in panels(width, covariance(len(rows), width).parts):
         lower, left, right = total[start:, start:stop], rows[:, start:].T, rows[:, start:stop]
         if rows.dtype == total.dtype:
             lower.addmm_(left, right)

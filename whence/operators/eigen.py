@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from whence import cost
+from whence.cost import rotation
 from whence.errors import NumericalError
 from whence.gradients import Dense, Factored, Gradient, Gradients, chunks
 from whence.linalg.rotation import Rotation
@@ -55,7 +55,7 @@ class EigenBlock:
         if not isinstance(gradient, Factored):
             return ""
         _, n_out, n_in = gradient.shape
-        return cost.rotation(gradient.g_BRO.shape[1], n_out, n_in, self.q_O is not None, self.q_I is not None, shared).name
+        return rotation(gradient.g_BRO.shape[1], n_out, n_in, self.q_O is not None, self.q_I is not None, shared).name
 
     def unrotate(self, w_BOI: Tensor) -> Tensor:
         """Back from the eigenbasis, `Q_O w Q_I^T`."""

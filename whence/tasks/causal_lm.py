@@ -14,7 +14,7 @@ from whence.errors import TruncatedQueryError, UsageError
 from whence.store.fingerprint import fingerprint_tokenizer
 from whence.tasks.base import Batch, Task
 from whence.tasks.chat import chat_template_of, render
-from whence.tasks.forward import accepted
+from whence.tasks.forward import accepted, unwrapped
 from whence.tasks.measurements import (
     IGNORED,
     NAMED,
@@ -61,17 +61,16 @@ class CausalLM(Task):
 
     def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
         """Return the negative log-likelihood of each row's labels, or of labels drawn with `noise [B, T]`: `[B]`, nats."""
-        logits, labels, noise = _in_loss(next_token_logits(model, batch), batch, noise)
+        logits, labels = next_token_logits(model, batch), _at(batch["labels"], batch)
         if noise is not None:
-            labels = draw_labels(logits, labels, noise)
+            labels = draw_labels(logits, labels, _at(noise, batch))
         return negative_log_likelihood(logits, labels)
 
     def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the measurement of each query, `[B]`."""
         if not isinstance(self.measurement, str):
             return self.measurement(model, batch)
-        logits, labels, _ = _in_loss(next_token_logits(model, batch), batch, None)
-        return NAMED[self.measurement](logits, labels)
+        return NAMED[self.measurement](next_token_logits(model, batch), _at(batch["labels"], batch))
 
     def encode(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokenise rows; notes what is cut and what has nothing in the loss.
@@ -101,7 +100,8 @@ class CausalLM(Task):
         """Batch items: `input_ids`, `attention_mask` and `labels`, int64 `[B, T]`.
 
         Labels are shifted already: `labels[b, t]` is the token that position `t` predicts, or -100. Nothing is computed
-        past the last label. `start` is the first position where any row has a label. Left padding adds `position_ids`.
+        past the last label. `kept`, where it is given, are the only positions where any row has a label. Left padding adds
+        `position_ids`.
         """
         sizes = [self.size(item) for item in items]
         inputs = [item.ids[:size] for item, size in zip(items, sizes, strict=True)]
@@ -112,7 +112,9 @@ class CausalLM(Task):
             "attention_mask": pad([np.ones_like(row) for row in inputs], 0, side),
             "labels": pad(labels, IGNORED, side),
         }
-        batch["start"] = int((batch["labels"] != IGNORED).any(0).int().argmax())
+        anywhere = (batch["labels"] != IGNORED).any(0)
+        if not bool(anywhere.all()):
+            batch["kept"] = anywhere.nonzero().squeeze(1)
         if side == "left":
             batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         return batch
@@ -194,15 +196,28 @@ class CausalLM(Task):
 
 
 def next_token_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Run the model on a batch, without a key-value cache: logits `[B, T, V]`."""
+    """Run the model on a batch, without a key-value cache: logits `[B, K, V]` of the positions that `collate` kept.
+
+    The head, often a fifth of a small model's products, is only applied there, where the model can be asked for that; not
+    where its own inputs are looked at, which stand for all positions.
+    """
     names = accepted(model)
     given = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch and name in names}
     if "use_cache" in names:
         given["use_cache"] = False
-    return model(input_ids=batch["input_ids"], **given).logits
+    narrow = "kept" in batch and "logits_to_keep" in names and not _is_watched(model)
+    if narrow:
+        given["logits_to_keep"] = batch["kept"]
+    logits = model(input_ids=batch["input_ids"], **given).logits
+    return logits if narrow else _at(logits, batch)
 
 
-def _in_loss(logits: Tensor, batch: Batch, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Drop the leading positions of logits, labels and noise where no row has a label."""
-    start = batch.get("start", 0)
-    return logits[:, start:], batch["labels"][:, start:], None if noise is None else noise[:, start:]
+def _is_watched(model: nn.Module) -> bool:
+    """Whether hooks sit on the model's head."""
+    head = getattr(unwrapped(model), "get_output_embeddings", lambda: None)()
+    return head is not None and any(module._forward_hooks for module in head.modules())
+
+
+def _at(per_position: Tensor, batch: Batch) -> Tensor:
+    """What is said of each position `[B, T, ...]`, for the positions that were kept."""
+    return per_position[:, batch["kept"]] if "kept" in batch else per_position
