@@ -42,7 +42,7 @@ from whence.scoring.sinks import (
 from whence.store.fingerprint import fingerprint, fingerprint_code, fingerprint_tensors
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
-from whence.store.scores import Scores, describe_rows
+from whence.store.scores import Scores, describe_queries, describe_rows
 from whence.stream import Examples, encode, identify, likelihood, read, stream
 from whence.tasks.base import Task
 
@@ -111,7 +111,7 @@ def score(
     check_choices(per, kinds, norms, rescore)
     chosen = work.rank(len(weighted), rank)
     settings = ScoreSettings(per, kinds, chosen, rescore, tuple(norms), seed, n_train, precision, chunks if out else 1)
-    asked = _query_columns(query_rows, task, weighted)
+    asked = describe_queries(query_rows, task, weighted)
     folder = work.claim(out, "score", settings, identify(query_rows)[1], rerun)
     try:
         if isinstance(folder, Folder) and folder.finished:
@@ -406,23 +406,3 @@ def _quantities(queries: Gradients, operator: Operator, settings: ScoreSettings,
 def _sum_modules(extra: Mapping[str, np.ndarray]) -> np.ndarray:
     parts = [values for key, values in extra.items() if key.startswith("module/")]
     return np.sum(parts, axis=0, dtype=parts[0].dtype)
-
-
-def _query_columns(rows: Sequence[Any], task: Task, weighted: Sequence[Sequence[tuple[Any, float]]]) -> dict[str, list[Any]]:
-    """What the table of queries says about each: id, text and what that is made of, and how many tokens are measured."""
-    from whence.store.scores import row_text
-
-    ids = list(rows.ids) if isinstance(rows, Rows) else [f"query-{number}" for number in range(len(rows))]
-    parts = [_parts(row) for row in rows]
-    fields = {key: [part.get(key) for part in parts] for key in ("prompt", "completion", "contrast", "span", "source")}
-    tokens = [sum(task.predictions(item) for item, weight in query if weight > 0) for query in weighted]
-    return {"id": ids, "text": [row_text(row) for row in rows], **fields, "tokens": tokens}
-
-
-def _parts(row: Any) -> dict[str, str]:
-    """The parts of a query that are text; of a conversation, what was said last and to what."""
-    if not isinstance(row, Mapping):
-        return {}
-    said = [message["content"] for message in row.get("messages", [])][-2:]
-    last = dict(zip(("completion", "prompt"), reversed(said), strict=False))
-    return last | {key: value for key, value in row.items() if isinstance(value, str)}

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from whence.data.rows import Rows
 from whence.errors import UsageError
 from whence.store.manifest import Folder
 
 if TYPE_CHECKING:
     import pandas
+
+    from whence.tasks.base import Task
 
 Normalisation = Literal["cosine", "relatif", "length"]
 
@@ -296,3 +299,21 @@ def row_text(row: Any) -> str:
         return "\n".join(f"{message['role']}: {message['content']}" for message in row["messages"])
     parts = [row.get(key) for key in ("text", "prompt", "completion")]
     return "".join(part for part in parts if isinstance(part, str))
+
+
+def describe_queries(rows: Sequence[Any], task: Task, weighted: Sequence[Sequence[tuple[Any, float]]]) -> dict[str, list[Any]]:
+    """What the table of queries says about each: id, text and what that is made of, and how many tokens are measured."""
+    ids = list(rows.ids) if isinstance(rows, Rows) else [f"query-{number}" for number in range(len(rows))]
+    parts = [_parts(row) for row in rows]
+    fields = {key: [part.get(key) for part in parts] for key in ("prompt", "completion", "contrast", "span", "source")}
+    tokens = [sum(task.predictions(item) for item, weight in query if weight > 0) for query in weighted]
+    return {"id": ids, "text": [row_text(row) for row in rows], **fields, "tokens": tokens}
+
+
+def _parts(row: Any) -> dict[str, str]:
+    """The parts of a query that are text; of a conversation, what was said last and to what."""
+    if not isinstance(row, Mapping):
+        return {}
+    said = [message["content"] for message in row.get("messages", [])][-2:]
+    last = dict(zip(("completion", "prompt"), reversed(said), strict=False))
+    return last | {key: value for key, value in row.items() if isinstance(value, str)}

@@ -1,0 +1,91 @@
+"""Two-sided projections of every module's gradient, for the rows of an index and for the queries that meet them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whence.gradients import Factored, Gradient
+from whence.linalg.project import kronecker_scales, projection
+from whence.linalg.rotation import Rotation
+from whence.operators.eigen import BlockDiagonal
+
+Shapes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A matrix for each side of each module, `m_O [O, P]` and `m_I [I, P]`: a gradient becomes `m_O^T w m_I`, flat."""
+
+    out: Mapping[str, Tensor]
+    into: Mapping[str, Tensor]
+    """Modules that may read the same input have the same tensor here, so that it is projected once."""
+
+    @property
+    def widths(self) -> list[int]:
+        """Numbers that each module has in a row."""
+        return [self.out[name].shape[1] * self.into[name].shape[1] for name in self.out]
+
+    @property
+    def places(self) -> dict[str, slice]:
+        """Where each module's numbers are in a row."""
+        stops = list(itertools.accumulate(self.widths))
+        return {name: slice(stop - width, stop) for name, width, stop in zip(self.out, self.widths, stops, strict=True)}
+
+    def to(self, like: Tensor) -> Projection:
+        """The same in the dtype and on the device of `like`; what was shared stays shared."""
+        moved = {id(m): m.to(like) for m in (*self.out.values(), *self.into.values())}
+        return Projection({n: moved[id(m)] for n, m in self.out.items()}, {n: moved[id(m)] for n, m in self.into.items()})
+
+
+def random_projection(shapes: Shapes, dim: int, seed: int) -> Projection:
+    """Random signs; the outputs of every module have their own, the inputs of one parent's modules share theirs."""
+    out = {name: projection(n_out, dim, f"{seed}:out:{name}") for name, (n_out, _) in shapes.items()}
+    families = {(_family(name), n_in) for name, (_, n_in) in shapes.items()}
+    shared = {(family, n_in): projection(n_in, dim, f"{seed}:in:{family}") for family, n_in in families}
+    return Projection(out, {name: shared[_family(name), n_in] for name, (_, n_in) in shapes.items()})
+
+
+def in_eigenbasis(random: Projection, inverse: BlockDiagonal) -> tuple[Projection, Projection]:
+    """Projections of training examples and of queries in the basis of an operator `Q diag(lam) Q^T`, whitened by it.
+
+    With scales `s_O s_I` close to `lam`, examples are projected as `R^T (s^1/2 Q^T g)` and queries as `R^T (s^-1/2 Q^T
+    v)`: the scales cancel, so the mean of the inner product is `<g, v>` whatever they are, and its variance is that of
+    whitened gradients where `v = operator @ query`. The scales factorise, so this costs as much as projecting alone.
+    """
+
+    def whitened(power: float) -> Projection:
+        out, into = {}, {}
+        for name, r_O in random.out.items():
+            block = inverse.blocks[name]
+            s_O, s_I = kronecker_scales(block.lam_OI.double())
+            out[name] = _rotated(block.q_O, s_O**power, r_O)
+            into[name] = _rotated(block.q_I, s_I**power, random.into[name])
+        return Projection(out, into)
+
+    return whitened(0.5), whitened(-0.5)
+
+
+def project(gradient: Gradient, m_O: Tensor, m_I: Tensor, read_BRP: Tensor | None = None) -> Tensor:
+    """`m_O^T w m_I` of each example, `[B, P, P]`, in float32 or better; `read_BRP` is `a m_I` where it is known."""
+    sums = torch.promote_types(m_O.dtype, torch.float32)
+    if isinstance(gradient, Factored):
+        read_BRP = gradient.a_BRI @ m_I if read_BRP is None else read_BRP
+        return (gradient.g_BRO @ m_O).to(sums).mT @ read_BRP.to(sums)
+    return (m_O.T @ gradient.w_BOI @ m_I).to(sums)
+
+
+def _family(name: str) -> str:
+    """The modules of one parent may read one input (q/k/v, gate/up); those of a numbered list hardly do."""
+    parent, _, own = name.rpartition(".")
+    return name if own.isdigit() or not parent else parent
+
+
+def _rotated(q: Rotation | None, scale: Tensor, r: Tensor) -> Tensor:
+    """`Q diag(scale) R`, with which `x` becomes `R^T diag(scale) Q^T x`."""
+    scaled = scale.unsqueeze(-1) * r.to(scale)
+    return (q.to(scaled).unrotate(scaled.T).T if q else scaled).float()

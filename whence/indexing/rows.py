@@ -1,0 +1,109 @@
+"""Rows of an index: projected gradients in few bits, with scales of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from whence.errors import NumericalError
+from whence.gradients import Factored, Gradient
+from whence.indexing.projection import Projection, project
+from whence.stream import Sink
+from whence.tasks.base import Batch
+
+Kept = Literal["int8", "float16", "float32"]
+"""Formats that rows are kept in."""
+
+FORMATS = get_args(Kept)
+
+
+def compress(rows: Tensor, kept: Kept, widths: Sequence[int]) -> dict[str, Tensor]:
+    """`codes [n, D]`, their `scale` and the `norm [n]` of rows that hold so many numbers of each module.
+
+    float16 has a scale per row `[n, 1]`, a power of two that brings the largest number below 2^15: nothing overflows, and
+    what is 2^29 times smaller still has all its 11 bits. int8 has a scale per row and module `[n, M]`: steps of 1/127 of
+    the module's largest number.
+    """
+    norm = rows.norm(dim=1).float()
+    if kept == "float32":
+        return {"codes": rows.float(), "scale": torch.ones_like(norm).unsqueeze(1), "norm": norm}
+    if kept == "float16":
+        largest = rows.abs().amax(1, keepdim=True).clamp(min=TINY)
+        scale = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 15)
+        return {"codes": (rows / scale).half(), "scale": scale.float(), "norm": norm}
+    largest = torch.stack([part.abs().amax(1) for part in rows.split(list(widths), dim=1)], dim=1)
+    scale = (largest.clamp(min=TINY) / 127).float()
+    return {"codes": (rows / _spread(scale, widths)).round().to(torch.int8), "scale": scale, "norm": norm}
+
+
+TINY = 2.0**-100
+"""Numbers below this are zero; scales stay in the range of float32."""
+
+
+def expand(codes: Tensor, scale: Tensor, widths: Sequence[int], like: Tensor) -> Tensor:
+    """The rows that `compress` was given, in the format and on the device of `like`."""
+    return codes.to(like) * _spread(scale.to(like), widths)
+
+
+def _spread(scale: Tensor, widths: Sequence[int]) -> Tensor:
+    """The scale of every number, or of every row."""
+    if scale.shape[1] == 1:
+        return scale
+    return scale.repeat_interleave(torch.tensor(widths, device=scale.device), dim=1, output_size=sum(widths))
+
+
+class ProjectedRows(Sink):
+    """Projects the gradients of each batch into rows `[B, D]` while the backward pass runs, and keeps them compressed."""
+
+    def __init__(self, projection: Projection, kept: Kept, operands: torch.dtype, sums: torch.dtype, device: torch.device):
+        self.kept: Kept = kept
+        self.operands = operands
+        self.projection = projection.to(torch.empty(0, dtype=operands, device=device))
+        self.places = self.projection.places
+        self.like = torch.empty(0, dtype=sums, device=device)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all rows."""
+        self.indices: list[int] = []
+        self.parts: list[dict[str, Tensor]] = []
+
+    def begin(self, indices: Sequence[int], batch: Batch) -> None:
+        """Start the batch's rows; a module that none of the batch reaches leaves zeros."""
+        self._now = indices
+        self._rows_BD = self.like.new_zeros(len(indices), sum(self.projection.widths))
+        self._read: dict[tuple[tuple[str, ...], int], Tensor] = {}
+
+    def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
+        """Project the module's gradients."""
+        gradient = gradient.to(self.operands)
+        m_O, m_I = self.projection.out[name], self.projection.into[name]
+        read_BRP = None
+        if isinstance(gradient, Factored):
+            key = (readers, id(m_I))
+            if key not in self._read:
+                self._read[key] = gradient.a_BRI @ m_I
+            read_BRP = self._read[key]
+        self._rows_BD[:, self.places[name]] = project(gradient, m_O, m_I, read_BRP).flatten(1)
+
+    def end(self) -> None:
+        """Keep the rows."""
+        self.indices += self._now
+        self.parts.append(
+            {key: tensor.cpu() for key, tensor in compress(self._rows_BD, self.kept, self.projection.widths).items()}
+        )
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """`indices [n]` with `codes`, `scale` and `norm`; raises NumericalError where a gradient is not finite."""
+        found = {key: torch.cat([part[key] for part in self.parts]) for key in self.parts[0]}
+        broken = [self.indices[row] for row in (~torch.isfinite(found["norm"])).nonzero().flatten().tolist()]
+        if broken:
+            raise NumericalError(
+                f"The gradients of {len(broken)} of {len(self.indices)} examples are not finite",
+                given=f"row {', '.join(map(str, broken[:5]))}{' ...' if len(broken) > 5 else ''}, counted from 0",
+                fix="look at these rows (whence data preview), or use --dtype float32",
+            )
+        return {"indices": torch.tensor(self.indices), **found}
