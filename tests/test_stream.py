@@ -1,12 +1,16 @@
 """The one loop: what it reads, how labels are drawn, what it refuses."""
 
+import threading
+
 import pytest
 import torch
 from models import CASES
 from oracle import drawn, log_likelihood
 
+from whence.capture import Capture
+from whence.coverage import cover
 from whence.errors import UsageError
-from whence.stream import draws, encode, read
+from whence.stream import Sink, draws, encode, likelihood, read, stream
 from whence.tasks.base import sample_classes
 
 
@@ -63,3 +67,25 @@ def test_drawn_labels_do_not_depend_on_the_batch():
     together = task.losses(model, task.collate(examples.items), task.collate_noise(examples.items, noise))
     for number, (item, uniform) in enumerate(zip(examples.items, noise, strict=True)):
         torch.testing.assert_close(-together[number], log_likelihood(item, uniform)(model))
+
+
+def test_the_next_batch_is_collated_while_one_is_worked_on():
+    case = CASES["mlp"]
+    task, model = case.task(), case.model()
+    collated, waited = [threading.Event() for _ in range(3)], []
+
+    class Watched(type(task)):
+        def collate(self, items):
+            collated[len([event for event in collated if event.is_set()])].set()
+            return super().collate(items)
+
+        def losses(self, model, batch, noise=None):
+            number = len(waited)
+            waited.append(number == 2 or collated[number + 1].wait(timeout=10))
+            return super().losses(model, batch, noise)
+
+    task.__class__ = Watched
+    examples = encode(task, case.train(3))
+    with Capture(model, cover(model, "all").sites) as capture:
+        stream(capture, task, examples.items, [[0], [1], [2]], likelihood(task, examples), Sink(), lambda positions: None)
+    assert waited == [True, True, True]

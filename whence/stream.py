@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,7 @@ def stream(
     where it is not finite.
     """
     values_seen: list[Tensor] = []
-    for indices in batches:
-        chosen = [items[index] for index in indices]
-        batch = to_device(task.collate(chosen), _device(capture.model))
+    for indices, chosen, batch in _prepared(task, items, batches, _device(capture.model)):
         capture.begin(len(chosen), _row_counts(batch, len(chosen)))
         with torch.enable_grad():
             values = objective(capture.model, batch, indices)
@@ -154,6 +153,23 @@ def stream(
     _refuse_infinite(torch.cat(values_seen), [index for indices in batches for index in indices])
 
 
+def _prepared(
+    task: Task, items: Sequence[Any], batches: Sequence[Sequence[int]], device: torch.device
+) -> Iterator[tuple[Sequence[int], list[Any], Batch]]:
+    """The batches, each collated and on its way to the device while the one before is worked on."""
+
+    def prepare(indices: Sequence[int]) -> tuple[Sequence[int], list[Any], Batch]:
+        chosen = [items[index] for index in indices]
+        return indices, chosen, to_device(task.collate(chosen), device)
+
+    with ThreadPoolExecutor(1, "collate") as ahead:
+        coming = None
+        for indices in [*batches, None]:
+            ready, coming = coming, None if indices is None else ahead.submit(prepare, indices)
+            if ready is not None:
+                yield ready.result()
+
+
 def _refuse_infinite(values: Tensor, indices: Sequence[int]) -> None:
     """Raise where an example's objective is NaN or infinite; asked once for all batches, not to wait for the device at each."""
     finite = torch.isfinite(values).tolist()
@@ -167,8 +183,16 @@ def _refuse_infinite(values: Tensor, indices: Sequence[int]) -> None:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device."""
-    return {key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    """The batch with its tensors on the device; copies to a GPU go on in the background, from memory that allows it."""
+
+    def move(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if device.type == "cuda" and value.device.type == "cpu":
+            value = value.pin_memory()
+        return value.to(device, non_blocking=True)
+
+    return {key: move(value) for key, value in batch.items()}
 
 
 def _device(model: nn.Module) -> torch.device:
