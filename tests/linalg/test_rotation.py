@@ -27,6 +27,8 @@ def test_rotating_is_multiplying_and_undone_by_unrotating(width, largest, seed):
     assert q.width == width and q.dense().shape == (width, width)
     torch.testing.assert_close(q.rotate(x), x @ q.dense())
     torch.testing.assert_close(q.unrotate(x), x @ q.dense().T)
+    torch.testing.assert_close(q.rotate_rows(x.mT), q.dense().T @ x.mT)
+    torch.testing.assert_close(q.unrotate_rows(x.mT), q.dense() @ x.mT)
     torch.testing.assert_close(q.unrotate(q.rotate(x)), x)
     torch.testing.assert_close(q.rotate(x).norm(), x.norm())
 

@@ -11,6 +11,7 @@ from torch import nn
 from whence.errors import StaleArtifact, TokenizerMismatch
 from whence.fitting.covariance import rotations
 from whence.operators.eigen import BlockDiagonal, EigenBlock
+from whence.store.compact import expand
 from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder, differences
 from whence.store.memory import Memory
@@ -73,8 +74,8 @@ def load_curvature(folder: Folder | Memory | Part, about: dict[str, Any]) -> Cur
     blocks: dict[str, EigenBlock] = {}
     number = 0
     while folder.has(f"eigenvalues-{number:02d}"):
-        eigenvalues = folder.load(f"eigenvalues-{number:02d}")
-        bases = folder.load(f"basis-{number:02d}") if folder.has(f"basis-{number:02d}") else {}
+        eigenvalues = expand(folder.load(f"eigenvalues-{number:02d}"))
+        bases = expand(folder.load(f"basis-{number:02d}")) if folder.has(f"basis-{number:02d}") else {}
         groups = folder.read_json(f"inputs-{number:02d}.json") if bases else {}
         sides = rotations(bases)
         blocks |= {

@@ -34,6 +34,7 @@ from whence.partition import SAVE_SECONDS, SaveTimer, batch_positions, data_chun
 from whence.precision import Precision, multiplying
 from whence.probe import agreement, probe, probe_rows, settle_products
 from whence.progress import note, stage
+from whence.store.compact import compact, expand
 from whence.store.fingerprint import fingerprint, fingerprint_code
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
@@ -249,7 +250,7 @@ class _Fit:
         done = f"eigenvalues-{number:02d}"
         sites = {name: self.coverage.sites[name] for name in names}
         if not self.folder.has(done):
-            self.folder.save(done, self._eigenvalues(number, sites, samples))
+            self.folder.save(done, compact(self._eigenvalues(number, sites, samples)))
         self.folder.drop(f"work-covariance-{number:02d}")
         self.folder.drop(f"work-eigenvalues-{number:02d}")
         fitted = self.folder.load(done)
@@ -287,8 +288,8 @@ class _Fit:
                 for name in reached:
                     decompose(bases, sink.sums, name, sink.groups[name])
                     advance(1)
-            self.folder.save(basis, bases)
-        bases, groups = self.folder.load(basis, self.device), self.folder.read_json(inputs)
+            self.folder.save(basis, compact(bases))
+        bases, groups = expand(self.folder.load(basis, self.device)), self.folder.read_json(inputs)
         sides = rotations(bases)
         return {
             name: EigenBlock(

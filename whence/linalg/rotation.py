@@ -32,11 +32,19 @@ class Rotation:
 
     def rotate(self, x: Tensor) -> Tensor:
         """`x Q` for `x [..., n]`: coordinates in the new basis."""
-        return self._by_block(x, lambda part, block: part @ block)
+        return self._by_block(x, -1, lambda part, block: part @ block)
 
     def unrotate(self, x: Tensor) -> Tensor:
         """`x Q^T` for `x [..., n]`: back to the old basis."""
-        return self._by_block(x, lambda part, block: part @ block.T)
+        return self._by_block(x, -1, lambda part, block: part @ block.T)
+
+    def rotate_rows(self, x: Tensor) -> Tensor:
+        """`Q^T x` for `x [..., n, k]`: the rows' coordinates in the new basis."""
+        return self._by_block(x, -2, lambda part, block: block.T @ part)
+
+    def unrotate_rows(self, x: Tensor) -> Tensor:
+        """`Q x` for `x [..., n, k]`: back to the old basis."""
+        return self._by_block(x, -2, lambda part, block: block @ part)
 
     def dense(self) -> Tensor:
         """`Q [n, n]`."""
@@ -46,8 +54,8 @@ class Rotation:
         """The same in the dtype and on the device of `like`."""
         return Rotation(tuple(block.to(like) for block in self.blocks))
 
-    def _by_block(self, x: Tensor, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _by_block(self, x: Tensor, dim: int, multiply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         if len(self.blocks) == 1:
             return multiply(x, self.blocks[0])
-        parts: Sequence[Tensor] = x.split([len(block) for block in self.blocks], dim=-1)
-        return torch.cat([multiply(part, block) for part, block in zip(parts, self.blocks, strict=True)], dim=-1)
+        parts: Sequence[Tensor] = x.split([len(block) for block in self.blocks], dim=dim)
+        return torch.cat([multiply(part, block) for part, block in zip(parts, self.blocks, strict=True)], dim=dim)

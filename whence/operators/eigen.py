@@ -45,7 +45,7 @@ class EigenBlock:
         else:
             w_BOI = gradient.w_BOI
         if self.q_O and "out first" not in order:
-            w_BOI = self.q_O.rotate(w_BOI.mT).mT
+            w_BOI = self.q_O.rotate_rows(w_BOI)
         if self.q_I and "in first" not in order:
             w_BOI = self.q_I.rotate(w_BOI)
         return Dense(w_BOI)
@@ -59,13 +59,13 @@ class EigenBlock:
 
     def unrotate(self, w_BOI: Tensor) -> Tensor:
         """Back from the eigenbasis, `Q_O w Q_I^T`."""
-        if self.q_I:
-            w_BOI = self.q_I.unrotate(w_BOI)
-        return self.q_O.unrotate(w_BOI.mT).mT if self.q_O else w_BOI
+        if self.q_O:
+            w_BOI = self.q_O.unrotate_rows(w_BOI)
+        return self.q_I.unrotate(w_BOI) if self.q_I else w_BOI
 
     def quadratic(self, gradient: Gradient) -> Tensor:
         """`<w, block w>` of each example, `[B]`: one rotation, none back."""
-        return (self.rotate(gradient).w_BOI.square() * self.lam_OI).sum((1, 2))
+        return self.rotate(gradient).w_BOI.square().flatten(1) @ self.lam_OI.flatten()
 
     def dense(self) -> Tensor:
         """The block as a matrix `[O*I, O*I]`, row-major in (O, I)."""

@@ -59,7 +59,7 @@ class _Kept:
             g_QRO, a_QRI, share = randomized_svd(w_QOI, self.rank, seed=self.seed)
             parts = (g_QRO, a_QRI)
             self.lost[list(rows)] += square * (1 - share.cpu())
-        parts = tuple(part.to(self.kept) for part in parts)
+        parts = tuple(part.to(self.kept).contiguous() for part in parts)
         if list(rows) == list(range(self.queries)):
             self.parts[name] = parts
             return

@@ -36,6 +36,7 @@ NUMERIC = (
     "precision",
     "probe",
     "scoring",
+    "store/compact",
     "stream",
     "tasks",
 )
