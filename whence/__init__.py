@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from whence.data import Rows, load_data
     from whence.fitting import Curvature, fit, open_factors
     from whence.generation import generate
+    from whence.indexing import Index, build_index, open_index
     from whence.models import load_model
+    from whence.planning import Plan, plan
     from whence.precision import Precision
     from whence.scoring import score, self_influence
     from whence.store.scores import Scores, open_scores
@@ -31,6 +33,8 @@ __all__ = [
     "CausalLM",
     "Classification",
     "Curvature",
+    "Index",
+    "Plan",
     "Precision",
     "Regression",
     "Rows",
@@ -38,12 +42,15 @@ __all__ = [
     "Seq2Seq",
     "Task",
     "__version__",
+    "build_index",
     "fit",
     "generate",
     "load_data",
     "load_model",
     "open_factors",
+    "open_index",
     "open_scores",
+    "plan",
     "score",
     "self_influence",
 ]
@@ -52,7 +59,9 @@ _HOMES = {
     "whence.data": ["Rows", "load_data"],
     "whence.fitting": ["Curvature", "fit", "open_factors"],
     "whence.generation": ["generate"],
+    "whence.indexing": ["Index", "build_index", "open_index"],
     "whence.models": ["load_model"],
+    "whence.planning": ["Plan", "plan"],
     "whence.precision": ["Precision"],
     "whence.scoring": ["score", "self_influence"],
     "whence.store.scores": ["Scores", "open_scores"],

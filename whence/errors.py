@@ -11,6 +11,7 @@
     │   ├── TokenizerMismatch      08  the data was made with another tokenizer
     │   └── CoverageError       16-18  no module to track
     ├── OutOfMemory            10  a batch of one example does not fit            exit code 3
+    ├── DoesNotFit             11  no settings keep to the memory or disk         exit code 3
     ├── NumericalError         14  NaN, infinity, or a failed decomposition       exit code 1
     ├── DegenerateScores       15  all scores identical                           exit code 1
     └── StaleArtifact          23  a folder was made from something else          exit code 4
@@ -98,6 +99,13 @@ class OutOfMemory(WhenceError):
     """A batch does not fit, even after halving it."""
 
     code = 10
+    exit_code = 3
+
+
+class DoesNotFit(WhenceError):
+    """No settings keep to the memory or the disk that there are."""
+
+    code = 11
     exit_code = 3
 
 

@@ -35,18 +35,18 @@ def load_model(
 
     Raises ModelNotFound (01) and AdapterBaseMissing (02).
     """
-    name = _locate(os.fspath(name))
-    if adapter is None and _is_adapter(name):
-        name, adapter = _base_of(name), name
+    name = locate(os.fspath(name))
+    if adapter is None and is_adapter(name):
+        name, adapter = base_of(name), name
     if adapter is not None:
-        adapter = _locate(os.fspath(adapter))
+        adapter = locate(os.fspath(adapter))
         note(f"adapter {adapter} on base {name}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         model = _load_weights(name, dtype, device)
     except (OSError, ValueError) as error:
-        raise _not_loadable(name, error) from error
-    words = _load_tokenizer(tokenizer or _tokenizer_home(name, adapter))
+        raise not_loadable(name, error) from error
+    words = load_tokenizer(tokenizer or _tokenizer_home(name, adapter))
     if adapter is not None:
         from peft import PeftModel
 
@@ -63,14 +63,14 @@ def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device) -> 
         dtype = torch.bfloat16 if device.type == "cuda" and stored in (torch.float16, torch.bfloat16) else torch.float32
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
-    model, report = _auto_class(config).from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+    model, report = auto_class(config).from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         note(f"{len(names)} weights are not in {name} and are random numbers now: {', '.join(names[:3])} ...")
     return model.to(device)
 
 
-def _auto_class(config: Any) -> Any:
+def auto_class(config: Any) -> Any:
     """Choose what the model does by what its config says that it was saved as."""
     import transformers
 
@@ -80,7 +80,7 @@ def _auto_class(config: Any) -> Any:
     return transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
 
 
-def _load_tokenizer(name: str | os.PathLike) -> Any:
+def load_tokenizer(name: str | os.PathLike) -> Any:
     """Load a tokenizer; one without a padding token pads with its end of text, which the attention mask hides."""
     from transformers import AutoTokenizer
 
@@ -102,7 +102,7 @@ def _tokenizer_home(name: str, adapter: str | None) -> str:
     return adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").exists() else name
 
 
-def _locate(name: str) -> str:
+def locate(name: str) -> str:
     """Check that there is something at `name` before anything slow is tried; folders come back as paths."""
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -116,7 +116,8 @@ def _locate(name: str) -> str:
     return name
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
+    """Tell whether a folder or hub id holds a PEFT adapter, not a whole model."""
     if Path(name).is_dir():
         return (Path(name) / ADAPTER_CONFIG).exists()
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -149,7 +150,7 @@ def _ask_hub(name: str) -> None:
         raise _not_found(name, f"there is no such folder, and the hub can't be reached ({error})") from error
 
 
-def _base_of(adapter: str) -> str:
+def base_of(adapter: str) -> str:
     """Find the base model that an adapter names, which may be a path relative to the adapter's folder."""
     from peft import PeftConfig
 
@@ -159,14 +160,15 @@ def _base_of(adapter: str) -> str:
         raise AdapterBaseMissing(f"{adapter} is an adapter that does not name its base model.", fix=fix)
     beside = Path(adapter).parent / base
     try:
-        return _locate(str(beside) if beside.is_dir() else base)
+        return locate(str(beside) if beside.is_dir() else base)
     except ModelNotFound as error:
         raise AdapterBaseMissing(
             f"{adapter} is an adapter, and its base model {base} is not there.", given=error.given, fix=fix
         ) from None
 
 
-def _not_loadable(name: str, error: Exception) -> ModelNotFound:
+def not_loadable(name: str, error: Exception) -> ModelNotFound:
+    """Say why a model can't be loaded, and what to do."""
     from huggingface_hub.errors import GatedRepoError
 
     if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError):

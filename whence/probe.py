@@ -25,7 +25,7 @@ from whence.store.part import Part
 from whence.stream import Examples, Sink, likelihood, stream
 from whence.tasks.base import Task
 
-ROWS, POSITIONS, BYTES = 16, 2048, 2**30
+ROWS, POSITIONS, BYTES = 8, 1024, 2**30
 """At most so many rows, and about so many positions and bytes of one module's gradients."""
 
 WORTH = 16

@@ -24,6 +24,7 @@ COMMANDS = {
     "trace": "whence.cli.trace:trace",
     "data preview": "whence.cli.data:preview",
     "generate": "whence.cli.generate:generate",
+    "plan": "whence.cli.plan:plan",
     "fit": "whence.cli.fit:fit",
     "inspect": "whence.cli.inspect:inspect",
     "score": "whence.cli.score:score",

@@ -116,7 +116,7 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
         )
     queries = as_rows([question.row for question in asked])
     with _timed(seconds, "factors"):
-        curvature = fit(model, task, corpus, out=folder / "factors")
+        curvature = fit(model, task, corpus, examples="all", out=folder / "factors")
     with _timed(seconds, "score"):
         operator = curvature.inverse(damping=0.1)
         influence = score(model, task, queries, corpus, operator, out=folder / "scores")

@@ -18,6 +18,11 @@ def expand(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: _unpack(tensor) if tensor.dtype == torch.uint8 else tensor for name, tensor in tensors.items()}
 
 
+def compact_bytes(tensor: Tensor) -> int:
+    """Bytes that the tensor takes once `compact` went over it."""
+    return 3 * tensor.numel() if _is_matrix(tensor) else tensor.nbytes
+
+
 def _is_matrix(tensor: Tensor) -> bool:
     return tensor.dtype == torch.float32 and tensor.ndim >= 2
 

@@ -1,0 +1,1 @@
+"""whence beside its peers: `make bench`, `make bench-full`."""

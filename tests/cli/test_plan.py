@@ -1,0 +1,41 @@
+"""`whence plan` on the command line."""
+
+import json
+
+import pytest
+
+from whence.cli.plan import bytes_of
+from whence.errors import UsageError
+
+
+def test_the_table_names_the_stages_and_why_says_the_choices(run, tiny_model_folder, data):
+    shown = run("plan", tiny_model_folder, "--data", data, "--queries", 2, "--no-calibrate", "--why", "-q").stdout
+    for word in ("covariance", "eigenvectors", "eigenvalues", "queries", "score", "total", "fits in", "out first", "FLOP"):
+        assert word in shown
+
+
+def test_json_holds_bytes_and_seconds(run, tiny_model_folder, data, queries):
+    words = ("plan", tiny_model_folder, "--data", data, "--queries", queries, "--no-calibrate", "--json", "-q")
+    found = json.loads(run(*words).stdout)
+    assert found["fits"] and found["memory"] > found["model"]["bytes"] > 0
+    assert found["seconds"] == pytest.approx(sum(stage["seconds"] for stage in found["stages"]))
+    assert [stage["name"] for stage in found["stages"]] == ["covariance", "eigenvectors", "eigenvalues", "queries", "score"]
+
+
+def test_what_does_not_fit_ends_with_exit_code_3(run, tiny_model_folder, data):
+    words = ("plan", tiny_model_folder, "--data", data, "--queries", 2, "--no-calibrate", "-q")
+    assert "WHENCE-11" in run(*words, "--memory", "10MB", code=3).stderr
+    assert "does NOT fit" in run(*words, "--disk", "1kB", code=3).stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GB", 24 * 10**9), ("24GiB", 24 * 2**30), ("1.5g", 15 * 10**8), ("500 MB", 5 * 10**8), ("7", 7)]
+)
+def test_sizes_are_read(text, size):
+    assert bytes_of("--memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "24XB", "-1GB"])
+def test_other_texts_are_refused(text):
+    with pytest.raises(UsageError, match="--memory"):
+        bytes_of("--memory", text)

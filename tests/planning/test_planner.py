@@ -1,0 +1,123 @@
+"""A plan is close to what happens, keeps to its budget, and says what it can't do."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import whence
+from whence.errors import DoesNotFit
+from whence.planning import show
+from whence.planning.rehearsal import Rehearsal
+from whence.progress import stage
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "plan_check.py"
+
+
+def checking():
+    """benchmarks/plan_check.py, which holds the cases."""
+    spec = importlib.util.spec_from_file_location("plan_check", FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+CHECK = checking()
+TINY = next(case for case in CHECK.CASES if case.name == "tiny")
+
+
+def blank(case):
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(CHECK.config(case)).eval()
+
+
+def plan(case, **settings):
+    task = whence.CausalLM(CHECK.tokenizer(case))
+    queries = CHECK.rows(case, "queries")
+    common = {"queries": queries, "device": "cpu", "calibrate": False, "examples": "all", "disjoint": False}
+    return whence.plan(blank(case), task, CHECK.rows(case, "train"), **common | settings)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
+@pytest.mark.parametrize("case", CHECK.CASES, ids=lambda case: case.name)
+def test_memory_within_a_fifth_and_disk_within_a_twentieth(case):
+    expected, real = CHECK.predicted(case), CHECK.measured(case)
+    for name in ("fit", "score"):
+        assert expected[name]["peak"] == pytest.approx(real[name]["peak"], rel=0.2), name
+    assert expected["fit"]["disk"] == pytest.approx(real["fit"]["disk"], rel=0.05)
+    assert expected["score"]["disk"] == pytest.approx(real["score"]["disk"], rel=0.1)  # compressed texts of a few kB
+
+
+def test_a_rehearsal_counts_what_is_alive_and_no_numbers():
+    def work(model, task):
+        with stage("work", 1):
+            kept = torch.zeros(1000)
+            passing = torch.zeros(500) + 1  # two at a time
+            del passing
+            return kept
+
+    model = torch.nn.Linear(3, 3)
+    seen, kept = Rehearsal(model, whence.CausalLM(CHECK.tokenizer(TINY)), "cpu").run(work)
+    assert seen["work"].peak.all == 4 * (1000 + 500 + 500)
+    assert seen["work"].kept.all == kept.nbytes == 4000
+
+
+def test_more_groups_and_smaller_batches_take_less_memory():
+    case = CHECK.Case("small", width=64, inner=192, layers=4, train=16, tokens=65)
+    whole, grouped, split = plan(case, chunks=1), plan(case, chunks=1, groups=4), plan(case, chunks=1, batch_tokens=128)
+    sums = [next(stage for stage in each.stages if stage.name == "covariance").memory for each in (whole, grouped, split)]
+    assert sums[1].tensors < sums[0].tensors
+    assert sums[2].comes < sums[0].comes / 2
+    assert grouped.seconds > whole.seconds
+
+
+def test_a_low_rank_keeps_less_of_the_queries():
+    def score(rank):
+        return next(stage for stage in plan(TINY, rank=rank).stages if stage.name == "score").memory.tensors
+
+    assert score(2) < score(None)
+
+
+def test_many_queries_are_extrapolated_from_few():
+    case = CHECK.Case("queries", width=32, inner=64, train=8, queries=40, tokens=33)
+    whole, steps = plan(case, batch_tokens=4096), plan(case, batch_tokens=128)
+    kept = [next(stage for stage in each.stages if stage.name == "queries").memory.tensors for each in (whole, steps)]
+    assert kept[1] == pytest.approx(kept[0], rel=0.5)
+
+
+def test_the_settings_found_keep_to_the_budget():
+    case = CHECK.Case("wide", width=128, inner=512, layers=2, train=16, tokens=65)
+    free = plan(case, chunks=1)
+    budget = int(free.memory * 1.1 - 4_000_000)
+    found = plan(case, chunks=1, memory=budget)
+    assert found.changes and found.memory <= budget < free.memory * 1.1
+    assert found.fits
+
+
+def test_what_can_not_fit_is_refused_with_what_would():
+    with pytest.raises(DoesNotFit) as raised:
+        plan(TINY, memory=1_000_000)
+    assert raised.value.exit_code == 3 and raised.value.code == 11
+    assert "1. " in raised.value.fix and "of memory" in raised.value.fix
+
+
+def test_real_batches_are_used_where_there_are_weights():
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(CHECK.config(TINY)).eval()
+    task = whence.CausalLM(CHECK.tokenizer(TINY))
+    made = whence.plan(model, task, CHECK.rows(TINY, "train"), queries=2)
+    assert made.sure == "batches" and made.seconds > 0
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(("count", "text"), [(999, "1 kB"), (5_000_000, "5 MB"), (999_900_000, "1.0 GB"), (24e9, "24.0 GB")])
+def test_sizes_are_decimal(count, text):
+    assert show.size(count) == text

@@ -1,0 +1,38 @@
+"""Models without their weights: on the meta device, from a config alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from whence.models import auto_class, base_of, is_adapter, load_tokenizer, locate, not_loadable
+
+
+def blank_model(name: str, dtype: str | torch.dtype = "auto", adapter: str | None = None) -> nn.Module:
+    """The model of a hub id or folder, or of an adapter with its base, of which only the config is read."""
+    from transformers import AutoConfig
+
+    name = locate(name)
+    if adapter is None and is_adapter(name):
+        name, adapter = base_of(name), name
+    try:
+        config = AutoConfig.from_pretrained(name)
+        wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        with torch.device("meta"):
+            model = auto_class(config).from_config(config, dtype=wanted)
+            return (model if adapter is None else _adapted(model, adapter)).eval()
+    except (OSError, ValueError) as error:
+        raise not_loadable(name, error) from error
+
+
+def _adapted(model: Any, adapter: str) -> nn.Module:
+    from peft import PeftConfig, get_peft_model
+
+    return get_peft_model(model, PeftConfig.from_pretrained(locate(adapter)))
+
+
+def tokenizer_of(name: str) -> Any:
+    """The tokenizer that `load_model` would load."""
+    return load_tokenizer(name)
