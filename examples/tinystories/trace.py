@@ -52,7 +52,7 @@ def trace(args: argparse.Namespace) -> str:
     stories = whence.load_data(args.data, limit=args.limit)
     answers = whence.generate(model, tokenizer, args.prompts, max_new_tokens=args.max_new_tokens)
     queries = [{"prompt": answer["prompt"], "completion": answer["completion"]} for answer in answers]
-    curvature = whence.fit(model, task, stories, out=args.run / "factors")
+    curvature = whence.fit(model, task, stories, examples="all", out=args.run / "factors")
     scores = whence.score(
         model,
         task,
