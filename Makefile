@@ -9,10 +9,10 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 ORACLE := curvlinops-for-pytorch backpack-for-pytorch unfoldNd einconv einops linear_operator opt_einsum
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bench-full clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/installed  ## trace a small model's answers to planted sources, offline
 	$(BIN)/whence demo
@@ -25,8 +25,11 @@ lint: .venv/installed-dev  ## ruff, its formatter, and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: .venv-bench/installed  ## compare with the peers, in an environment of their own
-	.venv-bench/bin/python -W ignore::FutureWarning benchmarks/agreement.py
+bench: .venv-bench/installed  ## time, memory and scores beside the peers', in an environment of their own
+	.venv-bench/bin/python -m benchmarks.compare $(BENCH_ARGS)
+
+bench-full: .venv-bench/installed  ## the same with larger models, many queries and ragged lengths
+	.venv-bench/bin/python -m benchmarks.compare --full $(BENCH_ARGS)
 
 clean:  ## remove the environment and everything generated
 	rm -rf .venv .venv-bench build dist .pytest_cache .ruff_cache .hypothesis

@@ -2,7 +2,7 @@
 
     python -m benchmarks.sampling --model MODEL --data ROWS --limit 1000 --queries 16
 
-The last rows of the data are the queries, asked about as a whole; the others are fitted on and scored. float32 throughout.
+The beginnings of the data's last rows are the queries; the others are fitted on and scored. float32 throughout.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="read so many rows")
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--queries", type=int, default=16)
+    parser.add_argument("--characters", type=int, default=200, help="so much of a query is asked about")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128, 256, 512])
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -32,7 +33,7 @@ def main() -> None:
     task = whence.CausalLM(tokenizer, max_length=args.max_length)
     rows = [{"text": row["text"]} for row in whence.load_data(args.data, limit=args.limit)]
     train, asked = rows[: -args.queries], rows[-args.queries :]
-    queries = [{"prompt": "", "completion": row["text"]} for row in asked]
+    queries = [{"prompt": "", "completion": row["text"][: args.characters]} for row in asked]
 
     def scores(**sample: Any) -> tuple[np.ndarray, dict[str, Any]]:
         curvature = whence.fit(model, task, train, precision=EXACT, **sample)

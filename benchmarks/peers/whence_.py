@@ -1,0 +1,193 @@
+"""whence itself, and the floor that nothing can be faster than."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import whence
+from benchmarks.peers import DAMPING, PROJECTION
+from benchmarks.workloads import WORKLOADS, Workload, load, text
+from whence import cost
+from whence.capture import Capture
+from whence.coverage import cover
+from whence.data.batches import plan_batches
+from whence.operators.base import Operator
+from whence.partition import batch_positions
+from whence.planning.network import network, readers
+from whence.scoring.queries import precondition
+from whence.tasks.tokens import Tokens
+
+EXACT: dict[str, Any] = {
+    "method": "ekfac",
+    "labels": "data",
+    "examples": "all",
+    "disjoint": False,
+    "precision": whence.Precision(products="float32"),
+}
+"""What the peers do too: all data in both passes, the data's own labels, float32, nothing saved on the way."""
+
+
+class Whence:
+    """The public functions on token ids."""
+
+    cannot = {} if hasattr(whence, "build_index") else {"index": "whence.build_index is not there yet"}
+
+    def __init__(self, workload: Workload, folder: Path, out: Path):
+        from transformers import AutoTokenizer
+
+        self.workload, self.out = workload, out
+        self.model = load(folder)
+        self.task = TokenIds(AutoTokenizer.from_pretrained(folder), max_length=workload.length)
+        self.train, self.queries = (
+            [{"input_ids": torch.from_numpy(row)} for row in workload.sequences(part)] for part in ("train", "queries")
+        )
+
+    def run(self, phase: str) -> np.ndarray | None:
+        return {
+            "fit": self.fit,
+            "query": self.query,
+            "score": self.score,
+            "self": self.self_influence,
+            "index": self.index,
+            "floor": self.floor,
+            "full floor": self.full_floor,
+        }[phase]()
+
+    def fit(self) -> None:
+        whence.fit(self.model, self.task, self.train, modules=self.workload.modules, out=self.out / "fit", **EXACT)
+
+    def query(self) -> None:
+        preconditioned(self.model, self.task, self.queries, self._operator())
+
+    def score(self) -> np.ndarray:
+        given = (self.model, self.task, self.queries, self.train, self._operator())
+        return whence.score(*given, precision=EXACT["precision"], out=self.out / "score").raw
+
+    def self_influence(self) -> np.ndarray:
+        given = (self.model, self.task, self.train, self._operator())
+        return whence.self_influence(*given, precision=EXACT["precision"], out=self.out / "self").raw[0]
+
+    def index(self) -> None:
+        modules, out = self.workload.modules, self.out / "index"
+        whence.build_index(self.model, self.task, self.train, dim=PROJECTION, modules=modules, chunks=1, out=out)  # pyright: ignore
+
+    def flops(self, phase: str) -> float:
+        """What `whence.cost` says that a phase multiplies, eigendecompositions counted twice: float64 runs at half the rate."""
+        curvature = whence.open_factors(self.out / "fit")
+        net = network(self.model, cover(self.model, list(curvature.blocks)), readers(curvature))
+        train, queries = (self._batches(part) for part in (self.train, self.queries))
+
+        def over(batches: list[tuple[int, int]], work: Callable[..., cost.Work], *more: int) -> float:
+            return sum(work(net, examples, tokens, *more).flops for examples, tokens in batches)
+
+        query = over(queries, cost.query_pass)
+        return {
+            "floor": lambda: over(train, cost.floor),
+            "fit": lambda: (
+                over(train, cost.covariance_pass) + over(train, cost.eigenvalue_pass) + 2 * cost.eigendecompositions(net).flops
+            ),
+            "query": lambda: query,
+            "score": lambda: query + over(train, cost.score_pass, len(self.queries)),
+            "self": lambda: over(train, cost.self_influence_pass),
+            "index": lambda: over(train, cost.floor),
+        }.get(phase, lambda: 0.0)()
+
+    def _batches(self, rows: Sequence[Any]) -> list[tuple[int, int]]:
+        """Examples and length of every batch."""
+        sizes = [len(row["input_ids"]) - 1 for row in rows]
+        batches = plan_batches(sizes, batch_positions(None, self.model.device))
+        return [(len(batch), max(sizes[index] for index in batch)) for batch in batches]
+
+    def floor(self) -> None:
+        """Forward, and backward without any weight's gradient."""
+        self.model.requires_grad_(False)
+        hook = self.model.get_input_embeddings().register_forward_hook(lambda *call: call[-1].requires_grad_())
+        self._forward_backward()
+        hook.remove()
+
+    def full_floor(self) -> None:
+        """Forward and backward as in training."""
+        self.model.requires_grad_(True)
+        self._forward_backward()
+        self.model.zero_grad()
+
+    def _forward_backward(self) -> None:
+        rows = [row["input_ids"] for row in self.train]
+        for indices in plan_batches([len(row) - 1 for row in rows], batch_positions(None, self.model.device)):
+            chosen = [rows[index] for index in indices]
+            inputs = torch.nn.utils.rnn.pad_sequence([row[:-1] for row in chosen], batch_first=True)
+            labels = torch.nn.utils.rnn.pad_sequence([row[1:] for row in chosen], batch_first=True, padding_value=-100)
+            logits = self.model(input_ids=inputs, use_cache=False).logits
+            F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+
+    def _operator(self) -> Operator:
+        return whence.open_factors(self.out / "fit").inverse(damping=DAMPING)
+
+
+class TokenIds(whence.CausalLM):
+    """Language modelling on rows that are token ids already."""
+
+    def tokenize(self, rows: Sequence[Any]) -> list[Tokens]:
+        return [self._tokens(row["input_ids"].numpy()) for row in rows]
+
+    def encode(self, rows: Sequence[Any]) -> list[Tokens]:
+        return self.tokenize(rows)
+
+    def encode_queries(self, rows: Sequence[Any]) -> list[list[tuple[Tokens, float]]]:
+        return [[(tokens, 1.0)] for tokens in self.tokenize(rows)]
+
+    def _tokens(self, ids: np.ndarray) -> Tokens:
+        count = len(ids)
+        return Tokens(ids, np.arange(count) > 0, np.zeros(count, np.int32), text="", length=count, needed=count)
+
+
+def preconditioned(model: Any, task: whence.Task, queries: Sequence[Any], operator: Operator) -> Any:
+    """The query side of a scoring run alone: `whence.score` does the same before it looks at the training data."""
+    like: Tensor = torch.empty(0)
+    with Capture(model, whence_sites(model, operator)) as capture:
+        return precondition(
+            capture,
+            task,
+            task.encode_queries(queries),
+            operator.to(like),
+            rank=None,
+            dtype=like.dtype,
+            kept=like.dtype,
+            batch_tokens=batch_positions(None, like.device),
+            seed=0,
+            together=False,
+            advance=lambda positions: None,
+        )
+
+
+def whence_sites(model: Any, operator: Operator) -> Any:
+    """The tracked weights that the operator acts on."""
+    return cover(model, list(operator.names)).sites
+
+
+def first_score(folder: Path, out: Path, workload: Workload) -> np.ndarray:
+    """The shortest way from a model and data to scores `[Q, N]`, with nothing set but the labels.
+
+    These say what is asked, not how it is computed: with labels drawn from the model the scores would be others.
+    """
+    model, tokenizer = whence.load_model(str(folder))
+    train, queries = ([{"text": text(row)} for row in workload.sequences(part)] for part in ("train", "queries"))
+    task = whence.CausalLM(tokenizer)
+    curvature = whence.fit(model, task, train, labels="data")
+    return whence.score(model, task, queries, train, curvature.inverse()).raw
+
+
+if __name__ == "__main__":
+    print("imported", time.process_time(), flush=True)
+    scores = first_score(Path(sys.argv[1]), Path(sys.argv[2]), WORKLOADS[sys.argv[3]])
+    print("scored", time.process_time(), scores[0, 0], flush=True)
+    np.save(sys.argv[4], scores)

@@ -1,0 +1,233 @@
+"""The benchmark itself: same models and data everywhere, ratios the right way up, targets that can be missed."""
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import report
+from benchmarks.compare import arguments, better_peer
+from benchmarks.report import TARGETS, Cell, judge, make_row
+from benchmarks.worker import Worker, memory, settle
+from benchmarks.workloads import WORKLOADS, prepare, text
+
+ROOT = Path(__file__).parents[1]
+TINY = WORKLOADS["tiny"]
+
+FINGERPRINT = """
+import hashlib, sys
+from pathlib import Path
+from benchmarks.workloads import WORKLOADS, prepare
+folder = prepare(WORKLOADS["tiny"], Path(sys.argv[1]))
+digest = hashlib.blake2b((folder / "model.safetensors").read_bytes())
+for workload in WORKLOADS.values():
+    for part in ("train", "queries"):
+        for row in workload.sequences(part):
+            digest.update(row.tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    prepare(TINY, folder)
+    return folder
+
+
+def cell(seconds: float, megabytes: float = 100.0, count: float = 1e6, scores=None) -> Cell:
+    run = {"cpu_s": seconds, "wall_s": seconds, "peak_mb": megabytes, "rss_mb": megabytes}
+    return Cell([run | {"written_bytes": count, "disk_bytes": count}], scores)
+
+
+def row(phase: str, peer: str, ours: Cell, theirs: Cell, size: str = "S", floor: float = 1.0) -> report.Row:
+    return make_row("a-workload", size, phase, peer, ours, theirs, cell(floor))
+
+
+def rows_of_all(better: float, pearson_noise: float = 0.0) -> list[report.Row]:
+    """Every phase and peer, whence `better` times better in time, memory and bytes."""
+    generator = np.random.default_rng(0)
+    scores = generator.normal(size=(3, 50))
+    ours_scores = scores + pearson_noise * generator.normal(size=scores.shape)
+    ours, theirs = cell(1.0, scores=ours_scores), cell(better, 100 * better, 1e6 * better, scores)
+    phases = (*report.EXACT, "defaults", "first score")
+    return [row(phase, peer, ours, theirs, floor=better) for phase in phases for peer in ("kronfluence", "bergson")]
+
+
+def test_models_and_data_are_the_same_in_every_process(cache, tmp_path):
+    other = tmp_path / "other"
+    run = subprocess.run([sys.executable, "-c", FINGERPRINT, str(other)], cwd=ROOT, capture_output=True, text=True, check=True)
+    digest = hashlib.blake2b((prepare(TINY, cache) / "model.safetensors").read_bytes())
+    for workload in WORKLOADS.values():
+        for part in ("train", "queries"):
+            for ids in workload.sequences(part):
+                digest.update(ids.tobytes())
+    assert run.stdout.split()[-1] == digest.hexdigest()
+
+
+def test_a_model_is_made_once_and_again_when_its_definition_changes(cache):
+    made = (prepare(TINY, cache) / "model.safetensors").stat().st_mtime_ns
+    assert (prepare(replace(TINY, train=3), cache) / "model.safetensors").stat().st_mtime_ns == made
+    assert replace(TINY, vocabulary=300).model_key != TINY.model_key
+
+
+def test_training_data_and_queries_are_different_sequences():
+    train, queries = TINY.sequences("train"), TINY.sequences("queries")
+    assert not any(np.array_equal(a, b) for a in train for b in queries)
+    assert TINY.tokens("train") == TINY.train * (TINY.length - 1)
+
+
+def test_ragged_lengths_have_a_long_tail():
+    lengths = np.array([len(ids) for ids in WORKLOADS["llama-S-ragged"].sequences("train")])
+    assert lengths.min() >= 16 and lengths.max() == 512
+    assert np.median(lengths) < 0.5 * lengths.mean() or np.median(lengths) * 1.5 < lengths.mean()
+
+
+def test_the_tokenizer_reads_the_text_as_the_same_ids(cache):
+    from transformers import AutoTokenizer
+
+    ids = TINY.sequences("train")[0]
+    assert AutoTokenizer.from_pretrained(prepare(TINY, cache))(text(ids))["input_ids"] == ids.tolist()
+
+
+def test_a_ratio_above_one_means_that_whence_is_better():
+    found = row("fit", "bergson", cell(2.0, 50, 10), cell(6.0, 100, 40), floor=4.0)
+    assert (found["ratio"], found["floor_ratio"], found["peer_floor_ratio"]) == (3.0, 0.5, 1.5)
+    assert (found["ours_s"], found["peer_s"]) == (2.0, 6.0)
+    assert (found["peak_mb_ours"], found["peak_mb_peer"], found["bytes_ours"], found["bytes_peer"]) == (50, 100, 10, 40)
+
+
+def test_medians_are_taken_over_the_runs_and_the_range_over_the_rounds():
+    ours, theirs = Cell([{"cpu_s": s} for s in (1.0, 2.0, 9.0)]), Cell([{"cpu_s": s} for s in (4.0, 6.0, 9.0)])
+    found = make_row("w", "S", "fit", "bergson", ours, theirs, Cell())
+    assert found["ratio"] == 3.0 and found["ratio_range"] == [1.0, 4.0] and found["repeats"] == 3
+    assert found["peak_mb_ours"] is None and found["floor_ratio"] is None
+
+
+def test_the_floor_of_the_queries_is_that_of_their_share_of_the_tokens():
+    assert make_row("w", "S", "query", "bergson", cell(1.0), cell(2.0), cell(8.0), tokens=0.25)["floor_ratio"] == 0.5
+
+
+def test_every_target_is_met_where_whence_is_much_better_and_missed_where_it_is_worse():
+    met, missed = judge(rows_of_all(4.0)), judge(rows_of_all(0.5, pearson_noise=1.0))
+    assert len(met) >= len(TARGETS) and all(verdict["met"] for verdict in met)
+    assert len(missed) == len(met) and not any(verdict["met"] for verdict in missed)
+    assert not report.failed(met) and report.failed(missed)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_a_target_counts_the_worst_of_its_rows(target):
+    good, bad = rows_of_all(4.0), rows_of_all(0.5, pearson_noise=1.0)
+    assert target.check(good)["met"] and not target.check([*good, *bad])["met"]
+    assert target.check([]) is None
+
+
+def test_tiny_models_decide_nothing_but_their_agreement():
+    rows = [found | {"size": "tiny"} for found in rows_of_all(0.5)]
+    assert {verdict["target"].split(",")[0] for verdict in judge(rows) if "agreement" not in verdict["target"]} == {
+        "start to first score"
+    }
+
+
+def test_scores_that_disagree_fail_the_run_whatever_the_speed():
+    theirs = np.random.default_rng(0).normal(size=(4, 30))
+    for ours, agrees in ((theirs * (1 + 1e-6), True), (theirs * 1.001, False), (theirs * np.nan, False)):
+        verdicts = judge([row("score", "bergson", cell(1, scores=ours), cell(9, 900, 9e6, theirs))])
+        assert report.failed(verdicts) is not agrees
+
+
+def test_a_phase_in_which_whence_breaks_fails_the_run_and_one_that_a_peer_cannot_do_does_not():
+    cannot = row("self", "bergson", cell(1.0), Cell(reason="no entry point"))
+    broken = row("fit", "bergson", Cell(reason="ValueError", broke=True), cell(1.0))
+    assert not report.failed(judge([cannot])) and report.failed(judge([cannot, broken]))
+    assert report.not_run([broken]) == ["Not run (fit). whence: ValueError"]
+
+
+def test_agreement_tells_scale_from_order():
+    theirs = np.random.default_rng(0).normal(size=(4, 30))
+    twice, reordered = report.agreement(2 * theirs, theirs), report.agreement(theirs[:, ::-1].copy(), theirs)
+    assert math.isclose(twice["pearson"], 1) and math.isclose(twice["relative_error"], 1)
+    assert abs(reordered["pearson"]) < 0.5 and abs(reordered["spearman"]) < 0.5
+
+
+def test_the_page_shows_numbers_reasons_and_missed_targets(tmp_path):
+    rows = [row("fit", "bergson", cell(2.0), cell(2.2)), row("self", "bergson", cell(1.0), Cell(reason="no entry point"))]
+    machine = {"cpu": "a processor", "threads": 1, "cores": 2, "torch": "2", "bf16": [], "gemm_gflops": {"float32": {"256": 9}}}
+    result = {"command": "make bench", "minutes": 3.2, "machine": machine, "versions": {"whence": "0"}, "rows": rows}
+    page = report.markdown(result | {"targets": judge(rows)}, "x.png")
+    assert "| a-workload | fit | bergson | 2.00 | 2.20 | 1.10x |" in page
+    assert "Not run (self). bergson: no entry point" in page and "| self |" not in page
+    assert "MISSED fit, times faster than Bergson >= 1.15: 1.1 (a-workload, fit, bergson)" in page
+    assert "![ratios](x.png)" in page
+
+
+def test_the_plot_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    report.draw(rows_of_all(2.0), tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_the_better_peer_is_the_faster_at_fit_and_score_together():
+    def found(phase, peer, seconds):
+        return row(phase, peer, cell(1.0), cell(seconds) if seconds else Cell(reason="can't"))
+
+    rows = [found("fit", "a", 5.0), found("score", "a", 1.0), found("fit", "b", 2.0), found("score", "b", 3.0)]
+    assert better_peer(rows) == "b"
+    assert better_peer([*rows, found("fit", "c", 1.0), found("score", "c", None)]) == "b"
+    assert better_peer([found("fit", "a", None)]) == ""
+
+
+class _Fake:
+    """A library that holds 200 MB for a moment and writes 1 MB."""
+
+    cannot = {}
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def run(self, phase: str) -> np.ndarray:
+        held = np.ones(25_000_000)
+        (self.out / phase).mkdir(parents=True)
+        (self.out / phase / "file").write_bytes(bytes(1_000_000))
+        return held[:4] * 7
+
+
+def test_a_phase_is_measured_above_what_was_held_before(tmp_path):
+    worker = Worker("whence", tmp_path)
+    worker.peer = _Fake(tmp_path)
+    held = np.ones(25_000_000)
+    first, second = (worker.run("fit", tmp_path / "scores.npy") for _ in range(2))
+    for run in (first, second):  # the second time too: the peak is reset, and the first one's files are gone
+        assert 190 < run["peak_mb"] < 230 and run["rss_mb"] > 400
+        assert 1e6 <= run["disk_bytes"] <= run["written_bytes"] < 1.1e6
+    assert np.load(tmp_path / "scores.npy").tolist() == [7, 7, 7, 7] and held[0]
+    settle()
+    assert memory("VmHWM") - memory("VmRSS") < 20e6
+
+
+def test_unknown_names_are_refused_with_what_there_is(capsys):
+    with pytest.raises(SystemExit):
+        arguments(["--workloads", "llama-S-mlp,nonsense"])
+    assert "no nonsense; there are" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_measures_whence_alone(cache, tmp_path):
+    out = tmp_path / "alone.json"
+    options = ["--workloads", "tiny", "--defaults-on", "tiny", "--peers", "", "--repeats", "1", "--cache", str(cache)]
+    command = [sys.executable, "-m", "benchmarks.compare", *options, "--out", str(out)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = {row["phase"]: row for row in json.loads(out.read_text())["rows"]}
+    assert set(found) == {"full floor", *report.EXACT, "defaults", *report.START}
+    assert not [row["reason"] for row in found.values() if row["reason"]]
+    for phase in report.EXACT:
+        assert found[phase]["ours_s"] > 0 and found[phase]["floor_s"] > 0 and found[phase]["peak_mb_ours"] > 0
+    assert found["fit"]["disk_bytes_ours"] > 1e5 and found["first score"]["ours_s"] > found["import"]["ours_s"] > 0
+    assert "| tiny | fit |" in out.with_suffix(".md").read_text()

@@ -1,0 +1,86 @@
+"""The GPU benchmark on a CPU with tiny shapes: that it runs, and that nobody can take its rows for a GPU's."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import SHAPES, network, projecting
+from whence import cost
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(out, *options):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--out", out, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def exercised(tmp_path_factory):
+    """Results and table of the tiny shapes, and how long they took."""
+    out, started = tmp_path_factory.mktemp("gpu"), time.monotonic()
+    done = run(out, "--sizes", "tiny,tiny-neox")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((out / "gpu.json").read_text()), (out / "gpu.md").read_text(), time.monotonic() - started
+
+
+def test_every_phase_is_measured(exercised):
+    results, _, seconds = exercised
+    assert seconds < 120
+    phases = ["floor", "covariance", "eigenvectors", "eigenvalues", "fit, in all", "index", "index, in all"]
+    phases += ["queries", "score", "score, in all", "self-influence", "self-influence, in all"]
+    for size in ("tiny", "tiny-neox"):
+        rows = {row["phase"]: row for row in results["rows"] if row["size"] == size}
+        assert list(rows) == phases
+        assert not any(row["reason"] for row in rows.values())
+        assert all(row["seconds"] > 0 and row["peak_gb"] > 0.01 for row in rows.values())
+        assert rows["queries"]["tokens"] == 16 * 32 and rows["score"]["tokens"] == 256
+        assert rows["fit, in all"]["bytes_written"] > 50_000
+        assert rows["fit, in all"]["seconds"] >= rows["covariance"]["seconds"] + rows["eigenvalues"]["seconds"]
+        assert all(0 < row["utilisation"] < 1.5 for row in rows.values() if row["utilisation"] is not None)
+        floor = rows["floor"]["flops"]
+        assert all(rows[phase]["flops"] > floor for phase in ("covariance", "eigenvalues", "score", "index"))
+        assert rows["index"]["flops"] < 1.6 * floor
+
+
+def test_rows_of_a_cpu_say_so(exercised):
+    results, table, _ = exercised
+    assert results["header"]["gpu"] is False
+    assert table.startswith("# On a GPU: not yet run")
+    rows = [line for line in table.splitlines() if line.startswith("| whence")]
+    assert len(rows) == 24 and all("exercise" in row for row in rows)
+    assert "last 1 of 2 blocks" in table
+
+
+def test_results_of_a_gpu_are_not_replaced(tmp_path):
+    kept = json.dumps({"header": {"gpu": True}, "rows": []})
+    (tmp_path / "gpu.json").write_text(kept)
+    done = run(tmp_path, "--sizes", "tiny")
+    assert done.returncode == 2 and "must not replace" in done.stderr
+    assert (tmp_path / "gpu.json").read_text() == kept
+
+
+def test_a_spent_budget_starts_nothing(tmp_path):
+    done = run(tmp_path, "--sizes", "tiny", "--budget-seconds", "0", "--peers", "kronfluence")
+    assert done.returncode == 0
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [(row["library"], row["reason"]) for row in rows] == [
+        (library, "not started: the budget is spent") for library in ("whence", "kronfluence")
+    ]
+
+
+def test_flops_of_a_layer_by_hand():
+    net, shape = network(SHAPES["tiny"]), SHAPES["tiny"]
+    d, kv, inner, tokens = shape.width, shape.width // 2, shape.inner, shape.length
+    layer = 2 * d * d + 2 * kv * d + 3 * inner * d
+    forward = 2 * tokens * (2 * layer + shape.vocabulary * d) + 2 * 2 * 2 * tokens**2 * d
+    assert cost.forward(net, 1, tokens).flops == forward
+    back = 2 * tokens * (layer + inner * d + shape.vocabulary * d) + 5 * 2 * tokens**2 * d
+    assert cost.backward(net, 1, tokens).flops == back
+    assert projecting(net, tokens) == 2 * tokens * 2 * 16 * (2 * inner + d + inner + d + 3 * 16)
