@@ -1,5 +1,6 @@
 """Every mistake of the catalogue, made on the command line: what is said, and the exit code."""
 
+import importlib
 import json
 import sys
 
@@ -257,3 +258,16 @@ def test_tokens_need_scores_per_token(run, tiny_model_folder, fitted, data, quer
     run("score", tiny_model_folder, "-d", data, "-f", fitted, "--queries", queries, "-o", tmp_path / "scores", "-q")
     assert "--per token" in run("show", tmp_path / "scores", "--tokens", code=2).stderr
     assert "were not computed" in run("show", tmp_path / "scores", "--norm", "cosine", code=2).stderr
+
+
+@pytest.mark.parametrize("option", ["--examples", "--eigenvalue-examples"])
+def test_a_sample_is_a_number_or_all(fit, tiny_model_folder, option):
+    said = fit(tiny_model_folder, option, "some", code=2).stderr
+    assert f"{option} some is no number of rows" in said and "a number above zero, or all" in said
+    assert "from 12 rows" in fit(tiny_model_folder, "--examples", "all").stdout
+
+
+def test_a_sample_that_grows_says_so(fit, tiny_model_folder, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("whence.fitting.fit"), "SMALLEST", 3)
+    said = fit(tiny_model_folder, "--until", "1.0")
+    assert "6 examples: scores of 8 rows correlate 0." in said.stderr and "from 12 rows" in said.stdout

@@ -79,6 +79,7 @@ def fit(
       whence fit gpt2 --data train.jsonl --out runs/a/factors
       whence fit ./my-lora --data train.csv -c prompt=Input -c completion=Output -o runs/b/factors
       whence fit ./model --data train.jsonl --examples 4000 --modules all --out runs/c/factors
+      whence fit ./model --data train.jsonl --until 0.99 --out runs/d/factors
     """
     import json
 
@@ -90,7 +91,7 @@ def fit(
     from whence.precision import Precision
     from whence.tasks import task_for
 
-    with session(fit_stages(method, groups), quiet=quiet, verbose=verbose):
+    with session(None if until else fit_stages(method, groups), quiet=quiet, verbose=verbose):
         loaded, words = load_model(model, dtype=dtype, device=device, adapter=adapter, tokenizer=tokenizer)
         task = task_for(loaded, words, max_length, chat_template=template, append_eos=append_eos)
         rows = load_data(data, columns=options.mapping(columns), split=split, limit=limit)
