@@ -51,7 +51,7 @@ class _Kept:
 
     def put(self, name: str, rows: Sequence[int], w_QOI: Tensor) -> None:
         """Keep the gradients of the queries `rows` at one module."""
-        square = w_QOI.square().sum((1, 2)).cpu().double()
+        square = torch.linalg.vector_norm(w_QOI, dim=(1, 2)).cpu().double().square()
         self.square[list(rows)] += square
         if self.rank is None or self.rank * (w_QOI.shape[1] + w_QOI.shape[2]) >= w_QOI[0].numel():
             parts: tuple[Tensor, ...] = (w_QOI,)
@@ -63,8 +63,9 @@ class _Kept:
         if list(rows) == list(range(self.queries)):
             self.parts[name] = parts
             return
-        whole = self.parts.setdefault(name, tuple(part.new_zeros((self.queries, *part.shape[1:])) for part in parts))
-        for tensor, part in zip(whole, parts, strict=True):
+        if name not in self.parts:
+            self.parts[name] = tuple(part.new_zeros((self.queries, *part.shape[1:])) for part in parts)
+        for tensor, part in zip(self.parts[name], parts, strict=True):
             tensor[list(rows)] = part
 
     def result(self, measured: Tensor) -> Preconditioned:

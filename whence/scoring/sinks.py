@@ -126,7 +126,7 @@ def squared_norms(dtype: torch.dtype) -> Quantity:
     def quantity(name: str, gradient: Gradient, readers: tuple[str, ...]) -> Tensor:
         _, n_out, n_in = gradient.shape
         parts = chunks(gradient.to(dtype), 2 * n_out * n_in)
-        return torch.cat([part.dense().w_BOI.square().sum((1, 2)) for part in parts])
+        return torch.cat([torch.linalg.vector_norm(part.dense().w_BOI, dim=(1, 2)).square() for part in parts])
 
     return quantity
 
