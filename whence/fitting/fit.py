@@ -45,7 +45,7 @@ from whence.tasks.base import Task
 WIDE = 20_000
 """Width of a side from which a full covariance deserves a warning."""
 
-ENOUGH_ROWS, ENOUGH_POSITIONS, ENOUGH_PER_COLUMN = 128, 2**14, 16
+ENOUGH_ROWS, ENOUGH_POSITIONS, ENOUGH_PER_COLUMN = 128, 2**15, 16
 """The sample of either pass unless the user says: at least so many rows, positions, and positions per column of the widest
 covariance. docs/speed.md shows how scores converge."""
 
