@@ -281,8 +281,9 @@ def main(given: list[str] | None = None) -> int:
             comparison.close()
         if "start" in options.phases:
             rows += comparison.start("tiny", [name for name in comparison.names if name != "dattri"], options.repeats)
-        if "defaults" in options.phases and (peer := better_peer(rows)):
-            rows += comparison.start(options.defaults_on, ["whence", peer], 1, ["first score", "defaults"])
+        if "defaults" in options.phases:
+            names = [name for name in ("whence", better_peer(rows)) if name]
+            rows += comparison.start(options.defaults_on, names, 1, ["first score", "defaults"])
     words = [sys.executable and "python", "-m", "benchmarks.compare", *(sys.argv[1:] if given is None else given)]
     result = {
         "command": shlex.join(words),

@@ -136,6 +136,8 @@ def _trained(workload: Workload) -> PreTrainedModel:
     """The model after a few steps, so that its gradients have structure."""
     import torch
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums of several threads round differently, and every process is to make the same model
     torch.manual_seed(0)
     model = _untrained(workload)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -145,6 +147,7 @@ def _trained(workload: Workload) -> PreTrainedModel:
         optimizer.zero_grad()
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
+    torch.set_num_threads(threads)
     return model
 
 

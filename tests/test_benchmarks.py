@@ -57,7 +57,9 @@ def rows_of_all(better: float, pearson_noise: float = 0.0) -> list[report.Row]:
     ours_scores = scores + pearson_noise * generator.normal(size=scores.shape)
     ours, theirs = cell(1.0, scores=ours_scores), cell(better, 100 * better, 1e6 * better, scores)
     phases = (*report.EXACT, "defaults", "first score")
-    return [row(phase, peer, ours, theirs, floor=better) for phase in phases for peer in ("kronfluence", "bergson")]
+    found = [row(phase, peer, ours, theirs, floor=better) for phase in phases for peer in ("kronfluence", "bergson")]
+    found.append(row("first score", "bergson", ours, theirs, floor=better) | {"size": "tiny"})
+    return [each | ({"flop_ratio": 4 / better} if each["phase"] in report.EXACT else {}) for each in found]
 
 
 def test_models_and_data_are_the_same_in_every_process(cache, tmp_path):
@@ -131,7 +133,7 @@ def test_a_target_counts_the_worst_of_its_rows(target):
 def test_tiny_models_decide_nothing_but_their_agreement():
     rows = [found | {"size": "tiny"} for found in rows_of_all(0.5)]
     assert {verdict["target"].split(",")[0] for verdict in judge(rows) if "agreement" not in verdict["target"]} == {
-        "start to first score"
+        "start to first score of a tiny model"
     }
 
 
