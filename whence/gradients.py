@@ -14,6 +14,8 @@ from typing import Literal, TypeVar, cast
 import torch
 from torch import Tensor
 
+import whence.cost as cost
+
 Per = Literal["example", "token", "module"]
 
 CHUNK_BYTES = 256 * 2**20
@@ -104,15 +106,17 @@ def dot(queries: Gradients, gradients: Gradients, per: Per = "example") -> Tenso
 
 def dot_module(query: Gradient, gradient: Gradient, per: Per = "example") -> Tensor:
     """Inner products at one module: `[Q, B]`, or `[Q, B, R]` per token."""
-    if per == "token":
-        if not isinstance(gradient, Factored):
-            raise TypeError("per-token products need a factored gradient; this module's gradient is not a sum over tokens")
-        return torch.cat([_per_token(query, part) for part in chunks(gradient, _token_floats(query, gradient))], dim=1)
-    if isinstance(query, Factored) and isinstance(gradient, Factored) and _tokens_cheaper(query, gradient):
-        parts = chunks(gradient, _token_floats(query, gradient))
-        return torch.cat([_per_token(query, part).sum(-1) for part in parts], dim=1)
-    parts = chunks(gradient, math.prod(gradient.shape[1:]))
-    return torch.cat([_per_example(query, part.dense()) for part in parts], dim=1)
+    shape = gradient.shape[1:]
+    if isinstance(gradient, Factored):
+        rank, tokens = query.g_BRO.shape[1] if isinstance(query, Factored) else None, gradient.g_BRO.shape[1]
+        way = cost.product_per_token if per == "token" else cost.product
+        choice = way(len(query), rank, tokens, *shape)
+        if per == "token" or choice.name == "tokens":
+            parts = [_per_token(query, part) for part in chunks(gradient, math.ceil(choice.floats))]
+            return torch.cat(parts if per == "token" else [part.sum(-1) for part in parts], dim=1)
+    elif per == "token":
+        raise TypeError("per-token products need a factored gradient; this module's gradient is not a sum over tokens")
+    return torch.cat([_per_example(query, part.dense()) for part in chunks(gradient, math.prod(shape))], dim=1)
 
 
 def _per_example(query: Gradient, gradient: Dense) -> Tensor:
@@ -133,20 +137,6 @@ def _per_token(query: Gradient, gradient: Factored) -> Tensor:
         return (rotated_QBRO * g_BRO).sum(-1)
     rotated_QBRI = torch.einsum("bro,qoi->qbri", g_BRO, query.w_BOI)
     return (rotated_QBRI * a_BRI).sum(-1)
-
-
-def _tokens_cheaper(query: Factored, gradient: Factored) -> bool:
-    """Whether going through tokens takes fewer multiplications than forming each example's matrix."""
-    _, n_out, n_in = gradient.shape
-    summands, tokens = len(query) * query.g_BRO.shape[1], gradient.g_BRO.shape[1]
-    return summands * tokens * (n_out + n_in) < (tokens + summands) * n_out * n_in
-
-
-def _token_floats(query: Gradient, gradient: Factored) -> int:
-    """Numbers that `_per_token` holds for one example at a time."""
-    _, n_out, n_in = gradient.shape
-    width = 2 * query.g_BRO.shape[1] if isinstance(query, Factored) else min(n_out, n_in)
-    return len(query) * gradient.g_BRO.shape[1] * width
 
 
 def chunks(gradient: AnyGradient, floats_per_example: int) -> list[AnyGradient]:
