@@ -21,7 +21,17 @@ FLOORS = [
     {"capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},
     {"filter", "fitting", "indexing", "partition", "probe", "scoring", "stream", "train"},
     {"methods"},
-    {"", "demo", "generation", "planning", "plots", "report", "selftest"},  # "" is the package itself, a lazy door to all below
+    {
+        "",
+        "demo",
+        "evaluate",
+        "generation",
+        "planning",
+        "plots",
+        "report",
+        "selftest",
+    },  # "" is the package itself, a lazy door to all below
+    {"pipeline", "recipes"},
     {"__main__", "cli"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

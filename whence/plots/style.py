@@ -1,0 +1,41 @@
+"""How all figures look: matplotlib without a window or global state, colours that the colour-blind can tell apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whence.store.manifest import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RAISES, LOWERS, NEUTRAL = "#1f6fb4", "#c8601a", "#6b6b6b"
+"""Blue raises, orange lowers."""
+
+SERIES = ("#1f6fb4", "#c8601a", "#3d8f5f", "#8c5aa8", "#6b6b6b", "#b0892e")
+
+
+def figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
+    """A figure of `width` x `height` inches with one pair of axes."""
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(width, height), layout="constrained")
+    axes = drawing.add_subplot()
+    tidy(axes)
+    return drawing, axes
+
+
+def tidy(axes: Axes) -> None:
+    """A light grid, no box."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def save(drawing: Figure, path: Path) -> Path:
+    """Write the figure as its ending says (.png, .svg, .pdf), whole or not at all."""
+    with atomic(path) as temporary:
+        drawing.savefig(temporary, format=path.suffix.removeprefix("."), dpi=150)
+    return path
