@@ -30,6 +30,7 @@ FLOORS = [
         "plots",
         "report",
         "selftest",
+        "validate",
     },  # "" is the package itself, a lazy door to all below
     {"pipeline", "recipes"},
     {"__main__", "cli"},
@@ -45,13 +46,19 @@ def name_of(source: Path) -> str:
     return "" if part == "__init__" else part
 
 
+def is_module(name: str) -> bool:
+    """Whether the package has a module or subpackage of that name."""
+    return (PACKAGE / f"{name}.py").exists() or (PACKAGE / name / "__init__.py").exists()
+
+
 def imported(source: Path) -> set[str]:
     """First parts of what a file imports from the package, wherever in the file it does so."""
     names = set()
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{source}: imports are absolute here"
-            modules = [node.module or ""]
+            parts = [alias.name for alias in node.names if node.module == "whence" and is_module(alias.name)]
+            modules = [f"whence.{part}" for part in parts] or [node.module or ""]
         elif isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from whence.store.fingerprint import fingerprint_tokenizer
 from whence.tasks.base import Batch, Task
 from whence.tasks.chat import chat_template_of, render
 from whence.tasks.forward import accepted, unwrapped
+from whence.tasks.head import chunked, worth_chunks
 from whence.tasks.measurements import (
     IGNORED,
     NAMED,
@@ -61,16 +62,13 @@ class CausalLM(Task):
 
     def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
         """Return the negative log-likelihood of each row's labels, or of labels drawn with `noise [B, T]`: `[B]`, nats."""
-        logits, labels = next_token_logits(model, batch), _at(batch["labels"], batch)
-        if noise is not None:
-            labels = draw_labels(logits, labels, _at(noise, batch))
-        return negative_log_likelihood(logits, labels)
+        return _measured(model, batch, negative_log_likelihood, noise)
 
     def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the measurement of each query, `[B]`."""
         if not isinstance(self.measurement, str):
             return self.measurement(model, batch)
-        return NAMED[self.measurement](next_token_logits(model, batch), _at(batch["labels"], batch))
+        return _measured(model, batch, NAMED[self.measurement])
 
     def encode(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokenise rows; notes what is cut and what has nothing in the loss.
@@ -195,21 +193,40 @@ class CausalLM(Task):
         return tokens
 
 
+def _measured(
+    model: nn.Module, batch: Batch, measure: Callable[[Tensor, Tensor], Tensor], noise: Tensor | None = None
+) -> Tensor:
+    """What `measure` makes of logits and labels, `[B]`; with noise, of labels that are drawn from the model."""
+    labels = _at(batch["labels"], batch)
+    noise = None if noise is None else _at(noise, batch)
+
+    def of(logits: Tensor, labels: Tensor, noise: Tensor | None) -> Tensor:
+        return measure(logits, labels if noise is None else draw_labels(logits, labels, noise))
+
+    if not _is_watched(model) and worth_chunks(model, labels.numel()):
+        return chunked(model, _inputs(model, batch), batch.get("kept"), of, labels, noise)
+    return of(next_token_logits(model, batch), labels, noise)
+
+
 def next_token_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Run the model on a batch, without a key-value cache: logits `[B, K, V]` of the positions that `collate` kept.
 
     The head, often a fifth of a small model's products, is only applied there, where the model can be asked for that; not
     where its own inputs are looked at, which stand for all positions.
     """
-    names = accepted(model)
-    given = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch and name in names}
-    if "use_cache" in names:
-        given["use_cache"] = False
-    narrow = "kept" in batch and "logits_to_keep" in names and not _is_watched(model)
+    given = _inputs(model, batch)
+    narrow = "kept" in batch and "logits_to_keep" in accepted(model) and not _is_watched(model)
     if narrow:
         given["logits_to_keep"] = batch["kept"]
-    logits = model(input_ids=batch["input_ids"], **given).logits
+    logits = model(**given).logits
     return logits if narrow else _at(logits, batch)
+
+
+def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """What the model is called with."""
+    names = accepted(model)
+    given = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch and name in names}
+    return {"input_ids": batch["input_ids"], **given, **({"use_cache": False} if "use_cache" in names else {})}
 
 
 def _is_watched(model: nn.Module) -> bool:
