@@ -7,13 +7,8 @@ import torch
 from torch import nn
 
 from whence.store import fingerprint as module
-from whence.store.fingerprint import (
-    canonical_json,
-    fingerprint,
-    fingerprint_code,
-    fingerprint_settings,
-    fingerprint_tokenizer,
-)
+from whence.store.digest import canonical_json, fingerprint_code, fingerprint_settings
+from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 
 
 def changed(model: nn.Module, change) -> set[str]:

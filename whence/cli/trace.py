@@ -79,7 +79,7 @@ def trace(
     from whence.precision import Precision
     from whence.scoring import score
     from whence.scoring.checks import NORMS
-    from whence.store.fingerprint import fingerprint_settings
+    from whence.store.digest import fingerprint_settings
     from whence.tasks import task_for
 
     folder = out or Path("runs") / (run or f"{Path(model).name}-{Path(data).stem}")

@@ -23,7 +23,8 @@ from whence.partition import batch_positions, data_chunks, run_chunk
 from whence.precision import Precision, Products, multiplying
 from whence.probe import settle_products
 from whence.progress import note, stage
-from whence.store.fingerprint import fingerprint, fingerprint_code, fingerprint_tensors
+from whence.store.digest import fingerprint_code
+from whence.store.fingerprint import fingerprint, fingerprint_tensors
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.store.scores import describe_rows
