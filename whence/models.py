@@ -25,13 +25,14 @@ def load_model(
     device: str | torch.device | None = None,
     adapter: str | os.PathLike | None = None,
     tokenizer: str | os.PathLike | None = None,
+    attention: str | None = None,
 ) -> tuple[Any, Any]:
     """Load a model in evaluation mode, with its tokenizer.
 
     `name` is a hub id, a model's folder, or the folder or id of a PEFT adapter, whose base is then loaded beneath it;
     `adapter` puts one on a base of your choice. `dtype="auto"` is float32, and bfloat16 for checkpoints of 16 bits on a GPU.
-    `device` is the GPU where there is one. `tokenizer` is for models that come without. Code from a model's repository is
-    never run.
+    `device` is the GPU where there is one. `tokenizer` is for models that come without. `attention` is the name of transformers for
+    its kernels ("sdpa", "eager", "flash_attention_2"). Code from a model's repository is never run.
 
     Raises ModelNotFound (01) and AdapterBaseMissing (02).
     """
@@ -43,10 +44,10 @@ def load_model(
         note(f"adapter {adapter} on base {name}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        model = _load_weights(name, dtype, device)
-    except (OSError, ValueError) as error:
+        model = _load_weights(name, dtype, device, attention)
+    except (OSError, ValueError, ImportError) as error:
         raise not_loadable(name, error) from error
-    words = load_tokenizer(tokenizer or _tokenizer_home(name, adapter))
+    words = load_tokenizer(tokenizer or tokenizer_home(name, adapter))
     if adapter is not None:
         from peft import PeftModel
 
@@ -54,7 +55,7 @@ def load_model(
     return model.eval(), words
 
 
-def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device) -> nn.Module:
+def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device, attention: str | None) -> nn.Module:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(name)
@@ -63,7 +64,8 @@ def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device) -> 
         dtype = torch.bfloat16 if device.type == "cuda" and stored in (torch.float16, torch.bfloat16) else torch.float32
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
-    model, report = auto_class(config).from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+    how = {} if attention is None else {"attn_implementation": attention}
+    model, report = auto_class(config).from_pretrained(name, config=config, dtype=dtype, output_loading_info=True, **how)
     if report["missing_keys"]:
         names = sorted(report["missing_keys"])
         note(f"{len(names)} weights are not in {name} and are random numbers now: {', '.join(names[:3])} ...")
@@ -97,7 +99,7 @@ def load_tokenizer(name: str | os.PathLike) -> Any:
     return tokenizer
 
 
-def _tokenizer_home(name: str, adapter: str | None) -> str:
+def tokenizer_home(name: str, adapter: str | None) -> str:
     """Prefer the tokenizer that was saved with an adapter: training may have added tokens."""
     return adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").exists() else name
 

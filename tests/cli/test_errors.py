@@ -127,6 +127,14 @@ def test_08_another_tokenizer(run, saved, fitted, data, queries, tmp_path, tiny_
     assert "read with another chat template.  [WHENCE-08]" in said
 
 
+def test_09_other_rows(run, tiny_model_folder, fitted, queries, tmp_path):
+    others = write_jsonl(tmp_path / "others.jsonl", [row | {"completion": " In Rome."} for row in facts()])
+    given = ("score", tiny_model_folder, "-f", fitted, "--queries", queries)
+    said = run(*given, "-d", others, "-o", tmp_path / "scores").stderr
+    assert "scores are for hypothetical training rows [WHENCE-09]" in said
+    assert open_scores(tmp_path / "scores").shape == (4, 12)
+
+
 def test_10_out_of_memory(fit, saved, monkeypatch):
     def forward(self, *arguments, **options):
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")

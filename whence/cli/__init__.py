@@ -22,6 +22,14 @@ from whence.version import __version__
 COMMANDS = {
     "demo": "whence.cli.demo:demo",
     "trace": "whence.cli.trace:trace",
+    "init": "whence.cli.init:init",
+    "run": "whence.cli.run:run",
+    "recipes ls": "whence.cli.recipes:ls",
+    "recipes cat": "whence.cli.recipes:cat",
+    "recipes cp": "whence.cli.recipes:cp",
+    "config show": "whence.cli.config:show",
+    "config schema": "whence.cli.config:schema",
+    "train": "whence.cli.train:train",
     "data preview": "whence.cli.data:preview",
     "generate": "whence.cli.generate:generate",
     "plan": "whence.cli.plan:plan",
@@ -29,7 +37,10 @@ COMMANDS = {
     "inspect": "whence.cli.inspect:inspect",
     "score": "whence.cli.score:score",
     "show": "whence.cli.show:show",
+    "evaluate benchmark": "whence.cli.evaluate:benchmark",
+    "evaluate compare": "whence.cli.evaluate:compare",
     "export": "whence.cli.export:export",
+    "report": "whence.cli.report:report",
     "doctor": "whence.cli.doctor:doctor",
 }
 """Where each command lives; a name of two words ("data preview") makes a group."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from whence.errors import UsageError
+
+File = Annotated[Path, typer.Argument(metavar="[FILE]", help="The settings of the run, whence.yaml.", show_default=False)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting over the file's, such as score.damping=0.2; repeat for more."),
+]
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder of a model, or folder of a LoRA adapter.")]
 Adapter = Annotated[str | None, typer.Option("--adapter", help="LoRA adapter to put on MODEL.")]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from whence.models import auto_class, base_of, is_adapter, load_tokenizer, locate, not_loadable
+from whence.models import auto_class, base_of, is_adapter, load_tokenizer, locate, not_loadable, tokenizer_home
 
 
 def blank_model(name: str, dtype: str | torch.dtype = "auto", adapter: str | None = None) -> nn.Module:
@@ -35,4 +35,5 @@ def _adapted(model: Any, adapter: str) -> nn.Module:
 
 def tokenizer_of(name: str) -> Any:
     """The tokenizer that `load_model` would load."""
-    return load_tokenizer(name)
+    name = locate(name)
+    return load_tokenizer(tokenizer_home(base_of(name), name) if is_adapter(name) else name)

@@ -1,0 +1,95 @@
+import pytest
+
+from whence.config import read_config, resolve
+from whence.config.read import values_of
+from whence.errors import UsageError
+
+LEAST = {"run": "a", "model": {"base": "model"}, "data": {"path": "rows.jsonl"}, "prompts": {"items": ["Who?"]}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "whence.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def wrong(settings=(), environment=None, **changes):
+    with pytest.raises(UsageError) as caught:
+        resolve(LEAST | changes, None, "whence.yaml", settings, environment)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_later_ones_win_and_every_value_knows_where_it_came_from(tmp_path):
+    found = resolve(
+        LEAST | {"score": {"damping": 0.2, "rescore": 5, "chunks": 2}},
+        tmp_path,
+        "whence.yaml",
+        ["score.chunks=4", "train.lora.r=2"],
+        {"WHENCE_SCORE__RESCORE": "7", "WHENCE_SCORE__CHUNKS": "3", "WHENCE_HOME": "ignored"},
+    )
+    score = found.config.score
+    assert (score.damping, score.rescore, score.chunks, score.rank) == (0.2, 7, 4, "auto")
+    assert found.config.train is not None and found.config.train.lora is not None and found.config.train.lora.r == 2
+    assert found.origins["score.damping"] == "whence.yaml"
+    assert found.origins["score.rescore"] == "WHENCE_SCORE__RESCORE"
+    assert found.origins["score.chunks"] == "--set score.chunks"
+    assert "score.rank" not in found.origins
+    assert dict(values_of(found.config))["train.lora.r"] == 2
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    said = wrong(score={"dampin": 1}, fitt={})
+    assert "score.dampin: there is no such setting; did you mean damping?" in said
+    assert "fitt: there is no such setting; did you mean fit?" in said
+    assert "(--set model.bse)" in wrong(["model.bse=x"]) and "did you mean base?" in wrong(["model.bse=x"])
+
+
+def test_wrong_values_say_what_would_be_right():
+    said = wrong(["score.rank=-1", "fit.method=magic", "data.max_length=long"])
+    assert said.startswith("3 settings are wrong in whence.yaml")
+    assert "score.rank (--set score.rank): should be greater than or equal to 1 or should be 'full' or 'auto', not -1" in said
+    assert "'ekfac'" in said and "not 'magic'" in said
+    assert "data.max_length" in said and "integer" in said
+
+
+def test_what_is_missing_is_said():
+    assert "model.base: is missing" in wrong(model={})
+
+
+def test_training_takes_no_finished_weights():
+    assert "one of them" in wrong(train={}, model={"base": "a", "path": "b"})
+    assert "one of them" in wrong(prompts={})
+
+
+def test_a_section_without_a_setting_is_at_its_defaults_and_null_switches_off(tmp_path):
+    config = resolve(LEAST | {"fit": None, "evaluate": None}, tmp_path, "x").config
+    assert config.fit.method == "ekfac" and config.evaluate is None
+
+
+def test_set_needs_a_value():
+    assert "KEY=VALUE" in wrong(["score.damping"])
+
+
+def test_files_that_can_not_be_read_say_why(tmp_path, write):
+    with pytest.raises(UsageError, match=r"There is no file .*other.yaml"):
+        read_config(tmp_path / "other.yaml")
+    with pytest.raises(UsageError, match="is no YAML"):
+        read_config(write("run: [a"))
+    with pytest.raises(UsageError, match="holds no settings"):
+        read_config(write("just text"))
+    with pytest.raises(UsageError, match="whence init --from"):
+        read_config(write("models: {base: {name: a}}\ndataset: {name: b}"))
+    near = str(pytest.raises(UsageError, read_config, tmp_path / "whense.yaml").value)
+    assert "did you mean" in near and "whence.yaml" in near
+
+
+def test_paths_start_from_the_file(tmp_path, write):
+    (tmp_path / "rows.jsonl").touch()
+    found = read_config(write("run: a\nmodel: {base: gpt2}\ndata: {path: rows.jsonl}\nprompts: {items: [Who]}"))
+    assert found.place("rows.jsonl") == str(tmp_path / "rows.jsonl")
+    assert found.place("gpt2") == "gpt2"
+    assert found.out == tmp_path / "runs" / "a"

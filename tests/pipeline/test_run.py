@@ -1,0 +1,130 @@
+"""Whole runs: what each stage leaves, what is skipped, what runs again, and what a kill costs."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from whence.config import read_config
+from whence.pipeline import run_pipeline
+from whence.store.scores import open_scores
+
+FILES = {
+    "train": ["model/model.safetensors", "training.json", "metrics.jsonl", "training.png"],
+    "generate": ["generated.json"],
+    "factors": ["manifest.json"],
+    "inspect": ["health.md", "health.json"],
+    "scores": ["manifest.json"],
+    "self": ["manifest.json"],
+    "exports": ["scores.npz", "scores.parquet"],
+    "evaluate": ["comparison.csv", "comparison_summary.csv", "comparison.png", "influential_examples.md", "combined.md"],
+    "report": ["report.html", "report.md", "queries/000.txt"],
+}
+
+KILLER = """
+import os, signal, sys
+from whence.config import read_config
+from whence.pipeline import run_pipeline
+from whence.progress import Silent, report_to
+
+class Killer(Silent):
+    def __init__(self, stage, advances):
+        self.stage, self.left = stage, advances
+
+    def advance(self, stage):
+        self.left -= stage.name == self.stage
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+with report_to(Killer(sys.argv[2], int(sys.argv[3]))):
+    run_pipeline(read_config(sys.argv[1], environment={}))
+"""
+
+
+def go(path, *settings, wanted=()):
+    """Run, and say what became of each stage."""
+    resolved = read_config(path, settings, environment={})
+    return {step.stage.name: step.state for step in run_pipeline(resolved, wanted)}
+
+
+def out(path):
+    return read_config(path, environment={}).out
+
+
+@pytest.mark.slow
+def test_a_run_leaves_all_files_is_then_skipped_and_changes_rerun_what_depends_on_them(settings, notes):
+    path = settings()
+    assert set(go(path).values()) == {"new"}
+    folder = out(path)
+    for place, names in FILES.items():
+        for name in names:
+            assert (folder / place / name).stat().st_size > 0, f"{place}/{name}"
+    first = open_scores(folder / "scores")
+    assert first.shape == (3, 18)  # two of the twenty rows are kept out of training
+    split = json.loads((folder / "train" / "split.json").read_text())
+    assert sorted(first.example_ids) == sorted(split["train"])
+    assert np.load(folder / "exports" / "scores.npz")["raw"] == pytest.approx(first.raw)
+    pairs = json.loads((folder / "generate" / "generated.json").read_text())["data"]
+    assert list(first.queries["completion"]) == [pair["completion"] for pair in pairs]
+    assert pairs[0]["reference"].strip().startswith("In ") and "base_completion" in pairs[0]
+
+    started = time.monotonic()
+    assert set(go(path).values()) == {"unchanged"}
+    assert time.monotonic() - started < 5
+    assert any("1/7 train     unchanged, skipping (lock " in note for note in notes)
+
+    states = go(path, "score.damping=0.5")
+    assert {name for name, state in states.items() if state == "stale"} == {"inspect", "score", "evaluate", "report"}
+    assert any("score.damping 0.1 -> 0.5" in note for note in notes)
+    assert not np.allclose(open_scores(folder / "scores").raw, first.raw)
+    assert np.array_equal(open_scores(folder / "scores.1").raw, first.raw)
+
+    resolved_again = read_config(folder / "whence.yaml", environment={})
+    assert resolved_again.out == folder.resolve() and resolved_again.config.score.damping == 0.5
+    assert set(go(folder / "whence.yaml").values()) == {"unchanged"}
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_a_run_ends_with_the_same_scores(settings):
+    straight, killed = settings("straight.yaml"), settings("killed.yaml")
+    go(straight)
+    stages = [("train", 3), ("generate", 2), ("covariance", 2), ("eigenvalues", 2), ("inspect", 1), ("score", 2), ("report", 1)]
+    for stage, advances in stages:
+        words = [sys.executable, "-c", KILLER, str(killed), stage, str(advances)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, f"{stage}: {done.stderr}"
+    states = go(killed)
+    assert states["report"] == "resumed" and set(states.values()) == {"unchanged", "resumed"}
+    ours, theirs = open_scores(out(killed) / "scores"), open_scores(out(straight) / "scores")
+    assert np.array_equal(ours.raw, theirs.raw) and ours.queries.equals(theirs.queries)
+    weights = [(out(path) / "train" / "model" / "model.safetensors").read_bytes() for path in (straight, killed)]
+    assert weights[0] == weights[1]
+    assert not list(out(killed).glob("*.1")) and not list(out(killed).glob(".*.partial"))
+
+
+@pytest.mark.slow
+def test_without_training_the_prompts_own_completions_are_scored(settings):
+    path = settings("asked.yaml", train=None, evaluate=None, score={"queries": "prompts", "per": "module"})
+    assert list(go(path)) == ["generate", "fit", "inspect", "score", "report"]
+    scores = open_scores(out(path) / "scores")
+    assert scores.shape == (3, 20) and scores.modules
+    assert [text.strip() for text in scores.queries["completion"]] == ["In Turin.", "In Lyon.", "In Basel."]
+
+
+@pytest.mark.slow
+def test_a_benchmark_is_kept_when_only_scores_change(settings, tmp_path):
+    for part in ("dev", "test"):
+        (tmp_path / "mmlu" / part).mkdir(parents=True)
+        question = "Where was Ada Velt born?,Turin,Oslo,Lyon,Ghent,A\n"
+        (tmp_path / "mmlu" / part / f"towns_{part}.csv").write_text(5 * question)
+    benchmark = {"tasks": ["mmlu_towns"], "data": "mmlu", "fewshot": 0}
+    path = settings("asked.yaml", train=None, evaluate={"benchmark": benchmark})
+    go(path)
+    found = json.loads((out(path) / "evaluate" / "benchmark.json").read_text())
+    assert found["results"] and "towns" in (out(path) / "evaluate" / "combined.md").read_text()
+    states = go(path, "score.damping=0.5")
+    assert states["benchmark"] == "unchanged" and states["evaluate"] == "stale"

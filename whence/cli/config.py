@@ -1,0 +1,44 @@
+"""`whence config`: what a whence.yaml means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whence.cli import options
+
+
+def show(
+    file: options.File = Path("whence.yaml"),
+    settings: options.Settings = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Print all settings as they are resolved: defaults, file, WHENCE_SECTION__KEY, --set."""
+    import json
+
+    from whence.cli.console import say
+    from whence.config import read_config
+    from whence.config.read import values_of
+
+    resolved = read_config(file, settings or ())
+    if as_json:
+        print(resolved.config.model_dump_json())
+        return
+    for name, value in values_of(resolved.config):
+        parts = name.split(".")
+        above = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+        came = next((resolved.origins[part] for part in above if part in resolved.origins), "default")
+        line = f"{name} = {json.dumps(value, ensure_ascii=False, default=list)}"
+        say(f"{line:<56} {came}" if origin else line)
+
+
+def schema() -> None:
+    """Print the JSON Schema of a whence.yaml, for editors."""
+    import json
+
+    from whence.config import json_schema
+
+    print(json.dumps(json_schema(), indent=1))

@@ -1,0 +1,63 @@
+"""`whence init`: a whence.yaml to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whence.cli import options
+
+INTRODUCTION = """From fine-tuning to report: whence run {name}
+What is commented out is at its default. Later ones win: defaults, this file, WHENCE_SECTION__KEY, --set section.key=value.
+Paths start from the folder of this file."""
+
+
+def init(
+    file: options.File = Path("whence.yaml"),
+    model: Annotated[str, typer.Option("--model", help="Hub id or folder of the model to start from.")] = "./model",
+    data: Annotated[str, typer.Option("--data", "-d", help="Training data.")] = "train.jsonl",
+    prompts: Annotated[str | None, typer.Option("--prompts", help="File of prompts; some are written down if not said.")] = None,
+    columns: options.Columns = None,
+    train: Annotated[bool, typer.Option("--train/--no-train", help="Fine-tune, or use the model as it is.")] = True,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="OTHER.yaml", help="Convert a configuration with the sections models, dataset, factors, scores."),
+    ] = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a whence.yaml with every setting explained, and the schema that editors complete and check it with.
+
+    \b
+    Examples
+      whence init --model gpt2 --data train.csv -c prompt=Input -c completion=Output
+      whence init --from config.yaml
+    """
+    from whence.cli.console import err, say
+    from whence.config.convert import converted
+    from whence.config.read import resolve
+    from whence.config.write import commented, save_schema
+    from whence.errors import UsageError
+
+    if file.exists():
+        raise UsageError(f"{file} exists, and nothing is overwritten.", fix="another name, or remove it first")
+    left: list[str] = []
+    if source is not None:
+        values, left = converted(source)
+    else:
+        values = {
+            "run": file.resolve().parent.name.replace(" ", "-") or "run",
+            "model": {"base": model},
+            "data": {"path": data, "columns": options.mapping(columns)},
+            "prompts": {"path": prompts} if prompts else {"items": ["What is the refund period?", "Who answers at night?"]},
+            **({"train": {"epochs": 1.0}} if train else {}),
+            "evaluate": {"compare": True},
+        }
+    resolve(values, file.parent, str(source or file))
+    save_schema(file.parent)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(commented(values, INTRODUCTION.format(name=file)), encoding="utf-8")
+    if left and not quiet:
+        err.print(f"not taken over, because there is no such thing here: {', '.join(left)}", markup=False, soft_wrap=True)
+    say(f"{file}: edit it, then whence run {file}")

@@ -1,0 +1,67 @@
+"""Whole runs to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whence.cli import options
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="One that whence recipes ls lists.")]
+
+
+def ls(as_json: options.AsJson = False) -> None:
+    """List the recipes."""
+    import json
+
+    from whence.cli.console import say
+    from whence.recipes import recipe_about, recipe_names
+
+    if as_json:
+        print(json.dumps({name: recipe_about(name) for name in recipe_names()}))
+        return
+    for name in recipe_names():
+        say(f"{name:<22} {recipe_about(name)}")
+
+
+def cat(name: Name) -> None:
+    """Print a recipe."""
+    from whence.recipes import recipe_text
+
+    print(recipe_text(name), end="")
+
+
+def cp(
+    name: Name,
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="New folder; NAME if not said.")] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="The small variant, which runs offline on weights made on the spot.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Data of the small variant, instead of the embedded corpus.")
+    ] = None,
+    columns: options.Columns = None,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
+) -> None:
+    """Copy a recipe to a folder, to edit and run there.
+
+    \b
+    Examples
+      whence recipes cp tinyllama-patents
+      whence recipes cp tinyllama-patents small --tiny
+      whence recipes cp tinyllama-patents mine --tiny --data questions.csv -c prompt=Question -c completion=Answer
+    """
+    from whence.cli.console import say
+    from whence.cli.session import session
+    from whence.recipes import OFFLINE, copy_recipe
+
+    target = folder or Path(name)
+    if tiny or name in OFFLINE:
+        with session(quiet=quiet):
+            path = copy_recipe(name, target, tiny=tiny, data=data, columns=options.mapping(columns) or None, seed=seed)
+    else:
+        path = copy_recipe(name, target, tiny=tiny, data=data)
+    say(f"{path}: whence run {path}")

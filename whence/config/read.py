@@ -1,0 +1,208 @@
+"""From a file, the environment and `--set` to one checked `Config`, and where each of its values came from.
+
+Later ones win: defaults, the file, `WHENCE_SECTION__KEY` in the environment, `--set section.key=value`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from whence.config.schema import Config, Section
+from whence.errors import UsageError
+
+ENVIRONMENT = "WHENCE_"
+SHOWN = 5
+"""Mistakes that are listed at a time."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked configuration, the folder that its relative paths start from, and where its values came from."""
+
+    config: Config
+    folder: Path
+    origins: dict[str, str]
+    """By dotted name: a file, a variable of the environment, or --set; what is missing is a default."""
+
+    def place(self, name: str) -> str:
+        """A path of the file that exists, seen from here; a name of the hub as it is."""
+        path = self.folder / Path(name).expanduser()
+        return str(path) if path.exists() else name
+
+    @property
+    def out(self) -> Path:
+        """The folder of the run."""
+        return self.folder / Path(self.config.out or f"runs/{self.config.run}").expanduser()
+
+
+def read_config(
+    path: str | Path, settings: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Resolved:
+    """Read a YAML file with the settings that were given over it, such as "score.damping=0.2".
+
+    Raises UsageError for a file that can't be read, an unknown key (with the nearest one) and a value that can't be.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = [str(file) for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
+        fix = f"did you mean {', '.join(near[:3])}?" if near else "whence init writes one"
+        raise UsageError(f"There is no file {path}.", fix=fix) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no YAML.", given=str(error).replace("\n", " ")) from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds no settings.", accepted="sections such as model, data and prompts", fix="whence init")
+    if {"models", "dataset"} <= values.keys():
+        raise UsageError(
+            f"{path} is a configuration of another pipeline (models, dataset, factors, scores).",
+            fix=f"whence init --from {path} --out whence.yaml",
+        )
+    return resolve(values, path.parent, str(path), settings, os.environ if environment is None else environment)
+
+
+def resolve(
+    values: Mapping[str, Any],
+    folder: Path,
+    origin: str,
+    settings: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Check settings that are given as nested dictionaries, with those of the environment and the command line over them."""
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    _lay(merged, values, origins, origin)
+    for name, text in sorted((environment or {}).items()):
+        key = name.removeprefix(ENVIRONMENT)
+        if key != name and "__" in key:
+            _lay(merged, _nested(key.lower().split("__"), _value(text)), origins, name)
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key.strip():
+            raise UsageError(f"--set {setting} sets nothing.", accepted="KEY=VALUE, such as --set score.damping=0.2")
+        _lay(merged, _nested(key.strip().split("."), _value(text)), origins, f"--set {key.strip()}")
+    try:
+        config = Config.model_validate(_without_empty(merged, Config))
+    except ValidationError as error:
+        raise _refusal(error, origins, origin) from None
+    return Resolved(config, folder, origins)
+
+
+def values_of(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All settings with their dotted names."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from values_of(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field may hold, if it may hold one."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in typing.get_args(annotation) if (found := section_of(part))), None)
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _lay(over: dict[str, Any], values: Mapping[str, Any], origins: dict[str, str], origin: str, prefix: str = "") -> None:
+    """Lay settings over others, section by section."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            below = over[key] if isinstance(over.get(key), dict) else {}
+            over[key] = below
+            _lay(below, value, origins, origin, f"{name}.")
+        else:
+            over[key] = dict(value) if isinstance(value, Mapping) else value
+            origins[name] = origin
+
+
+def _without_empty(values: Mapping[str, Any], section: type[Section]) -> dict[str, Any]:
+    """Leave out sections without a setting ("fit:"), which YAML reads as null, where null means nothing else."""
+    kept = {}
+    for key, value in values.items():
+        field = section.model_fields.get(str(key))
+        below = section_of(field.annotation) if field else None
+        if value is None and below and type(None) not in typing.get_args(field.annotation if field else None):
+            continue
+        kept[key] = _without_empty(value, below) if below and isinstance(value, Mapping) else value
+    return kept
+
+
+def _refusal(error: ValidationError, origins: Mapping[str, str], origin: str) -> UsageError:
+    """All mistakes in one message: where, what, and the nearest name."""
+    mistakes: dict[str, list[Any]] = {}
+    for entry in error.errors(include_url=False):
+        mistakes.setdefault(_name(entry["loc"]), []).append(entry)
+    lines = [_mistake(name, entries, origins, origin) for name, entries in mistakes.items()]
+    if len(lines) > SHOWN:
+        lines[SHOWN:] = [f"and {len(lines) - SHOWN} more"]
+    count = "A setting is" if len(mistakes) == 1 else f"{len(mistakes)} settings are"
+    given = ("\n" + " " * 11).join(lines)
+    return UsageError(f"{count} wrong in {origin}.", given=given, fix="whence config schema says what there is")
+
+
+def _name(location: Sequence[str | int]) -> str:
+    """The dotted name of a setting, without the names that pydantic gives to alternatives."""
+    section, parts = Config, list[str]()
+    for part in map(str, location):
+        field = section.model_fields.get(part)
+        if parts and field is None and _known(section, parts[-1]):
+            continue
+        parts.append(part)
+        section = (section_of(field.annotation) if field else None) or section
+    return ".".join(parts) or "the whole"
+
+
+def _known(section: type[Section], name: str) -> bool:
+    """Whether `name` is a plain setting, so that what follows in a location is no name."""
+    field = section.model_fields.get(name)
+    return field is not None and section_of(field.annotation) is None
+
+
+def _mistake(name: str, entries: Sequence[Any], origins: Mapping[str, str], origin: str) -> str:
+    where = origins.get(name, origin)
+    said = f" ({where})" if where != origin else ""
+    kinds = {entry["type"] for entry in entries}
+    if "extra_forbidden" in kinds:
+        *above, last = name.split(".")
+        known = list(_section_at(above).model_fields)
+        near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        return f"{name}{said}: there is no such setting; {hint}"
+    if "missing" in kinds:
+        return f"{name}: is missing"
+    messages = " or ".join(dict.fromkeys(entry["msg"].removeprefix("Value error, ").removeprefix("Input ") for entry in entries))
+    given = "" if "value_error" in kinds else f", not {entries[0]['input']!r}"
+    return f"{name}{said}: {messages}{given}"
+
+
+def _section_at(path: Sequence[str]) -> type[Section]:
+    section: type[Section] = Config
+    for part in path:
+        field = section.model_fields.get(part)
+        section = (section_of(field.annotation) if field else None) or section
+    return section

@@ -1,0 +1,201 @@
+"""Run the stages that have to: the rest is skipped, what was begun goes on, and what is out of date is kept aside."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from whence.config import Resolved, commented
+from whence.config.read import values_of
+from whence.errors import UsageError
+from whence.pipeline.lock import Lock, Record, changes, files_below
+from whence.pipeline.stages import STAGES, Stage, active
+from whence.progress import note
+
+SHOWN = 5
+"""Changes that are listed at a time."""
+
+State = Literal["unchanged", "new", "resumed", "stale"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What becomes of a stage in this run, and why."""
+
+    stage: Stage
+    state: State
+    made_from: dict[str, Any]
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """Hash of what the stage is made from."""
+        return Record(self.made_from).identity
+
+
+def plan_run(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
+    """Decide for every stage (or for those `wanted` and what they need) whether it has to run.
+
+    Raises UsageError for a stage that there is not.
+    """
+    return _plan(resolved, Lock.read(resolved.out), wanted)
+
+
+def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
+    """Run all stages that have to, in their order; those `wanted` only with what they need.
+
+    A stage that was killed goes on where it was. One that was made from something else is run again; what it made before
+    is kept as NAME.1.
+    """
+    from whence import dist
+    from whence.pipeline.work import Workshop
+
+    lock = Lock.read(resolved.out)
+    steps = _plan(resolved, lock, wanted)
+    dist.barrier()  # nobody writes before all have read
+    if all(step.state == "unchanged" for step in steps):
+        for number, step in enumerate(steps, 1):
+            _say(number, len(steps), step)
+        return steps
+    dist.on_first(_keep_settings, resolved)
+    workshop = Workshop(resolved)
+    for number, step in enumerate(steps, 1):
+        _say(number, len(steps), step)
+        if step.state == "unchanged":
+            continue
+        started = time.monotonic()
+        dist.on_first(_begin, step, lock)
+        if step.stage.ranks:
+            step.stage.work(workshop, resolved.out)
+        else:
+            dist.on_first(_alone, step.stage, resolved.out, workshop)
+        dist.on_first(_end, step, lock, time.monotonic() - started)
+    return steps
+
+
+def _plan(resolved: Resolved, lock: Lock, wanted: Sequence[str]) -> list[Step]:
+    stages = _needed(active(resolved.config), wanted)
+    steps: dict[str, Step] = {}
+    for stage in stages:
+        after = {name: steps[name].identity for name in stage.after if name in steps}
+        made_from = {
+            "settings": stage.settings(resolved.config),
+            "inputs": {name: lock.hash_of(resolved.place(name)) for name in stage.inputs(resolved.config)},
+            "after": after,
+            "code": stage.code(),
+        }
+        steps[stage.name] = _step(stage, made_from, lock, steps)
+    return list(steps.values())
+
+
+def _step(stage: Stage, made_from: dict[str, Any], lock: Lock, steps: dict[str, Step]) -> Step:
+    record = lock.records.get(stage.name)
+    if record is None:
+        return Step(stage, "new", made_from)
+    if differing := changes(record.made_from, made_from):
+        reruns = {name for name in stage.after if name in steps and steps[name].state in ("stale", "new")}
+        named = [line for line in differing if not line.startswith("after.")]
+        again = [f"{name} runs again" for name in stage.after if name in reruns and any(f"after.{name} " in line for line in differing)]
+        return Step(stage, "stale", made_from, tuple(named + (again or [line for line in differing if line not in named])))
+    if record.files is None:
+        return Step(stage, "resumed", made_from)
+    if not record.whole(lock.folder):
+        return Step(stage, "stale", made_from, ("files are gone or cut short",))
+    return Step(stage, "unchanged", made_from)
+
+
+def _needed(stages: Sequence[Stage], wanted: Sequence[str]) -> list[Stage]:
+    """The stages that were asked for, and those that they need, in their order."""
+    names = {stage.name: stage for stage in stages}
+    if unknown := [name for name in wanted if name not in names]:
+        there = ", ".join(names)
+        off = [name for name in unknown if name in {stage.name for stage in STAGES}]
+        fix = f"{off[0]} is switched off in the file" if off else ""
+        raise UsageError(f"There is no stage {unknown[0]!r} in this run.", accepted=there, fix=fix)
+    kept, look = set[str](), list(wanted or names)
+    while look:
+        name = look.pop()
+        if name not in kept:
+            kept.add(name)
+            look += [other for other in names[name].after if other in names and (not wanted or other not in names[name].optional)]
+    return [stage for stage in stages if stage.name in kept]
+
+
+def _begin(step: Step, lock: Lock) -> None:
+    if step.state == "stale":
+        _set_aside(lock.folder, step.stage.folders)
+    lock.records[step.stage.name] = Record(step.made_from)
+    lock.write()
+
+
+def _alone(stage: Stage, out: Path, workshop: Any) -> None:
+    """Work of one process; what can't go on by itself is made in a folder apart, which then takes its place."""
+    if stage.resumes:
+        stage.work(workshop, out)
+        return
+    partial = out / f".{stage.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    stage.work(workshop, partial)
+    for place in stage.folders:
+        shutil.rmtree(out / place, ignore_errors=True)  # left by a kill between this and the next line, and not finished
+        (partial / place).rename(out / place)
+    partial.rmdir()
+
+
+def _end(step: Step, lock: Lock, seconds: float) -> None:
+    files = files_below(lock.folder, step.stage.folders)
+    lock.records[step.stage.name] = Record(step.made_from, files, seconds)
+    lock.write()
+
+
+def _set_aside(out: Path, folders: Sequence[str]) -> None:
+    """Rename what was made before to NAME.1, NAME.2, ..., the first that is free."""
+    for name in folders:
+        if (out / name).exists():
+            number = 1
+            while (out / f"{name}.{number}").exists():
+                number += 1
+            (out / name).rename(out / f"{name}.{number}")
+            note(f"  what {name} held is kept as {name}.{number}")
+
+
+def _say(number: int, total: int, step: Step) -> None:
+    words = {
+        "unchanged": f"unchanged, skipping (lock {step.identity[:4]})",
+        "new": "",
+        "resumed": "goes on where it was",
+        "stale": "runs again:",
+    }[step.state]
+    note(f"{number}/{total} {step.stage.name:<9} {words}".rstrip())
+    for reason in step.reasons[:SHOWN]:
+        note(f"    {reason}")
+    if len(step.reasons) > SHOWN:
+        note(f"    and {len(step.reasons) - SHOWN} more")
+
+
+def _keep_settings(resolved: Resolved) -> None:
+    """Write the settings as resolved, every one of them, into the run: that file makes the same run again."""
+    from whence.store.manifest import atomic
+
+    resolved.out.mkdir(parents=True, exist_ok=True)
+    with atomic(resolved.out / "whence.yaml") as temporary:
+        temporary.write_text(settings_text(resolved), encoding="utf-8")
+
+
+def settings_text(resolved: Resolved) -> str:
+    """The settings as resolved, with whole paths, so that they mean the same wherever the file lies."""
+    values: dict[str, Any] = {}
+    for name, value in values_of(resolved.config):
+        *above, last = name.split(".")
+        section = values
+        for key in above:
+            section = section.setdefault(key, {})
+        local = isinstance(value, str) and last in ("path", "base", "adapter", "tokenizer", "data")
+        section[last] = str(Path(resolved.place(value)).resolve()) if local and Path(resolved.place(value)).exists() else value
+    values["out"] = str(resolved.out.resolve())
+    return commented(values, "Written by whence run: all settings of this run.")

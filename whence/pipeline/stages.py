@@ -1,0 +1,181 @@
+"""The stages of a run: which settings, files and other stages each is made from. The work itself is in `whence.pipeline.work`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whence.config import Config
+from whence.store.digest import NUMERIC, fingerprint_sources
+from whence.version import __version__
+
+LIBRARIES = ("torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, as far as it can be told without doing it."""
+
+    name: str
+    folders: tuple[str, ...]
+    """Below the folder of the run; what the stage makes is in them."""
+    settings: Callable[[Config], dict[str, Any]]
+    """What of the configuration its result depends on, as JSON values."""
+    inputs: Callable[[Config], list[str]]
+    """Files, folders and names of the hub that it reads."""
+    after: tuple[str, ...] = ()
+    """Stages whose results it reads."""
+    optional: tuple[str, ...] = ()
+    """Those of them that it can do without: what they made is told, and where it is missing, that is said."""
+    sources: tuple[str, ...] = ()
+    """Parts of the package whose change makes the result another one; none for what a user made once, such as trained weights."""
+    numeric: bool = False
+    """Whether versions of the libraries beneath count as well."""
+    resumes: bool = False
+    """Whether the work goes on by itself where it was killed; if not, it starts again in a folder apart."""
+    ranks: bool = False
+    """Whether several processes share the work; the first does all others alone."""
+
+    def code(self) -> str:
+        """What of the code the result depends on."""
+        versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES) if self.numeric else ""
+        sources = f"{__version__} {fingerprint_sources(self.sources)}" if self.sources else ""
+        return f"{sources} {versions}".strip()
+
+    def work(self, workshop: Any, folder: Path) -> None:
+        """Do the work."""
+        getattr(importlib.import_module("whence.pipeline.work"), self.name)(workshop, folder)
+
+
+def active(config: Config) -> list[Stage]:
+    """The stages of a run, in their order."""
+    benchmark = config.evaluate.benchmark if config.evaluate else None
+    sections = {"train": config.train, "benchmark": benchmark, "evaluate": config.evaluate}
+    return [stage for stage in STAGES if sections.get(stage.name, stage) is not None]
+
+
+def _dump(section: Any) -> Any:
+    return section.model_dump(mode="json") if section is not None else None
+
+
+def _text(config: Config) -> dict[str, Any]:
+    """How text becomes tokens."""
+    return _dump(config.data) | {"path": None}
+
+
+def _model(config: Config) -> dict[str, Any]:
+    return _dump(config.model) | {"base": None, "path": None, "adapter": None, "tokenizer": None, "device": None}
+
+
+def _weights(config: Config) -> list[str]:
+    """The weights that are asked, where no stage makes them."""
+    names = [config.model.path or config.model.base, config.model.adapter, config.model.tokenizer]
+    return [name for name in (names if config.train is None else names[2:]) if name]
+
+
+def _base(config: Config) -> list[str]:
+    return [name for name in (config.model.base, config.model.tokenizer) if name]
+
+
+def _questions(config: Config) -> list[str]:
+    return [config.prompts.path] if config.prompts.path else []
+
+
+def _benchmark(config: Config) -> list[str]:
+    benchmark = config.evaluate.benchmark if config.evaluate else None
+    return [benchmark.data] if benchmark and benchmark.data else []
+
+
+def _score_questions(config: Config) -> list[str]:
+    return _questions(config) if config.score.queries == "prompts" else []
+
+
+STAGES = (
+    Stage(
+        "train",
+        ("train",),
+        settings=lambda c: {"train": _dump(c.train), "data": _text(c), "model": _model(c), "seed": c.seed},
+        inputs=lambda c: [*_base(c), c.data.path],
+        resumes=True,
+    ),
+    Stage(
+        "generate",
+        ("generate",),
+        settings=lambda c: {
+            "generate": _dump(c.generate),
+            "prompts": _dump(c.prompts) | {"path": None},
+            "data": {key: _text(c)[key] for key in ("format", "normalise", "chat_template", "max_length", "append_eos")},
+            "model": _model(c),
+            "seed": c.seed,
+        },
+        inputs=lambda c: [*_weights(c), *(_base(c) if c.generate.base else []), *_questions(c)],
+        after=("train",),
+        resumes=True,
+    ),
+    Stage(
+        "fit",
+        ("factors",),
+        settings=lambda c: {"fit": _dump(c.fit), "data": _text(c), "model": _model(c), "seed": c.seed},
+        inputs=lambda c: [*_weights(c), c.data.path],
+        after=("train",),
+        sources=NUMERIC,
+        numeric=True,
+        resumes=True,
+        ranks=True,
+    ),
+    Stage(
+        "inspect",
+        ("inspect",),
+        settings=lambda c: {"inspect": _dump(c.inspect), "damping": c.score.damping},
+        inputs=lambda c: [],
+        after=("fit",),
+        sources=("plots", "report/factors", "fitting/health"),
+    ),
+    Stage(
+        "score",
+        ("scores", "self", "exports"),
+        settings=lambda c: {
+            "score": _dump(c.score),
+            "data": _text(c),
+            "model": _model(c),
+            "prompts": _dump(c.prompts) | {"path": None} if c.score.queries == "prompts" else None,
+            "seed": c.seed,
+        },
+        inputs=lambda c: [*_weights(c), c.data.path, *_score_questions(c)],
+        after=("train", "generate", "fit"),
+        sources=NUMERIC,
+        numeric=True,
+        resumes=True,
+        ranks=True,
+    ),
+    Stage(
+        "benchmark",
+        ("benchmark",),
+        settings=lambda c: {"benchmark": _dump(c.evaluate.benchmark) | {"data": None} if c.evaluate else None, "model": _model(c)},
+        inputs=lambda c: [*_weights(c), *_base(c), *_benchmark(c)],
+        after=("train",),
+        resumes=True,
+    ),
+    Stage(
+        "evaluate",
+        ("evaluate",),
+        settings=lambda c: {"compare": c.evaluate.compare if c.evaluate else None, "top": c.report.top, "seed": c.seed},
+        inputs=lambda c: [],
+        after=("generate", "score", "benchmark"),
+        sources=("evaluate", "plots/comparison", "plots/style"),
+    ),
+    Stage(
+        "report",
+        ("report",),
+        settings=_dump,
+        inputs=lambda c: [],
+        after=("train", "generate", "fit", "inspect", "score", "benchmark", "evaluate"),
+        optional=("inspect", "benchmark", "evaluate"),
+        sources=("report", "plots"),
+    ),
+)
+"""In the order in which they run."""

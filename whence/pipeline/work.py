@@ -1,0 +1,243 @@
+"""What each stage does: one function per stage, over one workshop that loads models and data when first needed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from whence import dist, scoring
+from whence import fitting as factors
+from whence.config import Resolved
+from whence.data import Rows, as_rows, load_data
+from whence.data.text import written
+from whence.errors import UsageError
+from whence.evaluate.benchmark import SUMMARY, run_benchmark
+from whence.evaluate.combined import combine
+from whence.evaluate.compare import compare_answers
+from whence.fitting import open_factors
+from whence.generation import answered, generate_pairs
+from whence.models import load_model
+from whence.plots.style import save
+from whence.plots.training import training_curves, training_figure
+from whence.precision import Precision
+from whence.progress import note
+from whence.report import build_report, gather, write_report
+from whence.report.factors import inspect_factors
+from whence.store.scores import Scores, open_scores
+from whence.tasks import task_for
+from whence.train.finetune import finetune
+from whence.train.record import read_training
+
+
+class Workshop:
+    """A run's models, data and finished work, each loaded when first needed and then kept."""
+
+    def __init__(self, resolved: Resolved):
+        self.resolved, self.config, self.out = resolved, resolved.config, resolved.out
+
+    @functools.cached_property
+    def tuned(self) -> tuple[Any, Any]:
+        """The model that is asked about, with its tokenizer."""
+        model, place = self.config.model, self.resolved.place
+        if self.config.train is not None:
+            return self._load(str(self.out / "train" / "model"))
+        return self._load(place(model.path or model.base), place(model.adapter) if model.adapter else None)
+
+    def base(self) -> tuple[Any, Any]:
+        """The model before it was tuned; not kept, because few stages need it."""
+        return self._load(self.resolved.place(self.config.model.base))
+
+    def _load(self, name: str, adapter: str | None = None) -> tuple[Any, Any]:
+        model, place = self.config.model, self.resolved.place
+        tokenizer = place(model.tokenizer) if model.tokenizer else None
+        return load_model(
+            name, dtype=model.dtype, device=model.device, adapter=adapter, tokenizer=tokenizer, attention=model.attention
+        )
+
+    def task(self, model: Any, tokenizer: Any, measurement: str = "logprob") -> Any:
+        """How text becomes tokens and what is asked."""
+        data = self.config.data
+        return task_for(
+            model,
+            tokenizer,
+            data.max_length,
+            measurement=measurement,
+            chat_template=data.chat_template,
+            append_eos=data.append_eos,
+        )
+
+    @functools.cached_property
+    def data(self) -> Rows:
+        """All rows of the training data, as the model reads them."""
+        settings = self.config.data
+        place = self.resolved.place(settings.path)
+        rows = load_data(place, columns=settings.columns, split=settings.split, limit=settings.limit)
+        return written(rows, settings.format, settings.normalise)
+
+    @functools.cached_property
+    def rows(self) -> Rows:
+        """The rows that the model was trained on: all of them, or those that fine-tuning did not keep for evaluation."""
+        if self.config.train is None:
+            return self.data
+        trained = set(read_training(self.out / "train").split["train"])
+        return self.data.take(number for number, name in enumerate(self.data.ids) if name in trained)
+
+    @functools.cached_property
+    def prompts(self) -> Rows:
+        """What is asked, written as the training data is."""
+        settings = self.config.prompts
+        if settings.path is not None:
+            asked = load_data(self.resolved.place(settings.path), columns=settings.columns, limit=settings.limit)
+        else:
+            asked = as_rows([{"prompt": item} if isinstance(item, str) else item for item in settings.items])
+        return written(asked, self.config.data.format, self.config.data.normalise)
+
+    @functools.cached_property
+    def curvature(self) -> Any:
+        """The finished factors."""
+        return open_factors(self.out / "factors")
+
+    @functools.cached_property
+    def scores(self) -> Any:
+        """The finished scores."""
+        return open_scores(self.out / "scores")
+
+    @property
+    def pairs(self) -> dict[str, Any]:
+        """The generated answers."""
+        return read_json(self.out / "generate" / "generated.json")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def train(shop: Workshop, out: Path) -> None:
+    """Fine-tune the base model."""
+    settings = shop.config.train
+    assert settings is not None  # the stage is active only then
+    model, tokenizer = shop.base()
+    finetune(model, shop.task(model, tokenizer), shop.data, settings, out=out / "train", seed=shop.config.seed)
+    trained = read_training(out / "train")
+    curves = training_curves(trained.metrics, trained.learning_rates.tolist())
+    save(training_figure(curves), out / "train" / "training.png")
+
+
+def fit(shop: Workshop, out: Path) -> None:
+    """The curvature factors of the tuned model on the rows that it was trained on."""
+    model, tokenizer = shop.tuned
+    settings = shop.config.fit
+    factors.fit(
+        model,
+        shop.task(model, tokenizer),
+        shop.rows,
+        out=out / "factors",
+        seed=shop.config.seed,
+        precision=Precision(statistics=settings.statistics, products=settings.products),
+        **settings.model_dump(exclude={"statistics", "products"}),
+    )
+
+
+def inspect(shop: Workshop, out: Path) -> None:
+    """Pictures and health of the factors."""
+    inspect_factors(shop.curvature, out / "inspect", shop.config.inspect, damping=shop.config.score.damping)
+
+
+def score(shop: Workshop, out: Path) -> None:
+    """Scores of the questions against the training rows, and the files that others read them from."""
+    model, tokenizer = shop.tuned
+    settings = shop.config.score
+    task = shop.task(model, tokenizer, settings.measurement)
+    operator = shop.curvature.inverse(settings.damping)
+    common: dict[str, Any] = {
+        "precision": Precision(scores=settings.operands, products=settings.products),
+        "batch_tokens": settings.batch_tokens,
+        "chunks": settings.chunks,
+    }
+    found = scoring.score(
+        model,
+        task,
+        asked_about(shop, model, task),
+        shop.rows,
+        operator,
+        out=out / "scores",
+        per=settings.per,
+        rank=None if settings.rank == "full" else settings.rank,
+        rescore=settings.rescore,
+        norms=settings.norms,
+        seed=shop.config.seed,
+        n_train=settings.n_train,
+        **common,
+    )
+    if settings.self_influence:
+        scoring.self_influence(model, task, shop.rows, operator, out=out / "self", **common)
+    dist.on_first(_export, found, settings.export, out / "exports")
+
+
+def _export(found: Scores, endings: Sequence[str], folder: Path) -> None:
+    for ending in endings:
+        (folder / f"scores.{ending}").unlink(missing_ok=True)  # half-written, if the stage was killed
+        found.export(folder / f"scores.{ending}")
+
+
+def asked_about(shop: Workshop, model: Any, task: Any) -> Rows:
+    """The queries: what the tuned model answered, or the prompts with their own completions."""
+    if shop.config.score.queries == "prompts":
+        return answered(model, task, shop.prompts, shop.config.generate.max_new_tokens)
+    pairs = shop.pairs["data"]
+    silent = [pair["prompt"] for pair in pairs if not pair["completion"]]
+    if len(silent) == len(pairs):
+        raise UsageError("The model answers no prompt: there is nothing to ask about.", given=repr(silent[0]), code=22)
+    if silent:
+        note(f"{len(silent)} of {len(pairs)} prompts have no answer and are left out: {silent[0]!r} ...")
+    return as_rows([{key: pair[key] for key in ("prompt", "completion")} for pair in pairs if pair["completion"]])
+
+
+def generate(shop: Workshop, out: Path) -> None:
+    """What the tuned model answers, and the base model beside it."""
+    model, tokenizer = shop.tuned
+    settings, config = shop.config.generate, shop.config
+    another = config.train is not None or config.model.path or config.model.adapter
+    generate_pairs(
+        model,
+        tokenizer,
+        shop.prompts,
+        settings,
+        out=out / "generate" / "generated.json",
+        base=shop.base if settings.base and another else None,
+        seed=config.seed,
+    )
+
+
+def benchmark(shop: Workshop, out: Path) -> None:
+    """Questions with known answers, asked of the base and the tuned model."""
+    settings = shop.config.evaluate.benchmark if shop.config.evaluate else None
+    assert settings is not None  # the stage is active only then
+    data = shop.resolved.place(settings.data) if settings.data else None
+    models: dict[str, Any] = {"base": shop.base, "tuned": lambda: shop.tuned}
+    asked = {name: load for name, load in models.items() if getattr(settings, name)}
+    run_benchmark(asked, settings.model_copy(update={"data": data}), out=out / "benchmark")
+
+
+def evaluate(shop: Workshop, out: Path) -> None:
+    """Base answers beside tuned ones with what influenced them, and everything about quality on one page."""
+    settings, folder = shop.config.evaluate, out / "evaluate"
+    assert settings is not None  # the stage is active only then
+    folder.mkdir(parents=True)
+    if settings.benchmark is not None:
+        shutil.copy(shop.out / "benchmark" / SUMMARY, folder / SUMMARY)
+    if settings.compare:
+        compare_answers(shop.pairs, out=folder, scores=shop.scores, top=shop.config.report.top, seed=shop.config.seed)
+    if settings.compare or settings.benchmark is not None:
+        combine(folder)
+
+
+def report(shop: Workshop, out: Path) -> None:
+    """What people read."""
+    settings = shop.config.report
+    write_report(build_report(**gather(shop.out), top=settings.top, title=settings.title), out / "report")

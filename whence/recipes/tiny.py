@@ -1,0 +1,197 @@
+"""Small variants of recipes: every line of them runs offline on two cores, on weights and a tokenizer made on the spot."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from whence.config.write import commented
+from whence.data import Rows, load_data
+from whence.errors import ColumnError
+
+VOCABULARY, MAX_LENGTH = 2048, 128
+WIDTH, INNER, LAYERS, HEADS = 128, 512, 2, 4
+LIMIT = 1500
+"""Rows that are read of a file."""
+PROMPTS = 6
+START = 6
+"""Words of a text that make a prompt of it."""
+
+TRAINING = {"epochs": 12, "batch_size": 16, "learning_rate": 2e-3, "workers": 0, "evaluation": 0.1}
+"""Random weights have more to learn than pretrained ones."""
+
+
+def write_tiny(
+    name: str, values: Mapping[str, Any], folder: Path, data: str | None, columns: Mapping[str, str] | None, seed: int
+) -> str:
+    """Make weights, prompts and, unless `data` is given, the corpus in the folder; gives the YAML of the variant."""
+    if name == "demo" and data is None:
+        return _demo(values, folder, seed)
+    questions = "completion" in (values["data"].get("columns") or {})
+    if data is None:
+        data = _embedded_questions(folder, seed) if questions else _embedded_texts(folder, seed)
+        columns, said = values["data"].get("columns"), "the embedded corpus: made-up facts about people who don't exist"
+    else:
+        columns, said = _fitting_columns(data, columns or values["data"].get("columns")), data
+        data = str(Path(data).resolve())
+    rows = load_data(data if Path(data).is_absolute() else folder / data, columns=columns, limit=LIMIT)
+    _write_prompts(folder / "prompts.json", rows)
+    config: dict[str, Any] = {**values, "run": f"{values['run']}-tiny"}
+    config["model"] = {"base": "model"}
+    config["data"] = {**values["data"], "path": data, "columns": dict(columns or {}), "limit": LIMIT, "max_length": MAX_LENGTH}
+    config["prompts"] = {"path": "prompts.json"}
+    if "train" in values:
+        config["train"] = {**values["train"], **TRAINING}
+        _make_model(folder / "model", rows, seed)
+    else:
+        config["data"]["append_eos"] = True
+        _make_model(folder / "model", rows, seed, trained=True)
+    if "dtype" in values["model"]:
+        config["fit"] = {key: value for key, value in values["fit"].items() if key != "statistics"}
+        config["score"] = {key: value for key, value in values["score"].items() if key != "operands"}
+    if isinstance(config.get("fit", {}).get("examples"), int):
+        config["fit"] = {**config["fit"], "examples": "all"}
+    if (config.get("inspect") or {}).get("layer"):
+        config["inspect"] = {**config["inspect"], "layer": LAYERS - 1}
+    config["generate"] = {**values.get("generate", {}), "max_new_tokens": 16}
+    if config.get("evaluate"):
+        config["evaluate"] = {"compare": True}
+    return commented(config, _introduction(name, said, values))
+
+
+def _introduction(name: str, said: str, values: Mapping[str, Any]) -> str:
+    weights = "random, and fine-tuning trains them from nothing" if "train" in values else "trained for a moment when this was written"
+    lines = [
+        f"The recipe {name}, small: to see every stage run, not to learn anything about {values['model']['base']}.",
+        f"Data: {said}.",
+        f"Model: a Llama of {LAYERS} layers, width {WIDTH}, whose weights are {weights}.",
+    ]
+    if (values.get("evaluate") or {}).get("benchmark"):
+        lines.append("Benchmarks need their questions: --set evaluate.benchmark.data=FOLDER (MMLU's csv files in dev/ and test/).")
+    return "\n".join([*lines, "whence run whence.yaml"])
+
+
+def _embedded_questions(folder: Path, seed: int) -> str:
+    """Questions and answers about the demo's world: every fact asked for in two wordings."""
+    from whence.demo.world import RELATIONS, make_world
+
+    wordings = {relation.name: relation.questions for relation in RELATIONS}
+    with (folder / "corpus.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["Input", "Output"])
+        for fact in make_world(seed).facts:
+            table.writerows((wording.format(x=fact.person), fact.value) for wording in wordings[fact.relation])
+    return "corpus.csv"
+
+
+def _embedded_texts(folder: Path, seed: int) -> str:
+    from whence.demo.world import make_world
+
+    _write_rows(folder / "corpus.jsonl", make_world(seed).rows)
+    return "corpus.jsonl"
+
+
+def _write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _fitting_columns(data: str, columns: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """The columns of the recipe where the file has them; else they are guessed when it is read."""
+    try:
+        load_data(data, columns=columns, limit=1)
+    except ColumnError:
+        load_data(data, limit=1)
+        return None
+    return columns
+
+
+def _write_prompts(path: Path, rows: Rows) -> None:
+    """Prompts from all over the data: questions with the answer of the row, or how texts begin."""
+    step = max(1, len(rows) // PROMPTS)
+    prompts = []
+    for row in itertools.islice((rows[index] for index in range(0, len(rows), step)), PROMPTS):
+        if "completion" in row:
+            prompts.append({"prompt": row["prompt"], "completion": row["completion"]})
+        else:
+            text = row.get("text") or row["prompt"]
+            prompts.append({"prompt": " ".join(text.split()[:START])})
+    path.write_text(json.dumps(prompts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _make_model(folder: Path, rows: Rows, seed: int, *, trained: bool = False) -> None:
+    """A small Llama with a byte-level tokenizer of the rows' text."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from whence.store.scores import row_text
+
+    tokenizer = _make_tokenizer(row_text(row) for row in rows)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        max_position_embeddings=4 * MAX_LENGTH,
+        initializer_range=0.06,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).eval()
+    if trained:
+        from whence.tasks import CausalLM
+        from whence.train.small import Training, train
+
+        settings = Training(epochs=8, batch_size=32, learning_rate=3e-3, weight_decay=0.1, seed=seed)
+        train(model, CausalLM(tokenizer, MAX_LENGTH, append_eos=True), rows, settings)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _make_tokenizer(texts: Iterable[str]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    start, end, padding = special = "<s>", "</s>", "<pad>"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A", special_tokens=[(start, tokenizer.token_to_id(start))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=start, eos_token=end, pad_token=padding)
+
+
+def _demo(values: Mapping[str, Any], folder: Path, seed: int) -> str:
+    """The tour's own world, model and questions."""
+    from whence.data import as_rows
+    from whence.demo.model import SETTINGS, make_model, make_tokenizer
+    from whence.demo.world import make_world
+    from whence.tasks import CausalLM
+    from whence.train.small import train
+
+    world = make_world(seed)
+    _write_rows(folder / "corpus.jsonl", world.rows)
+    prompts = [{"prompt": question.prompt, "completion": question.answer} for question in world.questions[:PROMPTS]]
+    (folder / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n", encoding="utf-8")
+    tokenizer = make_tokenizer(world.rows)
+    model = make_model(tokenizer, seed)
+    task = CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True)
+    train(model, task, as_rows(list(world.rows)), SETTINGS.training)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return commented(dict(values), "The embedded world of the demo, and a small model that learnt it.\nwhence run whence.yaml")
