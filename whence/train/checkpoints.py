@@ -1,0 +1,147 @@
+"""Checkpoints of fine-tuning: the Trainer's own, a seal that says they are whole, and what attribution needs of them later.
+
+checkpoint-N/
+  model.safetensors, config.json, tokenizer ...   weights after step N (of LoRA: the adapter), loadable as they are
+  second_moments.safetensors                      AdamW's `exp_avg_sq` of each parameter, by name
+  learning_rates.npy                              of steps 1 to N, float64
+  optimizer.pt, scheduler.pt, rng_state.pth ...   what resuming needs; only in the newest
+  checkpoint.json                                 the seal, written last: step, epoch, learning rate, files with bytes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from whence.store.manifest import atomic
+
+SEAL, MOMENTS, RATES = "checkpoint.json", "second_moments.safetensors", "learning_rates.npy"
+PREFIX = "checkpoint-"
+
+RESUMING = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin")
+"""Files that only resuming needs; the optimizer's is twice as large as the weights."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: the weights after `step` steps, which `whence.load_model` loads from `path`."""
+
+    path: Path
+    step: int
+    epoch: float
+    learning_rate: float
+    """Of the last step before it."""
+    resumable: bool
+    """Whether training can go on from it."""
+
+    def second_moments(self) -> dict[str, Tensor]:
+        """AdamW's running mean of each parameter's squared gradient, by the parameter's name; empty for other optimizers."""
+        file = self.path / MOMENTS
+        return load_file(file) if file.exists() else {}
+
+    def learning_rates(self) -> np.ndarray:
+        """Of each step so far, `[step]`."""
+        return np.load(self.path / RATES)
+
+
+def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
+    """List the whole checkpoints of a folder, oldest first; those that a kill left half-written are passed over."""
+    found = [_read(path) for path in Path(folder).glob(f"{PREFIX}*")]
+    return sorted((checkpoint for checkpoint in found if checkpoint is not None), key=lambda checkpoint: checkpoint.step)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Delete checkpoints that a kill left half-written."""
+    for path in folder.glob(f"{PREFIX}*"):
+        if _read(path) is None:
+            shutil.rmtree(path)
+
+
+def seal(path: Path, step: int, epoch: float, rates: Sequence[float]) -> None:
+    """Say that a checkpoint is whole, once all its files are on disk."""
+    with atomic(path / RATES) as temporary, temporary.open("wb") as file:
+        np.save(file, np.array(rates, np.float64))
+    _write_seal(path, {"step": step, "epoch": epoch, "learning_rate": rates[-1], "resumable": True})
+
+
+def save_moments(path: Path, model: nn.Module, optimizer: Any) -> None:
+    """Save the optimizer's second moments by the names of the parameters, if it has any."""
+    moments = {}
+    for name, parameter in model.named_parameters():
+        moment = optimizer.state.get(parameter, {}).get("exp_avg_sq")
+        if isinstance(moment, Tensor) and moment.shape == parameter.shape:
+            moments[name] = moment.detach().to("cpu", copy=True).contiguous()
+    if moments:
+        with atomic(path / MOMENTS) as temporary:
+            save_file(moments, temporary)
+
+
+def thin(folder: Path, keep: int | None) -> None:
+    """Keep the newest checkpoints, and only in the last of them what resuming needs."""
+    found = find_checkpoints(folder)
+    for place, checkpoint in enumerate(found[:-1]):
+        if keep is not None and place < len(found) - keep:
+            (checkpoint.path / SEAL).unlink()  # first: what is half-deleted must not look whole
+            shutil.rmtree(checkpoint.path)
+        elif checkpoint.resumable:
+            about = {name: getattr(checkpoint, name) for name in ("step", "epoch", "learning_rate")}
+            _write_seal(checkpoint.path, {**about, "resumable": False}, without=RESUMING)
+            for name in RESUMING:
+                (checkpoint.path / name).unlink(missing_ok=True)
+
+
+def _write_seal(path: Path, about: dict[str, Any], without: Sequence[str] = ()) -> None:
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name not in (SEAL, *without)]
+    for file in files:
+        _sync(file)
+    sizes = {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
+    with atomic(path / SEAL) as temporary:
+        temporary.write_text(json.dumps({**about, "files": sizes}, indent=2) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> Checkpoint | None:
+    """Read a checkpoint's seal; None where it has none, or files are gone or cut short."""
+    try:
+        about = json.loads((path / SEAL).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    files = about.pop("files")
+    whole = all((path / name).is_file() and (path / name).stat().st_size == size for name, size in files.items())
+    return Checkpoint(path, **about) if whole else None
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put a checkpoint's weights into the model that it was made from, in place."""
+    from peft import PeftModel
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    if isinstance(model, PeftModel):
+        set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"))
+        return
+    saved = {name: tensor for file in path.glob("model*.safetensors") for name, tensor in load_file(file).items()}
+    if not saved.keys() <= model.state_dict().keys():  # transformers saves some models (mixtures of experts) under other names
+        saved = type(model).from_pretrained(path, dtype=model.dtype).state_dict()  # type: ignore[attr-defined]
+    missing, unexpected = model.load_state_dict(saved, strict=False)
+    assert not unexpected and set(missing) <= _aliases(model), f"{path} holds another model: {missing} {unexpected}"
+
+
+def _aliases(model: nn.Module) -> set[str]:
+    """Names of parameters that are another name's tensor too."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name for group in names.values() if len(group) > 1 for name in group}

@@ -1,0 +1,93 @@
+"""What a finished training leaves beside its model: what it read, in which order, and what came of it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whence.errors import UsageError
+from whence.store.manifest import Folder, atomic
+from whence.train.checkpoints import Checkpoint, find_checkpoints
+from whence.train.metrics import FILE as METRICS
+from whence.train.metrics import read_metrics
+from whence.train.order import Order
+
+RECORD, SPLIT, STEPS, ROWS = "training.json", "split.json", "steps.npz", "rows.jsonl"
+MODEL, CHECKPOINTS = "model", "checkpoints"
+
+PACKAGES = ("accelerate", "peft", "safetensors", "tokenizers", "torch", "transformers", "whence")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training, as its folder tells it."""
+
+    path: Path
+    about: dict[str, Any]
+    """`training.json`."""
+    split: dict[str, list[str]]
+    """Ids of the rows: "train", "evaluation"."""
+    steps: list[list[str]]
+    """Ids of the rows of each step, in order."""
+    learning_rates: np.ndarray
+    """Of each step, float64."""
+    metrics: list[dict[str, Any]]
+    """Rows of `metrics.jsonl`; `whence.train.metrics.MEANING` says what the columns mean."""
+    checkpoints: list[Checkpoint]
+
+    @property
+    def model(self) -> Path:
+        """Folder of the trained weights, or adapter, and the tokenizer."""
+        return self.path / MODEL
+
+    @property
+    def rows(self) -> Path:
+        """File of the rows trained on, as they were read: `load_data(..., columns={"id": "id"})` keeps their ids."""
+        return self.path / ROWS
+
+
+def read_training(path: str | Path) -> Training:
+    """Open the folder of a finished training; raises StaleArtifact for one that is unfinished or damaged."""
+    folder = Folder.open(path)
+    if folder.provenance.get("stage") != "train":
+        raise UsageError(
+            f"{path} holds no training.", given=f"a {folder.provenance.get('stage')}", accepted="a folder of whence train"
+        )
+    split = folder.read_json(SPLIT)
+    with np.load(folder.path / STEPS) as arrays:
+        rows, ends, rates = arrays["rows"], arrays["ends"], arrays["learning_rates"]
+    steps = [[split["train"][row] for row in step] for step in np.split(rows, ends[:-1])]
+    checkpoints = find_checkpoints(folder.path / CHECKPOINTS)
+    return Training(
+        folder.path, folder.read_json(RECORD), split, steps, rates, read_metrics(folder.path / METRICS), checkpoints
+    )
+
+
+def write_steps(path: Path, order: Order, rates: np.ndarray) -> None:
+    """Write which rows each step read (`rows`, cut at `ends`; positions in split.json's "train") and its learning rate."""
+    steps = list(order.by_step())
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            rows=np.concatenate([np.array(step, np.int32) for step in steps]),
+            ends=np.cumsum([len(step) for step in steps]).astype(np.int64),
+            learning_rates=rates,
+        )
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> None:
+    """Write rows with their ids, one to a line."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for name, row in zip(ids, rows, strict=True):
+            file.write(json.dumps({"id": name, **row}, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    return {package: importlib.metadata.version(package) for package in PACKAGES}
