@@ -11,27 +11,44 @@ from whence.cli import options
 from whence.errors import CoverageError, UsageError
 
 if TYPE_CHECKING:
+    from whence.config.schema import Inspect
     from whence.fitting import Curvature
 
 
 def inspect(
     what: Annotated[str, typer.Argument(metavar="FACTORS_OR_MODEL", help="Folder of factors, or a model.")],
-    module: Annotated[str | None, typer.Option("--module", help="One module of the factors, in detail.")] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option("--module", metavar="NAME", help="Modules of the factors, by name or glob; repeat for more."),
+    ] = None,
+    layer: Annotated[int | None, typer.Option("--layer", metavar="N", help="Modules of one layer of the factors.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Draw every module; without, those of the last layer.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for pictures and summaries.")] = None,
+    clip: Annotated[
+        float, typer.Option("--clip", metavar="P", help="Percentile of eigenvalues at which the colours of maps end.")
+    ] = 99.5,
+    cmap: Annotated[str, typer.Option("--cmap", help="Colours of maps, by matplotlib's name.")] = "viridis",
     modules: Annotated[str, typer.Option("--modules", "-m", help="Of a model: list what this selector takes.")] = "mlp",
     damping: options.Damping = 0.1,
     adapter: options.Adapter = None,
+    rerun: options.Rerun = False,
     as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Show the health of factors, or what of a model can be tracked.
+    """Show the health of factors, draw their eigenvalues, or show what of a model can be tracked.
 
     For factors: mean and largest eigenvalue, condition number after damping, effective rank = sum lambda / (lambda + d) with
-    d = damping x mean eigenvalue, share of eigenvalues that are zero, and whether any is negative or not finite.
+    d = damping x mean eigenvalue, share of eigenvalues that are zero, and whether any is negative or not finite. With --out
+    also pictures of each chosen module: the map of its eigenvalues, their spectrum, distribution and cumulative share, the
+    spectra of both covariances; and a summary that says how to read them.
 
     \b
     Examples
       whence inspect runs/a/factors
       whence inspect runs/a/factors --module model.layers.3.mlp.down_proj
+      whence inspect runs/a/factors --layer 21 --out runs/a/inspect
+      whence inspect runs/a/factors --all --out runs/a/inspect-all
       whence inspect gpt2 --modules all
     """
     import json
@@ -42,9 +59,16 @@ def inspect(
     from whence.store.manifest import is_run_folder
 
     if is_run_folder(Path(what)):
+        settings = _settings(layer, module, every, clip, cmap)
         curvature = open_factors(what)
-        found = factors(curvature, damping) if module is None else one_module(curvature, module, damping)
-        show = _show_factors if module is None else _show_module
+        if out is not None:
+            with session(1, quiet=quiet or as_json, verbose=verbose):
+                found, show = drawn(curvature, out, settings, damping, rerun), _show_drawn
+        else:
+            found = factors(curvature, damping, settings)
+            show = _show_factors
+            if len(found["modules"]) == 1:
+                found, show = one_module(curvature, found["modules"][0]["module"], damping), _show_module
     else:
         with session(verbose=verbose):
             loaded, _ = load_model(what, adapter=adapter)
@@ -55,27 +79,58 @@ def inspect(
         show(found)
 
 
-def factors(curvature: Curvature, damping: float) -> dict[str, Any]:
-    """The health of every module, and how the factors were fitted."""
-    from whence.fitting.health import health
+def _settings(layer: int | None, modules: list[str] | None, every: bool, clip: float, cmap: str) -> Inspect:
+    """The options as settings of the stage; only one way to choose modules."""
+    from whence.config.schema import Inspect
 
+    if (layer is not None) + bool(modules) + every > 1:
+        raise UsageError("--layer, --module and --all choose modules in three ways.", accepted="one of them")
+    if not 0 < clip <= 100:
+        raise UsageError(f"--clip {clip:g} is no percentile.", accepted="above 0, up to 100 (nothing is clipped)")
+    chosen = ("*",) if every else tuple(modules or ())
+    return Inspect(layer=layer, modules=chosen, clip_percentile=clip, cmap=cmap)
+
+
+def factors(curvature: Curvature, damping: float, settings: Inspect) -> dict[str, Any]:
+    """The health of every module, or of those that the settings choose, and how the factors were fitted."""
+    from whence.fitting.health import choose_modules, health
+
+    everything = settings.layer is None and not settings.modules
+    names = choose_modules(curvature.blocks, settings.layer, ("*",) if everything else settings.modules)
     about = {key: value for key, value in curvature.about.items() if key != "modules"}
     return {
         "damping": damping,
         "about": about,
-        "modules": [{**vars(found), "sound": found.sound} for found in health(curvature, damping)],
+        "modules": [found.as_json() for found in health(curvature, damping) if found.module in names],
     }
 
 
 def one_module(curvature: Curvature, module: str, damping: float) -> dict[str, Any]:
-    """The health of one module, and how concentrated its eigenvalues are."""
+    """The health of one module, and how concentrated its eigenvalues are; nothing is where they are not finite."""
+    from whence.config.schema import Inspect
     from whence.fitting.health import concentration
 
-    if module not in curvature.blocks:
-        raise UsageError(f"The factors have no module {module!r}.", accepted=", ".join(curvature.blocks))
-    (found,) = [entry for entry in factors(curvature, damping)["modules"] if entry["module"] == module]
-    marks = {f"{share:.0%}": count for share, count in concentration(curvature.blocks[module].lam_OI).items()}
-    return {"damping": damping, **found, "eigenvalues_holding": marks}
+    (found,) = factors(curvature, damping, Inspect(modules=(module,)))["modules"]
+    shares = {} if found["not_finite"] else concentration(curvature.blocks[module].lam_OI)
+    return {"damping": damping, **found, "eigenvalues_holding": {f"{share:.0%}": count for share, count in shares.items()}}
+
+
+def drawn(curvature: Curvature, out: Path, settings: Inspect, damping: float, rerun: bool) -> dict[str, Any]:
+    """Draw the chosen modules; returns the files and what there is to worry about."""
+    import json
+
+    from whence.fitting.health import choose_modules
+    from whence.report.factors import inspect_factors
+
+    files = inspect_factors(curvature, out, settings, damping=damping, rerun=rerun)
+    everything = json.loads((out / "health.json").read_text(encoding="utf-8"))["modules"]
+    return {
+        "out": str(out),
+        "damping": damping,
+        "modules": choose_modules(curvature.blocks, settings.layer, settings.modules),
+        "files": [str(file.relative_to(out)) for file in files],
+        "warnings": {entry["module"]: entry["warnings"] for entry in everything if entry["warnings"]},
+    }
 
 
 def coverage(model: Any, modules: str) -> dict[str, Any]:
@@ -119,11 +174,11 @@ def _show_factors(found: dict[str, Any]) -> None:
         (
             entry["module"],
             f"{entry['shape'][0]} x {entry['shape'][1]}",
-            f"{entry['mean']:.2e}",
-            f"{entry['largest']:.2e}",
-            f"{entry['condition']:,.0f}",
-            f"{entry['effective_rank']:,.0f} ({entry['effective_rank'] / (entry['shape'][0] * entry['shape'][1]):.0%})",
-            f"{entry['zero']:.1%}",
+            _number(entry["mean"], ".2e"),
+            _number(entry["largest"], ".2e"),
+            _number(entry["condition"], ",.0f"),
+            f"{_number(entry['effective_rank'], ',.0f')} ({_number(entry['relative_rank'], '.0%')})",
+            _number(entry["zero"], ".1%"),
             "ok" if entry["sound"] else f"{entry['negative']} negative, {entry['not_finite']} not finite",
         )
         for entry in found["modules"]
@@ -131,6 +186,36 @@ def _show_factors(found: dict[str, Any]) -> None:
     _table(("module", "shape", "mean", "largest", "condition", "effective rank", "zero", "numbers"), rows)
     for name in about["without_gradient"]:
         say(f"{name} never had a gradient and was left out")
+    _say_warnings({entry["module"]: entry["warnings"] for entry in found["modules"]})
+
+
+def _say_warnings(by_module: dict[str, list[str]]) -> None:
+    """Each warning once, with the modules that it is about."""
+    from whence.cli.console import say
+
+    modules: dict[str, list[str]] = {}
+    for module, warnings in by_module.items():
+        for text in warnings:
+            modules.setdefault(text, []).append(module)
+    for text, names in modules.items():
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        say(f"warning: {names[0]}{more}: {text}", "yellow")
+
+
+def _show_drawn(found: dict[str, Any]) -> None:
+    from whence.cli.console import say
+
+    _say_warnings(found["warnings"])
+    count = len(found["modules"])
+    drawn = f"{count} module{'s' if count != 1 else ''} drawn, {len(found['files'])} files in {found['out']}"
+    say(f"{drawn}; begin with health.md", "bold")
+    for name in found["modules"]:
+        say(f"  {name}")
+
+
+def _number(value: float | None, form: str) -> str:
+    """Write a number; null stands for one that is not finite."""
+    return "not finite" if value is None else format(value, form)
 
 
 def _show_module(found: dict[str, Any]) -> None:
@@ -140,16 +225,23 @@ def _show_module(found: dict[str, Any]) -> None:
     total = rows * columns
     say(f"{found['module']}  {rows} x {columns} = {total:,} eigenvalues, damping {found['damping']:g} x mean\n")
     lines = {
-        "mean, largest": f"{found['mean']:.3e}, {found['largest']:.3e}",
-        "condition": f"{found['condition']:,.0f} after damping",
-        "effective rank": f"{found['effective_rank']:,.0f} of {total:,}",
-        "zero": f"{found['zero']:.1%}",
+        "mean, largest": f"{_number(found['mean'], '.3e')}, {_number(found['largest'], '.3e')}",
+        "condition": f"{_number(found['condition'], ',.0f')} after damping",
+        "effective rank": f"{_number(found['effective_rank'], ',.0f')} of {total:,}",
+        "zero": _number(found["zero"], ".1%"),
         "numbers": "ok" if found["sound"] else f"{found['negative']} negative, {found['not_finite']} not finite",
     }
     for share, count in found["eigenvalues_holding"].items():
         lines[f"{share} of the sum"] = f"in the largest {count:,} ({count / total:.1%})"
+    for side, name in (("inputs", "A, of inputs"), ("outputs", "S, of gradients")):
+        if kept := found[side]:
+            condition = f"condition {_number(kept['condition'], '.2e')} without damping"
+            lines[name] = (
+                f"rank {kept['rank']:,} of {kept['width']:,}, {condition}, {kept['per_column']:,.1f} samples per column"
+            )
     for name, text in lines.items():
         say(f"{name:<16}{text}")
+    _say_warnings({found["module"]: found["warnings"]})
 
 
 def _show_coverage(found: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ class Covariance(Accumulator):
         if self.by == "shampoo" or not isinstance(gradient, Factored):
             w_BOI = gradient.dense().w_BOI
             self._assign(name, name)
-            self.sum_of(f"by_example/{name}", 1).fill_(1)
+            self.sum_of(f"by_example/{name}", 1).add_(len(w_BOI))
             self._add_output(name, w_BOI.mT, torch.ones(len(w_BOI)))
             self._add_input(name, w_BOI, torch.ones(len(w_BOI)))
             return
@@ -75,6 +75,17 @@ class Covariance(Accumulator):
         """Add the inputs of which some reader had no gradient."""
         for readers in list(self._shared):
             self._close(readers)
+
+    def join(self, groups: Mapping[str, str]) -> None:
+        """Learn the input groups that another process, or an earlier run, found."""
+        for name, group in groups.items():
+            self._assign(name, group)
+
+    def keeper(self, key: str) -> str:
+        """The site that a sum belongs to: those of sites that read the same input belong together."""
+        side, _, name = key.partition("/")
+        site = name.rpartition("/")[0] if side in ("out", "in") else name
+        return self.groups.get(site, site)
 
     def _assign(self, name: str, group: str) -> None:
         if self.groups.setdefault(name, group) != group:
@@ -147,3 +158,34 @@ def kronecker_eigenvalues(bases: Mapping[str, Tensor], name: str, group: str) ->
     else:
         scale = bases[f"out_count/{name}"] / bases["examples"].to(out)
     return torch.outer(out, into) * scale
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The eigenvalues of a module's two covariances, in the order of the basis: that of the block's rows and columns."""
+
+    out_O: Tensor
+    """Of the output gradients' covariance."""
+    in_I: Tensor
+    """Of the inputs' covariance; modules that read the same input have the same tensor."""
+    out_count: int
+    """What the output gradients' covariance is a mean over: positions, or examples where `by_example`."""
+    in_count: int
+    by_example: bool
+    """Whether they are covariances of whole gradients, `E[w w^T]` and `E[w^T w]`."""
+    group: str
+    """The module under whose name the inputs' covariance is kept: the first that reads the same input."""
+
+
+def sides_of(bases: Mapping[str, Tensor], name: str, group: str) -> Sides | None:
+    """The eigenvalues of a module's covariances; None where they were not kept, or there are none."""
+    if f"out_values/{name}" not in bases or f"in_values/{group}" not in bases:
+        return None
+    return Sides(
+        bases[f"out_values/{name}"],
+        bases[f"in_values/{group}"],
+        int(bases[f"out_count/{name}"]),
+        int(bases[f"in_count/{group}"]),
+        f"by_example/{name}" in bases,
+        group,
+    )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from whence.errors import StaleArtifact, TokenizerMismatch
-from whence.fitting.covariance import rotations
+from whence.fitting.covariance import Sides, rotations, sides_of
 from whence.operators.eigen import BlockDiagonal, EigenBlock
 from whence.store.compact import expand
 from whence.store.fingerprint import fingerprint
@@ -30,6 +30,8 @@ class Curvature:
     about: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
     """Fingerprints of what it was fitted on (model, data, task, settings, code), if it came from a folder."""
+    sides: dict[str, Sides] = field(default_factory=dict)
+    """Eigenvalues of the covariances behind each block; only for methods that have some, and folders that kept them."""
 
     @property
     def blocks(self) -> dict[str, EigenBlock]:
@@ -72,18 +74,21 @@ def open_factors(path: str | Path) -> Curvature:
 def load_curvature(folder: Folder | Memory | Part, about: dict[str, Any]) -> Curvature:
     """Put the blocks together from a folder's shards. Bases of shared inputs are one tensor in memory."""
     blocks: dict[str, EigenBlock] = {}
+    kept: dict[str, Sides | None] = {}
     number = 0
     while folder.has(f"eigenvalues-{number:02d}"):
         eigenvalues = expand(folder.load(f"eigenvalues-{number:02d}"))
         bases = expand(folder.load(f"basis-{number:02d}")) if folder.has(f"basis-{number:02d}") else {}
         groups = folder.read_json(f"inputs-{number:02d}.json") if bases else {}
-        sides = rotations(bases)
+        turned = rotations(bases)
         blocks |= {
-            name: EigenBlock(sides.get(f"out/{name}"), sides.get(f"in/{groups.get(name, name)}"), lam_OI)
+            name: EigenBlock(turned.get(f"out/{name}"), turned.get(f"in/{groups.get(name, name)}"), lam_OI)
             for name, lam_OI in eigenvalues.items()
         }
+        kept |= {name: sides_of(bases, name, groups.get(name, name)) for name in eigenvalues}
         number += 1
     order = {name: place for place, name in enumerate(about["modules"])}
     label = f"{about['method']} on {about['examples']} examples"
-    operator = BlockDiagonal(dict(sorted(blocks.items(), key=lambda pair: order[pair[0]])), label)
-    return Curvature(operator, about, folder.provenance if isinstance(folder, Folder) else {})
+    blocks = {name: blocks[name] for name in sorted(blocks, key=order.__getitem__)}
+    sides = {name: found for name in blocks if (found := kept[name])}
+    return Curvature(BlockDiagonal(blocks, label), about, folder.provenance if isinstance(folder, Folder) else {}, sides)
