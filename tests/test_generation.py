@@ -1,11 +1,18 @@
+import json
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from whence.config.schema import Generate
 from whence.data import as_rows, load_data
-from whence.errors import UsageError
-from whence.generation import answered, check_vacant, generate, save_pairs
+from whence.errors import StaleArtifact, UsageError
+from whence.generation import answered, check_vacant, generate, generate_pairs, save_pairs
 from whence.models import load_model
+from whence.progress import Silent, report_to
 from whence.tasks import CausalLM
 
 PROMPTS = ["Ada Velt was", "In", "The old harbour of Lyon is quiet"]
@@ -151,3 +158,134 @@ def test_pairs_are_kept_once(tmp_path):
     assert list(load_data(tmp_path / "pairs.json")) == [{"prompt": "a", "completion": " b"}]
     with pytest.raises(UsageError, match="nothing is overwritten"):
         check_vacant(tmp_path / "pairs.json")
+
+
+class Stops(Silent):
+    """Ends the work after some batches."""
+
+    def __init__(self, batches):
+        self.left = batches
+
+    def advance(self, stage):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def pairs_settings(**changes):
+    return Generate(**{"max_new_tokens": 6, "temperature": 0.8, "batch_size": 2, **changes})
+
+
+@pytest.fixture
+def rows():
+    return [{"prompt": f"{prompt} {n}", "completion": f" answer {n}"} for n, prompt in enumerate(PROMPTS)] + [{"prompt": "Bo"}]
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_pairs_that_were_interrupted_are_those_of_one_go(tiny_llama, tiny_tokenizer, rows, tmp_path, batches):
+    def make(name):
+        base = (tiny_llama, tiny_tokenizer)
+        return generate_pairs(tiny_llama, tiny_tokenizer, rows, pairs_settings(), out=tmp_path / name, base=base, seed=5)
+
+    whole = make("whole.json")
+    with pytest.raises(KeyboardInterrupt), report_to(Stops(batches)):
+        make("cut.json")
+    assert not (tmp_path / "cut.json").exists() and (tmp_path / "cut.parts" / "tuned").is_dir()
+    kept = [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("cut.parts/*/batch*"))]
+    assert len(kept) == batches
+    assert make("cut.json") == whole == json.loads((tmp_path / "cut.json").read_text())
+    assert not (tmp_path / "cut.parts").exists()
+
+
+def test_pairs_hold_both_answers_and_the_reference(tiny_llama, tiny_tokenizer, rows, tmp_path):
+    other = type(tiny_llama)(tiny_llama.config).eval()
+    loads = []
+
+    def load():
+        loads.append(1)
+        return other, tiny_tokenizer
+
+    settings = pairs_settings(temperature=0.0, batch_size=3)
+    made = generate_pairs(
+        tiny_llama, tiny_tokenizer, rows, settings, out=tmp_path / "pairs.json", base=load, about={"model": "m"}
+    )
+    texts = [row["prompt"] for row in rows]
+    said, base = (generate(model, tiny_tokenizer, texts, 6, batch_size=3) for model in (tiny_llama, other))
+    for pair, row, mine, its in zip(made["data"], rows, said, base, strict=True):
+        assert (pair["completion"], pair["logprob"]) == (mine["completion"], mine["logprob"])
+        assert (pair["base_completion"], pair["base_logprob"]) == (its["completion"], its["logprob"])
+        assert pair.get("reference") == row.get("completion")
+    assert made["settings"] == {"model": "m", "max_new_tokens": 6, "temperature": 0.0, "batch_size": 3, "seed": 0}
+    assert loads == [1] and [row["completion"] for row in load_data(tmp_path / "pairs.json")] == [a["completion"] for a in said]
+
+
+def test_finished_pairs_are_read_and_others_refused(tiny_llama, tiny_tokenizer, rows, tmp_path, monkeypatch):
+    def make(asked=rows, **changes):
+        return generate_pairs(tiny_llama, tiny_tokenizer, asked, pairs_settings(**changes), out=tmp_path / "pairs.json")
+
+    made = make()
+    monkeypatch.setattr(tiny_llama, "generate", None)
+    assert make() == made
+    with pytest.raises(StaleArtifact, match=r"settings.max_new_tokens 6 -> 7"):
+        make(max_new_tokens=7)
+    with pytest.raises(StaleArtifact, match="references"):
+        make([{**rows[0], "completion": " another"}, *rows[1:]])
+
+
+def test_beginnings_of_other_pairs_are_refused(tiny_llama, tiny_tokenizer, rows, tmp_path):
+    out = tmp_path / "pairs.json"
+    with pytest.raises(KeyboardInterrupt), report_to(Stops(1)):
+        generate_pairs(tiny_llama, tiny_tokenizer, rows, pairs_settings(), out=out)
+    with pytest.raises(StaleArtifact, match=r"(?s)beginning of pairs.*seed 0 -> 1.*pairs.parts"):
+        generate_pairs(tiny_llama, tiny_tokenizer, rows, pairs_settings(), out=out, seed=1)
+
+
+def test_a_row_without_a_prompt_is_named(tiny_llama, tiny_tokenizer, tmp_path):
+    rows = [{"prompt": "a"}, {"messages": [{"role": "user", "content": "Who?"}]}]
+    with pytest.raises(UsageError, match="Row 1 has no prompt"):
+        generate_pairs(tiny_llama, tiny_tokenizer, rows, pairs_settings(), out=tmp_path / "pairs.json")
+
+
+KILLED = """
+import os, signal, sys
+from whence.cli import main
+from whence.progress import Silent, report_to
+
+class Killer(Silent):
+    def advance(self, stage):
+        if stage.done == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.argv[0] = "whence"
+with report_to(Killer()):
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_then_the_same_command(tiny_model_folder, tmp_path):
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps([{"prompt": prompt} for prompt in PROMPTS]))
+
+    def command(*program):
+        given = [
+            "generate",
+            tiny_model_folder,
+            "--prompts",
+            prompts,
+            "--batch-size",
+            "1",
+            "--temperature",
+            "1",
+            "--max-new-tokens",
+        ]
+        words = [sys.executable, *program, *map(str, given), "4", "-q", "-o", str(tmp_path / "cut.json")]
+        return subprocess.run(words, capture_output=True).returncode
+
+    assert command("-c", KILLED) == -signal.SIGKILL
+    assert len(list(tmp_path.glob("cut.parts/tuned/batch*"))) == 2 and not (tmp_path / "cut.json").exists()
+    assert command("-m", "whence") == 0
+    settings = Generate(max_new_tokens=4, temperature=1.0, batch_size=1)
+    model = load_model(tiny_model_folder)
+    whole = generate_pairs(*model, [{"prompt": prompt} for prompt in PROMPTS], settings, out=tmp_path / "whole.json")
+    assert json.loads((tmp_path / "cut.json").read_text())["data"] == whole["data"]

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from whence.config.schema import Generate
 from whence.data.rows import Rows, with_contents
-from whence.errors import UsageError
-from whence.progress import note
-from whence.store.manifest import atomic
+from whence.errors import StaleArtifact, UsageError
+from whence.progress import note, stage
+from whence.store.digest import digest, fingerprint_code, fingerprint_settings
+from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
+from whence.store.manifest import Folder, atomic, differences
 from whence.tasks.chat import write
 from whence.tasks.questions import has_answer, with_answer
 
@@ -23,7 +27,6 @@ REPLACEMENT = "\ufffd"
 """What the first bytes of an unfinished character are decoded to."""
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     tokenizer: Any,
@@ -43,15 +46,61 @@ def generate(
 
     Raises UsageError for a prompt without tokens.
     """
-    settings = _settings(model, tokenizer, max_new_tokens, temperature)
-    encode = functools.partial(tokenizer, add_special_tokens=special_tokens)
-    answers = []
-    with _evaluating(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for start in range(0, len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
-            answers += _complete(model, tokenizer, batch, [encode(prompt)["input_ids"] for prompt in batch], settings)
-    return answers
+    complete = _completer(model, tokenizer, max_new_tokens, temperature, seed, special_tokens)
+    return [
+        answer
+        for start in range(0, len(prompts), batch_size)
+        for answer in complete(start, prompts[start : start + batch_size])
+    ]
+
+
+def generate_pairs(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    settings: Generate,
+    *,
+    out: Path,
+    base: tuple[Any, Any] | Callable[[], tuple[Any, Any]] | None = None,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Complete the prompt of every row and keep the pairs in `out`, a .json file; returns what is in it.
+
+    A pair is `{"prompt", "completion", "logprob"}`, with `base_completion` and `base_logprob` where a `base` is given (model
+    and tokenizer, or a function that loads them once the first model is done), and with `reference` where the row had a
+    completion of its own. `about` is written beside the settings, for people.
+
+    Every batch is saved as it comes, in a folder beside `out` that goes away at the end: after a kill the same call goes on,
+    and gives what one call would have. A finished `out` of the same models, rows and settings is read, nothing is computed.
+
+    Raises UsageError for a row without a prompt, StaleArtifact where `out`, or what is left of it, was made from something
+    else.
+    """
+    prompts = [_prompt_of(row, number) for number, row in enumerate(rows)]
+    references = [row.get("completion") for row in rows]
+    made = {"prompts": digest(*prompts), "settings": {**settings.model_dump(exclude={"base"}), "seed": seed}}
+    origin = {**made, "references": fingerprint_settings(references), "tuned": _origin(model, tokenizer)}
+    if out.exists():
+        other = base() if callable(base) else base
+        return _read_same(out, {**origin, "base": _origin(*other)} if other else origin)
+    parts = out.with_name(f"{out.stem}.parts")
+    said = _resumable("generate", model, tokenizer, prompts, settings, seed, parts / "tuned", made)
+    pairs = [dict(answer) for answer in said]
+    if base is not None:
+        other, words = base() if callable(base) else base
+        origin["base"] = _origin(other, words)
+        said = _resumable("generate base", other, words, prompts, settings, seed, parts / "base", made)
+        for pair, answer in zip(pairs, said, strict=True):
+            pair |= {"base_completion": answer["completion"], "base_logprob": answer["logprob"]}
+    for pair, reference in zip(pairs, references, strict=True):
+        if isinstance(reference, str):
+            pair["reference"] = reference
+    described = {**(about or {}), **made["settings"]}
+    document = {"unit": "logprob in nats", "settings": described, "provenance": origin, "data": pairs}
+    save_pairs(out, document)
+    shutil.rmtree(parts, ignore_errors=True)
+    return document
 
 
 def answered(model: Any, task: Any, queries: Rows, max_new_tokens: int = 64) -> Rows:
@@ -89,6 +138,90 @@ def check_vacant(path: Path) -> None:
         raise UsageError(f"{path} does not end in .json.", accepted="a .json file")
     if path.exists():
         raise UsageError(f"{path} exists, and nothing is overwritten.", fix="another --out, or remove it first")
+
+
+def _prompt_of(row: Mapping[str, Any], number: int) -> str:
+    prompt = row.get("prompt", row.get("text"))
+    if not isinstance(prompt, str):
+        raise UsageError(
+            f"Row {number} has no prompt to complete.",
+            given=f"a row with {', '.join(row)}",
+            accepted='{"prompt": "..."}, with a completion (it is kept as the reference) or without',
+            fix="whence score answers conversations by itself" if "messages" in row else "--columns prompt=COLUMN",
+        )
+    return prompt
+
+
+def _origin(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Say by which model and code answers were given."""
+    return {**fingerprint(model), "tokenizer": fingerprint_tokenizer(tokenizer), "code": fingerprint_code()}
+
+
+def _read_same(out: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Read finished pairs; raises StaleArtifact unless they were made from just this."""
+    found = json.loads(out.read_text(encoding="utf-8"))
+    changes = differences(found.get("provenance", {}) if isinstance(found, dict) else {}, origin)
+    if changes:
+        raise StaleArtifact(
+            f"{out} holds pairs made from something else.",
+            given=("\n" + " " * 11).join(changes[:5]),
+            accepted="what it was made from; nothing was overwritten",
+            fix="another --out (Python: out=...)",
+        )
+    return found
+
+
+def _resumable(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    settings: Generate,
+    seed: int,
+    place: Path,
+    made: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Complete the prompts, each batch a file in a folder of its own; batches that are there are read."""
+    size = settings.batch_size
+    complete = _completer(model, tokenizer, settings.max_new_tokens, settings.temperature, seed)
+    files = {start: f"batch-{start:08d}.json" for start in range(0, len(prompts), size)}
+    with _claim(place, {"stage": name, **made, "model": _origin(model, tokenizer)}) as folder:
+        done = sum(len(prompts[start : start + size]) for start, file in files.items() if folder.has_json(file))
+        with stage(name, total=len(prompts), unit="prompts", done=done) as advance:
+            for start, file in files.items():
+                if not folder.has_json(file):
+                    batch = prompts[start : start + size]
+                    folder.write_json(file, complete(start, batch))
+                    advance(len(batch))
+        return [answer for file in files.values() for answer in folder.read_json(file)]
+
+
+def _claim(place: Path, provenance: Mapping[str, Any]) -> Folder:
+    try:
+        return Folder.claim(place, provenance)
+    except StaleArtifact as error:
+        raise StaleArtifact(
+            f"{place} holds the beginning of pairs made from something else.",
+            given=error.given,
+            accepted="what it was made from; nothing was overwritten",
+            fix=f"another --out (Python: out=...), or remove {place.parent}",
+        ) from error
+
+
+def _completer(
+    model: Any, tokenizer: Any, max_new_tokens: int, temperature: float, seed: int, special_tokens: bool = True
+) -> Callable[[int, Sequence[str]], list[dict[str, Any]]]:
+    """Prepare to complete a batch of prompts, given the number of its first; what is drawn depends on that and the seed."""
+    settings = _settings(model, tokenizer, max_new_tokens, temperature)
+    encode = functools.partial(tokenizer, add_special_tokens=special_tokens)
+
+    @torch.no_grad()
+    def complete(start: int, batch: Sequence[str]) -> list[dict[str, Any]]:
+        with evaluating(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(int(fingerprint_settings([seed, start]), 16) % 2**63)
+            return _complete(model, tokenizer, batch, [encode(prompt)["input_ids"] for prompt in batch], settings)
+
+    return complete
 
 
 def _complete(
@@ -159,7 +292,7 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch dropout off, and give every module back its mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

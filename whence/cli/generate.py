@@ -21,6 +21,7 @@ def generate(
     max_new_tokens: options.NewTokens = 64,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token each time.")] = 0.0,
     seed: options.Seed = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Prompts at a time.")] = 8,
     columns: options.Columns = None,
     adapter: options.Adapter = None,
     tokenizer: options.Tokenizer = None,
@@ -34,6 +35,9 @@ def generate(
 
     With --base the file also has what the other model said, as base_completion. To ask why this model says one thing and not
     the other: whence score --query-columns contrast=base_completion (and prompt=prompt, completion=completion).
+    Prompts that come with a completion keep it, as reference: whence evaluate compare measures both against it.
+
+    Every batch of prompts is saved as it comes: after an interruption the same command goes on.
 
     \b
     Examples
@@ -44,27 +48,24 @@ def generate(
 
     from whence.cli.console import say
     from whence.cli.session import session
+    from whence.config.schema import Generate
     from whence.data import load_data
     from whence.errors import UsageError
-    from whence.generation import check_vacant, generate, save_pairs
+    from whence.generation import check_vacant, generate_pairs
     from whence.models import load_model
 
     if bool(prompt) == (prompts is not None):
         raise UsageError("There are no prompts, or two kinds.", accepted="--prompts FILE, or -p PROMPT (once or more)")
     check_vacant(out)
-    with session(quiet=quiet, verbose=verbose):
-        texts = prompt or [
-            str(row.get("prompt", row.get("text"))) for row in load_data(prompts or "", columns=options.mapping(columns))
-        ]
+    settings = Generate(max_new_tokens=max_new_tokens, temperature=temperature, base=base is not None, batch_size=batch_size)
+    with session(1 if base is None else 2, quiet=quiet, verbose=verbose):
+        rows = [{"prompt": text} for text in prompt] if prompt else load_data(prompts or "", columns=options.mapping(columns))
         loaded, words = load_model(model, dtype=dtype, device=device, adapter=adapter, tokenizer=tokenizer)
-        pairs = generate(loaded, words, texts, max_new_tokens, temperature, seed)
-        if base is not None:
-            other, other_words = load_model(base, dtype=dtype, device=device)
-            for pair, said in zip(pairs, generate(other, other_words, texts, max_new_tokens, temperature, seed), strict=True):
-                pair |= {"base_completion": said["completion"], "base_logprob": said["logprob"]}
-    settings = {"model": model, "base": base, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    document = {"unit": "logprob in nats", "settings": settings, "data": pairs}
-    save_pairs(out, document)
+        other = None if base is None else lambda: load_model(base, dtype=dtype, device=device)
+        document = generate_pairs(
+            loaded, words, rows, settings, out=out, base=other, seed=seed, about={"model": model, "base": base}
+        )
+    pairs = document["data"]
     if as_json:
         print(json.dumps({"file": str(out), **document}, ensure_ascii=False))
         return

@@ -1,0 +1,123 @@
+"""How good the answers are: a benchmark with known answers, and base beside tuned on one's own prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whence.cli import options
+
+MMLU = "mmlu_professional_law,mmlu_business_ethics,mmlu_international_law"
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
+
+
+def benchmark(
+    model: options.Model,
+    out: Out,
+    base: Annotated[str | None, typer.Option("--base", help="Another model, asked the same questions.")] = None,
+    tasks: Annotated[str, typer.Option("--tasks", help="Names of lm-eval, joined by commas.")] = MMLU,
+    fewshot: Annotated[int, typer.Option("--fewshot", min=0, metavar="N", help="Worked examples before each question.")] = 5,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Questions per task at most.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Folder of MMLU's csv files (dev/, test/), instead of the hub.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Questions at a time.")] = 8,
+    adapter: options.Adapter = None,
+    tokenizer: options.Tokenizer = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    rerun: options.Rerun = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Ask a model multiple-choice questions (MMLU and its kin) through lm-eval: accuracy with 95 % intervals.
+
+    With --base, another model is asked the same, and the difference between both is measured question by question. Every task
+    that is finished is kept: after an interruption the same command goes on, and tasks can be added later.
+
+    \b
+    Examples
+      whence evaluate benchmark ./tuned --base gpt2 --out runs/a/evaluate
+      whence evaluate benchmark ./tuned --tasks mmlu_virology --limit 50 --data mmlu --out runs/a/evaluate
+    """
+    import json
+
+    from whence.cli.console import say
+    from whence.cli.session import session
+    from whence.config.schema import Benchmark
+    from whence.evaluate.benchmark import run_benchmark
+    from whence.evaluate.combined import benchmark_table, combine
+    from whence.models import load_model
+
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    settings = Benchmark(tasks=names, fewshot=fewshot, limit=limit, data=data, batch_size=batch_size)
+    models = {} if base is None else {"base": lambda: load_model(base, dtype=dtype, device=device)}
+    models["tuned"] = lambda: load_model(model, dtype=dtype, device=device, adapter=adapter, tokenizer=tokenizer)
+    with session(quiet=quiet, verbose=verbose):
+        document = run_benchmark(models, settings, out=out, rerun=rerun)
+        page = combine(out)
+    if as_json:
+        print(json.dumps({"folder": str(out), **document}, ensure_ascii=False))
+        return
+    _show(benchmark_table(document))
+    say(f"{page}: as a page; {out / 'benchmark'}: the answer to every question", "dim")
+
+
+def compare(
+    pairs: Annotated[Path, typer.Argument(metavar="PAIRS", help="File of answers that whence generate --base made.")],
+    out: Out,
+    scores: Annotated[Path | None, typer.Option("--scores", help="Folder of whence score on the same answers.")] = None,
+    top: Annotated[
+        int, typer.Option("--top", "-k", min=1, metavar="N", help="Rows per answer in influential_examples.md.")
+    ] = 5,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Compare the answers of base and tuned: BLEU and ROUGE against the references, or against each other.
+
+    Prompts that had a completion of their own when whence generate read them have it as their reference.
+
+    \b
+    Examples
+      whence evaluate compare pairs.json --out runs/a/evaluate
+      whence evaluate compare pairs.json --scores runs/a/scores --out runs/a/evaluate
+    """
+    import json
+
+    from whence.cli.console import say
+    from whence.cli.session import session
+    from whence.evaluate.combined import combine, comparison_table
+    from whence.evaluate.compare import compare_answers
+    from whence.store.scores import open_scores
+
+    with session(quiet=quiet, verbose=verbose):
+        opened = None if scores is None else open_scores(scores)
+        found = compare_answers(pairs, out=out, scores=opened, top=top, seed=seed)
+        page = combine(out)
+    if as_json:
+        summary = json.loads(str(found["summary"].to_json(orient="records")))
+        print(json.dumps({"folder": str(out), "summary": summary}, ensure_ascii=False))
+        return
+    _show(comparison_table(found["summary"]))
+    say(f"{page}: as a page; {out / 'comparison.csv'}: prompt by prompt", "dim")
+
+
+def _show(table: list[list[str]]) -> None:
+    """Print a header and its rows."""
+    from rich.table import Table
+
+    from whence.cli.console import show_table
+
+    head, *rows = table
+    drawn = Table(box=None)
+    for number, name in enumerate(head):
+        drawn.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    show_table(drawn)
