@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 ORACLE := curvlinops-for-pytorch backpack-for-pytorch unfoldNd einconv einops linear_operator opt_einsum
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-full clean
+.PHONY: help demo test lint docs bench bench-full clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ lint: .venv/installed-dev  ## ruff, its formatter, and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: .venv/installed-dev  ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: .venv-bench/installed  ## time, memory and scores beside the peers', in an environment of their own
 	.venv-bench/bin/python -m benchmarks.compare $(BENCH_ARGS)
 
@@ -32,7 +35,7 @@ bench-full: .venv-bench/installed  ## the same with larger models, many queries 
 	.venv-bench/bin/python -m benchmarks.compare --full $(BENCH_ARGS)
 
 clean:  ## remove the environment and everything generated
-	rm -rf .venv .venv-bench build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

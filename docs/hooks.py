@@ -1,0 +1,148 @@
+"""What the documentation takes from elsewhere when it is built.
+
+The settings of `whence.yaml` come from `whence.config.schema`, so that the page can't go stale; the changelog and the
+benchmark's results lie outside of docs/; formulas become MathML, so that readers' browsers fetch nothing.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+BESIDE = {
+    "changelog.md": "CHANGELOG.md",
+    "benchmarks/results/small.md": "benchmarks/results/small.md",
+    "benchmarks/results/small.png": "benchmarks/results/small.png",
+    "benchmarks/results/gpu.md": "benchmarks/results/gpu.md",
+}
+"""Files of the repository that the site shows, by their place in it."""
+
+SETTINGS = "<!-- settings -->"
+"""Stands in a page where the tables of all settings go."""
+
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+
+STYLED = re.compile(r'<mi mathvariant="(double-struck|script)">([A-Z])</mi>')
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add what lies beside docs/."""
+    from mkdocs.structure.files import File
+
+    for place, source in BESIDE.items():
+        files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Put the settings in their place, and lead links out of docs/ to where the site has the file."""
+    if SETTINGS in markdown:
+        from whence.config.schema import Config
+
+        markdown = markdown.replace(SETTINGS, settings(Config.model_json_schema()))
+    for place, source in BESIDE.items():
+        markdown = markdown.replace(f"](../{source})", f"]({place})")
+    return markdown
+
+
+def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
+    """Turn TeX into MathML."""
+    return FORMULA.sub(_formula, content)
+
+
+def _formula(found: re.Match[str]) -> str:
+    from latex2mathml.converter import convert
+
+    tag, opening, tex = found.groups()
+    spaced = html.unescape(tex).strip().replace(r"\log ", r"\,\log\,")  # TeX leaves room around a function's name
+    drawn = STYLED.sub(_letter, convert(spaced, display="block" if opening == "[" else "inline"))
+    return f'<div class="math-block">{drawn}</div>' if tag == "div" else drawn
+
+
+def _letter(found: re.Match[str]) -> str:
+    """A styled letter by its own code point, since browsers no longer style others (MathML Core)."""
+    style, letter = found[1].upper(), found[2]
+    for name in (f"MATHEMATICAL {style} CAPITAL {letter}", f"{style} CAPITAL {letter}"):
+        try:
+            return f"<mi>{unicodedata.lookup(name)}</mi>"
+        except KeyError:  # a few letters are in the other block
+            continue
+    return found[0]
+
+
+# settings
+
+
+def settings(schema: dict[str, Any]) -> str:
+    """Every setting of a JSON schema as Markdown: a heading and a table for each section, in their order."""
+    return "\n\n".join(_section("", schema, schema))
+
+
+def _section(path: str, section: dict[str, Any], schema: dict[str, Any]) -> list[str]:
+    """The section's table, then those of the sections in it."""
+    inner = {f"{path}.{name}".strip("."): found for name, about in _fields(section) if (found := _within(about, schema))}
+    required = section.get("required", [])
+    rows = [
+        f"| `{name}` | {_takes(about, schema)} | {'*required*' if name in required else _default(about)} | "
+        f"{_cell(about.get('description') or (_within(about, schema) or {}).get('description', ''))} |"
+        for name, about in _fields(section)
+    ]
+    head = [f"### `{path}`" if path else "### Top level", section.get("description", "")]
+    table = "\n".join(["| setting | takes | default | meaning |", "|---|---|---|---|", *rows])
+    return [*head, table, *(part for name, found in inner.items() for part in _section(name, found, schema))]
+
+
+def _fields(section: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return list(section.get("properties", {}).items())
+
+
+def _within(about: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any] | None:
+    """The section that a setting holds, or may hold."""
+    for option in [about, *about.get("anyOf", []), *about.get("allOf", [])]:
+        if "$ref" in option:
+            return schema["$defs"][option["$ref"].rpartition("/")[2]]
+    return None
+
+
+def _takes(about: dict[str, Any], schema: dict[str, Any]) -> str:
+    """What may be written, in words."""
+    if options := about.get("anyOf"):
+        return ", ".join(dict.fromkeys(_takes(option, schema) for option in options))
+    if "$ref" in about:
+        return "section"
+    if "enum" in about or "const" in about:
+        return ", ".join(f"`{value}`" for value in about.get("enum", [about.get("const")]))
+    kind = about.get("type")
+    if kind in ("integer", "number"):
+        return {"integer": "whole number", "number": "number"}[kind] + _bounds(about)
+    if kind == "array":
+        each = about.get("items") or (about.get("prefixItems") or [{}])[0]
+        return f"list of {_takes(each, schema)}"
+    if kind == "object":
+        return "mapping"
+    return {"string": "text", "boolean": "true, false", "null": "null"}.get(str(kind), "anything")
+
+
+def _bounds(about: dict[str, Any]) -> str:
+    words = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    return "".join(f" {sign} {about[key]:g}" for key, sign in words.items() if key in about)
+
+
+def _default(about: dict[str, Any]) -> str:
+    value = about.get("default")
+    if value is None:
+        return "-"
+    if isinstance(value, dict) and value:
+        return "its own defaults"
+    if isinstance(value, list) and value:
+        return ", ".join(f"`{item}`" for item in value)
+    return "empty" if value in ([], {}) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
