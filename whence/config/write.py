@@ -30,7 +30,8 @@ def save_schema(folder: Path) -> None:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a `whence.yaml`."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "whence.yaml", **Config.model_json_schema()}
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **Config.model_json_schema(), "title": "whence.yaml"}
 
 
 def commented(values: Mapping[str, Any], introduction: str = "") -> str:

@@ -71,6 +71,14 @@ class Lock:
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return digest(*(part for file in files for part in (file.relative_to(path).as_posix(), self._file(file))))
 
+    def hashes_of(self, names: Iterable[str]) -> dict[str, str]:
+        """The hashes of files and folders, by the last part of their names: it does not matter where they lie."""
+        found: dict[str, str] = {}
+        for name in dict.fromkeys(names):
+            short = Path(name).name
+            found[short if short not in found else f"{short} ({len(found)})"] = self.hash_of(name)
+        return found
+
     def _file(self, path: Path) -> str:
         state, name = path.stat(), str(path.resolve())
         known = self.hashes.get(name)

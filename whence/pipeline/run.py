@@ -84,7 +84,7 @@ def _plan(resolved: Resolved, lock: Lock, wanted: Sequence[str]) -> list[Step]:
         after = {name: steps[name].identity for name in stage.after if name in steps}
         made_from = {
             "settings": stage.settings(resolved.config),
-            "inputs": {name: lock.hash_of(resolved.place(name)) for name in stage.inputs(resolved.config)},
+            "inputs": lock.hashes_of([resolved.place(name) for name in stage.inputs(resolved.config)]),
             "after": after,
             "code": stage.code(),
         }

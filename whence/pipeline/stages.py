@@ -71,6 +71,21 @@ def _model(config: Config) -> dict[str, Any]:
     return _dump(config.model) | {"base": None, "path": None, "adapter": None, "tokenizer": None, "device": None}
 
 
+def _prompts(config: Config) -> dict[str, Any]:
+    return _dump(config.prompts) | {"path": None}
+
+
+def _everything(config: Config) -> dict[str, Any]:
+    """All settings but those that say where things are: other stages look at what is there."""
+    return _dump(config) | {
+        "out": None,
+        "model": _model(config) | {"device": config.model.device},
+        "data": _text(config),
+        "prompts": _prompts(config),
+        "evaluate": None,
+    }
+
+
 def _weights(config: Config) -> list[str]:
     """The weights that are asked, where no stage makes them."""
     names = [config.model.path or config.model.base, config.model.adapter, config.model.tokenizer]
@@ -107,7 +122,7 @@ STAGES = (
         ("generate",),
         settings=lambda c: {
             "generate": _dump(c.generate),
-            "prompts": _dump(c.prompts) | {"path": None},
+            "prompts": _prompts(c),
             "data": {key: _text(c)[key] for key in ("format", "normalise", "chat_template", "max_length", "append_eos")},
             "model": _model(c),
             "seed": c.seed,
@@ -142,7 +157,7 @@ STAGES = (
             "score": _dump(c.score),
             "data": _text(c),
             "model": _model(c),
-            "prompts": _dump(c.prompts) | {"path": None} if c.score.queries == "prompts" else None,
+            "prompts": _prompts(c) if c.score.queries == "prompts" else None,
             "seed": c.seed,
         },
         inputs=lambda c: [*_weights(c), c.data.path, *_score_questions(c)],
@@ -171,7 +186,7 @@ STAGES = (
     Stage(
         "report",
         ("report",),
-        settings=_dump,
+        settings=_everything,
         inputs=lambda c: [],
         after=("train", "generate", "fit", "inspect", "score", "benchmark", "evaluate"),
         optional=("inspect", "benchmark", "evaluate"),

@@ -58,6 +58,7 @@ def write_tiny(
         config["fit"] = {**config["fit"], "examples": "all"}
     if (config.get("inspect") or {}).get("layer"):
         config["inspect"] = {**config["inspect"], "layer": LAYERS - 1}
+    config["score"] = {**config["score"], "per": "token"}
     config["generate"] = {**values.get("generate", {}), "max_new_tokens": 16}
     if config.get("evaluate"):
         config["evaluate"] = {"compare": True}
