@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from whence import dist
 from whence.errors import AdapterBaseMissing, ModelNotFound
 from whence.progress import note
 
@@ -42,7 +43,7 @@ def load_model(
     if adapter is not None:
         adapter = locate(os.fspath(adapter))
         note(f"adapter {adapter} on base {name}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or dist.device())
     try:
         model = _load_weights(name, dtype, device, attention)
     except (OSError, ValueError, ImportError) as error:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
+from whence import dist
 from whence.coverage import Site
 from whence.data.batches import plan_batches
 from whence.errors import OutOfMemory
 from whence.progress import note
+from whence.store.manifest import Folder
+from whence.store.memory import Memory
+from whence.store.part import Part
 
 HALVINGS = 3
 """How often a batch that does not fit is halved before giving up."""
@@ -18,6 +24,10 @@ HALVINGS = 3
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Positions per batch unless the user says: enough to keep the device busy."""
+
+
+BALANCE = 4
+"""Batches per process, at least, after which processes wait for each other."""
 
 
 SAVE_SECONDS = 60.0
@@ -75,12 +85,60 @@ def data_chunks(indices: Sequence[int], sizes: Sequence[int], count: int) -> lis
     return [chunk for chunk in chunks if chunk]
 
 
+def next_round(chunks: Sequence[Sequence[int]], sizes: Sequence[int], batch_tokens: int) -> int:
+    """How many of the chunks to share out among the processes (`whence.dist`) at a time; alone always one.
+
+    As many as have `BALANCE` batches for each process, so that none waits long for the others.
+    """
+    if dist.world() == 1:
+        return 1
+    batches = itertools.accumulate(len(plan_batches([sizes[index] for index in chunk], batch_tokens)) for chunk in chunks)
+    return next((count for count, planned in enumerate(batches, 1) if planned >= BALANCE * dist.world()), len(chunks))
+
+
+def run_share(
+    chunks: Sequence[Sequence[int]],
+    sizes: Sequence[int],
+    batch_tokens: int,
+    run: Callable[[list[list[int]], Callable[[int], None]], None],
+    undo: Callable[[], None],
+    advance: Callable[[int], None],
+    most: int | None = None,
+) -> int:
+    """Run what falls to this process of the chunks' batches (of at most `most` examples), as `run_chunk` does.
+
+    The batches are those that one process alone would make, so that each example's numbers are the same to the last
+    bit. `run` gets them, and what to tell of the positions done: each process stands for all of them. Where one process
+    fails, all fail alike; where one needs smaller batches, all take smaller ones from then on.
+    """
+    total, told = sum(sizes[index] for chunk in chunks for index in chunk), 0
+
+    def tell(positions: int) -> None:
+        nonlocal told
+        known = min(positions * dist.world(), total - told)
+        told += known
+        advance(known)
+
+    if dist.world() == 1:
+        (chunk,) = chunks
+        return run_chunk(chunk, sizes, batch_tokens, lambda batches: run(batches, advance), undo)
+    planned = [batch for chunk in chunks for batch in _planned(chunk, sizes, batch_tokens)]
+    mine = dist.share([batch[start:][:most] for batch in planned for start in range(0, len(batch), most or len(batch))])
+    with dist.agreeing():
+        if mine:
+            chunk = [index for batch in mine for index in batch]
+            batch_tokens = run_chunk(chunk, sizes, batch_tokens, lambda batches: run(batches, tell), undo, mine)
+    advance(total - told)
+    return min(dist.from_all(batch_tokens))
+
+
 def run_chunk(
     chunk: Sequence[int],
     sizes: Sequence[int],
     batch_tokens: int,
     run: Callable[[list[list[int]]], None],
     undo: Callable[[], None],
+    batches: Sequence[Sequence[int]] | None = None,
 ) -> int:
     """Run the chunk's batches; where one does not fit in memory, `undo` the chunk and run it again with half the batch.
 
@@ -89,9 +147,9 @@ def run_chunk(
     """
     longest = max(sizes[index] for index in chunk)
     for _ in range(HALVINGS + 1):
-        batches = plan_batches([sizes[index] for index in chunk], batch_tokens)
+        batches = batches or _planned(chunk, sizes, batch_tokens)
         try:
-            run([[chunk[place] for place in batch] for batch in batches])
+            run([list(batch) for batch in batches])
             return batch_tokens
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -103,12 +161,23 @@ def run_chunk(
         if all(len(batch) == 1 for batch in batches):
             break
         batch_tokens = max(longest, min(batch_tokens, max(longest * len(batch) for batch in batches)) // 2)
+        batches = None
         note(f"out of memory: batches halved to {batch_tokens} positions")
     raise OutOfMemory(
         "A batch does not fit in memory",
         given=f"batches of {batch_tokens} positions, the longest example has {longest}; {reason}",
         fix="shorter examples (--max-length), fewer modules (--modules last-8), or more module groups (--groups 4)",
     )
+
+
+def _planned(chunk: Sequence[int], sizes: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    return [[chunk[place] for place in batch] for batch in plan_batches([sizes[index] for index in chunk], batch_tokens)]
+
+
+def keep(folder: Folder | Memory | Part, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Save the tensors, which of several processes the first has, where all can load them."""
+    in_memory = isinstance(folder.whole if isinstance(folder, Part) else folder, Memory)
+    folder.save(name, dist.to_all(tensors) if in_memory else tensors)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

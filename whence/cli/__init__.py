@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from whence import dist
 from whence.errors import WhenceError
 from whence.version import __version__
 
@@ -45,6 +46,9 @@ COMMANDS = {
 }
 """Where each command lives; a name of two words ("data preview") makes a group."""
 
+SHARED = {"fit", "score", "trace", "run"}
+"""Commands whose work several processes share out."""
+
 HELP = """Which training examples made the model say that, by how much, and how far can you trust the answer?
 
 A score above 0 means: one more copy of the training example would have raised the log-probability of the answer (unit: nats per
@@ -52,8 +56,14 @@ copy). Scores are first-order estimates."""
 
 
 def main() -> None:
-    """Run the command that the arguments name."""
-    build()(prog_name="whence")
+    """Run the command that the arguments name; in several processes where torchrun starts them."""
+    if dist.world() == 1:
+        build()(prog_name="whence")
+        return
+    from whence.cli.console import as_one
+
+    with as_one():
+        build()(prog_name="whence")
 
 
 def build() -> typer.Typer:
@@ -72,7 +82,7 @@ def build() -> typer.Typer:
                 groups[noun].callback()(_no_options)
                 app.add_typer(groups[noun], name=noun)
             parent = groups[noun]
-        parent.command(verb)(_guarded(getattr(importlib.import_module(module), function)))
+        parent.command(verb)(_guarded(getattr(importlib.import_module(module), function), name))
     return app
 
 
@@ -105,12 +115,14 @@ def _no_options() -> None:
     """Keep a group with one command a group."""
 
 
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+def _guarded(command: Callable[..., None], name: str) -> Callable[..., None]:
     """Turn a user's mistake into its message and exit code, and Ctrl-C into how to go on; a bug keeps its traceback."""
 
     @functools.wraps(command)
     def run(*arguments: object, **options: object) -> None:
         try:
+            if name not in SHARED:
+                dist.only_one_process(f"whence {name}")
             command(*arguments, **options)
         except WhenceError as error:
             print(error, file=sys.stderr)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from whence import dist
+from whence.errors import WhenceError
 from whence.progress import Stage, report_to
 
 out = Console(highlight=False)
@@ -39,9 +46,10 @@ def show_table(table: Table) -> None:
 def reporting(stages: int | None = None, *, quiet: bool = False) -> Iterator[None]:
     """Show the progress of the enclosed work: bars on a terminal, plain lines elsewhere, nothing when quiet.
 
-    With the number of `stages` that the work has, the time left for the whole is shown too.
+    With the number of `stages` that the work has, the time left for the whole is shown too. Of several processes that
+    work together only the first shows any.
     """
-    if quiet:
+    if quiet or dist.rank() > 0:
         yield
     elif err.is_terminal:
         with Bars(err, Outlook(stages)) as bars, report_to(bars):
@@ -49,6 +57,40 @@ def reporting(stages: int | None = None, *, quiet: bool = False) -> Iterator[Non
     else:
         with report_to(Lines(err, Outlook(stages))):
             yield
+
+
+@contextlib.contextmanager
+def as_one() -> Iterator[None]:
+    """Run a command in several processes that look like one: only the first is heard, unless another one fails alone."""
+    dist.start()
+    before, muted = signal.signal(signal.SIGTERM, _on_end), io.StringIO()
+    try:
+        with contextlib.ExitStack() as stack:
+            if dist.rank() > 0:
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+                stack.enter_context(contextlib.redirect_stderr(muted))
+            yield
+        dist.leave()
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            dist.leave()
+            raise
+        if dist.rank() == 0:
+            dist.say_failed()
+            raise
+        if dist.first_failed():
+            raise SystemExit(error.code if isinstance(error, SystemExit) else 1) from None
+        print(f"process {dist.rank()} of {dist.world()}: {muted.getvalue().rstrip()}", file=sys.stderr, flush=True)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _on_end(number: int, frame: object) -> NoReturn:
+    raise WhenceError(
+        "This run was ended from outside: another of its processes failed, or somebody stopped it.",
+        fix="see what the others said; the same command goes on, and what was saved is kept",
+    )
 
 
 class Outlook:

@@ -18,12 +18,12 @@ def init(
     file: options.File = Path("whence.yaml"),
     model: Annotated[str, typer.Option("--model", help="Hub id or folder of the model to start from.")] = "./model",
     data: Annotated[str, typer.Option("--data", "-d", help="Training data.")] = "train.jsonl",
-    prompts: Annotated[str | None, typer.Option("--prompts", help="File of prompts; some are written down if not said.")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", help="File of prompts; a few to replace if not said.")] = None,
     columns: options.Columns = None,
     train: Annotated[bool, typer.Option("--train/--no-train", help="Fine-tune, or use the model as it is.")] = True,
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="OTHER.yaml", help="Convert a configuration with the sections models, dataset, factors, scores."),
+        typer.Option("--from", metavar="OTHER.yaml", help="Convert another pipeline's (models, dataset, factors, scores)."),
     ] = None,
     quiet: options.Quiet = False,
 ) -> None:

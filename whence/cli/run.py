@@ -24,8 +24,8 @@ def run(
 ) -> None:
     """Run what a whence.yaml describes: fine-tune, generate, fit, inspect, score, evaluate, report.
 
-    Stages whose model, data, settings and code did not change are skipped, and one that was killed goes on where it was. A stage that
-    changed runs again with all that depends on it; what it made before is kept beside, as NAME.1.
+    Stages whose model, data, settings and code did not change are skipped, and one that was killed goes on where it was. A
+    stage that changed runs again with all that depends on it; what it made before is kept beside, as NAME.1.
 
     \b
     Examples

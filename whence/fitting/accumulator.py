@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from whence import dist
 from whence.stream import Sink
 from whence.tasks.base import Batch
 
 
 class Accumulator(Sink):
-    """Named sums over the examples seen; `examples` counts them."""
+    """Named sums over the examples seen; `examples` counts them.
+
+    Of several processes (`whence.dist`) each sums up its own examples. `collect` adds these sums to those of all
+    processes, each of which one process keeps: the same sums, in the same order, whenever they are saved. With `finish`
+    they are this one's `sums`.
+    """
 
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self.dtype, self.device = dtype, device
         self.sums: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
         self.restore({})
 
     def begin(self, indices: Sequence[int], batch: Batch) -> None:
@@ -35,3 +42,20 @@ class Accumulator(Sink):
         self.sums |= {
             name: tensor.to(self.device if tensor.ndim else "cpu") for name, tensor in sums.items() if name != "chunks"
         }
+
+    def resume(self, sums: Mapping[str, Tensor], owner: Callable[[str], int | None]) -> None:
+        """Go on from saved sums over all processes."""
+        self.restore({name: tensor for name, tensor in sums.items() if owner(name) in (None, dist.rank())})
+        if dist.world() > 1:
+            self.kept = self.sums
+            self.restore({})
+
+    def collect(self, owner: Callable[[str], int | None]) -> None:
+        """Hand the sums to the processes that `owner` gives them to (None: to all), and begin with new ones."""
+        for name, part in dist.add_up(self.sums, owner).items():
+            self.kept[name] = self.kept[name].add_(part) if name in self.kept else part
+        self.restore({})
+
+    def finish(self) -> None:
+        """Take the sums that this process keeps for its own."""
+        self.sums, self.kept = self.kept, {}

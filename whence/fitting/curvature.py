@@ -17,6 +17,7 @@ from whence.store.manifest import Folder, differences
 from whence.store.memory import Memory
 from whence.store.part import Part
 from whence.tasks.base import Task
+from whence.tasks.tokens import first_difference
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,12 @@ class Curvature:
             )
         then, now = self.provenance["task"], task.settings()
         if changes := [key for key in ("tokenizer", "chat_template") if then.get(key) != now.get(key)]:
+            found = differences({key: then.get(key) for key in changes}, {key: now.get(key) for key in changes})
+            if "tokenizer" in changes and self.about.get("begins"):
+                found.append(first_difference(getattr(task, "tokenizer", None), self.about["begins"]))
             raise TokenizerMismatch(
                 f"The factors were fitted on text read with another {' and '.join(changes).replace('_', ' ')}.",
-                given=", ".join(differences({key: then.get(key) for key in changes}, {key: now.get(key) for key in changes})),
+                given=", ".join(found),
                 accepted="the tokenizer and chat template that the model was trained with, for factors and scores alike",
                 fix="give the same --tokenizer and --template as to whence fit, or fit again",
             )

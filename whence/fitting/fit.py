@@ -12,7 +12,7 @@ import bisect
 import itertools
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from whence import dist
 from whence.capture import Capture
 from whence.coverage import Coverage, Site, cover
 from whence.data.batches import plan_batches
@@ -30,17 +31,19 @@ from whence.fitting.curvature import Curvature, load_curvature
 from whence.fitting.eigenvalues import Eigenvalues
 from whence.fitting.methods import Method, method_named
 from whence.operators.eigen import EigenBlock
-from whence.partition import SAVE_SECONDS, SaveTimer, batch_positions, data_chunks, module_groups, run_chunk
+from whence.partition import SAVE_SECONDS, SaveTimer, batch_positions, data_chunks, keep, module_groups, next_round, run_share
 from whence.precision import Precision, multiplying
 from whence.probe import agreement, probe, probe_rows, settle_products
 from whence.progress import note, stage
 from whence.store.compact import compact, expand
-from whence.store.fingerprint import fingerprint, fingerprint_code
+from whence.store.digest import fingerprint_code
+from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.store.part import Part
 from whence.stream import Examples, Objective, drawn_likelihood, encode, likelihood, stream
 from whence.tasks.base import Task
+from whence.tasks.tokens import beginning
 
 WIDE = 20_000
 """Width of a side from which a full covariance deserves a warning."""
@@ -189,9 +192,8 @@ class _Fit:
     def fit(self, samples: tuple[list[int], list[int]]) -> dict[str, Any]:
         """Fit every group of modules on the samples; returns what the factors are made of."""
         settings, first = self.settings, samples[0]
-        products = settle_products(
-            self.folder, settings.precision, self.model, self.task, self.examples, self.coverage.sites, first
-        )
+        given = (self.folder, settings.precision, self.model, self.task, self.examples, self.coverage.sites, first)
+        products = dist.on_first(settle_products, *given)
         self.without_gradient = []
         with multiplying(products, self.device):
             for number, names in enumerate(module_groups(self.coverage.sites, settings.groups)):
@@ -209,6 +211,7 @@ class _Fit:
             "coverage": str(coverage),
             "modules": {name: list(site.shape) for name, site in coverage.sites.items()},
             "without_gradient": self.without_gradient,
+            "begins": beginning(self.examples.items[self.examples.usable[0]]),
         }
 
     def samples(self, size: int | None = None) -> tuple[list[int], list[int]]:
@@ -233,7 +236,7 @@ class _Fit:
                 whole.write_json(f"{seen}.json", about)
                 operator = load_curvature(self.folder, about).inverse().to(torch.empty(0, dtype=self.sums, device=self.device))
                 scores = probe(self.model, self.task, self.examples, self.coverage.sites, rows, operator)
-                whole.save(seen, {"scores": scores})
+                keep(whole, seen, {"scores": scores})
             scores = whole.load(seen)["scores"]
             if before is not None:
                 whole.discard(f"sample-{before[0]}")
@@ -250,7 +253,7 @@ class _Fit:
         done = f"eigenvalues-{number:02d}"
         sites = {name: self.coverage.sites[name] for name in names}
         if not self.folder.has(done):
-            self.folder.save(done, compact(self._eigenvalues(number, sites, samples)))
+            keep(self.folder, done, compact(self._eigenvalues(number, sites, samples)))
         self.folder.drop(f"work-covariance-{number:02d}")
         self.folder.drop(f"work-eigenvalues-{number:02d}")
         fitted = self.folder.load(done)
@@ -260,7 +263,7 @@ class _Fit:
             note(f"{len(missing)} modules never had a gradient and are left out: {', '.join(missing[:5])}")
 
     def _eigenvalues(self, number: int, sites: dict[str, Site], samples: tuple[list[int], list[int]]) -> dict[str, Tensor]:
-        """The blocks' eigenvalues `[O, I]`, after whatever passes the method needs."""
+        """The blocks' eigenvalues `[O, I]`, after whatever passes the method needs; on the first process."""
         if self.method.eigenvalues == "one":
             return {name: torch.ones(site.shape, dtype=self.sums) for name, site in sites.items()}
         if self.method.basis == "identity":
@@ -271,8 +274,9 @@ class _Fit:
             return {name: block.lam_OI for name, block in blocks.items()}
         sink = Eigenvalues(blocks, operands=self.operands, sums=self.sums, device=self.device)
         self._accumulate("eigenvalues", number, sites, samples[1], sink)
-        self._refuse_infinite(sink.sums)
-        return {name: sink.sums[name] / sink.sums["examples"].item() for name in _reached(sites, sink.sums)}
+        with dist.agreeing():
+            self._refuse_infinite(sink.sums)
+        return dist.merged({name: sink.sums[name] / sink.sums["examples"].item() for name in _reached(sites, sink.sums)})
 
     def _basis(self, number: int, sites: dict[str, Site], sample: list[int]) -> dict[str, EigenBlock]:
         """The eigenbases of the covariances, with the eigenvalues of K-FAC."""
@@ -282,13 +286,14 @@ class _Fit:
             largest = self.settings.largest_factor
             sink = Covariance(sites, by, operands=self.operands, sums=self.sums, device=self.device, largest=largest)
             self._accumulate("covariance", number, sites, sample, sink, inputs)
-            reached = _reached(sites, {name: sink.sums[f"out_count/{name}"] for name in sink.groups})
-            with stage("eigenvectors", len(reached), "modules") as advance:
+            counts = {name: sink.sums[key] for name in sink.groups if (key := f"out_count/{name}") in sink.sums}
+            reached = _reached(sites, counts)
+            with stage("eigenvectors", len(reached), "modules") as advance, dist.agreeing():
                 bases = {"examples": sink.sums["examples"]}
                 for name in reached:
                     decompose(bases, sink.sums, name, sink.groups[name])
                     advance(1)
-            self.folder.save(basis, compact(bases))
+            keep(self.folder, basis, dist.merged(compact(bases)))
         bases, groups = expand(self.folder.load(basis, self.device)), self.folder.read_json(inputs)
         sides = rotations(bases)
         return {
@@ -302,14 +307,25 @@ class _Fit:
     def _accumulate(
         self, what: str, number: int, sites: dict[str, Site], sample: list[int], sink: Accumulator, inputs: str | None = None
     ) -> None:
-        """Run one pass over the sample, saving the sums now and then; chunks that an earlier run saved are skipped."""
+        """Run one pass over the sample, saving the sums now and then; chunks that an earlier run saved are skipped.
+
+        Of several processes each ends with the sums of its own part of the modules.
+        """
         saved, timer = f"work-{what}-{number:02d}", SaveTimer(self.save_every)
+        homes = {name: home for home, part in enumerate(module_groups(sites, dist.world())) for name in part}
         chunks = data_chunks(sample, self.examples.sizes, self.settings.chunks)
         state = self._saved(saved)
         first = int(state.get("chunks", 0))
-        sink.restore(state)
         if first and inputs and isinstance(sink, Covariance):
             sink.groups = self.folder.read_json(inputs)
+
+        def owner(name: str) -> int | None:
+            """The process that keeps the sum; all count the examples."""
+            if name in ("examples", "chunks"):
+                return None
+            return homes[sink.keeper(name) if isinstance(sink, Covariance) else name]
+
+        sink.resume(state, owner)
         items, sizes = self.examples.items, self.examples.sizes
         total = sum(sizes[index] for index in sample)
         behind = sum(sizes[index] for chunk in chunks[:first] for index in chunk)
@@ -317,30 +333,41 @@ class _Fit:
 
         again: list[list[int]] = []
 
-        def run(batches: Sequence[Sequence[int]]) -> None:
+        def run(batches: Sequence[Sequence[int]], tell: Callable[[int], None]) -> None:
             """Work through the batches, after what has to be done again in batches no larger."""
             largest = max(len(batch) * max(sizes[index] for index in batch) for batch in batches)
             for chunk in again:
                 planned = plan_batches([sizes[index] for index in chunk], largest)
-                stream(capture, self.task, items, [[chunk[i] for i in batch] for batch in planned], objective, sink, advance)
-            stream(capture, self.task, items, batches, objective, sink, advance)
+                stream(capture, self.task, items, [[chunk[i] for i in batch] for batch in planned], objective, sink, tell)
+            stream(capture, self.task, items, batches, objective, sink, tell)
             again.clear()
 
         def undo() -> None:
-            """Go back to what was saved."""
-            sink.restore(self._saved(saved))
+            """Go back to what was saved, or of several processes to what was collected."""
+            sink.restore({} if several else self._saved(saved))
             again[:] = chunks[kept:place]
 
-        kept = first
+        kept, place, several = first, first, dist.world() > 1
         with Capture(self.model, sites) as capture, stage(what, total, "tokens", done=behind) as advance:
-            for place, chunk in enumerate(chunks[first:], start=first):
-                self.batch_tokens = run_chunk(chunk, sizes, self.batch_tokens, run, undo)
+            while place < len(chunks):
+                count = next_round(chunks[place:], sizes, self.batch_tokens)
+                given = chunks[place : place + count]
+                self.batch_tokens = run_share(given, sizes, self.batch_tokens, run, undo, advance)
+                place += count
                 if inputs and isinstance(sink, Covariance):
+                    for found in dist.from_all(sink.groups):
+                        sink.join(found)
                     self.folder.write_json(inputs, sink.groups)
-                if timer.due and place + 1 < len(chunks):
+                if several:
+                    sink.collect(owner)
+                    kept = place
+                if dist.from_first(timer.due) and place < len(chunks):
                     with timer:
-                        self.folder.save(saved, sink.sums | {"chunks": torch.tensor(place + 1)})
-                    kept = place + 1
+                        sums = dist.merged(sink.kept) if several else sink.sums
+                        self.folder.save(saved, sums | {"chunks": torch.tensor(place)})
+                    kept = place
+        if several:
+            sink.finish()
 
     def _saved(self, name: str) -> dict[str, Tensor]:
         """The sums saved last; none before the first chunk."""
@@ -362,9 +389,12 @@ class _Fit:
 
 
 def _reached(sites: dict[str, Site], sums: Mapping[str, Tensor]) -> list[str]:
-    """The sites whose gradient was not always zero, as it is for an expert that no token visits; raises where there is none."""
+    """The sites whose gradient was not always zero, as it is for an expert that no token visits; raises where there is none.
+
+    Of several processes each gives those whose sums it has.
+    """
     reached = [name for name in sites if name in sums and bool(sums[name].any())]
-    if not reached:
+    if not dist.names_of_all(reached):
         raise CoverageError("No tracked module has a gradient", given=", ".join(list(sites)[:5]), code=16)
     return reached
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from whence import dist
 from whence.capture import Capture
 from whence.coverage import Coverage, cover
 from whence.data.rows import Rows
@@ -74,6 +75,7 @@ def build_index(
 
     Raises UsageError, CoverageError, NumericalError, OutOfMemory, StaleArtifact.
     """
+    dist.only_one_process("building an index")
     if dim < 1 or kept not in FORMATS:
         raise UsageError("No such index", given=f"dim={dim}, kept={kept!r}", accepted=f"dim of 1 or more; {', '.join(FORMATS)}")
     settings = IndexSettings(dim, seed, kept, precision, chunks if out else 1)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whence import dist
 from whence.capture import Capture
 from whence.errors import UsageError
 from whence.gradients import Dense, Factored, Gradient
 from whence.linalg.lowrank import randomized_svd
 from whence.operators.base import Operator, Streaming
-from whence.partition import run_chunk
+from whence.partition import run_share
 from whence.scoring.sinks import Total
 from whence.stream import Objective, Sink, stream
 from whence.tasks.base import Batch, Task
@@ -68,6 +69,17 @@ class _Kept:
         for tensor, part in zip(self.parts[name], parts, strict=True):
             tensor[list(rows)] = part
 
+    def join(self) -> None:
+        """Bring together what the processes have: each the gradients of its own queries, and zeros for the others."""
+        found = {f"{number}/{name}": part for name, parts in self.parts.items() for number, part in enumerate(parts)}
+        parts: dict[str, dict[int, Tensor]] = {}
+        for key, tensor in dist.add_up(found).items():
+            number, _, name = key.partition("/")
+            parts.setdefault(name, {})[int(number)] = tensor
+        self.parts = {name: tuple(pieces[number] for number in sorted(pieces)) for name, pieces in parts.items()}
+        about = dist.add_up({"square": self.square, "lost": self.lost})
+        self.square, self.lost = about["square"], about["lost"]
+
     def result(self, measured: Tensor) -> Preconditioned:
         """All of them, with what they are worth."""
         gradients = {name: Dense(*parts) if len(parts) == 1 else Factored(*parts) for name, parts in self.parts.items()}
@@ -106,6 +118,7 @@ def precondition(
     """Measure every query and multiply its gradient with the operator, in `dtype`; keep it in `kept`, at rank `rank`.
 
     A query is a weighted sum of items. With `together` all queries are added up to one before the operator is applied.
+    Of several processes (`whence.dist`) each does this for some of the queries, and all get the result.
     """
     sizes = [sum(task.size(item) for item, _ in query) for query in queries]
     if empty := [number for number, size in enumerate(sizes) if not size]:
@@ -116,7 +129,7 @@ def precondition(
     measured = torch.zeros(len(queries), dtype=torch.float64)
     result, total = _Kept(1 if together else len(queries), rank, kept, seed), Total(dtype, dtype)
 
-    def run(batches: list[list[int]]) -> None:
+    def run(batches: list[list[int]], tell: Callable[[int], None]) -> None:
         for chosen in (batch[start : start + limit] for batch in batches for start in range(0, len(batch), limit)):
             items = [item for number in chosen for item, _ in queries[number]]
             owners = [place for place, number in enumerate(chosen) for _ in queries[number]]
@@ -124,17 +137,19 @@ def precondition(
             objective = _measuring(task, weights, torch.tensor(chosen)[owners], measured)
             sink = total if together else _Apply(streaming, chosen, owners, result)
             stream(capture, task, items, [range(len(items))], objective, sink, lambda positions: None)
-            advance(sum(sizes[number] for number in chosen))
+            tell(sum(sizes[number] for number in chosen))
 
     def undo() -> None:
         measured.zero_()
         total.restart()
         result.restart()
 
-    run_chunk(range(len(queries)), sizes, batch_tokens, run, undo)
+    run_share([range(len(queries))], sizes, batch_tokens, run, undo, advance, most=limit)
+    measured = dist.add_up({"measured": measured})["measured"]
+    result.join()
     if together:
         measured = measured.sum(0, keepdim=True)
-        for name, w_OI in total.sums.items():
+        for name, w_OI in dist.add_up(total.sums).items():
             result.put(name, [0], streaming.apply(name, Dense(w_OI.unsqueeze(0)), (name,)).w_BOI)
     for name, site in capture.sites.items():
         if name not in result.parts:  # an expert that no query's token visits

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whence import dist
 from whence.capture import Capture
 from whence.coverage import Site, cover
 from whence.data.rows import Rows
 from whence.errors import NumericalError, UsageError
 from whence.gradients import Dense, Gradients, Per, dot
 from whence.operators.base import Operator
-from whence.partition import batch_positions, data_chunks, run_chunk
+from whence.partition import batch_positions, data_chunks, keep, next_round, run_share
 from whence.precision import EXACT, Precision, multiplying
 from whence.probe import settle_products
 from whence.progress import note, stage
@@ -39,7 +40,8 @@ from whence.scoring.sinks import (
     squared_norms,
     token_products,
 )
-from whence.store.fingerprint import fingerprint, fingerprint_code, fingerprint_tensors
+from whence.store.digest import fingerprint_code
+from whence.store.fingerprint import fingerprint, fingerprint_tensors
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.store.scores import Scores, describe_queries, describe_rows
@@ -102,7 +104,7 @@ def score(
 
     Raises UsageError, NumericalError, DegenerateScores, OutOfMemory, StaleArtifact.
     """
-    query_rows = read(queries)
+    query_rows = dist.from_first(read(queries))
     if not len(query_rows):
         raise UsageError("There are no queries", accepted="one query or more")
     work = _Score(model, task, encode(task, train), operator, batch_tokens)
@@ -129,7 +131,7 @@ def score(
         check_scores(raw, work.train.ids)
         result = work.result(raw, extra, prepared, asked, settings, exact)
         if isinstance(folder, Folder):
-            result.save(folder)
+            dist.on_first(result.save, folder)
         return result
     finally:
         folder.close()
@@ -163,7 +165,7 @@ def self_influence(
         nothing = Preconditioned({}, *[torch.full((1,), float("nan"))] * 3)
         result = work.result(extra["raw"].reshape(1, -1), {}, nothing, asked, settings, None)
         if isinstance(folder, Folder):
-            result.save(folder)
+            dist.on_first(result.save, folder)
         return result
     finally:
         folder.close()
@@ -213,7 +215,7 @@ class _Score:
         """Take products as `precision` says; `products` remembers how."""
         train = self.train
         given = (self.model, self.task, train, self.sites, train.usable, self.operator.to(self.like))
-        products = settle_products(folder, precision, *given)
+        products = dist.on_first(settle_products, folder, precision, *given)
         self.products = self.products or products
         with multiplying(products, self.device):
             yield
@@ -257,32 +259,39 @@ class _Score:
         done = [folder.has(name) for name in names]
         total, behind = sum(sizes), sum(sizes[i] for piece, ready in zip(pieces, done, strict=True) if ready for i in piece)
         with Capture(self.model, self.sites) as capture, stage("score", total, "tokens", done=behind) as advance:
-            for piece, name, ready in zip(pieces, names, done, strict=True):
-                if not ready:
-                    folder.save(name, self._chunk(capture, piece, quantities, advance))
+            left = [number for number, ready in enumerate(done) if not ready]
+            while left:
+                count = next_round([pieces[number] for number in left], sizes, self.batch_tokens)
+                now, left = left[:count], left[count:]
+                sink = self._stream(capture, [pieces[number] for number in now], quantities, advance)
+                for number in now:
+                    keep(folder, names[number], _on_first(sink.tensors(pieces[number])))
         found = [folder.load(name) for name in names]
         return {key: self._assemble(key, found) for key in found[0] if key != "indices"}
 
-    def _chunk(
+    def _stream(
         self,
         capture: Capture,
-        piece: Sequence[int],
+        chunks: Sequence[Sequence[int]],
         quantities: Mapping[str, Quantity],
         advance: Callable[[int], None],
-    ) -> dict[str, Tensor]:
+    ) -> Columns:
+        """The quantities of the chunks' examples; of several processes each has those of its share."""
         sink = Columns(self.task, quantities)
-        self._stream(capture, piece, sink, advance)
-        return sink.tensors()
+        self._send(capture, chunks, sink, advance)
+        return sink
 
-    def _stream(self, capture: Capture, indices: Sequence[int], sink: Columns | Total, advance: Callable[[int], None]) -> None:
-        """Send the gradients of these training examples to the sink, in smaller batches where memory runs out."""
+    def _send(
+        self, capture: Capture, chunks: Sequence[Sequence[int]], sink: Columns | Total, advance: Callable[[int], None]
+    ) -> None:
+        """Send the gradients of these training examples to the sinks of all processes, each its share."""
         train = self.train
         objective = likelihood(self.task, train)
 
-        def run(batches: list[list[int]]) -> None:
-            stream(capture, self.task, train.items, batches, objective, sink, advance)
+        def run(batches: list[list[int]], tell: Callable[[int], None]) -> None:
+            stream(capture, self.task, train.items, batches, objective, sink, tell)
 
-        self.batch_tokens = run_chunk(indices, train.sizes, self.batch_tokens, run, sink.restart)
+        self.batch_tokens = run_share(chunks, train.sizes, self.batch_tokens, run, sink.restart, advance)
 
     def _assemble(self, key: str, found: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
         """Put the chunks' columns in the order of the examples; examples without a loss have zeros."""
@@ -303,9 +312,10 @@ class _Score:
         """Scores of the whole training data taken together, `[Q, 1]`."""
         sink = Total(precision.operands("scores", self.dtype), self.sums)
         with Capture(self.model, self.sites) as capture, stage("score", sum(self.train.sizes), "tokens") as advance:
-            self._stream(capture, self.train.usable, sink, advance)
+            self._send(capture, [self.train.usable], sink, advance)
         queries = {name: gradient.to(self.sums) for name, gradient in prepared.gradients.items()}
-        return dot(queries, {name: Dense(w_OI.unsqueeze(0)) for name, w_OI in sink.sums.items()}).cpu().numpy()
+        sums = dist.add_up(sink.sums)
+        return dot(queries, {name: Dense(w_OI.unsqueeze(0)) for name, w_OI in sums.items()}).cpu().numpy()
 
     def rescore(self, raw: np.ndarray, weighted: Sequence[Sequence[tuple[Any, float]]], settings: ScoreSettings) -> np.ndarray:
         """Compute each query's highest and lowest scores again, at full rank and in float32, in place; says which."""
@@ -322,12 +332,11 @@ class _Score:
             rows = slice(start, start + step)
             prepared = self.prepare(weighted[rows], settings, None, self.sums, self.sums, "queries at full rank")
             chosen = np.flatnonzero(exact[rows].any(0)).tolist()
-            sink = Columns(self.task, {"raw": products(prepared.gradients)})
             total = sum(self.train.sizes[index] for index in chosen)
             with Capture(self.model, self.sites) as capture, stage("rescore", total, "tokens") as advance:
-                self._stream(capture, chosen, sink, advance)
+                sink = self._stream(capture, [chosen], {"raw": products(prepared.gradients)}, advance)
+            found = dist.to_all(_on_first(sink.tensors(chosen)))
             again = np.zeros_like(raw[rows])
-            found = sink.tensors()
             again[:, found["indices"].numpy()] = found["raw"].numpy()
             raw[rows] = np.where(exact[rows], again, raw[rows])
         return exact
@@ -378,6 +387,14 @@ class _Score:
             tokens=extra.get("tokens"),
             exact=exact,
         )
+
+
+def _on_first(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The columns that the processes have, side by side on the first; nothing on the others."""
+    parts = [part for part in dist.to_first(columns) if part]
+    if len(parts) < 2:
+        return parts[0] if parts else {}
+    return {key: torch.cat([part[key] for part in parts], dim=-1) for key in parts[0]}
 
 
 def _finished(folder: Folder) -> Scores:

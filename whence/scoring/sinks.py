@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -69,11 +69,18 @@ class Columns(Sink):
         """Forget what was filed."""
         self.indices, self.columns = [], {key: [] for key in self.quantities}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """`indices [n]` and every quantity `[..., n]`; "tokens" is `[Q, positions]`, one example after the other."""
+    def tensors(self, chunk: Collection[int]) -> dict[str, Tensor]:
+        """`indices [n]` of those examples of the chunk that came, and every quantity `[..., n]`; nothing where none came.
+
+        "tokens" is `[Q, positions]`, one example after the other.
+        """
+        wanted = set(chunk)
+        places = [place for place, index in enumerate(self.indices) if index in wanted]
+        if not places:
+            return {}
         join = {key: torch.cat if key == "tokens" else lambda parts, dim: torch.stack(parts, dim=dim) for key in self.columns}
-        columns = {key: join[key](parts, dim=-1) for key, parts in self.columns.items()}
-        return {"indices": torch.tensor(self.indices), **columns}
+        columns = {key: join[key]([parts[place] for place in places], dim=-1) for key, parts in self.columns.items()}
+        return {"indices": torch.tensor([self.indices[place] for place in places]), **columns}
 
     def _by_position(self, name: str, part: Tensor, gradient: Gradient) -> Tensor:
         """`[..., B, T]` of `[..., B, R]`: summands put where in the sequence they are from."""

@@ -14,31 +14,56 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from whence.errors import StaleArtifact, WhenceError
-from whence.store.fingerprint import canonical_json, digest, plain
+from whence import dist
+from whence.errors import DiskFull, StaleArtifact, WhenceError
+from whence.store.digest import canonical_json, digest, plain
 
 FORMAT = 1
 CONFIG, MANIFEST, LOCK = "config.json", "manifest.json", ".lock"
 SHOWN = 5
 """Differences that a refusal lists."""
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _by_first(method: Callable[Concatenate[Folder, P], T]) -> Callable[Concatenate[Folder, P], T]:
+    """Of a folder that several processes claimed: the first one does it, and all get the same answer once it is done."""
+
+    @functools.wraps(method)
+    def once(folder: Folder, *arguments: P.args, **options: P.kwargs) -> T:
+        if not folder.shared:
+            return method(folder, *arguments, **options)
+        return dist.on_first(method, folder, *arguments, **options)
+
+    return once
+
 
 class Folder:
-    """A folder of ours: `claim` one to write, `open` a finished one to read."""
+    """A folder of ours: `claim` one to write, `open` a finished one to read.
+
+    Where several processes claim it (`whence.dist`), all of them call the same methods in the same order: the first one
+    writes, and says what there is; all read for themselves.
+    """
+
+    shared = False
+    """Whether several processes claimed it."""
 
     def __init__(self, path: Path, config: dict[str, Any], lock: int | None = None):
         self.path, self.config = path, config
@@ -53,6 +78,8 @@ class Folder:
 
         Raises StaleArtifact when the folder holds anything else, WhenceError when another process writes to it.
         """
+        if dist.world() > 1:
+            return cls._claim_together(path, provenance, rerun)
         path = Path(path).expanduser()
         wanted: dict[str, Any] = plain(provenance)
         if path.exists() and not is_run_folder(path) and not _is_blank(path):
@@ -78,6 +105,27 @@ class Folder:
             return folder
         folder = cls(path, {"whence": FORMAT, "created": _now(), "versions": _versions(), "provenance": wanted}, lock)
         folder.write_json(CONFIG, folder.config)
+        return folder
+
+    @classmethod
+    def _claim_together(cls, path: str | os.PathLike, provenance: Mapping[str, Any], rerun: bool) -> Folder:
+        """The folder that the first process claims, on all of them; all have to be at the same work."""
+        claimed: list[Folder] = []
+
+        def claim() -> tuple[Path, dict[str, Any], dict[str, Any]]:
+            claimed.append(cls.claim(path, provenance, rerun=rerun))
+            return claimed[0].path, claimed[0].config, plain(provenance)
+
+        place, config, wanted = dist.on_first(claim)
+        folder = claimed[0] if claimed else cls(place, config)
+        folder.shared = True
+        with dist.agreeing():
+            if changes := differences(wanted, plain(provenance)):
+                raise WhenceError(
+                    f"Process {dist.rank()} of {dist.world()} is at other work than the first one.",
+                    given=("\n" + " " * 11).join(changes[:SHOWN]),
+                    accepted="the same model, data, settings and code for all processes",
+                )
         return folder
 
     @classmethod
@@ -111,6 +159,7 @@ class Folder:
             self._release()
 
     @property
+    @_by_first
     def finished(self) -> bool:
         """Whether the manifest is written: nothing is left to do, and nothing will change any more."""
         return (self.path / MANIFEST).exists()
@@ -130,14 +179,17 @@ class Folder:
         """What `finish` wrote: `files` with their bytes, and its `extra`."""
         return self.read_json(MANIFEST)
 
+    @_by_first
     def has(self, name: str) -> bool:
         """Whether the shard was saved: then it is complete."""
         return self._shard(name).exists()
 
+    @_by_first
     def shards(self) -> list[str]:
         """Names of the saved shards, sorted."""
         return sorted(file.relative_to(self.path).with_suffix("").as_posix() for file in self.path.rglob("*.safetensors"))
 
+    @_by_first
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Save tensors as the shard `name` ("covariance", "eigen/0003"), whole or not at all."""
         with atomic(self._shard(name)) as temporary:
@@ -147,25 +199,30 @@ class Folder:
         """Load the tensors of a shard."""
         return load_file(self._shard(name), device=str(device))
 
+    @_by_first
     def drop(self, name: str) -> None:
         """Delete a shard that was only needed on the way."""
         self._shard(name).unlink(missing_ok=True)
 
+    @_by_first
     def promote(self, part: str) -> None:
         """Take the files of a part of the folder (`part/...`) for its own."""
         for file in sorted((self.path / part).iterdir()):
             file.replace(self.path / file.name)
         self.discard(part)
 
+    @_by_first
     def discard(self, part: str) -> None:
         """Delete a part of the folder that was only needed on the way."""
         shutil.rmtree(self.path / part, ignore_errors=True)
 
+    @_by_first
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
         with atomic(self.path / name) as temporary:
             temporary.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
+    @_by_first
     def has_json(self, name: str) -> bool:
         """Whether the JSON file was written."""
         return (self.path / name).exists()
@@ -174,6 +231,7 @@ class Folder:
         """Read a JSON file of the folder."""
         return _read_json(self.path / name)
 
+    @_by_first
     def finish(self, extra: Mapping[str, Any] | None = None) -> None:
         """Write the manifest, with `extra` in it, and let the folder go: it is complete."""
         files = {
@@ -213,9 +271,22 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        raise DiskFull(
+            f"The disk is full: {path.name} could not be written.",
+            given=f"{shutil.disk_usage(path.parent).free / 1e9:.1f} GB free where {path.parent} is",
+            fix="make room, then the same command goes on: what was finished is kept; whence plan says how much a run takes",
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a write failed for want of room; safetensors says so in words only."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "StorageFull" in str(error)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,71 @@
+"""Functions run in several processes that work together, started quickly: their modules are imported once, by a server."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+PRELOADED = ["torch.distributed", "distributed.work"]
+PATIENCE = 60
+"""Seconds after which processes that wait for each other are a failed test."""
+
+
+def run(work: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:
+    """What the function returns or raises in each of the processes; the negative number of a signal that ended one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])  # for the server
+    port = _free_port()
+    started = []
+    for rank in range(world):
+        mine, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_main, args=(theirs, rank, world, port, work, arguments))
+        process.start()
+        theirs.close()
+        started.append((process, mine))
+    try:
+        sent = [_received(process.name, results) for process, results in started]
+        for process, _ in started:
+            process.join(PATIENCE)
+    finally:
+        for process, _ in started:
+            process.kill()
+    pairs = zip(sent, started, strict=True)
+    return [process.exitcode if result is None else pickle.loads(result) for result, (process, _) in pairs]
+
+
+def _received(name: str, results: Connection) -> bytes | None:
+    assert results.poll(PATIENCE), f"{name} still waits"
+    try:
+        return results.recv_bytes()
+    except EOFError:
+        return None
+
+
+def _main(results: Connection, rank: int, world: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Run the function in the environment that torchrun makes."""
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    import torch
+
+    from whence import dist
+
+    torch.set_num_threads(1)
+    try:
+        results.send_bytes(pickle.dumps(work(*arguments)))
+        dist.leave()
+    except Exception as error:
+        results.send_bytes(pickle.dumps(error))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,195 @@
+"""What the processes of `tests/test_dist.py` do; the same in one process is what they are compared with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from models import CASES, HUGE, Case, Routed, overflowing, randomised, small_memory
+from torch import Tensor
+from transformers import GPTNeoXForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 - imported once for all
+
+from whence import dist
+from whence.fitting import METHODS, fit
+from whence.progress import Silent, Stage, report_to
+from whence.scoring import score, self_influence
+from whence.store.manifest import Folder
+from whence.store.scores import Scores
+from whence.tasks import Classification
+
+CHUNKED = {"chunks": 4, "batch_tokens": 9}
+"""Batches of one example or two, and chunks with fewer of them than there are processes."""
+
+ROWS = 28
+"""So many that two processes wait for each other, and save, more than once in a pass."""
+
+
+class Killer(Silent):
+    """Ends its process at the `left`-th advance of a stage, as `kill -9` does."""
+
+    def __init__(self, stage: str, left: int):
+        self.stage, self.left = stage, left
+
+    def advance(self, stage: Stage) -> None:
+        self.left -= stage.name == self.stage
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Resumed(Silent):
+    """Remembers how much of each stage an earlier run had done."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, int] = {}
+
+    def begin(self, stage: Stage) -> None:
+        self.stages[stage.name] = stage.resumed
+
+
+def resume(work: Any, *arguments: Any) -> tuple[dict[str, int], Any]:
+    """Do the work; also what of it was done before."""
+    seen = Resumed()
+    with report_to(seen):
+        return seen.stages, work(*arguments)
+
+
+def kill_at(stage: str, advances: int, rank: int | None, work: Any, *arguments: Any) -> Any:
+    """Do the work, and die at a stage: one of the processes, or (None) all."""
+    with report_to(Killer(stage, advances) if rank in (None, dist.rank()) else Silent()):
+        return work(*arguments)
+
+
+def fit_case(name: str, out: Path | None, rows: int | None = None, **settings: Any) -> dict[str, Tensor]:
+    """The dense curvature of each module of a case."""
+    case = CASES[name]
+    settings = {"modules": case.modules, "save_every": 0.0, **CHUNKED, **settings}
+    return fit(case.model(), case.task(), case.train(rows), out=out, **settings).operator.dense()
+
+
+def factors(folder: Path) -> dict[str, Any]:
+    """Curvatures by every method, and of models of every kind."""
+    found: dict[str, Any] = {method: fit_case("llama", folder / method, method=method) for method in METHODS}
+    found |= {name: fit_case(name, None) for name in ("neox", "conv", "norms")}
+    found["groups"] = fit_case("llama", folder / "groups", groups=3)
+    found["until"] = fit_case("mlp", folder / "until", until=0.5)
+    found["until in memory"] = fit_case("mlp", None, until=0.5)
+    found["split"] = fit_case("llama", folder / "split", largest_factor=4)
+    task = small_memory(CASES["llama"].task(), 12, after=2)
+    found["out of memory"] = fit(
+        CASES["llama"].model(), task, CASES["llama"].train(), modules="all", out=folder / "memory", **CHUNKED
+    ).operator.dense()
+    found["experts"] = fit(
+        randomised(Routed().double()), Classification(), CASES["mlp"].train(), method="diagonal", modules="all", **CHUNKED
+    ).operator.dense()
+    return found
+
+
+def ways() -> dict[str, dict[str, Any]]:
+    """Settings of scoring."""
+    return {
+        "pairwise": {},
+        "token": {"per": "token"},
+        "module": {"per": "module"},
+        "queries": {"aggregate": "queries"},
+        "examples": {"aggregate": "examples"},
+        "all": {"aggregate": ("queries", "examples")},
+        "low rank": {"rank": 2},
+        "rescored": {"rank": 1, "rescore": 2},
+        "norms": {"norms": ("cosine", "relatif")},
+    }
+
+
+def arrays(scores: Scores) -> dict[str, np.ndarray]:
+    """All numbers of the scores."""
+    found = {"raw": scores.raw, **scores.norms, **scores.modules, "tokens": scores.tokens, "exact": scores.exact}
+    found |= {name: scores.queries[name].to_numpy() for name in ("measured", "norm", "energy")}
+    return {name: np.asarray(values) for name, values in found.items() if values is not None}
+
+
+def scored(folder: Path, factors: Path) -> dict[str, Any]:
+    """Scores in all ways, on disk and in memory, and of few examples and queries."""
+    from whence.fitting import open_factors
+
+    case = CASES["llama"]
+    given = (case.model(), case.task(), case.queries(), case.train(), open_factors(factors).inverse())
+    found = {name: arrays(score(*given, out=folder / name, **CHUNKED, **settings)) for name, settings in ways().items()}
+    found["in memory"] = arrays(score(*given, per="token"))
+    model, task, queries, train, operator = given
+    found["one"] = arrays(score(model, task, queries[:1], train[:1], operator, **CHUNKED))
+    found["two"] = arrays(score(model, task, queries[:2], train[:2], operator, out=folder / "two", **CHUNKED))
+    found["self"] = arrays(self_influence(model, task, train, operator, out=folder / "self", **CHUNKED))
+    found["again"] = arrays(score(*given, out=folder / "pairwise", **CHUNKED))
+    return found
+
+
+def score_in(factors: Path, out: Path) -> dict[str, np.ndarray]:
+    """Scores of one kind."""
+    from whence.fitting import open_factors
+
+    case = CASES["llama"]
+    given = (case.model(), case.task(), case.queries(), case.train(ROWS), open_factors(factors).inverse())
+    return arrays(score(*given, out=out, rescore=2, rank=1, **CHUNKED))
+
+
+def fit_overflowing(out: Path, place: int) -> Any:
+    """Fit where the example at `place` makes the gradient NaN."""
+    case: Case = CASES["mlp"]
+    rows = [*case.train()]
+    rows[place] = HUGE
+    return fit(overflowing(), case.task(), rows, modules="all", out=out)
+
+
+def claimed(path: Path, provenance: dict[str, Any], other: dict[str, Any] | None = None) -> bool:
+    """Claim a folder, process 1 perhaps for something else; whether it is finished."""
+    with Folder.claim(path, other if other is not None and dist.rank() else provenance) as folder:
+        folder.write_json("who.json", dist.rank())
+        assert folder.has_json("who.json") and folder.read_json("who.json") == 0
+        finished = folder.finished
+        folder.finish()
+        assert folder.finished
+    return finished
+
+
+def exchanged() -> dict[str, Any]:
+    """What the exchanges give."""
+    me = dist.rank()
+    own = {"shared": torch.full((3,), float(me + 1)), f"only {me}": torch.ones(2, dtype=torch.float64)}
+    sums = dist.add_up(own, lambda name: 1 if name == "shared" else None)
+    return {
+        "share": list(dist.share(range(7))),
+        "first": dist.from_first(me),
+        "all": dist.from_all(me),
+        "names": dist.names_of_all(["x", f"y{me}"]),
+        "sums": {name: tensor.tolist() for name, tensor in sums.items()},
+        "to all": {
+            name: tensor.tolist() for name, tensor in dist.to_all({"a": torch.tensor([me]), "b": torch.zeros(0)}).items()
+        },
+        "to first": [
+            {name: tensor.tolist() for name, tensor in part.items()} for part in dist.to_first({f"{me}": torch.full((me,), me)})
+        ],
+        "bfloat16": dist.add_up({"x": torch.ones(2, dtype=torch.bfloat16)})["x"].tolist(),
+        "alone": dist.on_first(lambda: (dist.rank(), dist.world(), "RANK" in os.environ)),
+        "world": dist.world(),
+    }
+
+
+def failing(where: str) -> None:
+    """Fail in the first process's work, in one's own, or where nobody agrees."""
+    if where == "first":
+        dist.on_first(_fail, "of the first")
+    with dist.agreeing():
+        if where == "agreeing" and dist.rank() == 1:
+            _fail("of another")
+    if where == "nowhere" and dist.rank() == 1:
+        _fail("that nobody hears of")
+    dist.barrier()
+
+
+def _fail(text: str) -> None:
+    from whence.errors import NumericalError
+
+    raise NumericalError(f"an error {text}", given="this", fix="that")

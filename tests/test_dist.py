@@ -1,0 +1,223 @@
+"""Several processes give what one gives, write it once, end together, and go on after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distributed import work
+from distributed.processes import run
+
+from whence import dist
+from whence.errors import NumericalError, StaleArtifact, UsageError, WhenceError
+from whence.fitting import open_factors
+
+pytestmark = pytest.mark.distributed
+
+TOLERANCE = 1e-12
+"""Relative to the largest number, in float64: the order of sums differs, and nothing else. What is no sum is the same."""
+
+
+def agree(found, expected):
+    """Whether the same names have the same numbers, but for rounding."""
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        if isinstance(values, dict):
+            agree(found[name], values)
+            continue
+        a, b = np.asarray(found[name], dtype=float), np.asarray(values, dtype=float)
+        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * max(1e-30, np.nan_to_num(np.abs(b)).max(initial=0)))
+
+
+def same(a, b):
+    """Whether everything is the same, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
+    return np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True)
+
+
+def files(folder):
+    """Names and sizes of all files but the two that hold times."""
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.stat().st_size for name, path in found.items() if path.name not in ("config.json", "manifest.json")}
+
+
+def test_one_process_needs_nothing():
+    assert (dist.rank(), dist.world(), list(dist.share([1, 2]))) == (0, 1, [1, 2])
+    dist.only_one_process("whence generate")
+    dist.barrier()
+    dist.start()
+    assert not torch.distributed.is_initialized()
+    program = "import whence.dist, whence.cli.console, sys; whence.dist.barrier(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_incomplete_environment_is_one_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")  # as cluster managers set it for programs that never ask
+    assert dist.world() == 1 and dist.rank() == 0
+
+
+def test_commands_for_one_process_say_so(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"whence generate runs in one process[^$]*4 processes"):
+        dist.only_one_process("whence generate")
+    with dist.alone():
+        dist.only_one_process("whence generate")
+        assert "RANK" not in os.environ
+    assert dist.rank() == 1
+
+
+def test_exchanges():
+    first, second = run(work.exchanged)
+    assert (first["share"], second["share"]) == ([0, 2, 4, 6], [1, 3, 5])
+    assert first["sums"] == {"only 0": [1, 1], "only 1": [1, 1]}
+    assert second["sums"] == {"shared": [3, 3, 3], **first["sums"]}
+    assert (first.pop("to first"), second.pop("to first")) == ([{"0": []}, {"1": [1]}], [])
+    for found in (first, second):
+        assert found["first"] == 0 and found["all"] == [0, 1] and found["names"] == ["x", "y0", "y1"]
+        assert found["to all"] == {"a": [0], "b": []} and found["bfloat16"] == [2, 2]
+        assert found["alone"] == (0, 1, False) and found["world"] == 2
+
+
+@pytest.mark.parametrize("where", ["first", "agreeing"])
+def test_an_error_is_that_of_all(where):
+    for error in run(work.failing, where):
+        assert isinstance(error, NumericalError) and "an error of" in error.what and error.fix == "that"
+
+
+def test_an_error_that_nobody_hears_of_ends_the_others():
+    first, second = run(work.failing, "nowhere")
+    assert isinstance(second, NumericalError)
+    assert isinstance(first, WhenceError) and "Another process of this run ended" in str(first)
+
+
+def test_factors(tmp_path):
+    expected = work.factors(tmp_path / "one")
+    first, second = run(work.factors, tmp_path / "two")
+    assert same(first, second), "the processes differ"
+    agree(first, expected)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_scores(tmp_path):
+    work.fit_case("llama", tmp_path / "factors")
+    expected = work.scored(tmp_path / "one", tmp_path / "factors")
+    found = run(work.scored, tmp_path / "three", tmp_path / "factors", world=3)
+    assert same(found[0], found[1]) and same(found[0], found[2]), "the processes differ"
+    agree(found[0], expected)
+    for way in expected.keys() - {"queries", "examples", "all"}:  # those are sums over processes
+        assert same(found[0][way], expected[way]), way
+    assert files(tmp_path / "three").keys() == files(tmp_path / "one").keys()
+
+
+@pytest.mark.parametrize(("stage", "advances"), [("covariance", 10), ("eigenvectors", 2), ("eigenvalues", 10)])
+def test_a_killed_fit(tmp_path, stage, advances):
+    (whole, _) = run(work.fit_case, "llama", tmp_path / "whole", work.ROWS)
+    ends = run(work.kill_at, stage, advances, None, work.fit_case, "llama", tmp_path / "again", work.ROWS)
+    assert -signal.SIGKILL in ends and all(end == -signal.SIGKILL or isinstance(end, WhenceError) for end in ends)
+    assert not (tmp_path / "again" / "manifest.json").exists()
+    subprocess.run(["cp", "-r", tmp_path / "again", tmp_path / "alone"], check=True)
+
+    (seen, found), _ = run(work.resume, work.fit_case, "llama", tmp_path / "again", work.ROWS)
+    assert seen["covariance" if stage == "eigenvectors" else stage] > 0, "the second run began from nothing"
+    assert same(found, whole)
+    for shard in (tmp_path / "whole").glob("*.safetensors"):
+        assert shard.read_bytes() == (tmp_path / "again" / shard.name).read_bytes()
+
+    seen, found = work.resume(work.fit_case, "llama", tmp_path / "alone", work.ROWS)  # in one process
+    assert seen["covariance" if stage == "eigenvectors" else stage] > 0
+    agree(found, whole)
+
+
+def test_a_killed_score(tmp_path):
+    work.fit_case("llama", tmp_path / "factors", work.ROWS)
+    (whole, _) = run(work.score_in, tmp_path / "factors", tmp_path / "whole")
+    ends = run(work.kill_at, "score", 10, None, work.score_in, tmp_path / "factors", tmp_path / "again")
+    assert -signal.SIGKILL in ends and not (tmp_path / "again" / "manifest.json").exists()
+    subprocess.run(["cp", "-r", tmp_path / "again", tmp_path / "alone"], check=True)
+    (seen, found), _ = run(work.resume, work.score_in, tmp_path / "factors", tmp_path / "again")
+    assert seen["score"] > 0 and same(found, whole)
+    seen, found = work.resume(work.score_in, tmp_path / "factors", tmp_path / "alone")
+    assert seen["score"] > 0
+    agree(found, whole)
+
+
+def test_one_process_goes_on_in_two(tmp_path):
+    whole = work.fit_case("llama", tmp_path / "whole", work.ROWS)
+    (end,) = run(work.kill_at, "eigenvalues", 10, 0, work.fit_case, "llama", tmp_path / "again", work.ROWS, world=1)
+    assert end == -signal.SIGKILL
+    (seen, found), _ = run(work.resume, work.fit_case, "llama", tmp_path / "again", work.ROWS)
+    assert seen["eigenvalues"] > 0
+    agree(found, whole)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_killed_process_ends_the_others(tmp_path, killed):
+    ends = run(work.kill_at, "covariance", 2, killed, work.fit_case, "llama", tmp_path / "factors", work.ROWS)
+    assert ends[killed] == -signal.SIGKILL
+    assert isinstance(ends[1 - killed], WhenceError) and "Another process of this run ended" in str(ends[1 - killed])
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_row_that_one_process_can_not_work_with(tmp_path, place):
+    errors = run(work.fit_overflowing, tmp_path / "factors", place)
+    assert all(isinstance(error, NumericalError) and "finite" in str(error) for error in errors)
+    assert str(errors[0]) == str(errors[1])
+
+
+def test_a_folder_is_claimed_by_all(tmp_path):
+    assert run(work.claimed, tmp_path / "f", {"stage": "fit", "seed": 0}) == [False, False]
+    errors = run(work.claimed, tmp_path / "f", {"stage": "fit", "seed": 1})
+    assert all(isinstance(error, StaleArtifact) and "seed 0 -> 1" in str(error) for error in errors)
+    errors = run(work.claimed, tmp_path / "g", {"stage": "fit", "seed": 0}, {"stage": "fit", "seed": 3})
+    assert all(isinstance(error, WhenceError) and "seed 0 -> 3" in str(error) for error in errors)
+
+
+def torchrun(*words, code=0):
+    """Run a command of whence in two processes, as users do."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([*launcher, "-m", *map(str, words)], capture_output=True, text=True, env=environment)
+    assert (done.returncode == 0) == (code == 0), done.stderr
+    return done
+
+
+@pytest.fixture
+def asked(tmp_path, tiny_model_folder):
+    """A question to the tiny model about a dozen rows."""
+    data = tmp_path / "train.jsonl"
+    rows = [f'{{"prompt": "Where was P{n} born?", "completion": " In T{n % 4}."}}' for n in range(13)]
+    data.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return ["trace", tiny_model_folder, "--data", data, "-q", "Where was P3 born?", "-a", " In T3.", "--chunks", "2"]
+
+
+@pytest.mark.slow
+def test_the_same_command(tmp_path, asked):
+    two = torchrun("whence", *asked, "--out", tmp_path / "two")
+    alone = subprocess.run(
+        [sys.executable, "-m", "whence", *map(str, asked), "--out", tmp_path / "one"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert two.stdout == alone.stdout
+    assert two.stderr.count("shows no sign of training") == 1, two.stderr
+    found, expected = (open_factors(tmp_path / name / "factors").operator.dense() for name in ("two", "one"))
+    for name, matrix in expected.items():
+        torch.testing.assert_close(found[name], matrix, rtol=0, atol=float(1e-5 * matrix.abs().max()))
+    refused = torchrun("whence", *asked, "--out", tmp_path / "two", "--seed", "1", code=4)
+    assert refused.stderr.count("made from something else") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_command_of_which_one_process_is_killed(tmp_path, asked, killed):
+    ended = torchrun("distributed.killed", killed, *asked, "--out", tmp_path / "two", code=1)
+    assert ended.stderr.count("Another process of this run ended") + ended.stderr.count("ended from outside") == 1
+    assert ("process 1 of 2:" in ended.stderr) == (killed == 0)
+    assert torchrun("whence", *asked, "--out", tmp_path / "two").stdout

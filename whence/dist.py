@@ -1,0 +1,386 @@
+"""Several processes on one piece of work, as `torchrun` starts them; in a single process every function here does nothing.
+
+    torchrun --standalone --nnodes=1 --nproc-per-node=4 -m whence fit ...
+
+All processes run the same program. Each works on its share of the examples; what they add up, decide or raise they
+exchange here, in calls that all of them make in the same order. The first process (rank 0) alone writes files, decides
+what is decided once, and talks. Which process this is, the environment says; the processes get in touch when they first
+have something to exchange.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from whence.errors import UsageError, WhenceError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun puts into the environment of a process; with one of them missing it is on its own."""
+
+DAYS = 30
+"""How long a process waits for another one that is alive: longer than any stage takes. A dead one is noticed at once."""
+
+PATIENCE = 5.0
+"""Seconds in which the first process says why it failed before another one says it instead."""
+
+PARCEL = 2**25
+"""Bytes up to which tensors travel together: many small ones cost many waits."""
+
+SEVERAL = "fit, score, self-influence and trace"
+"""What is shared out over the processes."""
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ["RANK"]) if world() > 1 else 0
+
+
+def world() -> int:
+    """How many processes work together."""
+    return int(os.environ["WORLD_SIZE"]) if all(os.environ.get(name) for name in PLACE) else 1
+
+
+def device() -> torch.device:
+    """The device of this process where the user names none: its GPU if there are GPUs, each process taking the next."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", _local_rank() % torch.cuda.device_count()) if world() > 1 else torch.device("cuda")
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """What falls to this process: every so-many-th item, so that all get about the same where the items are sorted."""
+    return items[rank() :: world()]
+
+
+def only_one_process(what: str) -> None:
+    """Refuse to do `what` ("whence generate") in several processes."""
+    if world() > 1:
+        raise UsageError(
+            f"{what} runs in one process.",
+            given=f"{world()} processes (torchrun)",
+            accepted=f"one process; {SEVERAL} share their work out",
+            fix="the same command without torchrun",
+        )
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Work in which this process is the only one, for all that is called: also libraries that read the environment."""
+    kept = {name: os.environ.pop(name) for name in (*PLACE, "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def on_first(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Let the first process do the work, alone, while the others wait; all get what it returns, or raise what it raised.
+
+    The result goes to the others pickled.
+    """
+    if world() == 1:
+        return work(*arguments, **options)
+    value, error = None, None
+    if rank() == 0:
+        with alone():
+            try:
+                value = work(*arguments, **options)
+            except Exception as raised:
+                error = raised
+    sent = _from_first_pickled((None, _portable(error)) if error else (value, None))
+    if rank() > 0:
+        value, error = sent
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def from_first(value: T) -> T:
+    """The value that the first process has."""
+    return value if world() == 1 else _from_first_pickled(value)
+
+
+def from_all(value: T) -> list[T]:
+    """The value of every process, the first's first."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    with _exchange() as (api, group):
+        api.all_gather_object(values, value, group=group)
+    return values
+
+
+def names_of_all(names: Iterable[str]) -> list[str]:
+    """The names that any process has, each once."""
+    return list(dict.fromkeys(name for own in from_all(list(names)) for name in own))
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    from_all(None)
+
+
+@contextlib.contextmanager
+def agreeing() -> Iterator[None]:
+    """Work without exchanges, each process on its own; where one raises, all raise its error when they are done."""
+    if world() == 1:
+        yield
+        return
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    for number, found in enumerate(from_all(_portable(error))):
+        if found is not None:
+            raise error if error is not None and number == rank() else found
+
+
+def add_up(sums: Mapping[str, Tensor], owner: Callable[[str], int | None] = lambda name: None) -> dict[str, Tensor]:
+    """Sums over all processes, by name, where a process may lack some; only process `owner(name)` gets it, or (None) all do.
+
+    The order of a name's summands is the same every time. The tensors given are used up.
+    """
+    if world() == 1:
+        return dict(sums)
+    _refuse_one_gpu_for_all(sums)
+    kinds = {name: kind for found in from_all(_kinds(sums)) for name, kind in found.items()}
+    owners = {name: owner(name) for name in kinds}
+    total: dict[str, Tensor] = {}
+    with _exchange() as (api, group):
+        for parcel in _parcels(kinds, owners):
+            target = owners[parcel[0]]
+            packed = _pack(parcel, sums, kinds)
+            if target is None:
+                api.all_reduce(packed, group=group)
+            else:
+                api.reduce(packed, dst=target, group=group)
+            if target in (None, rank()):
+                total |= _unpack(packed, parcel, kinds)
+    return total
+
+
+def to_all(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that the first process has, on every process."""
+    if world() == 1:
+        return dict(tensors)
+    _refuse_one_gpu_for_all(tensors)
+    kinds = from_first(_kinds(tensors))
+    shared: dict[str, Tensor] = {}
+    with _exchange() as (api, group):
+        for parcel in _parcels(kinds):
+            packed = _pack(parcel, tensors if rank() == 0 else {}, kinds)
+            api.broadcast(packed, src=0, group=group)
+            shared |= _unpack(packed, parcel, kinds)
+    return shared
+
+
+def to_first(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors of every process, one dictionary each, on the first (in its host's memory); nothing on the others."""
+    if world() == 1:
+        return [dict(tensors)]
+    mine = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    kinds = from_all(_kinds(mine))
+    received = [mine]
+    with _exchange() as (api, group):
+        if rank() > 0:
+            for parcel in _parcels(kinds[rank()]):
+                api.send(_pack(parcel, mine, kinds[rank()]), dst=0, group=group)
+            return []
+        for number in range(1, world()):
+            received.append({})
+            for parcel in _parcels(kinds[number]):
+                packed = _pack(parcel, {}, kinds[number])
+                api.recv(packed, src=number, group=group)
+                received[number] |= _unpack(packed, parcel, kinds[number])
+    return received
+
+
+def merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of all processes, whose names differ or whose tensors don't, on the first; nothing on the others."""
+    if world() == 1:
+        return dict(tensors)
+    return {name: tensor for part in to_first(tensors) for name, tensor in part.items()}
+
+
+class _State:
+    """What this process has opened: the group to exchange in, and the store that outlives its members."""
+
+    started = False
+    group: Any = None
+    store: Any = None
+    checked = False
+
+
+def start() -> None:
+    """Get in touch with the other processes, if that is not done; afterwards "cuda" means this process's GPU."""
+    if _State.started or world() == 1:
+        return
+    import atexit
+    import datetime
+
+    import torch
+    import torch.distributed as api
+    from torch.distributed.rendezvous import rendezvous
+
+    here = device()
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    forever = datetime.timedelta(days=DAYS)
+    if api.is_initialized():  # by the user's own program
+        _State.group = api.new_group(backend=_backend(), timeout=forever)
+    else:
+        _State.store, number, count = next(rendezvous("env://", timeout=forever))
+        api.init_process_group(_backend(), store=_State.store, rank=number, world_size=count, timeout=forever)
+        atexit.register(stop)
+    _State.started = True
+
+
+def stop() -> None:
+    """Let go of the other processes."""
+    if not _State.started:
+        return
+    import torch.distributed as api
+
+    if _State.group is None and api.is_initialized():
+        api.destroy_process_group()
+    _State.started, _State.group, _State.checked = False, None, False
+
+
+def say_failed() -> None:
+    """Let the others know that this process, the first, fails and has said why."""
+    with contextlib.suppress(RuntimeError):
+        _State.store.set("whence-failed", "1")
+
+
+def first_failed() -> bool:
+    """Whether the first process fails too, and has said why; it gets a moment to do so, unless this one is told to end."""
+    end = time.monotonic() + PATIENCE
+    try:
+        while not (failed := _State.store.check(["whence-failed"])) and time.monotonic() < end:
+            time.sleep(0.05)
+    except (RuntimeError, WhenceError):  # the store ended with the first process, or somebody stopped waiting for this one
+        return False
+    return failed
+
+
+def leave() -> None:
+    """Wait until all processes are done; one that fails says so itself."""
+    with contextlib.suppress(WhenceError):
+        barrier()
+    stop()
+
+
+def _backend() -> str:
+    """NCCL between GPUs, Gloo between processes of the CPU or of one GPU."""
+    import torch
+
+    apart = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", world()))
+    return "cpu:gloo,cuda:nccl" if apart else "gloo"
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", rank()))
+
+
+@contextlib.contextmanager
+def _exchange() -> Iterator[tuple[Any, Any]]:
+    """The library and the group to exchange with; an exchange that fails says that another process ended."""
+    start()
+    import torch.distributed as api
+
+    try:
+        yield api, _State.group
+    except RuntimeError as error:
+        raise WhenceError(
+            "Another process of this run ended, so this one can't go on.",
+            given=str(error).splitlines()[0],
+            fix="see what that process said, if it could; the same command goes on, and what was saved is kept",
+        ) from error
+
+
+def _from_first_pickled(value: Any) -> Any:
+    box = [value]
+    with _exchange() as (api, group):
+        api.broadcast_object_list(box, src=0, group=group)
+    return box[0]
+
+
+Kind = tuple[tuple[int, ...], Any, str]
+"""Shape, dtype and type of device of a tensor."""
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
+    return {name: (tuple(tensor.shape), tensor.dtype, tensor.device.type) for name, tensor in tensors.items()}
+
+
+def _parcels(kinds: Mapping[str, Kind], owners: Mapping[str, int | None] | None = None) -> list[list[str]]:
+    """The names in groups that travel as one tensor: of one dtype, device and owner, and not too large; the same everywhere."""
+    parcels: list[list[str]] = []
+    last, room = None, 0
+    order = {name: (str(owners and owners[name]), str(dtype), where) for name, (_, dtype, where) in kinds.items()}
+    for name in sorted(kinds, key=lambda name: (order[name], name)):
+        size = math.prod(kinds[name][0]) * kinds[name][1].itemsize
+        if order[name] != last or size > room:
+            parcels.append([])
+            last, room = order[name], PARCEL
+        parcels[-1].append(name)
+        room -= size
+    return parcels
+
+
+def _pack(parcel: Sequence[str], tensors: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> Tensor:
+    """The tensors end to end, with zeros for those that this process lacks; a single one as it is."""
+    import torch
+
+    parts = []
+    for name in parcel:
+        shape, dtype, where = kinds[name]
+        parts.append((tensors[name] if name in tensors else torch.zeros(shape, dtype=dtype, device=where)).reshape(-1))
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+
+
+def _unpack(packed: Tensor, parcel: Sequence[str], kinds: Mapping[str, Kind]) -> dict[str, Tensor]:
+    shapes = [kinds[name][0] for name in parcel]
+    parts = packed.split([math.prod(shape) for shape in shapes])
+    return {name: part.view(shape) for name, part, shape in zip(parcel, parts, shapes, strict=True)}
+
+
+def _refuse_one_gpu_for_all(tensors: Mapping[str, Tensor]) -> None:
+    """Raise UsageError where two processes put their tensors on one GPU though each could have its own: NCCL would hang."""
+    if _State.checked or "nccl" not in _backend():
+        return
+    gpus = {tensor.device.index for tensor in tensors.values() if tensor.device.type == "cuda"}
+    used = [(node, gpu) for node, gpus in from_all((os.environ.get("GROUP_RANK"), sorted(gpus))) for gpu in gpus]
+    _State.checked = bool(used)
+    if len(used) > len(set(used)):
+        raise UsageError(
+            "Two processes work on the same GPU",
+            given=f"cuda:{used[0][1]} for {world()} processes",
+            accepted="a GPU for each process",
+            fix="leave --device away (Python: load the model onto whence.dist.device())",
+        )
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """The error in a form that another process can raise."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
