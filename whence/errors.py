@@ -12,6 +12,7 @@
     │   └── CoverageError       16-18  no module to track
     ├── OutOfMemory            10  a batch of one example does not fit            exit code 3
     ├── DoesNotFit             11  no settings keep to the memory or disk         exit code 3
+    ├── DiskFull               13  nothing more can be written                    exit code 3
     ├── NumericalError         14  NaN, infinity, or a failed decomposition       exit code 1
     ├── DegenerateScores       15  all scores identical                           exit code 1
     └── StaleArtifact          23  a folder was made from something else          exit code 4
@@ -106,6 +107,13 @@ class DoesNotFit(WhenceError):
     """No settings keep to the memory or the disk that there are."""
 
     code = 11
+    exit_code = 3
+
+
+class DiskFull(WhenceError):
+    """Nothing more can be written."""
+
+    code = 13
     exit_code = 3
 
 

@@ -1,5 +1,6 @@
 """Every mistake of the catalogue, made on the command line: what is said, and the exit code."""
 
+import errno
 import importlib
 import json
 import sys
@@ -123,6 +124,7 @@ def test_08_another_tokenizer(run, saved, fitted, data, queries, tmp_path, tiny_
     given = ("score", tiny_model_folder, "-d", data, "-f", fitted, "--queries", queries, "-o", tmp_path / "scores")
     said = run(*given, "--tokenizer", tmp_path / "other", code=2).stderr
     assert "read with another tokenizer.  [WHENCE-08]" in said and "--tokenizer" in said
+    assert "first differing token of the first row: number 9, id 284 -> 222 ' '" in said
     said = run(*given, "--template", "chatml", code=2).stderr
     assert "read with another chat template.  [WHENCE-08]" in said
 
@@ -144,6 +146,25 @@ def test_10_out_of_memory(fit, saved, monkeypatch):
     assert "out of memory: batches halved to" in result.stderr
     assert "A batch does not fit in memory  [WHENCE-10]" in result.stderr and "tried to allocate 20 GiB" in result.stderr
     assert "--groups 4" in result.stderr
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("Os { kind: StorageFull }")])
+def test_13_a_full_disk_says_so_and_the_same_command_goes_on(fit, saved, monkeypatch, error, tmp_path):
+    model, manifest = saved("model"), importlib.import_module("whence.store.manifest")
+    write, left = manifest.save_file, [2]
+
+    def until_full(tensors, path):
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        write(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "save_file", until_full)
+        said = fit(model, "--save-every", "0", "-q", code=3).stderr
+    assert "The disk is full" in said and "[WHENCE-13]" in said and "GB free" in said and "goes on" in said
+    assert not list((tmp_path / "errors").rglob("*.tmp"))
+    fit(model, "--save-every", "0", "-q")
 
 
 def test_14_losses_that_are_not_finite(fit, saved):

@@ -71,7 +71,9 @@ def test_the_small_variant_takes_a_file_with_columns_of_its_own(tmp_path):
 
 
 def test_texts_give_prompts_that_begin_them(tmp_path):
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"text": f"one two three four five six seven {n}"}) + "\n" for n in range(8)))
+    (tmp_path / "mine.jsonl").write_text(
+        "".join(json.dumps({"text": f"one two three four five six seven {n}"}) + "\n" for n in range(8))
+    )
     path = copy_recipe("tinystories", tmp_path / "run", tiny=True, data=str(tmp_path / "mine.jsonl"))
     config = read_config(path, environment={}).config
     assert config.train is None and config.score.per == "token"

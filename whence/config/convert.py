@@ -37,7 +37,9 @@ class _Reader:
 
     def left(self) -> list[str]:
         """Dotted names of what nobody took."""
-        return [name for name in _names(self.values) if not any(name == took or name.startswith(f"{took}.") for took in self.taken)]
+        return [
+            name for name in _names(self.values) if not any(name == took or name.startswith(f"{took}.") for took in self.taken)
+        ]
 
 
 def converted(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -60,7 +62,9 @@ def convert(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     base, data = read("models.base.name"), read("dataset.name")
     if not base or not data:
         missing = ", ".join(name for name, value in (("models.base.name", base), ("dataset.name", data)) if not value)
-        raise UsageError("This configuration has no model or no data.", given=f"no {missing}", accepted="models, dataset, factors, scores")
+        raise UsageError(
+            "This configuration has no model or no data.", given=f"no {missing}", accepted="models, dataset, factors, scores"
+        )
     config: dict[str, Any] = {
         "run": str(read("models.finetuned.id", read("models.base.id")) or "run"),
         "seed": read("general.seed"),

@@ -44,9 +44,7 @@ class Resolved:
         return self.folder / Path(self.config.out or f"runs/{self.config.run}").expanduser()
 
 
-def read_config(
-    path: str | Path, settings: Sequence[str] = (), environment: Mapping[str, str] | None = None
-) -> Resolved:
+def read_config(path: str | Path, settings: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Resolved:
     """Read a YAML file with the settings that were given over it, such as "score.damping=0.2".
 
     Raises UsageError for a file that can't be read, an unknown key (with the nearest one) and a value that can't be.
@@ -195,7 +193,9 @@ def _mistake(name: str, entries: Sequence[Any], origins: Mapping[str, str], orig
         return f"{name}{said}: there is no such setting; {hint}"
     if "missing" in kinds:
         return f"{name}: is missing"
-    messages = " or ".join(dict.fromkeys(entry["msg"].removeprefix("Value error, ").removeprefix("Input ") for entry in entries))
+    messages = " or ".join(
+        dict.fromkeys(entry["msg"].removeprefix("Value error, ").removeprefix("Input ") for entry in entries)
+    )
     given = "" if "value_error" in kinds else f", not {entries[0]['input']!r}"
     return f"{name}{said}: {messages}{given}"
 

@@ -74,4 +74,9 @@ def _line(text: str, comment: str | None, depth: int, live: bool) -> str:
 def _flow(value: Any) -> str:
     """A value on one line."""
     plain = list(value) if isinstance(value, tuple) else value
-    return yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False).strip().removesuffix("...").strip()
+    return (
+        yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
+        .strip()
+        .removesuffix("...")
+        .strip()
+    )

@@ -99,7 +99,11 @@ def _step(stage: Stage, made_from: dict[str, Any], lock: Lock, steps: dict[str, 
     if differing := changes(record.made_from, made_from):
         reruns = {name for name in stage.after if name in steps and steps[name].state in ("stale", "new")}
         named = [line for line in differing if not line.startswith("after.")]
-        again = [f"{name} runs again" for name in stage.after if name in reruns and any(f"after.{name} " in line for line in differing)]
+        again = [
+            f"{name} runs again"
+            for name in stage.after
+            if name in reruns and any(f"after.{name} " in line for line in differing)
+        ]
         return Step(stage, "stale", made_from, tuple(named + (again or [line for line in differing if line not in named])))
     if record.files is None:
         return Step(stage, "resumed", made_from)
@@ -121,7 +125,9 @@ def _needed(stages: Sequence[Stage], wanted: Sequence[str]) -> list[Stage]:
         name = look.pop()
         if name not in kept:
             kept.add(name)
-            look += [other for other in names[name].after if other in names and (not wanted or other not in names[name].optional)]
+            look += [
+                other for other in names[name].after if other in names and (not wanted or other not in names[name].optional)
+            ]
     return [stage for stage in stages if stage.name in kept]
 
 

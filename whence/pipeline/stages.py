@@ -170,7 +170,10 @@ STAGES = (
     Stage(
         "benchmark",
         ("benchmark",),
-        settings=lambda c: {"benchmark": _dump(c.evaluate.benchmark) | {"data": None} if c.evaluate else None, "model": _model(c)},
+        settings=lambda c: {
+            "benchmark": _dump(c.evaluate.benchmark) | {"data": None} if c.evaluate else None,
+            "model": _model(c),
+        },
         inputs=lambda c: [*_weights(c), *_base(c), *_benchmark(c)],
         after=("train",),
         resumes=True,

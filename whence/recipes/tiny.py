@@ -66,14 +66,20 @@ def write_tiny(
 
 
 def _introduction(name: str, said: str, values: Mapping[str, Any]) -> str:
-    weights = "random, and fine-tuning trains them from nothing" if "train" in values else "trained for a moment when this was written"
+    weights = (
+        "random, and fine-tuning trains them from nothing"
+        if "train" in values
+        else "trained for a moment when this was written"
+    )
     lines = [
         f"The recipe {name}, small: to see every stage run, not to learn anything about {values['model']['base']}.",
         f"Data: {said}.",
         f"Model: a Llama of {LAYERS} layers, width {WIDTH}, whose weights are {weights}.",
     ]
     if (values.get("evaluate") or {}).get("benchmark"):
-        lines.append("Benchmarks need their questions: --set evaluate.benchmark.data=FOLDER (MMLU's csv files in dev/ and test/).")
+        lines.append(
+            "Benchmarks need their questions: --set evaluate.benchmark.data=FOLDER (MMLU's csv files in dev/ and test/)."
+        )
     return "\n".join([*lines, "whence run whence.yaml"])
 
 

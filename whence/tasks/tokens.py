@@ -17,6 +17,9 @@ from whence.progress import note
 CHUNK = 1000
 """Texts that are tokenised at once: their offsets take much more memory than the arrays that are kept."""
 
+BEGINNING = 64
+"""Tokens of a row that are kept to compare tokenizers by."""
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -59,6 +62,24 @@ class Tokens:
     def display(self) -> list[tuple[str, bool]]:
         """Each token's characters, and whether it is in the loss."""
         return list(zip(self.pieces, self.in_loss.tolist(), strict=True))
+
+
+def beginning(item: Any) -> dict[str, Any] | None:
+    """How a row begins, as text and as ids, to see later whether another tokenizer reads it otherwise; None where it is no text."""
+    if not isinstance(item, Tokens):
+        return None
+    count = min(len(item.ids), BEGINNING)
+    return {"text": item.text[: int(item.ends[count - 1])], "ids": item.ids[:count].tolist()}
+
+
+def first_difference(tokenizer: Any, begins: dict[str, Any]) -> str:
+    """The first token that the tokenizer reads otherwise than `beginning` kept it, in words."""
+    (now,) = tokenize(tokenizer, [Passage(begins["text"], ())], BEGINNING)
+    for number, (before, after) in enumerate(itertools.zip_longest(begins["ids"], now.ids.tolist())):
+        if before != after:
+            piece = now.pieces[number] if number < len(now.pieces) else ""
+            return f"first differing token of the first row: number {number}, id {before} -> {after} {piece!r}"
+    return f"the first {len(begins['ids'])} tokens of the first row are the same"
 
 
 def tokenize(
