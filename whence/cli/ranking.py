@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from whence.cli.snippet import LOWERS, RAISES, marked, snippet
+from whence.report import words
+from whence.report.words import missing, three_digits
 from whence.store.scores import Normalisation, Scores
-
-MEASURED = {"logprob": "log p(answer)", "loss": "the loss of the answer", "margin": "the log-odds of the answer's tokens"}
-
-TRUST = "trust: not measured. Scores are first-order estimates, not proof of cause."
 
 
 class Ranking:
@@ -22,13 +19,12 @@ class Ranking:
     def __init__(self, scores: Scores, norm: Normalisation | None, top: int, lowest: int, coloured: bool = False):
         self.plain, self.scores = scores, scores.normalised(norm) if norm else scores
         self.top, self.lowest, self.coloured = top, lowest, coloured
-        self.hubs = set(self.scores.hubs(10))
-        self.unit = self.scores.unit.removesuffix(" per copy")
+        self.hubs = set(self.scores.hubs(words.HUB_TOP))
+        self.unit = words.unit(self.scores)
 
     def query(self, number: int) -> dict[str, Any]:
         """The query's columns, numbered; what is not known is None."""
-        row = self.scores.queries.iloc[number].to_dict()
-        return {"query": number} | {key: None if _missing(value) else value for key, value in row.items()}
+        return words.query_of(self.scores, number)
 
     def rows(self, number: int) -> list[dict[str, Any]]:
         """The rows that raise the query's measurement the most, then those that lower it the most, as JSON has them."""
@@ -43,18 +39,7 @@ class Ranking:
 
     def sign(self, number: int) -> str:
         """What a positive score says, and in which unit."""
-        how = self.scores.about.get("normalised")
-        what = MEASURED.get(str(self.scores.about.get("measurement")), "what was measured")
-        if self.scores.query_ids == ["self"]:
-            what = "log p of the row itself"
-        elif self.query(number).get("contrast"):
-            what = f"{what} minus the same of the contrast"
-        if how:
-            return f"raises / lowers: the effect of one more copy of the row on {what}, as {self.unit}"
-        return (
-            f"raises / lowers: by how much one more copy of the row would change {what}; unit: {self.scores.unit}, "
-            f"N = {self.scores.n_train:,} rows"
-        )
+        return words.sign(self.scores, number)
 
     def heading(self, number: int) -> Text:
         """The question, the answer and its probability."""
@@ -73,17 +58,7 @@ class Ranking:
 
     def measured(self, number: int) -> str:
         """What was measured of the query, and who wrote its answer."""
-        query = self.query(number)
-        if query.get("measured") is None:
-            return ""
-        name = {"logprob": "log p", "loss": "loss", "margin": "log-odds"}.get(
-            str(self.plain.about.get("measurement")), "measured"
-        )
-        if query.get("contrast"):
-            name += " over that of the contrast"
-        tokens = f" over {query['tokens']:.0f} tokens" if query.get("tokens") else ""
-        source = f", {query['source']}" if query.get("source") else ""
-        return f"{name} {query['measured']:.2f} nats{tokens}{source}"
+        return words.measured(self.plain, number)
 
     def table(self, number: int, width: int) -> Table:
         """The ranked rows, in about `width` columns."""
@@ -119,32 +94,7 @@ class Ranking:
 
     def doubts(self) -> list[str]:
         """What the reader should know before believing the order."""
-        notes = []
-        if self.hubs:
-            notes.append(
-                f"hub: {len(self.hubs)} rows are in the top 10 of more than half of the {len(self.scores.queries)} queries, "
-                f"whatever is asked [WHENCE-20]; try --norm cosine or relatif"
-            )
-        weak = [
-            number
-            for number, query in enumerate(self.plain.queries.to_dict("records"))
-            if self.plain.about.get("measurement") == "logprob"
-            and query.get("tokens")
-            and not query.get("contrast")
-            and query["measured"] / query["tokens"] < -7
-        ]
-        if weak:
-            listed = ", ".join(str(number) for number in weak[:5])
-            notes.append(f"the model all but excludes the answer of query {listed} (p below 0.001 per token) [WHENCE-22]")
-        if self.plain.about.get("rank"):
-            kept = self.plain.queries["energy"].min()
-            notes.append(f"queries at rank {self.plain.about['rank']}: {kept:.1%} of a query's energy kept at least")
-        return [*notes, TRUST]
-
-
-def three_digits(value: float) -> str:
-    """A signed number with three significant digits: +118, +4.00, -0.0123, +1.20e-05."""
-    return f"{value:+#.3g}".rstrip(".")
+        return words.doubts(self.plain, len(self.hubs))
 
 
 def _quoted(text: str, limit: int = 240) -> str:
@@ -152,12 +102,8 @@ def _quoted(text: str, limit: int = 240) -> str:
     return f'"{text if len(text) <= limit else "..." + text[-limit:]}"'
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def _plain(value: Any) -> Any:
     """A value as JSON has it."""
-    if _missing(value):
+    if missing(value):
         return None
     return value.tolist() if hasattr(value, "tolist") else value

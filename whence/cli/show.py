@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from whence.cli.ranking import Ranking
     from whence.store.scores import Scores
 
-SHOWN = "scores"
-"""Where a run folder has its scores; traces are beside it."""
-
 
 def show(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_SCORES", help="Folder of scores, or a run folder with scores in it.")],
@@ -59,17 +56,14 @@ def show(
 def opened(path: Path) -> Scores:
     """The scores in a folder, or the newest ones in a run folder."""
     from whence.cli.console import err
-    from whence.store.manifest import MANIFEST
+    from whence.report.gather import scores_in
     from whence.store.scores import open_scores
 
-    inside = [path / SHOWN, *path.glob("trace-*")]
-    found = sorted((folder for folder in inside if (folder / MANIFEST).exists()), key=lambda f: -(f / MANIFEST).stat().st_mtime)
-    if not found:
-        return open_scores(path)
-    if len(found) > 1:
-        others = ", ".join(str(folder) for folder in found[1:6])
-        err.print(f"showing {found[0]}, the newest; also there: {others}", markup=False, soft_wrap=True)
-    return open_scores(found[0])
+    newest, *rest = scores_in(path)
+    if rest:
+        others = ", ".join(str(folder) for folder in rest[:5])
+        err.print(f"showing {newest}, the newest; also there: {others}", markup=False, soft_wrap=True)
+    return open_scores(newest)
 
 
 def _number_or_id(query: str, scores: Scores) -> int | str:
@@ -99,7 +93,7 @@ def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, 
 def display(ranking: Ranking, numbers: list[int], *, by: str | None = None, tokens: bool = False) -> None:
     """Print the queries, one after the other."""
     from whence.cli.console import WIDTH, out, say, show_table
-    from whence.cli.ranking import three_digits
+    from whence.report.words import three_digits
 
     width = out.width if out.is_terminal else WIDTH
     scores = ranking.scores

@@ -1,0 +1,65 @@
+"""`whence report`: what people read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whence.cli import options
+
+
+def report(
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_SCORES", help="Folder of scores, or a run folder with all that is finished in it.")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder for the report; RUN/report if not said.")] = None,
+    top: Annotated[
+        int, typer.Option("--top", "-k", min=1, metavar="N", help="Rows that raise it, and as many that lower it.")
+    ] = 10,
+    title: Annotated[str | None, typer.Option("--title", help="Heading of the page.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="File of whence generate: the base model's answers are shown beside.")
+    ] = None,
+    factors: Annotated[Path | None, typer.Option("--factors", "-f", help="Folder of factors: their health is shown.")] = None,
+    itself: Annotated[Path | None, typer.Option("--self", help="Folder of whence score --self.")] = None,
+    training: Annotated[Path | None, typer.Option("--training", help="Folder of whence train.")] = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Write what scores say as one page, as Markdown, and as a text and a picture per query.
+
+    The page (report.html) is one file that needs no network and no script. Per query: what was asked and answered, the rows
+    that raise log p(answer) the most and those that lower it the most, with the effect of one more copy in nats; strong tokens
+    are marked where scores per token are there (whence score --per token). What was not measured is said.
+
+    \b
+    Examples
+      whence report runs/a
+      whence report runs/a/scores --out refund --title "Why 30 days?" --factors runs/a/factors
+    """
+    import json
+    import shlex
+    import sys
+
+    from whence.cli.console import say
+    from whence.cli.session import session
+    from whence.report import build_report, gather, write_report
+    from whence.report.gather import scores_in
+    from whence.report.write import check_vacant
+
+    folder = out or (path if scores_in(path) != [path] else path.parent) / "report"
+    check_vacant(folder)
+    with session(1, quiet=quiet, verbose=verbose):
+        given = gather(path, pairs=pairs, factors=factors, itself=itself, training=training)
+        made = build_report(**{"command": shlex.join(["whence", *sys.argv[1:]]), **given}, top=top, title=title)
+        files = write_report(made, folder)
+    size = (folder / "report.html").stat().st_size
+    if as_json:
+        about = {"queries": len(made.queries), "rows": made.rows, "bytes": size}
+        print(json.dumps({"report": str(folder), "unit": made.unit, **about, "files": [str(file) for file in files]}))
+        return
+    say(f"{folder / 'report.html'}: {len(made.queries)} queries, {size / 1000:,.0f} kB, one file")
+    say(f"also there: report.md, queries/, curves/ ({len(files)} files)")

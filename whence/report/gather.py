@@ -1,0 +1,110 @@
+"""Find the finished artefacts that belong to a report in a run folder, or where the user says they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from whence.errors import UsageError
+from whence.store.manifest import CONFIG, MANIFEST, Folder
+from whence.store.scores import Scores, open_scores
+
+SHOWN = "scores"
+"""Where a run folder has its scores; traces are beside it."""
+
+
+def gather(
+    path: str | Path,
+    *,
+    pairs: str | Path | None = None,
+    factors: str | Path | None = None,
+    itself: str | Path | None = None,
+    training: str | Path | None = None,
+) -> dict[str, Any]:
+    """Open what `build_report` takes: the scores of a folder of scores, or of a run with all that is finished in it.
+
+    `pairs` (a file of `whence generate`) and the folders `factors`, `itself` (self-influence) and `training` come before what
+    the run has.
+
+    Raises UsageError where something named is not there, StaleArtifact where it is unfinished.
+    """
+    path = Path(path)
+    folder = scores_in(path)[0]
+    own = path if folder != path else None  # what lies beside a folder of scores may belong to others
+    given: dict[str, Any] = {"scores": open_scores(folder), "provenance": Folder.open(folder).config}
+    files = {
+        "pairs": _named(pairs) or _there(own, "generate/generated.json"),
+        "health": None if factors else _there(own, "inspect/health.json"),
+    }
+    given |= {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items() if file}
+    if training or _there(own, "train/training.json"):
+        given["training"] = _training(Path(training) if training else path / "train")
+    home = Path(factors) if factors else _finished(own, "factors")
+    if home is not None and "health" in given:  # no need to read the factors themselves
+        given["factors"] = Folder.open(home).manifest["about"]
+    elif home is not None:
+        from whence.fitting import open_factors
+
+        given["curvature"] = open_factors(home)
+    if (home := Path(itself) if itself else _finished(own, "self")) is not None:
+        given["self_scores"] = _self_scores(home)
+    if own is not None:
+        if evaluation := _evaluation(own / "evaluate"):
+            given["evaluation"] = evaluation
+        if settings := _there(own, "whence.yaml"):
+            given |= {"settings": settings.read_text(encoding="utf-8"), "command": f"whence run {settings}"}
+    return given
+
+
+def scores_in(path: Path) -> list[Path]:
+    """Folders of finished scores in a run folder, the newest first; without any the path itself: opening it says why."""
+    inside = [path / SHOWN, *path.glob("trace-*")]
+    found = [folder for folder in inside if (folder / MANIFEST).exists()]
+    return sorted(found, key=lambda folder: -(folder / MANIFEST).stat().st_mtime) or [path]
+
+
+def _there(run: Path | None, name: str) -> Path | None:
+    return run / name if run is not None and (run / name).is_file() else None
+
+
+def _finished(run: Path | None, name: str) -> Path | None:
+    return run / name if run is not None and (run / name / MANIFEST).exists() and (run / name / CONFIG).exists() else None
+
+
+def _named(path: str | Path | None) -> Path | None:
+    """A file that the user named."""
+    if path is not None and not Path(path).is_file():
+        raise UsageError(f"There is no file {path}.")
+    return Path(path) if path is not None else None
+
+
+def _self_scores(folder: Path) -> Scores:
+    scores = open_scores(folder)
+    if scores.query_ids != ["self"]:
+        raise UsageError(f"{folder} holds scores of queries.", accepted="a folder made with whence score --self")
+    return scores
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """The record of a training, with its metrics as "history"."""
+    from whence.train.metrics import FILE, read_metrics
+
+    if not (folder / "training.json").is_file():
+        raise UsageError(f"{folder} has no training.json.", accepted="the folder that whence train made")
+    history = read_metrics(folder / FILE) if (folder / FILE).is_file() else []
+    return {**json.loads((folder / "training.json").read_text(encoding="utf-8")), "history": history}
+
+
+def _evaluation(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """What the evaluation found, as tables by title."""
+    from whence.evaluate.combined import BENCHMARK, COMPARISON, benchmark_table, comparison_table
+
+    found: dict[str, list[list[str]]] = {}
+    if (folder / COMPARISON).is_file():
+        import pandas
+
+        found["Answers of the base and the tuned model"] = comparison_table(pandas.read_csv(folder / COMPARISON))
+    if (folder / BENCHMARK).is_file():
+        found["Benchmark"] = benchmark_table(json.loads((folder / BENCHMARK).read_text(encoding="utf-8")))
+    return {title: [dict(zip(head, row, strict=True)) for row in rows] for title, (head, *rows) in found.items()}

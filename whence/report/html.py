@@ -1,0 +1,198 @@
+"""The report as one page that needs nothing but itself: no network, no script to be read."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from whence.report import charts, numbers
+from whence.report.model import Grid, Query, Report, Row
+from whence.report.tokens import BREAK, runs, strongest
+from whence.report.words import LIMITS
+from whence.store.manifest import atomic
+from whence.version import __version__
+
+LIMIT = 5_000_000
+"""Bytes that a page stays below."""
+
+WHOLE = (20_000, 5000, 2000, 1000, 500, 250)
+"""Characters of each row that are shown in full, as many as fit."""
+
+WINDOW = 260
+"""Characters of the stretch that is shown of every row at once."""
+
+LEVELS = (0.05, 0.2, 0.5)
+"""Shares of a question's strongest token from which on tokens are coloured, in three steps."""
+
+TOKENS = 6
+"""Strongest tokens that are listed with their effects."""
+
+
+def write_html(report: Report, path: str | Path) -> Path:
+    """Write the report as one page of less than `LIMIT` bytes; where the rows are long, they are shown in part, and it says so.
+
+    The file is whole or not there at all.
+    """
+    path, content = Path(path), b""
+    lengths = [len(row.text) for query in report.queries for row in query.raises + query.lowers]
+    for whole in WHOLE:
+        if whole != WHOLE[-1] and sum(min(length, whole) for length in lengths) > LIMIT:
+            continue  # the texts alone are too long
+        content = render(report, whole).encode("utf-8", "replace")
+        if len(content) < LIMIT:
+            break
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def render(report: Report, whole: int = WHOLE[0]) -> str:
+    """The page, with up to so many characters of each row."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    pages = Environment(loader=PackageLoader("whence.report"), autoescape=True, undefined=StrictUndefined)
+    pages.trim_blocks = pages.lstrip_blocks = True
+    pages.filters |= {
+        "effect": numbers.typeset,
+        "percent": numbers.percent,
+        "percentile": numbers.percentile,
+        "times": numbers.times,
+        "plain": numbers.plain_number,
+        "clean": clean,
+        "short": _short,
+    }
+    unit = report.unit.removesuffix(" per copy")
+    views = [_View(query, unit, whole) for query in report.queries]
+    return pages.get_template("report.html.j2").render(
+        report=report,
+        queries=views,
+        unit=unit,
+        version=__version__,
+        curve=training_curve(report),
+        columns=_columns,
+        limits=LIMITS,
+    )
+
+
+class _View:
+    """One query as the page needs it: with its colours, charts and words."""
+
+    def __init__(self, query: Query, unit: str, whole: int):
+        self.query, self.whole = query, whole
+        self.rows = [*query.raises, *query.lowers]
+        self.scale = max((abs(value) for row in self.rows for value in row.token_values), default=0.0)
+        self.largest = max((abs(row.value) for row in self.rows), default=0.0)
+        self.histogram = charts.histogram(query.histogram, unit, [row.value for row in self.rows])
+        self.curve = charts.curve(query.curve, unit)
+
+    def width(self, row: Row) -> str:
+        """The length of a row's bar, in percent of the longest."""
+        return f"{100 * abs(row.value) / self.largest:.1f}"
+
+    def snippet(self, row: Row) -> Markup:
+        """The stretch of the row that matters most, in one line; its beginning where nothing tells."""
+        return self._stretch(row, WINDOW, one_line=True)
+
+    def text(self, row: Row) -> Markup:
+        """The row in full, or as much of it as there is room for."""
+        return self._stretch(row, self.whole, one_line=False)
+
+    def _stretch(self, row: Row, width: int, one_line: bool) -> Markup:
+        if not row.pieces:
+            return _plain(row.text, width, one_line)
+        values = np.array(row.token_values)
+        first, last = strongest(row.pieces, values, width)
+        before, after = sum(map(len, row.pieces[:first])), sum(map(len, row.pieces[last:]))
+        inside = coloured(row.pieces[first:last], values[first:last], self.scale, one_line)
+        return _more(before, one_line) + inside + _more(after, one_line)
+
+    def tokens(self, row: Row) -> list[tuple[str, float]]:
+        """The strongest tokens of the row with their effects."""
+        order = sorted(zip(row.pieces, row.token_values, strict=True), key=lambda pair: -abs(pair[1]))
+        return [(clean(piece).replace("\n", BREAK).strip() or "␣", value) for piece, value in order[:TOKENS] if value]
+
+    @functools.cached_property
+    def grid(self) -> list[tuple[str, list[tuple[float | None, str]]]]:
+        """The heat map: per layer its values and their colours."""
+        grid: Grid | None = self.query.grid
+        if grid is None:
+            return []
+        largest = max((abs(value) for row in grid.values for value in row if value is not None), default=0.0)
+        return [
+            (layer, [(value, _heat(value, largest)) for value in values])
+            for layer, values in zip(grid.layers, grid.values, strict=True)
+        ]
+
+
+def coloured(pieces: Sequence[str], values: np.ndarray, scale: float, one_line: bool = False) -> Markup:
+    """The tokens joined, those that count marked in three steps: `u1` to `u3` raise, `d1` to `d3` lower."""
+    levels = [int(np.sign(value)) * sum(abs(value) >= share * scale for share in LEVELS) if scale else 0 for value in values]
+    parts: list[str] = []
+    for before, level, words, after in runs(pieces, levels):
+        if level == 0:
+            parts.append(str(escape(_line(words, one_line))))
+            continue
+        shown = _line(words, True) if one_line else clean(words).replace("\n", f"{BREAK}\n")
+        parts.append(f"{before}<mark class={'u' if level > 0 else 'd'}{abs(level)}>{escape(shown)}</mark>{after}")
+    return Markup("".join(parts))
+
+
+def clean(text: str) -> str:
+    """The text without characters that a page can't hold."""
+    return (
+        re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
+        .replace("\r\n", "\n")
+        .replace("\r", "\n")
+    )
+
+
+def _line(text: str, one_line: bool) -> str:
+    return clean(text).replace("\n", BREAK + " ") if one_line else clean(text)
+
+
+def _plain(text: str, width: int, one_line: bool) -> Markup:
+    shown = " ".join(text.split()) if one_line else text
+    cut = len(shown) if len(shown) <= width else max(shown.rfind(" ", width - 20, width), width - 20)
+    return escape(clean(shown[:cut])) + _more(len(shown) - cut, one_line)
+
+
+def _more(characters: int, one_line: bool) -> Markup:
+    """What stands for characters that are left out."""
+    if characters <= 0:
+        return Markup("")
+    said = "…" if one_line else f" … {characters:,} more characters … "
+    return Markup("<span class=more>{}</span>").format(said)
+
+
+def _heat(value: float | None, largest: float) -> str:
+    """The class of a cell: the sign, and how strong in four steps."""
+    if value is None or not largest or abs(value) < 0.02 * largest:
+        return "h0"
+    return f"h{'u' if value > 0 else 'd'}{min(4, 1 + int(4 * abs(value) / largest))}"
+
+
+def _short(text: str, width: int = 60) -> str:
+    """A line of so many characters at most."""
+    line = " ".join(clean(text).split())
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def _columns(rows: Iterable[Any]) -> list[str]:
+    """The names of all columns of rows that are mappings, in the order of their first appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def training_curve(report: Report) -> Markup | None:
+    """The loss over the steps of training, and that on rows kept out, as far as the record has them."""
+    history = [entry for entry in report.history if "step" in entry]
+    series = []
+    for name, said in (("loss", "loss in training"), ("eval_loss", "loss on rows kept out")):
+        if part := [(float(entry["step"]), float(entry[name])) for entry in history if entry.get(name) is not None]:
+            series.append((said, part))
+    return charts.lines(series, "step", "Loss in nats per token over the steps of training") if series else None

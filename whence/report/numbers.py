@@ -1,0 +1,61 @@
+"""How numbers are written for people."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from whence.report.words import three_digits
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def typeset(value: float) -> str:
+    """A signed number with three significant digits, a true minus and a power of ten: +0.0213, −8,110, −3.53×10⁻⁵, 0."""
+    if value == 0:
+        return "0"
+    if 999.5 <= abs(value) < 999_500:
+        return f"{float(three_digits(value)):+,.0f}".replace("-", "−")
+    digits, _, power = three_digits(value).partition("e")
+    digits = digits.replace("-", "−")
+    return f"{digits}×10{power_of_ten(int(power))}" if power else digits
+
+
+def power_of_ten(power: int) -> str:
+    """An exponent, raised: ⁻⁵."""
+    return str(power).translate(_SUPERSCRIPT)
+
+
+def plain_number(value: Any) -> str:
+    """A number of a table in four significant digits; anything else as it is."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return "–" if not math.isfinite(value) else f"{value:,.4g}"
+    if isinstance(value, dict | list | tuple):
+        return (
+            ", ".join(f"{key} {plain_number(entry)}" for key, entry in value.items())
+            if isinstance(value, dict)
+            else ", ".join(plain_number(entry) for entry in value)
+        )
+    try:
+        return plain_number(float(value)) if "." in str(value) else str(value)
+    except ValueError:
+        return str(value)
+
+
+def times(value: float) -> str:
+    """A factor: 1.4 ×, 27 ×, 1,200 ×."""
+    return f"{value:,.2g} ×" if value < 10 else f"{value:,.0f} ×"
+
+
+def percent(value: float) -> str:
+    """A share in percent, of which small ones keep a digit."""
+    return f"{value:.1%}" if value >= 0.001 or value == 0 else "< 0.1%"
+
+
+def percentile(value: float) -> str:
+    """A percentile that says 100 of nothing but the highest."""
+    return f"{math.floor(10 * value) / 10:.1f}".removesuffix(".0")

@@ -1,0 +1,108 @@
+"""What scores say, in words: the sign, the unit, what was measured, and the doubts; the same in the terminal and in reports."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from whence.store.scores import Scores
+
+MEASURED = {"logprob": "log p(answer)", "loss": "the loss of the answer", "margin": "the log-odds of the answer's tokens"}
+
+TRUST = "trust: not measured. Scores are first-order estimates, not proof of cause."
+
+LIMITS = (
+    "Scores are first-order estimates at the final weights, for a training run taken to have converged. They are not proof of "
+    "cause: take the rows out, train again, and see.",
+    "Estimates for deep networks can be fragile: they may change with the seed, the depth and the damping (Basu, Pope and "
+    "Feizi, 2020, Influence Functions in Deep Learning Are Fragile), and one study found them poor on language models in most "
+    "settings (Li et al., 2025, Do Influence Functions Work on Large Language Models?).",
+    "Only what goes through the tracked modules is seen, and the curvature is approximated block by block.",
+    "Effects of many rows do not simply add up, and the order of the rows in training is not considered.",
+)
+"""What no reader of scores should forget."""
+
+HUB_TOP = 10
+"""A hub is in the top so many of more than half of the queries."""
+
+EXCLUDED = -7.0
+"""Log-probability per token below which the model all but excludes an answer: p below 0.001."""
+
+
+def three_digits(value: float) -> str:
+    """A signed number with three significant digits: +118, +4.00, -0.0123, +1.20e-05."""
+    return f"{value:+#.3g}".rstrip(".")
+
+
+def query_of(scores: Scores, number: int) -> dict[str, Any]:
+    """The query's columns, numbered; what is not known is None."""
+    row = scores.queries.iloc[number].to_dict()
+    return {"query": number} | {key: None if missing(value) else value for key, value in row.items()}
+
+
+def unit(scores: Scores) -> str:
+    """The unit of one effect: "nats" of "nats per copy"."""
+    return scores.unit.removesuffix(" per copy")
+
+
+def measurement(scores: Scores, number: int) -> str:
+    """What was measured of the query: "log p(answer)"."""
+    if scores.query_ids == ["self"]:
+        return "log p of the row itself"
+    what = MEASURED.get(str(scores.about.get("measurement")), "what was measured")
+    return f"{what} minus the same of the contrast" if query_of(scores, number).get("contrast") else what
+
+
+def sign(scores: Scores, number: int) -> str:
+    """What a positive score says, and in which unit."""
+    what = measurement(scores, number)
+    if scores.about.get("normalised"):
+        return f"raises / lowers: the effect of one more copy of the row on {what}, as {unit(scores)}"
+    return (
+        f"raises / lowers: by how much one more copy of the row would change {what}; unit: {scores.unit}, "
+        f"N = {scores.n_train:,} rows"
+    )
+
+
+def measured(scores: Scores, number: int) -> str:
+    """The query's measurement in numbers, and who wrote its answer; empty where nothing was measured."""
+    query = query_of(scores, number)
+    if query.get("measured") is None:
+        return ""
+    name = {"logprob": "log p", "loss": "loss", "margin": "log-odds"}.get(str(scores.about.get("measurement")), "measured")
+    if query.get("contrast"):
+        name += " over that of the contrast"
+    tokens = f" over {query['tokens']:.0f} tokens" if query.get("tokens") else ""
+    source = f", {query['source']}" if query.get("source") else ""
+    return f"{name} {query['measured']:.2f} nats{tokens}{source}"
+
+
+def doubts(scores: Scores, hubs: int) -> list[str]:
+    """What the reader should know before believing the order of these scores, which have so many hubs."""
+    notes = []
+    if hubs:
+        rows = f"{hubs} row is" if hubs == 1 else f"{hubs} rows are"
+        notes.append(
+            f"hub: {rows} in the top {HUB_TOP} of more than half of the {len(scores.queries)} queries, whatever is asked "
+            f"[WHENCE-20]; try --norm cosine or relatif"
+        )
+    weak = [number for number in range(len(scores.queries)) if excluded(scores, number)]
+    if weak:
+        listed = ", ".join(str(number) for number in weak[:5])
+        notes.append(f"the model all but excludes the answer of query {listed} (p below 0.001 per token) [WHENCE-22]")
+    if scores.about.get("rank"):
+        kept = scores.queries["energy"].min()
+        notes.append(f"queries at rank {scores.about['rank']}: {kept:.1%} of a query's energy kept at least")
+    return [*notes, TRUST]
+
+
+def excluded(scores: Scores, number: int) -> bool:
+    """Whether the model would hardly ever give the query's answer."""
+    query = query_of(scores, number)
+    asked = scores.about.get("measurement") == "logprob" and query.get("tokens") and not query.get("contrast")
+    return bool(asked and query["measured"] / query["tokens"] < EXCLUDED)
+
+
+def missing(value: Any) -> bool:
+    """Whether a table's cell is empty."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
