@@ -32,8 +32,8 @@ def load_model(
 
     `name` is a hub id, a model's folder, or the folder or id of a PEFT adapter, whose base is then loaded beneath it;
     `adapter` puts one on a base of your choice. `dtype="auto"` is float32, and bfloat16 for checkpoints of 16 bits on a GPU.
-    `device` is the GPU where there is one. `tokenizer` is for models that come without. `attention` is the name of transformers for
-    its kernels ("sdpa", "eager", "flash_attention_2"). Code from a model's repository is never run.
+    `device` is the GPU where there is one. `tokenizer` is for models that come without. `attention` is how
+    transformers calls its kernels ("sdpa", "eager", "flash_attention_2"). Code from a model's repository is never run.
 
     Raises ModelNotFound (01) and AdapterBaseMissing (02).
     """

@@ -10,7 +10,8 @@ models:
   base: {name: TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T, id: base_tinyllama}
   finetuned: {path: ./tinyllama_1b_model, id: finetuned_tinyllama}
 general: {max_length: 512, use_flash_attention: false, prompts_file: prompts.json, seed: 7}
-dataset: {name: patents.jsonl, num_samples: 16000, analysis_samples: 12000, format: qa, input_column: Input, output_column: Output}
+dataset:
+  {name: patents.jsonl, num_samples: 16000, analysis_samples: 12000, format: qa, input_column: Input, output_column: Output}
 factors:
   name: f
   strategy: kfac
@@ -25,7 +26,12 @@ factors:
     dtype: bfloat16
 scores: {scores_name: s, query_gradient_rank: 64, train_batch_size: 4, num_influential: 10}
 evaluation:
-  deepeval: {benchmarks: [MMLU], tasks: [PROFESSIONAL_LAW, BUSINESS_ETHICS], n_shots: 5, eval_base_model: false, eval_finetuned_model: true}
+  deepeval:
+    benchmarks: [MMLU]
+    tasks: [PROFESSIONAL_LAW, BUSINESS_ETHICS]
+    n_shots: 5
+    eval_base_model: false
+    eval_finetuned_model: true
 """
 
 

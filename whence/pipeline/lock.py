@@ -62,7 +62,7 @@ class Lock:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     def hash_of(self, name: str) -> str:
-        """Hash the contents of a file or folder; what is no path here, such as the name of a model on the hub, stands for itself."""
+        """Hash the contents of a file or folder; what is no path here, such as a name of the hub, stands for itself."""
         path = Path(name)
         if not path.exists():
             return name

@@ -88,23 +88,18 @@ def _plan(resolved: Resolved, lock: Lock, wanted: Sequence[str]) -> list[Step]:
             "after": after,
             "code": stage.code(),
         }
-        steps[stage.name] = _step(stage, made_from, lock, steps)
+        steps[stage.name] = _step(stage, made_from, lock)
     return list(steps.values())
 
 
-def _step(stage: Stage, made_from: dict[str, Any], lock: Lock, steps: dict[str, Step]) -> Step:
+def _step(stage: Stage, made_from: dict[str, Any], lock: Lock) -> Step:
     record = lock.records.get(stage.name)
     if record is None:
         return Step(stage, "new", made_from)
     if differing := changes(record.made_from, made_from):
-        reruns = {name for name in stage.after if name in steps and steps[name].state in ("stale", "new")}
-        named = [line for line in differing if not line.startswith("after.")]
-        again = [
-            f"{name} runs again"
-            for name in stage.after
-            if name in reruns and any(f"after.{name} " in line for line in differing)
-        ]
-        return Step(stage, "stale", made_from, tuple(named + (again or [line for line in differing if line not in named])))
+        after = [line for line in differing if line.startswith("after.")]
+        again = [f"{name} runs again" for name in stage.after if any(f"after.{name} " in line for line in after)]
+        return Step(stage, "stale", made_from, (*(line for line in differing if line not in after), *again))
     if record.files is None:
         return Step(stage, "resumed", made_from)
     if not record.whole(lock.folder):

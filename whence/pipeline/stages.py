@@ -1,4 +1,4 @@
-"""The stages of a run: which settings, files and other stages each is made from. The work itself is in `whence.pipeline.work`."""
+"""The stages of a run: which settings, files and stages each is made from. The work itself is in `whence.pipeline.work`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Stage:
     optional: tuple[str, ...] = ()
     """Those of them that it can do without: what they made is told, and where it is missing, that is said."""
     sources: tuple[str, ...] = ()
-    """Parts of the package whose change makes the result another one; none for what a user made once, such as trained weights."""
+    """Parts of the package whose change makes another result; none for what is made once, such as trained weights."""
     numeric: bool = False
     """Whether versions of the libraries beneath count as well."""
     resumes: bool = False
@@ -193,7 +193,7 @@ STAGES = (
         inputs=lambda c: [],
         after=("train", "generate", "fit", "inspect", "score", "benchmark", "evaluate"),
         optional=("inspect", "benchmark", "evaluate"),
-        sources=("report", "plots"),
+        sources=("report", "plots", "filter", "evaluate/combined"),
     ),
 )
 """In the order in which they run."""

@@ -1,7 +1,8 @@
 """The last layer of a language model, in chunks: where vocabularies are wide, its logits are most of a batch's memory.
 
-The loss of a chunk of positions needs the logits of that chunk only. As the head's own weights are frozen, its gradient with respect
-to the hidden states can be taken at once and kept instead of the logits, `[positions, d]` instead of `[positions, V]`; the products are the same.
+The loss of a chunk of positions needs the logits of that chunk only. As the head's own weights are frozen, its gradient with
+respect to the hidden states can be taken at once and kept instead of the logits, `[positions, d]` instead of `[positions, V]`;
+the products are the same.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class _Chunks(torch.autograd.Function):
 
 @torch.no_grad()
 def _is_plain(model: nn.Module, head: nn.Linear) -> bool:
-    """Whether the model's logits are its head on what its decoder gives, and nothing else: no cap, no scale, no prompt of its own.
+    """Whether the model's logits are its head on what its decoder gives: no cap, no scale, no prompt of its own.
 
     Seen by trying both on two tokens; of a model without numbers nothing can be seen, and it is taken for one.
     """

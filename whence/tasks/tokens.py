@@ -65,7 +65,7 @@ class Tokens:
 
 
 def beginning(item: Any) -> dict[str, Any] | None:
-    """How a row begins, as text and as ids, to see later whether another tokenizer reads it otherwise; None where it is no text."""
+    """How a row begins, as text and as ids, to see later whether another tokenizer reads it so; None where it is no text."""
     if not isinstance(item, Tokens):
         return None
     count = min(len(item.ids), BEGINNING)
