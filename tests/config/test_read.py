@@ -70,6 +70,10 @@ def test_a_section_without_a_setting_is_at_its_defaults_and_null_switches_off(tm
     assert config.fit.method == "ekfac" and config.evaluate is None
 
 
+def test_what_scoring_refuses_is_refused_before_anything_runs():
+    assert "score: `rescore` computes whole scores again" in wrong(["score.rescore=3", "score.per=token"])
+
+
 def test_set_needs_a_value():
     assert "KEY=VALUE" in wrong(["score.damping"])
 

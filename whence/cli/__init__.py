@@ -40,6 +40,7 @@ COMMANDS = {
     "show": "whence.cli.show:show",
     "evaluate benchmark": "whence.cli.evaluate:benchmark",
     "evaluate compare": "whence.cli.evaluate:compare",
+    "validate": "whence.cli.validate:validate",
     "export": "whence.cli.export:export",
     "report": "whence.cli.report:report",
     "doctor": "whence.cli.doctor:doctor",

@@ -11,14 +11,23 @@ from whence.cli.snippet import LOWERS, RAISES, marked, snippet
 from whence.report import words
 from whence.report.words import missing, three_digits
 from whence.store.scores import Normalisation, Scores
+from whence.validate.quick import Quick
 
 
 class Ranking:
     """The top rows of each query of `scores`, normalised or not; per-token scores find the strongest part of a row."""
 
-    def __init__(self, scores: Scores, norm: Normalisation | None, top: int, lowest: int, coloured: bool = False):
+    def __init__(
+        self,
+        scores: Scores,
+        norm: Normalisation | None,
+        top: int,
+        lowest: int,
+        coloured: bool = False,
+        trust: Quick | None = None,
+    ):
         self.plain, self.scores = scores, scores.normalised(norm) if norm else scores
-        self.top, self.lowest, self.coloured = top, lowest, coloured
+        self.top, self.lowest, self.coloured, self.trust = top, lowest, coloured, trust
         self.hubs = set(self.scores.hubs(words.HUB_TOP))
         self.unit = words.unit(self.scores)
 
@@ -94,7 +103,10 @@ class Ranking:
 
     def doubts(self) -> list[str]:
         """What the reader should know before believing the order."""
-        return words.doubts(self.plain, len(self.hubs))
+        *doubts, unchecked = words.doubts(self.plain, len(self.hubs))
+        if self.trust is None:
+            return [*doubts, unchecked]
+        return [*doubts, self.trust.badge, *(f"warning: {text}" for text in self.trust.warnings)]
 
 
 def _quoted(text: str, limit: int = 240) -> str:

@@ -43,9 +43,11 @@ def show(
 
     from whence.cli.console import coloured
     from whence.cli.ranking import Ranking
+    from whence.report.gather import scores_in
+    from whence.validate.quick import read_quick
 
     scores = opened(path)
-    ranking = Ranking(scores, norm, top, top if lowest else 0, coloured())
+    ranking = Ranking(scores, norm, top, top if lowest else 0, coloured(), read_quick(scores_in(path)[0]))
     numbers = list(range(len(scores.queries))) if every else [scores.row_of(_number_or_id(query, scores))]
     if as_json:
         print(json.dumps(document(ranking, numbers, by), ensure_ascii=False))
@@ -83,7 +85,7 @@ def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, 
         "unit": scores.unit,
         "sign": "above 0 raises what was measured, below 0 lowers it",
         "n_train": scores.n_train,
-        "trust": None,
+        "trust": {"checks": dict(trust.checks), "warnings": list(trust.warnings)} if (trust := ranking.trust) else None,
         "notes": ranking.doubts(),
         "about": scores.about,
         "queries": found,

@@ -223,8 +223,16 @@ class Score(Section):
     products: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_tokens: Count | None = None
     chunks: Count = 8
+    check: bool = True
+    """Check what can be checked in seconds: copies of questions come first, and dampings and seeds agree."""
     export: tuple[Literal["npz", "parquet", "csv", "jsonl"], ...] = ("npz", "parquet")
     """Files written beside the scores."""
+
+    @model_validator(mode="after")
+    def _rescored_whole(self) -> Score:
+        if self.rescore and self.per != "example":
+            raise ValueError(f"`rescore` computes whole scores again, and `per` asks for them per {self.per}: one of them")
+        return self
 
 
 class Benchmark(Section):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from whence.store.scores import Scores, open_scores
 from whence.tasks import task_for
 from whence.train.finetune import finetune
 from whence.train.record import read_training
+from whence.validate.quick import quick_from_run
 
 
 class Workshop:
@@ -176,13 +176,18 @@ def score(shop: Workshop, out: Path) -> None:
     )
     if settings.self_influence:
         scoring.self_influence(model, task, shop.rows, operator, out=out / "self", **common)
-    dist.on_first(_export, found, settings.export, out / "exports")
+    dist.on_first(_finish, shop, found, out)
 
 
-def _export(found: Scores, endings: Sequence[str], folder: Path) -> None:
-    for ending in endings:
-        (folder / f"scores.{ending}").unlink(missing_ok=True)  # half-written, if the stage was killed
-        found.export(folder / f"scores.{ending}")
+def _finish(shop: Workshop, found: Scores, out: Path) -> None:
+    """The files that others read the scores from, and the checks that take seconds."""
+    settings = shop.config.score
+    for ending in settings.export:
+        path = out / "exports" / f"scores.{ending}"
+        path.unlink(missing_ok=True)  # half-written, if the stage was killed
+        found.export(path)
+    if settings.check:
+        note(quick_from_run(shop).badge)
 
 
 def asked_about(shop: Workshop, model: Any, task: Any) -> Rows:

@@ -58,7 +58,8 @@ def write_tiny(
         config["fit"] = {**config["fit"], "examples": "all"}
     if (config.get("inspect") or {}).get("layer"):
         config["inspect"] = {**config["inspect"], "layer": LAYERS - 1}
-    config["score"] = {**config["score"], "per": "token"}
+    if not config["score"].get("rescore"):
+        config["score"] = {**config["score"], "per": "token"}
     config["generate"] = {**values.get("generate", {}), "max_new_tokens": 16}
     if config.get("evaluate"):
         config["evaluate"] = {"compare": True}

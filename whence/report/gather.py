@@ -9,6 +9,7 @@ from typing import Any
 from whence.errors import UsageError
 from whence.store.manifest import CONFIG, MANIFEST, Folder
 from whence.store.scores import Scores, open_scores
+from whence.validate.quick import read_quick
 
 SHOWN = "scores"
 """Where a run folder has its scores; traces are beside it."""
@@ -33,6 +34,8 @@ def gather(
     folder = scores_in(path)[0]
     own = path if folder != path else None  # what lies beside a folder of scores may belong to others
     given: dict[str, Any] = {"scores": open_scores(folder), "provenance": Folder.open(folder).config}
+    if found := read_quick(folder):
+        given["checks"] = found.checks
     files = {
         "pairs": _named(pairs) or _there(own, "generate/generated.json"),
         "health": None if factors else _there(own, "inspect/health.json"),

@@ -1,0 +1,93 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from whence.data import as_rows
+from whence.errors import UsageError
+from whence.tasks import Classification
+from whence.validate import mislabel as module
+from whence.validate.mislabel import METHODS, across_seeds, area, labels_of, mislabel, plant, recall_at, relabelled
+from whence.validate.settings import Setting, seeded, setting
+from whence.validate.trainer import Recipe
+
+
+def blobs(rows):
+    """Three clouds in the plane, 3 apart."""
+    draw = torch.Generator().manual_seed(0)
+    centres = 3 * torch.tensor([[0.0, 1.0], [0.9, -0.5], [-0.9, -0.5]])
+    return [(centres[n % 3] + torch.randn(2, generator=draw), n % 3) for n in range(rows)]
+
+
+@pytest.fixture(scope="module")
+def clouds():
+    def model(seed):
+        return seeded(seed, lambda: nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 3)))
+
+    rows = blobs(160)
+    recipe = Recipe(0.1, 20, 20, "momentum", weight_decay=1e-3, schedule="cosine")
+    return Setting("clouds", "three clouds", model, Classification(), rows[:120], rows[120:], recipe)
+
+
+def test_influence_finds_planted_errors(clouds):
+    found = mislabel(clouds, seeds=(0, 1))
+    assert found.passed and found.found(METHODS[0]).mean >= 0.9
+    assert found.found(METHODS[1]).mean >= 0.7 and found.found("random").mean < 0.6
+    assert found.accuracy.mean > 0.9 and found.fitted.mean < 0.3
+    assert [row["method"] for row in found.table()] == list(METHODS)
+    assert "as it should" in "\n".join(found.summary())
+    assert not any("better than random" in flag for flag in found.flags)
+    with pytest.raises(UsageError, match="was not measured"):
+        found.found(METHODS[0], 0.33)
+
+
+@pytest.mark.parametrize("spoil", [lambda raw: -raw, lambda raw: np.random.default_rng(3).permuted(raw, axis=1)])
+def test_it_fails_where_scores_are_negated_or_shuffled(clouds, monkeypatch, spoil):
+    whole = module.self_influence
+    monkeypatch.setattr(module, "self_influence", lambda *given: replace(it := whole(*given), raw=spoil(it.raw)))
+    found = mislabel(clouds, seeds=(0, 1))
+    assert not found.passed and found.found(METHODS[0]).mean < 0.6
+    assert "FLAG less than 90%" in "\n".join(found.summary())
+    assert {"gradient norm", "loss", "random"} == {flag.split("better than ")[1].split(":")[0] for flag in found.flags}
+
+
+def test_only_the_chosen_labels_are_wrong():
+    labels = np.arange(200) % 10
+    wrong, noisy = plant(labels, 10, 0.1, seed=1)
+    assert wrong.sum() == 20 and (noisy != labels).tolist() == wrong.tolist() and set(noisy) <= set(range(10))
+    assert not np.array_equal(plant(labels, 10, 0.1, seed=2)[0], wrong)
+
+
+def test_rows_of_both_kinds_get_other_labels():
+    pairs = relabelled(blobs(3), np.array([2, 2, 2]))
+    assert labels_of(pairs).tolist() == [2, 2, 2] and pairs[1][0] is not None
+    rows = as_rows([{"text": "good", "label": 1}, {"text": "bad", "label": 0}])
+    changed = relabelled(rows, np.array([0, 0]))
+    assert changed.ids == rows.ids and labels_of(changed).tolist() == [0, 0] and changed.fingerprint != rows.fingerprint
+
+
+def test_recall_and_area_on_cases_that_are_clear():
+    wrong = np.array([True, True] + [False] * 8)
+    best, draw = np.arange(10, 0, -1.0), np.random.default_rng(0)
+    assert recall_at(best, wrong, 0.2, draw) == 1 and recall_at(best, wrong, 0.1, draw) == 0.5
+    assert recall_at(-best, wrong, 0.5, draw) == 0
+    assert (area(best, wrong), area(-best, wrong), area(np.zeros(10), wrong)) == (1, 0, 0.5)
+    told = [recall_at(np.zeros(10), wrong, 0.2, draw) for _ in range(400)]
+    assert 0.15 < np.mean(told) < 0.25  # not telling is chance, whatever the order of the rows
+
+
+def test_intervals_over_seeds_are_students():
+    from scipy.stats import ttest_1samp
+
+    values = np.array([0.5, 0.6, 0.55, 0.7])
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    found = across_seeds(values)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert np.isnan(across_seeds(values[:1]).low) and across_seeds(np.array([0.9, 1.0])).high == 1
+
+
+def test_numbers_can_have_no_wrong_label():
+    with pytest.raises(UsageError, match="no labels"):
+        mislabel(setting("diabetes"))

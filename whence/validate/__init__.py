@@ -1,0 +1,1 @@
+"""Is it true? Scores beside what retraining says, with intervals and negative controls."""

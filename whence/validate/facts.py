@@ -1,0 +1,358 @@
+"""Fact tracing: a model learns facts from rows that are known, answers questions, and each method looks for the rows.
+
+Two corpora: the demo's invented world, and real facts of T-REx in ParaRel's wordings (Elazar et al. 2021), where the wording
+of a question is never that of the rows that teach its answer. Word overlap stands beside every gradient method: for facts it
+is hard to beat (Akyurek et al. 2022).
+
+`Q` questions, `N` rows, `W` worlds (corpora of other seeds).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whence.data import Rows, as_rows
+from whence.demo.model import SETTINGS, Settings, answers, make_model, make_tokenizer
+from whence.demo.world import make_world
+from whence.errors import UsageError
+from whence.evaluate.intervals import Interval
+from whence.filter.bm25 import bm25_scores
+from whence.filter.tfidf import tfidf_scores
+from whence.fitting import fit
+from whence.progress import note, stage
+from whence.scoring import score
+from whence.store.scores import row_text
+from whence.tasks import CausalLM
+from whence.train.small import train
+from whence.validate.controls import best_rank
+from whence.validate.intervals import RESAMPLES, ends
+
+METHODS = (
+    "EK-FAC influence",
+    "EK-FAC relatif",
+    "gradient dot product",
+    "gradient cosine",
+    "BM25",
+    "TF-IDF",
+    "random",
+)
+
+KS = (1, 5, 10)
+
+FRESH = (10, 11, 12, 13, 14)
+"""Seeds of worlds that the demo was not designed on."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Rows, and questions whose sources among the rows are known."""
+
+    rows: Rows
+    questions: tuple[dict[str, str], ...]
+    """Prompt and completion: the answer that the rows teach."""
+    sources: tuple[tuple[int, ...], ...]
+    seed: int
+    settings: Settings = SETTINGS
+    """Of the model that learns it."""
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """What one method finds: means over the questions, with 95 % intervals over worlds and questions."""
+
+    method: str
+    recall: tuple[Interval, ...]
+    """Share of a question's sources (of `k` at most) among its first `k` rows, for each of `ks`."""
+    mrr: Interval
+    """Mean reciprocal rank of the best source."""
+    lead: Interval | None = None
+    """By how much the first method's reciprocal rank is better, question by question; None for itself."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the methods find of known sources."""
+
+    name: str
+    seeds: tuple[int, ...]
+    questions: int
+    """That the models answer as they were taught; the others have no known source."""
+    unanswered: int
+    rows: int
+    """Of one corpus, on average."""
+    ks: tuple[int, ...]
+    damping: float
+    tracings: tuple[Tracing, ...]
+    seconds: float
+
+    def of(self, method: str) -> Tracing:
+        """What that method finds."""
+        found = next((tracing for tracing in self.tracings if tracing.method == method), None)
+        if found is None:
+            raise UsageError(f"{method!r} was not measured", accepted=", ".join(METHODS))
+        return found
+
+    @property
+    def flags(self) -> list[str]:
+        """What the first method does not beat beyond doubt."""
+        return [
+            f"{METHODS[0]} is not better than {it.method}: its reciprocal rank is {it.lead.mean:+.3f} above "
+            f"({it.lead.low:+.3f} to {it.lead.high:+.3f})"
+            for it in self.tracings
+            if it.lead is not None and it.method != METHODS[1] and not it.lead.low > 0
+        ]
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per method."""
+        rows = []
+        for it in self.tracings:
+            row: dict[str, Any] = {"method": it.method}
+            for k, recall in zip(self.ks, it.recall, strict=True):
+                row |= {f"recall@{k}": recall.mean, f"recall@{k}_low": recall.low, f"recall@{k}_high": recall.high}
+            rows.append(row | {"mrr": it.mrr.mean, "mrr_low": it.mrr.low, "mrr_high": it.mrr.high})
+        return rows
+
+    def summary(self) -> list[str]:
+        """Lines for people."""
+        lines = [
+            f"Fact tracing, {self.name}: {self.questions} questions on {len(self.seeds)} corpora of about {self.rows:,} rows "
+            f"(seeds {', '.join(map(str, self.seeds))}), {self.unanswered} more left out that the models answer otherwise",
+            f"  {'':<22}" + "".join(f"{f'recall@{k}':<20}" for k in self.ks) + "MRR",
+        ]
+        for it in self.tracings:
+            cells = "".join(f"{_interval(recall):<20}" for recall in it.recall)
+            lines.append(f"  {it.method:<22}{cells}{_interval(it.mrr)}")
+        return [*lines, *(f"  FLAG {flag}" for flag in self.flags)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {**asdict(self), "flags": self.flags}
+
+
+def demo_facts(seeds: Sequence[int] = FRESH, *, damping: float = 0.1) -> Facts:
+    """Trace the facts of the demo's world, in worlds that it was not designed on."""
+    return trace_facts((demo_corpus(seed) for seed in seeds), "the demo's world", len(seeds), damping=damping)
+
+
+def real_facts(folder: str | Path, seeds: Sequence[int] = (0, 1, 2), *, damping: float = 0.1) -> Facts:
+    """Trace real facts from one wording to another; `folder` holds ParaRel (`trex_lms_vocab` and `pattern_data`)."""
+    return trace_facts((real_corpus(folder, seed) for seed in seeds), "real facts (T-REx)", len(seeds), damping=damping)
+
+
+def trace_facts(corpora: Iterable[Corpus], name: str, count: int, *, damping: float = 0.1, ks: Sequence[int] = KS) -> Facts:
+    """Teach each corpus to a small model, ask its questions, and look for the rows with every method."""
+    started, sizes, unanswered, seeds = time.monotonic(), [], 0, []
+    ranks: dict[str, list[np.ndarray]] = defaultdict(list)
+    recalls: dict[str, list[np.ndarray]] = defaultdict(list)
+    with stage("fact tracing", count, "corpora") as advance:
+        for corpus in corpora:
+            matrices, asked = traced(corpus, damping)
+            seeds.append(corpus.seed)
+            sizes.append(len(corpus.rows))
+            unanswered += len(corpus.questions) - len(asked)
+            sources = [corpus.sources[place] for place in asked]
+            for method, matrix in matrices.items():
+                pairs = list(zip(matrix, sources, strict=True))
+                ranks[method].append(np.array([1 / best_rank(row, where) for row, where in pairs]))
+                recalls[method].append(np.array([[recall_at(row, where, k) for k in ks] for row, where in pairs]))
+            advance(1)
+    own = ranks[METHODS[0]]
+    tracings = [
+        Tracing(
+            method,
+            tuple(_over_worlds([recall[:, place] for recall in recalls[method]]) for place in range(len(ks))),
+            _over_worlds(ranks[method]),
+            None if method == METHODS[0] else _over_worlds([a - b for a, b in zip(own, ranks[method], strict=True)]),
+        )
+        for method in METHODS
+    ]
+    return Facts(
+        name=name,
+        seeds=tuple(seeds),
+        questions=sum(len(values) for values in own),
+        unanswered=unanswered,
+        rows=round(float(np.mean(sizes))),
+        ks=tuple(ks),
+        damping=damping,
+        tracings=tuple(tracings),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def traced(corpus: Corpus, damping: float = 0.1) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Each method's scores `[Q, N]` for the questions that the taught model answers, and which these are.
+
+    Raises UsageError where it answers none.
+    """
+    settings, rows = corpus.settings, corpus.rows
+    tokenizer = make_tokenizer(rows)
+    model = make_model(tokenizer, corpus.seed, settings)
+    task = CausalLM(tokenizer, max_length=settings.max_length, append_eos=True)
+    train(model, task, rows, replace(settings.training, seed=corpus.seed))
+    given = answers(model, tokenizer, [question["prompt"] for question in corpus.questions])
+    pairs = zip(corpus.questions, given, strict=True)
+    asked = [place for place, (question, answer) in enumerate(pairs) if _said(answer, question["completion"])]
+    if not asked:
+        raise UsageError("The model answers no question as its rows teach it", fix="train it longer, or on fewer facts")
+    note(f"corpus {corpus.seed}: {len(asked)} of {len(given)} questions are answered as the rows teach")
+    queries = as_rows([corpus.questions[place] for place in asked])
+    inverse = fit(model, task, rows, examples="all").inverse(damping)
+    influence = score(model, task, queries, rows, inverse, norms=("relatif",))
+    plain = score(model, task, queries, rows, fit(model, task, rows, method="identity").operator, norms=("cosine",))
+    texts = [row_text(row) for row in queries], [row_text(row) for row in rows]
+    draw = np.random.default_rng(corpus.seed)
+    found = (
+        influence.raw,
+        influence.normalised("relatif").raw,
+        plain.raw,
+        plain.normalised("cosine").raw,
+        bm25_scores(*texts),
+        tfidf_scores(*texts),
+        draw.random(influence.shape),
+    )
+    return dict(zip(METHODS, found, strict=True)), asked
+
+
+def recall_at(scores: np.ndarray, sources: Sequence[int], k: int) -> float:
+    """Share of the sources (of `k` at most) that are among the first `k` of `[N]`; rows of one score come after all others."""
+    found = sum(int((scores > scores[source]).sum() + _ties(scores, sources, source)) < k for source in sources)
+    return min(found, k) / min(k, len(sources))
+
+
+def _ties(scores: np.ndarray, sources: Sequence[int], source: int) -> int:
+    """Rows of the source's score that are no sources: they count as if they stood before it."""
+    return int((scores == scores[source]).sum()) - sum(scores[other] == scores[source] for other in sources)
+
+
+def _said(answer: str, expected: str) -> bool:
+    """Whether the answer begins with what was expected, and with no longer word."""
+    return answer.startswith(expected) and not answer[len(expected) : len(expected) + 1].isalnum()
+
+
+# corpora
+
+
+def demo_corpus(seed: int, people: int = 96, questions: int = 24) -> Corpus:
+    """The demo's invented world."""
+    world = make_world(seed, people, questions)
+    asked = tuple({"prompt": it.prompt, "completion": it.answer} for it in world.questions)
+    return Corpus(as_rows(list(world.rows)), asked, tuple(it.sources for it in world.questions), seed)
+
+
+RELATIONS = ("P19", "P20", "P27", "P101", "P106", "P159", "P495", "P740")
+"""Of T-REx: births, deaths, citizens, fields, professions, headquarters, countries of origin and foundations."""
+
+STATED, ASKED = 3, 4
+"""Wordings that a fact that is asked for is never asked in, of which its rows draw; wordings of a relation in all."""
+
+
+def real_corpus(
+    folder: str | Path,
+    seed: int = 0,
+    *,
+    relations: Sequence[str] = RELATIONS,
+    facts: int = 60,
+    questions: int = 6,
+    settings: Settings = SETTINGS,
+) -> Corpus:
+    """So many facts of each relation, and questions about some of them in a wording that none of their own rows has.
+
+    Of each relation four wordings that end with the value are drawn; the last is that of the questions. Facts that nobody
+    asks for are stated in it and in two others; those that are asked for in two others only. Subjects of several relations
+    come first, so that most questions have rows about the same subject that do not answer them.
+
+    Raises UsageError where the folder has no such files.
+    """
+    draw = random.Random(seed)
+    known = {relation: _known(Path(folder), relation) for relation in relations}
+    spread = defaultdict(set)
+    for relation, pairs in known.items():
+        for subject, _ in pairs:
+            spread[subject].add(relation)
+    rows: list[dict[str, Any]] = []
+    asked: list[tuple[dict[str, str], tuple[str, str]]] = []
+    taught: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for relation, pairs in known.items():
+        wordings = draw.sample(_wordings(Path(folder), relation), ASKED)
+        draw.shuffle(pairs)
+        pairs.sort(key=lambda pair: -min(len(spread[pair[0]]), 2))
+        for number, (subject, value) in enumerate(pairs[:facts]):
+            own = draw.sample(wordings[:STATED], 2)
+            is_asked = number % (facts // questions) == 0 and number // (facts // questions) < questions
+            texts = [_filled(wording, subject, value) for wording in (own if is_asked else [*own, wordings[-1]])]
+            rows += [{"text": text, "source": relation} for text in texts]
+            if is_asked:
+                prompt, _ = wordings[-1].split(" [Y]")
+                key = (subject, relation)
+                taught[key] = texts
+                asked.append(({"prompt": _filled(prompt, subject, value), "completion": f" {value}."}, key))
+    draw.shuffle(rows)
+    places = defaultdict(list)
+    for place, row in enumerate(rows):
+        places[row["text"]].append(place)
+    sources = tuple(tuple(sorted(place for text in taught[key] for place in places[text])) for _, key in asked)
+    return Corpus(as_rows(rows), tuple(question for question, _ in asked), sources, seed, settings)
+
+
+def _known(folder: Path, relation: str) -> list[tuple[str, str]]:
+    """Subjects and values of a relation that are short, each subject once."""
+    found: dict[str, str] = {}
+    for record in _records(folder, f"trex_lms_vocab/{relation}.jsonl"):
+        subject, value = record["sub_label"], record["obj_label"]
+        if len(subject.split()) <= 4 and len(value.split()) <= 2 and value not in subject:
+            found.setdefault(subject, value)
+    return sorted(found.items())
+
+
+def _wordings(folder: Path, relation: str) -> list[str]:
+    """Patterns that begin with the subject and end with the value, as `[X] was born in [Y].`."""
+    patterns = (record["pattern"].replace(" .", ".").strip() for record in _records(folder, f"graphs_json/{relation}.jsonl"))
+    return sorted({" ".join(it.split()) for it in patterns if it.startswith("[X]") and it.endswith(" [Y].")})
+
+
+def _filled(wording: str, subject: str, value: str) -> str:
+    return wording.replace("[X]", subject).replace("[Y]", value)
+
+
+def _records(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Records of a file of ParaRel, wherever below the folder it is."""
+    found = sorted(folder.rglob(name)) if folder.is_dir() else []
+    if not found:
+        raise UsageError(
+            f"There is no {name} in {folder}",
+            accepted="a folder with ParaRel's data (trex_lms_vocab/P19.jsonl, pattern_data/graphs_json/P19.jsonl, ...)",
+            fix="name it: --data FOLDER",
+        )
+    return [json.loads(line) for line in found[0].read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+# intervals
+
+
+def _over_worlds(values: Sequence[np.ndarray], seed: int = 0) -> Interval:
+    """Mean of all values `[W][Q]`, and its interval when worlds are drawn again, and questions within each of them."""
+    every = np.concatenate(values)
+    if len(every) < 2:
+        return Interval(float(every.mean()), float("nan"), float("nan"), len(every))
+    draw = np.random.default_rng(seed)
+    worlds_RW = draw.integers(len(values), size=(RESAMPLES, len(values)))
+    sums, counts = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+    for world, own in enumerate(values):
+        for slot in range(len(values)):
+            here = worlds_RW[:, slot] == world
+            sums[here] += own[draw.integers(len(own), size=(int(here.sum()), len(own)))].sum(1)
+            counts[here] += len(own)
+    return Interval(float(every.mean()), *ends(sums / counts), len(every))
+
+
+def _interval(interval: Interval) -> str:
+    return f"{interval.mean:.2f} ({interval.low:.2f}-{interval.high:.2f})"

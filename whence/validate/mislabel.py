@@ -1,0 +1,284 @@
+"""Finding wrong labels: part of the labels of a real data set are replaced, a model is trained on them, and rows are ranked.
+
+How many of the wrong ones are among the first so many inspected is what a ranking is worth here. Influence is asked in two
+ways: of each row on itself (Koh and Liang 2017: what only itself can have taught), and of each row on clean rows that were not
+trained on. The loss of a row, its gradient's size and chance stand beside them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from whence.data import Rows
+from whence.data.rows import with_contents
+from whence.errors import UsageError
+from whence.evaluate.intervals import Interval
+from whence.fitting import fit
+from whence.progress import stage
+from whence.scoring import score, self_influence
+from whence.tasks import Classification
+from whence.tasks.base import Task
+from whence.validate.settings import Setting
+from whence.validate.trainer import Replicas, retrain
+
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+"""Of the rows, that are inspected."""
+
+METHODS = (
+    "self-influence (EK-FAC)",
+    "influence on clean rows (EK-FAC)",
+    "gradient dot on clean rows",
+    "gradient norm",
+    "loss",
+    "random",
+)
+
+CONTROLS = METHODS[3:]
+"""What needs no attribution."""
+
+GOAL, GOAL_SHARE = 0.9, 0.2
+"""Share of the wrong labels that should be found in the first so large share of the rows."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What one ranking finds: means over the seeds, with 95 % intervals."""
+
+    method: str
+    recall: tuple[Interval, ...]
+    """Share of the wrong labels among the first `shares` of the rows."""
+    auc: Interval
+    """Probability that a wrong row stands before a right one."""
+    lead: Interval | None
+    """By how much the AUC of the first method is above it, seed by seed; None for itself."""
+    seconds: float
+    """Of ranking the rows of one seed."""
+
+
+@dataclass(frozen=True)
+class Mislabel:
+    """What the rankings find of planted label errors."""
+
+    setting: str
+    rows: int
+    classes: int
+    planted: float
+    """Share of the rows whose label was replaced by another."""
+    seeds: tuple[int, ...]
+    damping: float
+    accuracy: Interval
+    """Of the models trained on these labels, on rows that they have not seen."""
+    fitted: Interval
+    """Share of the wrong labels that the models give back: what is learnt by heart shows less in the loss."""
+    shares: tuple[float, ...]
+    detections: tuple[Detection, ...]
+    seconds: float
+
+    def found(self, method: str, share: float = GOAL_SHARE) -> Interval:
+        """Recall of a method at one of the `shares`."""
+        detection = next((it for it in self.detections if it.method == method), None)
+        if detection is None or share not in self.shares:
+            raise UsageError(f"{method!r} at {share:g} was not measured", accepted=f"{', '.join(METHODS)}; {self.shares}")
+        return detection.recall[self.shares.index(share)]
+
+    @property
+    def passed(self) -> bool:
+        """Whether self-influence finds 90 % of the wrong labels in the first 20 %, on average over the seeds."""
+        return self.found(METHODS[0]).mean >= GOAL
+
+    @property
+    def flags(self) -> list[str]:
+        """Which controls self-influence does not beat beyond doubt."""
+        return [
+            f"{METHODS[0]} is not better than {it.method}: its AUC is {it.lead.mean:+.3f} above "
+            f"({it.lead.low:+.3f} to {it.lead.high:+.3f})"
+            for it in self.detections
+            if it.method in CONTROLS and it.lead is not None and not it.lead.low > 0
+        ]
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per method."""
+        return [
+            {
+                "method": it.method,
+                **{f"found in {share:.0%}": recall.mean for share, recall in zip(self.shares, it.recall, strict=True)},
+                "found_low": it.recall[self.shares.index(GOAL_SHARE)].low,
+                "found_high": it.recall[self.shares.index(GOAL_SHARE)].high,
+                "auc": it.auc.mean,
+                "auc_low": it.auc.low,
+                "auc_high": it.auc.high,
+                "seconds": it.seconds,
+            }
+            for it in self.detections
+        ]
+
+    def summary(self) -> list[str]:
+        """Lines for people."""
+        lines = [
+            f"Wrong labels in {self.setting}: {self.planted:.0%} of {self.rows:,} rows, {self.classes} classes, "
+            f"{len(self.seeds)} seeds; the models are right on {self.accuracy.mean:.1%} of unseen rows and give back "
+            f"{self.fitted.mean:.0%} of the wrong labels",
+            f"  {'found when inspecting':<34}" + "".join(f"{share:>7.0%}" for share in self.shares) + "      AUC (95 %)",
+        ]
+        for it in self.detections:
+            recalls = "".join(f"{recall.mean:>7.1%}" for recall in it.recall)
+            lines.append(f"  {it.method:<34}{recalls}      {it.auc.mean:.3f} ({it.auc.low:.3f} to {it.auc.high:.3f})")
+        at = self.found(METHODS[0])
+        lines.append(
+            f"  {METHODS[0]} finds {at.mean:.1%} ({at.low:.1%} to {at.high:.1%}) in the first {GOAL_SHARE:.0%}: "
+            f"{'as it should' if self.passed else 'FLAG less than ' + format(GOAL, '.0%')}"
+        )
+        return [*lines, *(f"  FLAG {flag}" for flag in self.flags)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {**asdict(self), "passed": self.passed, "flags": self.flags}
+
+
+def mislabel(
+    setting: Setting,
+    *,
+    planted: float = 0.1,
+    seeds: Sequence[int] = range(5),
+    damping: float = 0.1,
+    shares: Sequence[float] = SHARES,
+) -> Mislabel:
+    """Replace `planted` of the labels of a classification setting, train on them, and rank the rows.
+
+    Each seed draws other wrong labels, first weights and order of the rows. The clean rows are the setting's queries.
+
+    Raises UsageError for a setting that is no classification.
+    """
+    if not isinstance(setting.task, Classification):
+        raise UsageError(
+            f"{setting.name} has no labels that could be wrong", accepted="a classification setting, such as digits"
+        )
+    started, names = time.monotonic(), list(METHODS)
+    labels = labels_of(setting.train)
+    classes = int(max(labels.max(), labels_of(setting.queries).max())) + 1
+    recalls, aucs, seconds, accuracies, fitted = [], [], [], [], []
+    with stage("mislabel", len(seeds), "seeds") as advance:
+        for seed in seeds:
+            wrong, noisy_labels = plant(labels, classes, planted, seed)
+            noisy = relabelled(setting.train, noisy_labels)
+            replicas = retrain(setting.model(seed), setting.task, noisy, setting.recipe, seeds=[seed], order_seeds=[seed])
+            model = setting.model(seed)
+            replicas.load_into(model, 0)
+            rankings, taken = suspicions(model, setting.task, noisy, setting.queries, replicas, setting.modules, damping, seed)
+            draw = np.random.default_rng(seed)
+            recalls.append([[recall_at(rankings[name], wrong, share, draw) for share in shares] for name in names])
+            aucs.append([area(rankings[name], wrong) for name in names])
+            seconds.append([taken[name] for name in names])
+            accuracies.append(float(right(replicas, setting.queries, classes).mean()))
+            fitted.append(float(right(replicas, noisy, classes)[wrong].mean()))
+            advance(1)
+    found_SMH, auc_SM, seconds_SM = np.array(recalls), np.array(aucs), np.array(seconds)
+    detections = [
+        Detection(
+            name,
+            tuple(across_seeds(found_SMH[:, number, place]) for place in range(len(shares))),
+            across_seeds(auc_SM[:, number]),
+            across_seeds(auc_SM[:, 0] - auc_SM[:, number], lowest=-1.0) if number else None,
+            round(float(seconds_SM[:, number].mean()), 2),
+        )
+        for number, name in enumerate(names)
+    ]
+    return Mislabel(
+        setting=setting.name,
+        rows=len(labels),
+        classes=classes,
+        planted=planted,
+        seeds=tuple(seeds),
+        damping=damping,
+        accuracy=across_seeds(np.array(accuracies)),
+        fitted=across_seeds(np.array(fitted)),
+        shares=tuple(shares),
+        detections=tuple(detections),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def suspicions(
+    model: nn.Module, task: Task, noisy: Any, clean: Any, replicas: Replicas, modules: str, damping: float, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """How suspicious each ranking finds each row, `[N]` by name, the highest first; and the seconds that each took."""
+    taken: dict[str, float] = {}
+    found: dict[str, np.ndarray] = {}
+    started = time.monotonic()
+
+    def keep(name: str, values: np.ndarray, since: float) -> None:
+        found[name], taken[name] = values, time.monotonic() - since
+
+    inverse = fit(model, task, noisy, modules=modules).inverse(damping)
+    fitting = time.monotonic() - started
+    started = time.monotonic()
+    keep(METHODS[0], self_influence(model, task, noisy, inverse).raw[0], started - fitting)
+    started = time.monotonic()
+    keep(METHODS[1], -score(model, task, clean, noisy, inverse, aggregate="queries").raw[0], started - fitting)
+    started = time.monotonic()
+    plain = fit(model, task, noisy, method="identity", modules=modules).operator
+    dots = score(model, task, clean, noisy, plain, aggregate="queries", norms=("cosine",))
+    keep(METHODS[2], -dots.raw[0], started)
+    keep(METHODS[3], dots.norms["gradient"], started)
+    started = time.monotonic()
+    keep(METHODS[4], replicas.losses(noisy)[0].numpy(), started)
+    keep(METHODS[5], np.random.default_rng([seed, 1]).random(len(noisy)), time.monotonic())
+    return found, taken
+
+
+def labels_of(rows: Sequence[Any]) -> np.ndarray:
+    """Indices of the classes, `[N]`."""
+    return np.array([int(row["label"] if isinstance(row, Mapping) else row[1]) for row in rows])
+
+
+def plant(labels: np.ndarray, classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows get a wrong label, `[N]`, and all labels with these: each another class, drawn with the seed."""
+    draw = np.random.default_rng([seed, 0])
+    wrong = np.zeros(len(labels), dtype=bool)
+    wrong[draw.choice(len(labels), round(share * len(labels)), replace=False)] = True
+    moved = (labels + draw.integers(1, classes, size=len(labels))) % classes
+    return wrong, np.where(wrong, moved, labels)
+
+
+def relabelled(rows: Sequence[Any], labels: np.ndarray) -> Sequence[Any]:
+    """The rows with other labels; rows of text keep their ids."""
+    if isinstance(rows, Rows):
+        return with_contents(rows, [{**row, "label": int(label)} for row, label in zip(rows, labels, strict=True)])
+    return [(row[0], int(label)) for row, label in zip(rows, labels, strict=True)]
+
+
+def right(replicas: Replicas, rows: Sequence[Any], classes: int) -> np.ndarray:
+    """Which rows the first model gives their own label, `[N]`: no other has a smaller loss."""
+    labels = labels_of(rows)
+    losses = [replicas.losses(relabelled(rows, np.full(len(rows), label)))[0].numpy() for label in range(classes)]
+    return np.argmin(losses, axis=0) == labels
+
+
+def recall_at(suspicion: np.ndarray, wrong: np.ndarray, share: float, draw: np.random.Generator) -> float:
+    """Share of the wrong rows among the first `share` of all; rows of one suspicion are taken in random order."""
+    order = np.lexsort((draw.random(len(suspicion)), -suspicion))
+    return float(wrong[order[: round(share * len(order))]].sum() / wrong.sum())
+
+
+def area(suspicion: np.ndarray, wrong: np.ndarray) -> float:
+    """Area under the curve of true against false alarms (AUC); ties count half."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(wrong, suspicion))
+
+
+def across_seeds(values: np.ndarray, lowest: float = 0.0) -> Interval:
+    """Mean over seeds `[S]` with its interval by Student's t, kept to what can be (`lowest` to 1); NaN for a single seed."""
+    from scipy.stats import t
+
+    count, mean = len(values), float(values.mean())
+    if count < 2:
+        return Interval(mean, float("nan"), float("nan"), count)
+    half = float(t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count))
+    return Interval(mean, max(mean - half, lowest), min(mean + half, 1.0), count)

@@ -1,0 +1,493 @@
+"""How far finished scores can be trusted, as far as that shows without training anything again; seconds on a small model.
+
+A copy of each question is put among the rows and should come out on top, with the sign that it must have. Part of the rows
+is scored again: with other dampings, with factors of other labels, one row at a time, and exactly. What no such check can
+tell is whether training without a row would change the answer: that is what LDS and removal measure.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import nn
+
+from whence.data import Rows, as_rows
+from whence.errors import UsageError
+from whence.fitting import Curvature, fit
+from whence.operators.base import Operator
+from whence.operators.eigen import BlockDiagonal
+from whence.precision import EXACT
+from whence.scoring import score
+from whence.store.manifest import atomic
+from whence.store.scores import Scores, open_scores, row_text
+from whence.stream import identify, read
+from whence.tasks.base import Task
+from whence.validate.controls import top_overlap
+from whence.validate.intervals import spearman
+
+FILE = "quick.json"
+"""Beside the scores that were checked."""
+
+QUERIES, COPIES, ROWS, FEWEST = 4, 12, 512, 64
+"""At most so many queries are asked again, so many copied, and so many rows scored; no fewer than the last for lack of time."""
+
+FLOPS, EIGH_FLOPS, BYTES = 1e12, 2e11, 2**31
+"""Work of one pass over the rows, and of the eigenvectors of another fit, that take seconds on two cores; memory of queries."""
+
+TOP, SINGLES = 20, 8
+FACTOR = 10.0
+"""By which the damping is raised and lowered."""
+
+LOW_OVERLAP, LOW_CORRELATION, LARGE_DIFFERENCE, LARGE_ERROR = 0.5, 0.8, 1e-3, 0.05
+"""Where a warning begins: of the first rows and of all under another damping or seed; of batches; of the stored scores."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How much of a ranking stays when something that should not matter is changed: means over the queries."""
+
+    what: str
+    correlation: float
+    """Spearman's over the rows that were drawn at random."""
+    lowest: float
+    """That of the query where it is lowest."""
+    overlap: float
+    """Share of the first `top` rows that are still among them."""
+    top: int
+
+    def __str__(self) -> str:
+        return f"rank correlation {self.correlation:.2f} (lowest {self.lowest:.2f}), top-{self.top} overlap {self.overlap:.2f}"
+
+
+@dataclass(frozen=True)
+class Quick:
+    """What the quick checks found."""
+
+    queries: int
+    """Asked again, of the rows that are scored again."""
+    rows: int
+    """Scored again."""
+    of_rows: int
+    damping: float | None
+    """None where the operator was no inverse, such as the identity."""
+    absolute: bool
+    """Whether the damping is absolute, not times the mean eigenvalue."""
+    ranks: tuple[int, ...]
+    """Of a copy of each of some queries among all rows; 1 is right."""
+    signs: tuple[bool, ...]
+    """Whether each copy's effect has the sign that it must have."""
+    dampings: tuple[Stability, ...]
+    """Under a tenth and ten times the damping."""
+    seeds: Stability | None
+    """With factors of labels drawn again; None where nothing is drawn, or a fit takes too long."""
+    seeds_note: str
+    """What the other factors were fitted on, or why there are none."""
+    batch: float
+    """Largest difference between scores of rows in batches and one at a time, relative to the query's largest."""
+    precision: float
+    """The same between the stored scores and those in float32 at full rank."""
+    precision_correlation: float
+    """Spearman's between them, the lowest of the queries."""
+    seconds: float
+    lds: str | None = None
+    """What retraining said, if it was asked: "LDS .41 (.38 to .44)"."""
+
+    @property
+    def first(self) -> int:
+        """How many copies come first."""
+        return sum(rank == 1 for rank in self.ranks)
+
+    @property
+    def badge(self) -> str:
+        """All of it in one line."""
+        damping = min((check.correlation for check in self.dampings), default=None)
+        parts = [
+            f"self-retrieval {self.first}/{len(self.ranks)}",
+            *([] if all(self.signs) else [f"signs {sum(self.signs)}/{len(self.signs)}"]),
+            f"damping rho {_short(damping)}" if damping is not None else "damping not measured",
+            f"seeds rho {_short(self.seeds.correlation)}" if self.seeds else "seeds not measured",
+            f"batch {self.batch:.0e}".replace("e-0", "e-").replace("e+00", ""),
+            self.lds or "LDS not measured",
+        ]
+        return "trust  " + ", ".join(parts)
+
+    @property
+    def checks(self) -> dict[str, str]:
+        """What `build_report(checks=...)` takes: results by name."""
+        looked = "" if self.rows == self.of_rows else f"; {self.rows:,} of {self.of_rows:,} rows looked at"
+        copies = f"{self.first} of {len(self.ranks)} copies of a question rank first"
+        copies += "" if self.first == len(self.ranks) else f" (ranks {', '.join(map(str, self.ranks))})"
+        found = {"self-retrieval": f"{copies}; {sum(self.signs)} have the right sign"}
+        if self.dampings:
+            found["damping"] = "; ".join(f"{check.what}: {check}" for check in self.dampings) + looked
+        if self.seeds:
+            found["seeds"] = f"{self.seeds}; {self.seeds_note}{looked}"
+        if self.lds:
+            found["lds"] = self.lds
+        found["Batches"] = f"rows one at a time differ from rows in batches by {self.batch:.1e} of the largest score"
+        found["Precision"] = (
+            f"the stored scores differ from those in float32 at full rank by {self.precision:.1e} of the largest, "
+            f"rank correlation {self.precision_correlation:.3f}"
+        )
+        return found
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the scores has to know."""
+        found = []
+        if self.first < len(self.ranks):
+            others = ", ".join(map(str, self.ranks))
+            found.append(
+                f"a copy of the question does not come first (ranks {others}): long or odd rows win; try --norm relatif"
+            )
+        if not all(self.signs):
+            wrong = len(self.signs) - sum(self.signs)
+            found.append(
+                f"{wrong} copies of {len(self.signs)} questions have the wrong sign: raises and lowers can't be told apart"
+            )
+        for check in [*self.dampings, *([self.seeds] if self.seeds else [])]:
+            if check.overlap < LOW_OVERLAP:
+                found.append(
+                    f"top-{check.top} overlap {check.overlap:.2f} between {check.what} and the scores: do not trust the order "
+                    f"[WHENCE-19]"
+                )
+            elif check.correlation < LOW_CORRELATION:
+                found.append(f"rank correlation {check.correlation:.2f} between {check.what} and the scores [WHENCE-19]")
+        if self.batch > LARGE_DIFFERENCE:
+            found.append(f"a row's score depends on what it is batched with: by {self.batch:.1e} of the largest score")
+        if self.precision > LARGE_ERROR:
+            found.append(
+                f"the stored scores differ from exact ones by {self.precision:.1e} of the largest: a low rank or precision, or "
+                f"other factors, damping or rows than they were made with"
+            )
+        return found
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per check."""
+        return [{"check": name, "result": result} for name, result in self.checks.items()]
+
+    def summary(self) -> list[str]:
+        """Lines for people."""
+        lines = [self.badge, *(f"  {name:<15}{result}" for name, result in self.checks.items())]
+        if self.seeds is None:
+            lines.append(f"  {'seeds':<15}not measured: {self.seeds_note}")
+        return [*lines, *(f"  WARNING {text}" for text in self.warnings)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as JSON values; `read_quick` takes it back."""
+        return {**asdict(self), "badge": self.badge, "checks": self.checks, "warnings": self.warnings}
+
+
+def quick(
+    scores: Scores,
+    model: nn.Module,
+    task: Task,
+    rows: Any,
+    curvature: Curvature,
+    *,
+    damping: float | None = None,
+    queries: Any = None,
+    out: str | Path | None = None,
+    sample: int = ROWS,
+    asked: int = QUERIES,
+    seed: int = 0,
+    lds: str | None = None,
+    batch_tokens: int | None = None,
+) -> Quick:
+    """Check scores of `model` on its training `rows`, made with the inverse of `curvature`.
+
+    The damping is what the scores say they were made with, unless given. `queries` are needed only where the scores don't
+    hold their text: conversations and tensors. With `out`, the folder of the scores, the result is kept there as
+    `quick.json`. `sample` rows at most are scored again; on models where that takes more than seconds, fewer.
+
+    Raises UsageError where model, rows or queries are others than those that were scored.
+    """
+    started = time.monotonic()
+    checker = _Checker(scores, model, task, rows, curvature, damping, queries, sample, asked, seed, batch_tokens)
+    found = replace(checker.run(), seconds=round(time.monotonic() - started, 2), lds=lds)
+    if out is not None:
+        with atomic(Path(out) / FILE) as temporary:
+            temporary.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+class Shop(Protocol):
+    """A run's model, data and finished work: what `whence.pipeline.work.Workshop` is."""
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def out(self) -> Path: ...
+    @property
+    def tuned(self) -> tuple[Any, Any]: ...
+    @property
+    def rows(self) -> Rows: ...
+    @property
+    def curvature(self) -> Curvature: ...
+    def task(self, model: Any, tokenizer: Any, measurement: str = "logprob") -> Task: ...
+
+
+def quick_from_run(shop: Shop, **settings: Any) -> Quick:
+    """Check the scores of a run, `Workshop(read_config("runs/a/whence.yaml"))`; kept in its folder of scores."""
+    model, tokenizer = shop.tuned
+    task = shop.task(model, tokenizer, shop.config.score.measurement)
+    folder = shop.out / "scores"
+    return quick(open_scores(folder), model, task, shop.rows, shop.curvature, out=folder, **settings)
+
+
+def read_quick(folder: str | Path) -> Quick | None:
+    """What was found of the scores in a folder; None where they were not checked."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    values: dict[str, Any] = {field.name: found[field.name] for field in fields(Quick)}
+    values["dampings"] = tuple(Stability(**check) for check in found["dampings"])
+    values["seeds"] = Stability(**found["seeds"]) if found["seeds"] else None
+    values |= {"ranks": tuple(found["ranks"]), "signs": tuple(found["signs"])}
+    return Quick(**values)
+
+
+class _Checker:
+    """One set of scores under examination."""
+
+    def __init__(
+        self,
+        scores: Scores,
+        model: nn.Module,
+        task: Task,
+        rows: Any,
+        curvature: Curvature,
+        damping: float | None,
+        queries: Any,
+        sample: int,
+        asked: int,
+        seed: int,
+        batch_tokens: int | None,
+    ):
+        if scores.about.get("normalised"):
+            raise UsageError("Normalised scores can't be checked.", fix="check the scores as they were made")
+        self.scores, self.model, self.task, self.curvature = scores, model, task, curvature
+        self.rows, self.seed, self.batch_tokens = read(rows), seed, batch_tokens
+        names = list(identify(self.rows)[0])
+        if names != scores.example_ids:
+            raise UsageError(
+                "These are not the rows that were scored.",
+                given=f"{len(names):,} rows, {len(set(names) & set(scores.example_ids)):,} of them scored",
+                accepted=f"the {len(scores.example_ids):,} rows of the scores, in their order",
+            )
+        self.damping, self.absolute = _damping(scores, damping)
+        self.draw = np.random.default_rng(seed)
+        size = 4 * sum(block.lam_OI.numel() for block in curvature.operator.blocks.values())
+        self.chosen = _spread(len(scores.queries), max(1, min(asked, BYTES // size)))
+        self.every = read(queries) if queries is not None else _asked(scores)
+        if len(self.every) != len(scores.queries):
+            raise UsageError(
+                "These are not the queries that were scored.", given=f"{len(self.every)} for {len(scores.queries)}"
+            )
+        self.queries = _take(self.every, self.chosen)
+        self.raw = scores.raw[self.chosen].astype(np.float64)
+        self.drawn, self.places = self._sample(sample)
+
+    def run(self) -> Quick:
+        """Make all checks."""
+        exact = self._score(self._operator(1.0))
+        self._refuse_others(exact)
+        base = exact.raw.astype(np.float64)
+        ranks, signs = self._copies()
+        dampings = [] if self.damping is None else [1 / FACTOR, FACTOR]
+        seeds, seeds_note = self._seeds(base)
+        stored = self.raw[:, self.places]
+        return Quick(
+            queries=len(self.chosen),
+            rows=len(self.places),
+            of_rows=self.scores.shape[1],
+            damping=self.damping,
+            absolute=self.absolute,
+            ranks=ranks,
+            signs=signs,
+            dampings=tuple(
+                self._stability(f"{times:g}x damping", base, self._score(self._operator(times)).raw) for times in dampings
+            ),
+            seeds=seeds,
+            seeds_note=seeds_note,
+            batch=self._batch(base),
+            precision=_difference(stored, base),
+            precision_correlation=float(spearman(stored, base).min()),
+            seconds=0.0,
+        )
+
+    def _operator(self, times: float, curvature: Curvature | None = None) -> BlockDiagonal:
+        """What the scores were made with, with so many times the damping; or the same of another curvature."""
+        curvature = curvature or self.curvature
+        if self.damping is None:
+            return curvature.operator
+        if self.absolute:
+            return curvature.inverse(absolute=self.damping * times)
+        return curvature.inverse(self.damping * times)
+
+    def _score(self, operator: Operator, places: Sequence[int] | None = None, batch_tokens: int | None = None) -> Scores:
+        """Scores of the sample, in float32 and at full rank."""
+        rows = _take(self.rows, self.places if places is None else places)
+        size = batch_tokens or self.batch_tokens
+        return score(self.model, self.task, self.queries, rows, operator, rank=None, precision=EXACT, batch_tokens=size)
+
+    def _sample(self, most: int) -> tuple[np.ndarray, list[int]]:
+        """Rows to score again: the first of each query and others at random, and which of them were drawn."""
+        sizes = self.scores.examples["tokens"].to_numpy()
+        usable = np.flatnonzero(sizes > 0)
+        cost = 6 * sum(parameter.numel() for parameter in self.model.parameters()) * sizes[usable].mean()
+        self.bearable = max(FEWEST, int(FLOPS / cost))
+        count = min(len(usable), most, self.bearable)
+        if count == len(usable):
+            return np.ones(count, dtype=bool), usable.tolist()
+        drawn = self.draw.choice(usable, count, replace=False)
+        first = np.argsort(-self.raw, axis=1, kind="stable")[:, :TOP]
+        places = np.union1d(drawn, first[np.isin(first, usable)])
+        return np.isin(places, drawn), places.tolist()
+
+    def _refuse_others(self, exact: Scores) -> None:
+        """Raise where the model says something else of the queries than when they were scored."""
+        then, now = (
+            table["measured"].to_numpy(dtype=float) for table in (self.scores.queries.iloc[self.chosen], exact.queries)
+        )
+        if not np.allclose(then, now, rtol=0.02, atol=0.02, equal_nan=True):
+            worst = int(np.abs(then - now).argmax())
+            raise UsageError(
+                "The model, or the queries, are others than those that were scored.",
+                given=f"query {self.chosen[worst]} measures {now[worst]:.3f}, and {then[worst]:.3f} when it was scored",
+                accepted="the model, task and queries that the scores were made with",
+            )
+
+    def _copies(self) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """Rank and sign of a copy of each of some queries, put among all rows."""
+        sign = -1.0 if self.scores.about.get("measurement") == "loss" else 1.0
+        places, step = _spread(len(self.every), COPIES), len(self.chosen)
+        ranks, signs = [], []
+        for start in range(0, len(places), step):
+            some = places[start : start + step]
+            queries = _take(self.every, some)
+            copies = [_copy(query) for query in queries]
+            scored = score(self.model, self.task, queries, copies, self._operator(1.0), rank=None, precision=EXACT)
+            own = sign * np.diag(scored.raw).astype(np.float64)
+            above = sign * self.scores.raw[some] > own[:, None] + 1e-3 * np.abs(own[:, None])  # other copies are no rivals
+            ranks += (above.sum(1) + 1).tolist()
+            signs += (own > 0).tolist()
+        return tuple(ranks), tuple(signs)
+
+    def _stability(self, what: str, base: np.ndarray, other: np.ndarray) -> Stability:
+        """Compare scores of the sample."""
+        found = spearman(base[:, self.drawn], other[:, self.drawn])
+        top = max(1, min(TOP, base.shape[1] // 4))
+        overlaps = [top_overlap(x, y, top) for x, y in zip(base, other, strict=True)]
+        return Stability(what, float(found.mean()), float(found.min()), float(np.mean(overlaps)), top)
+
+    def _seeds(self, base: np.ndarray) -> tuple[Stability | None, str]:
+        """Fit again, on other rows and labels, and compare."""
+        about, names = self.curvature.about, self._affordable()
+        if about["method"] == "identity":
+            return None, "nothing is drawn at random"
+        if not names:
+            return None, "another fit of modules this wide takes longer than a check"
+        seed = 1 + int(self.curvature.provenance.get("settings", {}).get("seed", 0))
+        count = min(int(about["examples"]), self.bearable)
+        usable = np.flatnonzero(self.scores.examples["tokens"].to_numpy() > 0)
+        rows = np.sort(np.random.default_rng([self.seed, seed]).choice(usable, min(count, len(usable)), replace=False))
+        again = fit(
+            self.model,
+            self.task,
+            _take(self.rows, rows.tolist()),
+            method=about["method"],
+            labels=about["labels"],
+            modules=names,
+            seed=seed,
+            examples="all",
+            batch_tokens=self.batch_tokens,
+        )
+        whole, other = self._operator(1.0), self._operator(1.0, again)
+        part = ""
+        if len(other.blocks) < len(whole.blocks):
+            base = self._score(BlockDiagonal({name: whole.blocks[name] for name in other.blocks}, whole.label)).raw
+            part = f", {len(other.blocks)} of {len(whole.blocks)} modules"
+        found = self._stability("factors of another seed", base, self._score(other).raw)
+        return found, f"fitted again on {len(rows):,} rows with seed {seed}{part}"
+
+    def _affordable(self) -> list[str]:
+        """Modules, spread evenly, whose eigenvectors take seconds; all if they do."""
+        blocks = self.curvature.operator.blocks
+        costs = {name: 25 * sum(side**3 for side in block.lam_OI.shape) for name, block in blocks.items()}
+        for count in range(len(blocks), 0, -1):
+            names = [list(blocks)[place] for place in _spread(len(blocks), count)]
+            if sum(costs[name] for name in names) <= EIGH_FLOPS:
+                return names
+        return []
+
+    def _batch(self, base: np.ndarray) -> float:
+        """Score a few rows one at a time."""
+        usual = [int(place) for place in np.argsort(-np.abs(base).max(0))[: SINGLES // 2]]
+        usual = sorted({*usual, *_spread(base.shape[1], SINGLES // 2)})
+        single = self._score(self._operator(1.0), [self.places[place] for place in usual], batch_tokens=1).raw
+        scale = np.maximum(np.abs(base).max(1, keepdims=True), np.finfo(float).tiny)
+        return float((np.abs(single - base[:, usual]) / scale).max())
+
+
+def _damping(scores: Scores, given: float | None) -> tuple[float | None, bool]:
+    """The damping that the scores were made with, and whether it is absolute."""
+    label = str(scores.about.get("operator", ""))
+    found = re.search(r"inverse with damping ([-+.\de]+)( x mean eigenvalue)?$", label)
+    if given is not None:
+        return given, bool(found and not found[2])
+    return (float(found[1]), not found[2]) if found else (None, False)
+
+
+def _asked(scores: Scores) -> Rows:
+    """The queries that the scores were made for, from their texts."""
+    found = []
+    for record in scores.queries.to_dict("records"):
+        parts = {key: record.get(key) for key in ("prompt", "completion", "contrast", "span")}
+        row = {key: value for key, value in parts.items() if isinstance(value, str)}
+        if "completion" not in row:
+            row = {"text": record["text"]}
+        if not record["text"] or row_text(row) != record["text"]:
+            raise UsageError(
+                "The scores don't hold the whole text of their queries.",
+                given=f"query {record['id']}: {str(record['text'])[:80]!r}",
+                accepted="queries of text, or of a prompt and a completion",
+                fix="give the queries that were scored: quick(..., queries=...)",
+            )
+        found.append(row)
+    return as_rows(found)
+
+
+def _copy(query: Any) -> Any:
+    """A query as a row of the training data."""
+    if not isinstance(query, Mapping):
+        return query
+    return {key: value for key, value in query.items() if key not in ("contrast", "span")}
+
+
+def _take(rows: Sequence[Any], places: Sequence[int]) -> Sequence[Any]:
+    return rows.take(places) if isinstance(rows, Rows) else [rows[place] for place in places]
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` places, spread evenly."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))}) if count else []
+
+
+def _difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of scores `[Q, N]`, relative to the query's largest."""
+    scale = np.maximum(np.abs(expected).max(1, keepdims=True), np.finfo(float).tiny)
+    return float((np.abs(found - expected) / scale).max())
+
+
+def _short(value: float) -> str:
+    """Two digits without the zero before them, such as .94."""
+    return f"{value:.2f}".replace("0.", ".", 1)

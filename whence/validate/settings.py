@@ -1,0 +1,372 @@
+"""Small settings that a laptop can retrain hundreds of times: data, a model and a recipe each.
+
+Digits and diabetes come with scikit-learn. The others are read from a folder of the user's (`data=`): UCI's Concrete and
+Energy as in Hernandez-Lobato & Adams 2015, MNIST's idx files, AG News, SST-2 and TinyStories. Rows and sizes are drawn with
+a fixed seed, so that a setting is the same everywhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import gzip
+import itertools
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from whence.data.rows import make_rows
+from whence.errors import UsageError
+from whence.stream import identify
+from whence.tasks import CausalLM, Classification, Regression, Task
+from whence.validate.trainer import Recipe, Replicas, retrain
+
+BUNDLED = ("diabetes", "digits")
+"""Need no folder."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Data, a model and how it is trained; `model(seed)` is an untrained one."""
+
+    name: str
+    about: str
+    model: Callable[[int], nn.Module]
+    task: Task
+    train: Sequence[Any]
+    queries: Sequence[Any]
+    recipe: Recipe
+    modules: str = "all"
+    """What is tracked: all that is trained."""
+    texts: tuple[list[str], list[str]] | None = None
+    """Of queries and training rows, for measures on words."""
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the training rows and the queries."""
+        return identify(self.train)[1][:16] + identify(self.queries)[1][:16]
+
+    def trained(self, seeds: Sequence[int] = (0,)) -> Replicas:
+        """Models trained on all rows; each seed decides the first weights and the order of the rows."""
+        return retrain(self.model(0), self.task, self.train, self.recipe, seeds=seeds, order_seeds=seeds, progress="train")
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the trained weights: JSON values."""
+        model = self.model(0)
+        return {
+            "setting": self.name,
+            "model": str(model),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "train": len(self.train),
+            "queries": len(self.queries),
+            "recipe": dict(sorted(vars(self.recipe).items())) | {"betas": list(self.recipe.betas)},
+            "data": self.fingerprint,
+        }
+
+
+def setting(name: str, data: str | Path | None = None) -> Setting:
+    """The setting of that name; `data` is the folder that holds what it reads.
+
+    Raises UsageError for an unknown name, and where the data is not there.
+    """
+    if name not in SETTINGS:
+        raise UsageError(f"There is no setting {name!r}", accepted=", ".join(SETTINGS))
+    if name in BUNDLED:
+        return SETTINGS[name](None)
+    if data is None:
+        raise UsageError(
+            f"The setting {name} reads data that does not come with whence",
+            accepted=f"a folder with {' and '.join(FILES[name])}; without a folder: {', '.join(BUNDLED)}",
+            fix="name it: --data FOLDER (Python: data=...)",
+        )
+    return SETTINGS[name](Path(data))
+
+
+# regression
+
+
+def regression(name: str, width: int, recipe: Recipe, folder: Path | None) -> Setting:
+    """A perceptron of two tanh layers, as in Grosse et al. 2023, appendix C: 70 % of the rows train, up to 200 others ask."""
+    x_NI, y_N = diabetes() if name == "diabetes" else uci(name, folder)
+    order = np.random.default_rng(0).permutation(len(x_NI))
+    rows = round(0.7 * len(x_NI))
+    train, rest = order[:rows], order[rows:][:200]
+    x_NI = (x_NI - x_NI[train].mean(0)) / np.maximum(x_NI[train].std(0), 1e-9)
+    y_N = (y_N - y_N[train].mean()) / y_N[train].std()
+    inputs, targets = torch.from_numpy(x_NI).float(), torch.from_numpy(y_N).float()[:, None]
+
+    def model(seed: int) -> nn.Module:
+        return seeded(seed, lambda: perceptron([inputs.shape[1], width, width, 1], nn.Tanh))
+
+    return Setting(
+        name,
+        f"{name}: {inputs.shape[1]}-{width}-{width}-1 tanh, squared error",
+        model,
+        Regression(),
+        [(inputs[i], targets[i]) for i in train],
+        [(inputs[i], targets[i]) for i in rest],
+        recipe,
+    )
+
+
+def diabetes() -> tuple[np.ndarray, np.ndarray]:
+    """The diabetes data of scikit-learn (Efron et al. 2004): inputs `[N, 10]` and targets `[N]`."""
+    from sklearn.datasets import load_diabetes
+
+    bunch: Any = load_diabetes()
+    return bunch.data, bunch.target
+
+
+def uci(name: str, folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs `[N, I]` and targets `[N]` of a UCI set."""
+    files = [found(folder, file) for file in FILES[name]]
+    table = np.loadtxt(files[0])
+    features, target = (np.loadtxt(file).astype(int).reshape(-1) for file in files[1:])
+    return table[:, features], table[:, target[0]]
+
+
+# classes
+
+
+def digits(_: Path | None) -> Setting:
+    """Scikit-learn's 8 x 8 digits: 1,000 train, 200 others ask."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    return images_setting("digits", bunch.data / 16, bunch.target, 64, DIGITS)
+
+
+def mnist(folder: Path | None) -> Setting:
+    """MNIST, halved in size to 14 x 14: 1,000 of the test images train, 200 others ask."""
+    images, labels = (found(folder, file) for file in FILES["mnist"])
+    pixels = np.frombuffer(gzip.decompress(images.read_bytes())[16:], np.uint8).reshape(-1, 14, 2, 14, 2)
+    numbers = np.frombuffer(gzip.decompress(labels.read_bytes())[8:], np.uint8)
+    return images_setting("mnist", pixels.mean((2, 4)).reshape(-1, 196) / 255, numbers, 64, MNIST)
+
+
+def images_setting(name: str, x_NI: np.ndarray, y_N: np.ndarray, width: int, recipe: Recipe) -> Setting:
+    """A perceptron of two ReLU layers."""
+    order = np.random.default_rng(0).permutation(len(x_NI))[:1200]
+    inputs = torch.from_numpy(np.ascontiguousarray(x_NI)).float()
+    pairs = [(inputs[i], int(y_N[i])) for i in order]
+
+    def model(seed: int) -> nn.Module:
+        return seeded(seed, lambda: perceptron([inputs.shape[1], width, width, 10], nn.ReLU))
+
+    about = f"{name}: {inputs.shape[1]}-{width}-{width}-10 ReLU, cross-entropy"
+    return Setting(name, about, model, Classification(), pairs[:1000], pairs[1000:], recipe)
+
+
+# texts
+
+
+class Bag(nn.Module):
+    """Classes from the mean of a text's word vectors and one hidden layer."""
+
+    def __init__(self, words: int, width: int, hidden: int, classes: int):
+        super().__init__()
+        self.embedding = nn.Embedding(words, width)
+        self.hidden, self.out = nn.Linear(width, hidden), nn.Linear(hidden, classes)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits `[B, V]`."""
+        mask_BT1 = attention_mask.unsqueeze(-1).to(self.embedding.weight.dtype)
+        mean_BI = (self.embedding(input_ids) * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1)
+        return self.out(torch.tanh(self.hidden(mean_BI)))
+
+
+def topics(folder: Path | None) -> Setting:
+    """AG News, titles with the texts: 1,000 train, 200 others ask for their class of four."""
+    with found(folder, FILES["text"][0]).open(encoding="utf-8", newline="") as file:
+        records = [(f"{title}. {text}".replace("\\", " "), int(label) - 1) for label, title, text in csv.reader(file)]
+    rows = [{"text": text, "label": label} for text, label in records]
+    return bag_setting("ag_news", rows, 4, 48, TEXT)
+
+
+def sentiment(folder: Path | None) -> Setting:
+    """SST-2: 1,000 sentences train, 200 others ask whether they are positive."""
+    lines = found(folder, FILES["sst2"][0]).read_text(encoding="utf-8").splitlines()
+    rows = [{"text": text, "label": int(label)} for text, label in (line.rsplit("\t", 1) for line in lines)]
+    return bag_setting("sst2", rows, 2, 48, TEXT)
+
+
+def bag_setting(name: str, rows: list[dict[str, Any]], classes: int, length: int, recipe: Recipe) -> Setting:
+    """A bag of word vectors on a drawn sample of the rows."""
+    different = list({row["text"]: row for row in rows}.values())
+    chosen = random.Random(0).sample(different, 1200)
+    train, queries = chosen[:1000], chosen[1000:]
+    tokenizer = word_tokenizer([row["text"] for row in train], 800)
+    words = len(tokenizer.get_vocab())
+
+    def model(seed: int) -> nn.Module:
+        return seeded(seed, lambda: Bag(words, 16, 32, classes))
+
+    return Setting(
+        name,
+        f"{name}: {words} word vectors of 16, mean, 32 tanh, {classes} classes",
+        model,
+        Classification(tokenizer, max_length=length),
+        make_rows(train, origin=name),
+        make_rows(queries, origin=name),
+        recipe,
+        "*",
+        ([row["text"] for row in queries], [row["text"] for row in train]),
+    )
+
+
+def word_tokenizer(texts: Sequence[str], words: int) -> Any:
+    """A tokenizer of the most frequent words of the texts, in lower case."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=words, special_tokens=["<unk>", "<pad>"], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>")
+
+
+# language models
+
+LM_TOKENS, LM_TRAIN, LM_QUERIES, LM_VOCABULARY = 24, 384, 128, 256
+
+
+def language(folder: Path | None) -> Setting:
+    """A Llama of two layers on TinyStories: pieces of 32 tokens train, others ask for their second half."""
+    lines = found(folder, FILES["lm"][0]).read_text(encoding="utf-8").splitlines()
+    stories = [json.loads(line)["text"] for line in lines]
+    random.Random(0).shuffle(stories)
+    tokenizer = piece_tokenizer(stories[:500], LM_VOCABULARY)
+    openings = (opening(tokenizer, story, LM_TOKENS) for story in dict.fromkeys(stories))
+    pieces = list(itertools.islice(dict.fromkeys(filter(None, openings)), LM_TRAIN + LM_QUERIES))
+    train, queries = [before + after for before, after in pieces[:LM_TRAIN]], pieces[LM_TRAIN:]
+    words = len(tokenizer.get_vocab())
+
+    def model(seed: int) -> nn.Module:
+        return seeded(seed, lambda: tiny_llama(words))
+
+    return Setting(
+        "lm",
+        f"tinystories: Llama of 2 layers, 32 wide, {words} tokens, texts of {LM_TOKENS}",
+        model,
+        CausalLM(tokenizer, max_length=2 * LM_TOKENS),
+        make_rows([{"text": text} for text in train], origin="tinystories"),
+        make_rows([{"prompt": before, "completion": after} for before, after in queries], origin="tinystories"),
+        LANGUAGE,
+        "*",
+        ([before + after for before, after in queries], train),
+    )
+
+
+def opening(tokenizer: Any, story: str, tokens: int) -> tuple[str, str] | None:
+    """The first `tokens` tokens of a story in two halves; None for a shorter one."""
+    offsets = tokenizer(story, return_offsets_mapping=True)["offset_mapping"]
+    if len(offsets) < tokens:
+        return None
+    cut, end = offsets[tokens // 2][0], offsets[tokens - 1][1]
+    return story[:cut], story[cut:end]
+
+
+def piece_tokenizer(texts: Sequence[str], pieces: int) -> Any:
+    """A byte-pair tokenizer (Sennrich et al. 2016) of the characters of the texts and their most frequent joins."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=pieces, special_tokens=["<s>", "</s>", "<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def tiny_llama(words: int, width: int = 32) -> nn.Module:
+    """A Llama of two layers; plain attention, which `vmap` knows how to batch."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=2 * LM_TOKENS,
+        initializer_range=width**-0.5,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    config._attn_implementation = "eager"
+    return LlamaForCausalLM(config)
+
+
+# parts
+
+
+def perceptron(widths: Sequence[int], nonlinearity: type[nn.Module]) -> nn.Module:
+    """Linear layers with the nonlinearity between them."""
+    layers: list[nn.Module] = []
+    for number, (into, out) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers += [*([nonlinearity()] if number else []), nn.Linear(into, out)]
+    return nn.Sequential(*layers)
+
+
+def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    """The model built with this seed; other random numbers go on as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build().eval()
+
+
+def found(folder: Path | None, file: str) -> Path:
+    """The file `SET/NAME` below the user's folder, or one further below; raises UsageError where there is none."""
+    assert folder is not None
+    for place in (folder / file, folder.parent / file, *sorted(folder.glob(f"*/{file}"))):
+        if place.is_file():
+            return place
+    raise UsageError(
+        f"{file} is not there",
+        given=str(folder),
+        accepted="a folder that holds it, in a subfolder or one below",
+        fix="--data FOLDER (Python: data=...)",
+    )
+
+
+UCI = ("data.txt", "index_features.txt", "index_target.txt")
+FILES = {
+    "concrete": tuple(f"concrete/{file}" for file in UCI),
+    "energy": tuple(f"energy/{file}" for file in UCI),
+    "mnist": ("mnist_t10k/t10k-images-idx3-ubyte.gz", "mnist_t10k/t10k-labels-idx1-ubyte.gz"),
+    "text": ("ag_news/test.csv",),
+    "sst2": ("sst2/train.tsv",),
+    "lm": ("tinystories/train_2316.jsonl",),
+}
+"""What each setting reads."""
+
+CONCRETE = Recipe(0.02, 40, 64, "momentum", weight_decay=1e-3, schedule="cosine")
+ENERGY = Recipe(0.02, 40, 64, "momentum", weight_decay=1e-3, schedule="cosine")
+DIABETES = Recipe(0.01, 20, 64, "momentum", weight_decay=1e-2, schedule="cosine")
+DIGITS = Recipe(0.05, 20, 64, "momentum", weight_decay=1e-3, schedule="cosine")
+MNIST = Recipe(0.05, 20, 64, "momentum", weight_decay=1e-3, schedule="cosine")
+TEXT = Recipe(0.01, 10, 50, "adamw", weight_decay=0.01, schedule="cosine")
+LANGUAGE = Recipe(0.005, 10, 32, "adamw", weight_decay=0.01, schedule="cosine")
+
+SETTINGS: dict[str, Callable[[Path | None], Setting]] = {
+    "concrete": functools.partial(regression, "concrete", 128, CONCRETE),
+    "energy": functools.partial(regression, "energy", 128, ENERGY),
+    "diabetes": functools.partial(regression, "diabetes", 64, DIABETES),
+    "digits": digits,
+    "mnist": mnist,
+    "text": topics,
+    "sst2": sentiment,
+    "lm": language,
+}
