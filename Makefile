@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 ORACLE := curvlinops-for-pytorch backpack-for-pytorch unfoldNd einconv einops linear_operator opt_einsum
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench bench-full clean
+.PHONY: help demo test lint docs bench bench-full quality clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ bench: .venv-bench/installed  ## time, memory and scores beside the peers', in a
 
 bench-full: .venv-bench/installed  ## the same with larger models, many queries and ragged lengths
 	.venv-bench/bin/python -m benchmarks.compare --full $(BENCH_ARGS)
+
+quality: .venv/installed-dev  ## how well scores predict retraining (QUALITY_ARGS="--settings digits" for some)
+	$(BIN)/python -m benchmarks.quality $(QUALITY_ARGS)
 
 clean:  ## remove the environment and everything generated
 	rm -rf .venv .venv-bench build dist site .pytest_cache .ruff_cache .hypothesis

@@ -19,6 +19,8 @@ BESIDE = {
     "benchmarks/results/small.md": "benchmarks/results/small.md",
     "benchmarks/results/small.png": "benchmarks/results/small.png",
     "benchmarks/results/gpu.md": "benchmarks/results/gpu.md",
+    "benchmarks/results/quality.md": "benchmarks/results/quality.md",
+    "benchmarks/results/quality.png": "benchmarks/results/quality.png",
 }
 """Files of the repository that the site shows, by their place in it."""
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -218,24 +218,8 @@ def quick(
     return found
 
 
-class Shop(Protocol):
-    """A run's model, data and finished work: what `whence.pipeline.work.Workshop` is."""
-
-    @property
-    def config(self) -> Any: ...
-    @property
-    def out(self) -> Path: ...
-    @property
-    def tuned(self) -> tuple[Any, Any]: ...
-    @property
-    def rows(self) -> Rows: ...
-    @property
-    def curvature(self) -> Curvature: ...
-    def task(self, model: Any, tokenizer: Any, measurement: str = "logprob") -> Task: ...
-
-
-def quick_from_run(shop: Shop, **settings: Any) -> Quick:
-    """Check the scores of a run, `Workshop(read_config("runs/a/whence.yaml"))`; kept in its folder of scores."""
+def quick_from_run(shop: Any, **settings: Any) -> Quick:
+    """Check the scores of a run, a `whence.pipeline.work.Workshop`; kept in its folder of scores."""
     model, tokenizer = shop.tuned
     task = shop.task(model, tokenizer, shop.config.score.measurement)
     folder = shop.out / "scores"

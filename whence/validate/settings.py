@@ -12,6 +12,7 @@ import functools
 import gzip
 import itertools
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from whence.data.rows import make_rows
 from whence.errors import UsageError
+from whence.store.digest import canonical_json, digest
 from whence.stream import identify
 from whence.tasks import CausalLM, Classification, Regression, Task
 from whence.validate.trainer import Recipe, Replicas, retrain
@@ -60,11 +62,11 @@ class Setting:
 
     def describe(self) -> dict[str, Any]:
         """What decides the trained weights: JSON values."""
-        model = self.model(0)
+        shapes = {name: list(parameter.shape) for name, parameter in self.model(0).named_parameters()}
         return {
             "setting": self.name,
-            "model": str(model),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "model": f"{self.about} {digest(canonical_json(shapes))}",
+            "parameters": sum(math.prod(shape) for shape in shapes.values()),
             "train": len(self.train),
             "queries": len(self.queries),
             "recipe": dict(sorted(vars(self.recipe).items())) | {"betas": list(self.recipe.betas)},

@@ -1,0 +1,343 @@
+"""How well do scores predict retraining? Methods side by side on small settings, with intervals.
+
+    make quality                                     (or: python -m benchmarks.quality --data ../shared/data)
+
+Each setting has two retraining banks (random halves; small removals), made by this command and kept as small files under
+benchmarks/results/banks, so that another method, one more line in `METHODS`, costs no retraining. Writes quality.json (one
+row per setting, method and measure), quality.md and quality.png. Seconds are processor time of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import whence
+from benchmarks import quality_report
+from whence.evaluate.intervals import Interval
+from whence.filter.bm25 import bm25_scores
+from whence.filter.tfidf import tfidf_scores
+from whence.fitting import Curvature
+from whence.progress import Silent, Stage, report_to
+from whence.store.manifest import atomic
+from whence.stream import encode
+from whence.validate.bank import Bank, Spec, make_bank, recheck
+from whence.validate.exact import gauss_newton, influence
+from whence.validate.lds import LDS, ceiling, lds, mean_scores
+from whence.validate.problem import Problem
+from whence.validate.settings import Setting, setting
+from whence.validate.trainer import Replicas
+
+RESULTS = Path(__file__).parent / "results"
+
+SETTINGS = ("concrete", "energy", "digits", "text", "lm")
+
+SPECS = {
+    "removals": Spec("removals", subsets=192, seeds=(0, 1), share=0.03),
+    "halves": Spec("halves", subsets=128, seeds=(0, 1)),
+}
+
+OWN_SPECS = {"lm": {"removals": Spec("removals", subsets=192, share=0.05), "halves": Spec("halves", subsets=100)}}
+"""Where a setting's differ: fewer rows and noisier training, so that more is removed at a time."""
+
+EXACT = ("concrete", "energy", "diabetes")
+"""Settings whose Gauss-Newton matrix can be solved with exactly in seconds (by its dual form, one row per number predicted)."""
+
+REFERENCE = "EK-FAC, damping 0.1"
+CEILING = "retraining, another seed (ceiling)"
+
+Row = dict[str, Any]
+
+
+class Work:
+    """A setting with trained models, and what methods share: each part's seconds are counted with every method that uses it."""
+
+    def __init__(self, chosen: Setting, seeds: Sequence[int] = (0, 2)):
+        self.setting = chosen
+        self.replicas: Replicas = chosen.trained(seeds)
+        self.models: list[nn.Module] = [self.replicas.copy_of(k) for k in range(len(seeds))]
+        self._made: dict[tuple[Any, ...], tuple[Any, float]] = {}
+        self.seconds = 0.0
+
+    def shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once; its seconds are added to those of the method at work."""
+        if key not in self._made:
+            before = time.process_time()
+            self._made[key] = (make(), time.process_time() - before)
+            spent = 0.0
+        else:
+            spent = self._made[key][1]
+        self.seconds += spent
+        return self._made[key][0]
+
+    def curvature(self, method: str, k: int) -> Curvature:
+        """The curvature of model `k`, fitted on all rows."""
+        own, model = self.setting, self.models[k]
+        settings: dict[str, Any] = {"examples": "all", "eigenvalue_examples": "all", "modules": own.modules}
+        return self.shared(("fit", method, k), lambda: whence.fit(model, own.task, own.train, method=method, **settings))
+
+    def score(self, method: str, damping: float | None = None, *, k: int = 0, norms: Sequence[str] = ()) -> whence.Scores:
+        """The engine's scores with model `k`; no damping for the identity."""
+        curvature = self.curvature(method, k)
+        operator = curvature.inverse() if damping is None else curvature.inverse(damping=damping)
+        own = self.setting
+        return whence.score(self.models[k], own.task, own.queries, own.train, operator, norms=norms)
+
+    def measure(self, method: Callable[[Work], np.ndarray | None]) -> tuple[np.ndarray | None, float]:
+        """A method's scores `[Q, N]` and its seconds, with those of what it shares."""
+        self.seconds, before = 0.0, time.process_time()
+        scores = method(self)
+        return scores, time.process_time() - before + self.seconds
+
+
+Method = Callable[[Work], "np.ndarray | None"]
+
+
+def fitted(method: str, damping: float | None = None) -> Method:
+    """Scores of the engine with a curvature."""
+    return lambda work: work.score(method, damping).raw
+
+
+def of_all_seeds(method: str, damping: float) -> Method:
+    """The mean over the models of all seeds."""
+    return lambda work: mean_scores([work.score(method, damping, k=k).raw for k in range(len(work.models))])
+
+
+def gradient_cosine(work: Work) -> np.ndarray:
+    """Cosines of gradients."""
+    return work.score("identity", norms=("cosine",)).normalised("cosine").raw
+
+
+def gradient_norm(work: Work) -> np.ndarray:
+    """Each row's gradient norm, whatever is asked: a control."""
+    scores = work.score("identity", norms=("cosine",))
+    return np.tile(scores.norms["gradient"], (len(scores.queries), 1))
+
+
+def exact(damping: float | None) -> Method:
+    """The damped Gauss-Newton matrix of all weights, solved exactly in float64; no damping: that of the training."""
+
+    def method(work: Work) -> np.ndarray | None:
+        own = work.setting
+        absolute = of_training(own) if damping is None else None
+        if own.name not in EXACT or (damping is None and absolute is None):
+            return None
+        problem = work.shared(("problem",), lambda: Problem(work.models[0], own.task, own.train, own.queries, own.modules))
+        curvature = work.shared(("exact",), lambda: gauss_newton(problem))
+        return influence(problem, curvature.inverse(curvature.damping(damping or 0.0, absolute).absolute))[0]
+
+    return method
+
+
+def of_training(own: Setting) -> float | None:
+    """What gradient descent that stops early damps with: one over the sum of its learning rates, and the weight decay.
+
+    With momentum a rate counts 1 / (1 - momentum) times. None for AdamW, whose steps are scaled weight by weight.
+    """
+    recipe, steps = own.recipe, own.recipe.steps(len(own.train))
+    if recipe.optimizer == "adamw":
+        return None
+    longer = 1 / (1 - recipe.momentum) if recipe.optimizer == "momentum" else 1.0
+    return 1 / (longer * sum(recipe.rate(step, steps) for step in range(steps))) + recipe.weight_decay
+
+
+def ekfac_of_training(work: Work) -> np.ndarray | None:
+    """EK-FAC with the damping of the training."""
+    own, absolute = work.setting, of_training(work.setting)
+    if absolute is None:
+        return None
+    operator = work.curvature("ekfac", 0).inverse(absolute=absolute)
+    return whence.score(work.models[0], own.task, own.queries, own.train, operator).raw
+
+
+def words(measure: Callable[[Sequence[str], Sequence[str]], np.ndarray]) -> Method:
+    """A measure on words, for settings of texts."""
+    return lambda work: measure(*work.setting.texts) if work.setting.texts else None
+
+
+def representations(work: Work) -> np.ndarray:
+    """Cosines of the last layer's input, its mean over positions."""
+    own, model = work.setting, work.models[0]
+    queries = [query[0][0] for query in own.task.encode_queries(own.queries)]
+    sides = [features(model, own, items) for items in (queries, encode(own.task, own.train).items)]
+    query_QI, train_NI = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in sides)
+    return query_QI @ train_NI.T
+
+
+def features(model: nn.Module, own: Setting, items: Sequence[Any]) -> np.ndarray:
+    """What the model's last linear layer reads, its mean over each item's positions, `[n, I]`."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    seen: list[torch.Tensor] = []
+    handle = last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        with torch.no_grad():
+            for item in items:
+                own.task.losses(model, own.task.collate([item]))
+    finally:
+        handle.remove()
+    return torch.stack([each.reshape(-1, each.shape[-1]).mean(0) for each in seen]).double().numpy()
+
+
+def random(work: Work) -> np.ndarray:
+    """Numbers that know nothing: a control."""
+    return np.random.default_rng(0).standard_normal((len(work.setting.queries), len(work.setting.train)))
+
+
+METHODS: dict[str, Method] = {
+    "exact Gauss-Newton, damping 0.1": exact(0.1),
+    "exact Gauss-Newton, damping of training": exact(None),
+    "EK-FAC, damping 0.01": fitted("ekfac", 0.01),
+    "EK-FAC, damping 0.1": fitted("ekfac", 0.1),
+    "EK-FAC, damping 1": fitted("ekfac", 1.0),
+    "EK-FAC, damping 10": fitted("ekfac", 10.0),
+    "EK-FAC, damping of training": ekfac_of_training,
+    "EK-FAC, damping 0.1, 2 seeds": of_all_seeds("ekfac", 0.1),
+    "Shampoo, damping 0.1": fitted("shampoo", 0.1),
+    "K-FAC, damping 0.1": fitted("kfac", 0.1),
+    "diagonal, damping 0.1": fitted("diagonal", 0.1),
+    "gradient dot": fitted("identity"),
+    "gradient cosine": gradient_cosine,
+    "representation similarity": representations,
+    "BM25": words(bm25_scores),
+    "TF-IDF": words(tfidf_scores),
+    "gradient norm": gradient_norm,
+    "random": random,
+}
+"""Adding a method is one line: its name, and a function from `Work` to scores `[Q, N]` (None where it doesn't apply)."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What scores are held against."""
+
+    kind: str
+    seeds: int | slice
+
+    def of(self, scores: np.ndarray, bank: Bank) -> LDS:
+        """The LDS."""
+        return lds(scores, bank, self.seeds)
+
+
+MEASURES = {
+    "lds removals": Measure("removals", 0),
+    "lds removals, other seed": Measure("removals", 1),
+    "lds halves": Measure("halves", 0),
+    "lds halves, other seed": Measure("halves", 1),
+}
+"""Banks with the seed of the attributed model, and with another: what a user who retrains sees."""
+
+
+def evaluate(chosen: Setting, banks: dict[str, Bank], methods: dict[str, Method] = METHODS) -> list[Row]:
+    """Rows of one setting: every method's LDS on every measure, and how far the reference is ahead of it (paired)."""
+    work, found, seconds = Work(chosen), {}, {}
+    for name, method in methods.items():
+        scores, took = work.measure(method)
+        if scores is None:
+            continue
+        seconds[name] = took
+        found[name] = {measure: each.of(scores, banks[each.kind]) for measure, each in MEASURES.items()}
+        print(f"  {name:36s} {' '.join(f'{value.mean:7.3f}' for value in found[name].values())}  {took:6.2f} s", flush=True)
+    rows = []
+    for name, measured in found.items():
+        for measure, value in measured.items():
+            rows.append(row(chosen.name, name, measure, value.interval, seconds[name]))
+            if name != REFERENCE and REFERENCE in found:
+                gap = found[REFERENCE][measure].minus(value)
+                rows.append(row(chosen.name, name, measure.replace("lds", f"{REFERENCE} ahead,"), gap, seconds[name]))
+    for kind, bank in banks.items():
+        half = bank.seconds / len(bank.spec.seeds)
+        rows.append(row(chosen.name, CEILING, f"lds {kind}", ceiling(bank, 0).interval, half))
+        rows.append(row(chosen.name, CEILING, f"lds {kind}, other seed", ceiling(bank, 1).interval, half))
+    return rows
+
+
+def row(name: str, method: str, measure: str, value: Interval, seconds: float) -> Row:
+    """One line of quality.json."""
+    return {
+        "setting": name,
+        "method": method,
+        "measure": measure,
+        "value": round(value.mean, 4),
+        "ci_low": round(value.low, 4),
+        "ci_high": round(value.high, 4),
+        "seconds": round(seconds, 3),
+    }
+
+
+class Printed(Silent):
+    """Shows how far the retraining is, a line per save."""
+
+    def advance(self, stage: Stage) -> None:
+        """Say what is done and what time is left."""
+        if stage.name.startswith("bank") and stage.left is not None:
+            print(f"  {stage.name}: {stage.done}/{stage.total}, {stage.left / 60:.1f} min left", flush=True)
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with uci, textcls, tinystories")
+    parser.add_argument("--settings", default=",".join(SETTINGS), help="some of them, separated by commas")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for quality.* and banks/")
+    parser.add_argument("--recheck", action="store_true", help="retrain one subset of every bank again first")
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, methods: dict[str, Method] = METHODS) -> int:
+    """Make what banks are missing, measure every method, write the results."""
+    chosen = arguments(given)
+    torch.set_num_threads(1)
+    started, rows, about = time.perf_counter(), [], {}
+    for name in chosen.settings.split(","):
+        own = setting(name, chosen.data)
+        print(f"{name}: {own.about}", flush=True)
+        wanted = (OWN_SPECS.get(name) if specs is SPECS else None) or specs
+        with report_to(Printed()):
+            banks = {kind: make_bank(own, spec, chosen.out / "banks" / f"{name}-{kind}.npz") for kind, spec in wanted.items()}
+        for kind, bank in banks.items() if chosen.recheck else ():
+            again = recheck(bank, own, subset=len(bank.kept) // 2)
+            print(
+                f"  {kind}: subset {again.subset} retrained again differs by {again.difference:.1e} of the spread", flush=True
+            )
+            if not again.passed:
+                print("  the bank is not what this machine trains; delete it and make it again")
+                return 1
+        rows += evaluate(own, banks, methods)
+        about[own.name] = {
+            "about": own.about,
+            "parameters": own.describe()["parameters"],
+            "rows": len(own.train),
+            "queries": len(own.queries),
+            "subsets": {kind: bank.spec.subsets for kind, bank in banks.items()},
+            "bank_seconds": round(sum(bank.seconds for bank in banks.values()), 1),
+        }
+    write(chosen.out, rows, about)
+    print(f"{time.perf_counter() - started:.0f} s in all; see {chosen.out / 'quality.md'}")
+    return 0
+
+
+def write(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
+    """quality.json, quality.md and quality.png."""
+    made = {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine()}
+    texts = {
+        "quality.json": json.dumps({"made": made, "settings": about, "rows": list(rows)}, indent=1) + "\n",
+        "quality.md": quality_report.markdown(rows, about),
+    }
+    for name, text in texts.items():
+        with atomic(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    quality_report.plot(rows, folder / "quality.png")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

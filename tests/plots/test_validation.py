@@ -1,0 +1,94 @@
+"""What figures of validation show."""
+
+import math
+
+import numpy as np
+import pytest
+
+from whence.plots import validation as plots
+from whence.plots.style import save
+
+TABLE = [
+    {"damping": "0.1 x mean", "method": "exact", "pearson": 0.999, "pearson_se": 0.001},
+    {"damping": "0.1 x mean", "method": "EK-FAC", "pearson": 0.7, "pearson_se": 0.05},
+    {"damping": "0.01 x mean", "method": "exact", "pearson": 0.99, "pearson_se": 0.002},
+]
+
+LADDER = [
+    {"change": "1/N", "objective": "cold start", "gap_to_next": 0.3, "gap_no_control": 0.4, "pearson_influence": 0.2},
+    {"change": "1/N", "objective": "warm start", "gap_to_next": 0.1, "gap_no_control": 0.2, "pearson_influence": 0.5},
+    {"change": "1/N", "objective": "linear", "pearson_influence": 1.0},
+]
+
+BANK = [
+    {"setting": "digits", "method": "EK-FAC", "measure": "lds", "value": 0.4, "ci_low": 0.35, "ci_high": 0.45},
+    {"setting": "digits", "method": "exact", "measure": "lds", "value": 0.5, "ci_low": 0.45, "ci_high": 0.55},
+    {"setting": "lm", "method": "EK-FAC", "measure": "lds", "value": 0.2, "ci_low": 0.1, "ci_high": 0.3},
+    {"setting": "lm", "method": "EK-FAC", "measure": "auc", "value": 0.9, "ci_low": 0.8, "ci_high": 0.95},
+]
+
+
+def test_scatter_has_all_points_and_the_mean_correlation():
+    scores, truth = np.array([[1.0, 2, 3], [1, 2, 3]]), np.array([[2.0, 4, 6], [3, 2, 1]])
+    found = plots.scatter_of("both", scores, truth)
+    assert found.r == pytest.approx(0.0) and len(found.x) == 6
+    constant = plots.scatter_of("one is constant", scores, np.array([[1.0, 1, 1], [1, 2, 3]]))
+    assert constant.r == pytest.approx(1.0)
+    drawing = plots.scatter_figure([found, constant])
+    assert [axes.get_title(loc="left").splitlines()[1] for axes in drawing.axes] == ["r = 0.000", "r = 1.000"]
+    assert drawing.axes[0].collections[0].get_offsets().tolist()[1] == [2.0, 4.0]
+
+
+def test_bars_of_agreement_have_two_standard_errors_and_leave_gaps():
+    bars = plots.agreement_bars(TABLE)
+    assert bars.labels == ["exact", "EK-FAC"] and list(bars.series) == ["0.1 x mean", "0.01 x mean"]
+    assert bars.series["0.1 x mean"] == [0.999, 0.7] and math.isnan(bars.series["0.01 x mean"][1])
+    assert bars.ends["0.1 x mean"] == [(0.997, 1.0), pytest.approx((0.6, 0.8))], "a correlation is at most 1"
+    axes = plots.bars_figure([bars]).axes[0]
+    assert sorted(bar.get_width() for bar in axes.patches) == [0, 0.7, 0.99, 0.999]
+
+
+def test_ladder_has_gaps_between_and_correlations_at_objectives():
+    gaps, correlations = plots.ladder_bars(LADDER)
+    assert gaps.labels == ["cold start to warm start", "warm start to linear"]
+    assert gaps.series["against the own control"] == [0.3, 0.1]
+    assert gaps.series["against the trained weights"] == [0.4, 0.2]
+    assert correlations.series == {"with influence": [0.2, 0.5, 1.0]}
+
+
+def test_convergence_is_a_curve_per_damping_on_logarithmic_axes():
+    table = [
+        {"damping": damping, "change": change, "relative_error": error}
+        for damping in ("a", "b")
+        for change, error in (("1/N", 0.5), ("0.1/N", 0.01))
+    ]
+    lines = plots.convergence_lines(table)
+    assert lines.curves["b"] == [(1.0, 0.5), (0.1, 0.01)]
+    axes = plots.lines_figure(lines).axes[0]
+    assert axes.get_xscale() == axes.get_yscale() == "log" and len(axes.lines) == 2
+
+
+def test_lds_is_a_panel_per_setting_best_first():
+    digits, lm = plots.lds_bars(BANK)
+    assert digits.labels == ["exact", "EK-FAC"] and digits.ends["LDS"][0] == (0.45, 0.55)
+    assert lm.labels == ["EK-FAC"], "other measures are left out"
+    assert len(plots.lds_figure(BANK).axes) == 2
+
+
+def test_removal_has_a_band_per_method_and_random_dashed():
+    rows = [
+        {"method": method, "share": share, "value": share * 3, "ci_low": 0.0, "ci_high": 1.0}
+        for method in ("EK-FAC", "random")
+        for share in (0.05, 0.01)
+    ]
+    lines = plots.removal_lines(rows)
+    assert lines.curves["EK-FAC"] == [pytest.approx((1.0, 0.03)), pytest.approx((5.0, 0.15))], "in order, in percent"
+    axes = plots.removal_figure(rows).axes[0]
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "--"] and len(axes.collections) == 2
+
+
+def test_bars_with_given_ends(tmp_path):
+    table = [{"method": "a", "auc": 0.9, "auc_low": 0.8, "auc_high": 0.95}]
+    bars = plots.interval_bars(table, "auc", "AUC")
+    assert bars.series["AUC"] == [0.9] and bars.ends["AUC"] == [(0.8, 0.95)]
+    assert save(plots.bars_figure([bars]), tmp_path / "a.png").stat().st_size > 1000

@@ -1,0 +1,147 @@
+"""The quality benchmark: what it writes is what it measured, banks are made once, and what is committed is complete."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import quality, quality_report
+from benchmarks.quality import CEILING, METHODS, REFERENCE, SETTINGS, Work, main, of_training
+from whence.errors import UsageError
+from whence.validate import bank as bank_module
+from whence.validate.bank import Spec, open_bank
+from whence.validate.settings import setting
+from whence.validate.trainer import Recipe
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+SPECS = {"removals": Spec("removals", subsets=24, share=0.05), "halves": Spec("halves", subsets=20)}
+SOME = {name: METHODS[name] for name in (REFERENCE, "gradient dot", "random")}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quality")
+    assert main(["--settings", "diabetes", "--out", str(folder), "--recheck"], SPECS, SOME) == 0
+    return folder, json.loads((folder / "quality.json").read_text())
+
+
+def test_every_method_has_a_row_per_measure(written):
+    _, found = written
+    rows = found["rows"]
+    assert {row["setting"] for row in rows} == {"diabetes"}
+    for measure in quality.MEASURES:
+        own = {row["method"]: row for row in rows if row["measure"] == measure}
+        assert set(own) == {*SOME, CEILING}
+        assert all(row["ci_low"] <= row["value"] <= row["ci_high"] and row["seconds"] >= 0 for row in own.values())
+        assert own[REFERENCE]["value"] > own["random"]["value"] + 0.3
+    (gap,) = [r for r in rows if r["method"] == "random" and r["measure"] == f"{REFERENCE} ahead, removals"]
+    values = {row["method"]: row["value"] for row in rows if row["measure"] == "lds removals"}
+    assert gap["value"] == pytest.approx(values[REFERENCE] - values["random"], abs=2e-4) and gap["ci_low"] > 0
+
+
+def test_tables_and_plot_show_the_rows(written):
+    folder, found = written
+    text = (folder / "quality.md").read_text()
+    for row in found["rows"]:
+        if row["measure"] == "lds removals":
+            assert f"{row['value']:.3f} ± {(row['ci_high'] - row['ci_low']) / 2:.3f}" in text
+    assert "| diabetes | diabetes: 10-64-64-1 tanh" in text and "24 + 20" in text
+    assert (folder / "quality.png").read_bytes()[:4] == b"\x89PNG"
+    plotted = quality_report.points(found["rows"])["diabetes"]
+    assert {row["method"] for row in plotted} == {*SOME, CEILING}
+
+
+def test_another_method_is_one_line_and_retrains_nothing(written, monkeypatch):
+    folder, found = written
+    monkeypatch.setattr(bank_module, "retrain", lambda *a, **k: pytest.fail("retrained"))
+    more = {**SOME, "negated": lambda work: -work.score("ekfac", 0.1).raw}
+    assert main(["--settings", "diabetes", "--out", str(folder)], SPECS, more) == 0
+    rows = json.loads((folder / "quality.json").read_text())["rows"]
+    values = {row["method"]: row for row in rows if row["measure"] == "lds removals"}
+    assert values["negated"]["value"] == pytest.approx(-values[REFERENCE]["value"], abs=1e-4)
+    assert values["negated"]["ci_high"] < 0
+    before = {row["method"]: row["value"] for row in found["rows"] if row["measure"] == "lds removals"}
+    assert values[REFERENCE]["value"] == before[REFERENCE]
+
+
+def test_a_truncated_bank_stops_it(written, tmp_path):
+    folder, _ = written
+    banks = tmp_path / "banks"
+    banks.mkdir()
+    for file in (folder / "banks").iterdir():
+        (banks / file.name).write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(UsageError, match="cut off"):
+        main(["--settings", "diabetes", "--out", str(tmp_path)], SPECS, SOME)
+
+
+def test_all_methods_give_scores_or_nothing(shared_data):
+    for name in ("energy", "text"):
+        whole = setting(name, shared_data)
+        small = replace(whole, train=whole.train[:40], queries=whole.queries[:5], recipe=replace(whole.recipe, epochs=2))
+        if whole.texts:
+            small = replace(small, texts=(whole.texts[0][:5], whole.texts[1][:40]))
+        work = Work(small)
+        found = {method: work.measure(function)[0] for method, function in METHODS.items()}
+        nothing = {method for method, scores in found.items() if scores is None}
+        if name == "energy":
+            assert nothing == {"BM25", "TF-IDF"}
+        else:
+            assert nothing == {method for method in METHODS if "exact" in method or "training" in method}
+        for scores in found.values():
+            assert scores is None or (scores.shape == (5, 40) and np.isfinite(scores).all())
+        assert np.abs(found["representation similarity"]).max() <= 1 + 1e-6
+
+
+def test_seconds_count_what_is_shared(written):
+    own = setting("diabetes")
+    work = Work(replace(own, train=own.train[:50], queries=own.queries[:5]))
+    first, second = (work.measure(METHODS[f"EK-FAC, damping {damping}"])[1] for damping in (0.1, 1))
+    fit = work._made["fit", "ekfac", 0][1]
+    assert first > fit > 0 and second > fit
+
+
+def test_damping_of_training():
+    own = setting("diabetes")  # 309 rows
+    plain = replace(own, recipe=Recipe(0.1, 2, 100, weight_decay=0.5))
+    assert of_training(plain) == pytest.approx(1 / (0.1 * 8) + 0.5)
+    assert of_training(replace(own, recipe=Recipe(0.1, 2, 100, "momentum"))) == pytest.approx(1 / (0.1 * 8 * 10))
+    assert of_training(replace(own, recipe=Recipe(0.1, 2, 100, "adamw"))) is None
+
+
+# what is committed
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return json.loads((RESULTS / "quality.json").read_text())
+
+
+def test_committed_banks_are_whole_and_small():
+    for name in SETTINGS:
+        for kind in ("removals", "halves"):
+            file = RESULTS / "banks" / f"{name}-{kind}.npz"
+            bank = open_bank(file)
+            wanted = quality.OWN_SPECS.get(name, quality.SPECS)[kind]
+            assert bank.spec == wanted and bank.spec.subsets >= 100
+            assert file.stat().st_size < 250_000
+
+
+def test_committed_intervals_are_narrow_enough(committed):
+    """On the language model and at least three others, the reference's 95 % interval is 0.03 to either side or less."""
+    narrow = [
+        row["setting"]
+        for row in committed["rows"]
+        if row["method"] == REFERENCE and row["measure"] == "lds removals" and row["ci_high"] - row["ci_low"] <= 0.06
+    ]
+    assert "lm" in narrow and len(narrow) >= 4
+
+
+def test_committed_rows_are_of_all_methods(committed):
+    assert len(committed["settings"]) == len(SETTINGS)
+    for name in committed["settings"]:
+        methods = {row["method"] for row in committed["rows"] if row["setting"] == name}
+        assert methods >= {REFERENCE, "gradient dot", "K-FAC, damping 0.1", "random", CEILING}
+    text = (RESULTS / "quality.md").read_text()
+    assert all(f"{row['value']:.3f} ±" in text for row in committed["rows"] if row["measure"] == "lds removals")

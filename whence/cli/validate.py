@@ -1,0 +1,264 @@
+"""`whence validate`: how far scores can be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from whence.cli import options
+from whence.errors import UsageError
+
+MODES = {
+    "quick": "Look at the scores of a run: does a copy of a question come out on top, are they steady? Seconds.",
+    "pbrf": "Compare influence with what it approximates, and from there step by step with retraining. Minutes.",
+    "loo": "Retrain without single rows, cold and warm. Minutes.",
+    "lds": "Retrain on many subsets, which are kept. Minutes.",
+    "removal": "Retrain without each query's top rows. Minutes.",
+    "mislabel": "Plant label errors and see how many are found. Minutes.",
+    "facts": "Ask what has a known source and see whether it is found. Minutes.",
+}
+
+DEFAULTS = {"pbrf": ["digits"], "loo": ["cancer", "digits"], "lds": ["digits"], "removal": ["digits"], "mislabel": ["digits"]}
+"""Settings that need no data, where --on is not given."""
+
+
+def validate(
+    path: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN_OR_SCORES]", help="For --quick: folder of a run, or of its scores.", show_default=False),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help=MODES["quick"])] = False,
+    pbrf: Annotated[bool, typer.Option("--pbrf", help=MODES["pbrf"])] = False,
+    loo: Annotated[bool, typer.Option("--loo", help=MODES["loo"])] = False,
+    lds: Annotated[bool, typer.Option("--lds", help=MODES["lds"])] = False,
+    removal: Annotated[bool, typer.Option("--removal", help=MODES["removal"])] = False,
+    mislabel: Annotated[bool, typer.Option("--mislabel", help=MODES["mislabel"])] = False,
+    facts: Annotated[bool, typer.Option("--facts", help=MODES["facts"])] = False,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--on",
+            metavar="SETTING",
+            help="A small setting to train again and again: digits, diabetes, concrete, energy, mnist, text, sst2, lm; for "
+            "--loo also cancer and linear; repeat for more.",
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", "-d", help="Folder of the setting's data; digits needs none.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results and unfinished work.")] = Path("validation"),
+    rows: Annotated[
+        int | None,
+        typer.Option("--rows", min=3, metavar="N", help="Rows that are tried (--pbrf, --loo), or subsets (--lds)."),
+    ] = None,
+    queries: Annotated[int | None, typer.Option("--queries", min=1, metavar="N", help="Queries that are asked.")] = None,
+    damping: Annotated[
+        float, typer.Option("--damping", min=0, metavar="X", help="Damping, in units of the mean eigenvalue.")
+    ] = 0.1,
+    seed: options.Seed = 0,
+    rerun: options.Rerun = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Say how far scores can be trusted: one check at a time.
+
+    --quick looks at the scores of a run. All others train a small setting again and again, where the truth can be had, and
+    compare methods on it. Every result is a table, what it means in words, and files (result.json, result.md, figures) in
+    OUT/CHECK-SETTING; an interrupted check goes on where it was.
+
+    \b
+    Examples
+      whence validate runs/a --quick
+      whence validate --pbrf --on concrete --data uci
+      whence validate --loo
+      whence validate --lds --on digits --rows 128
+    """
+    import json
+
+    from whence.cli.console import say
+    from whence.cli.session import session
+
+    given = {"quick": quick, "pbrf": pbrf, "loo": loo, "lds": lds, "removal": removal, "mislabel": mislabel, "facts": facts}
+    mode = _mode([name for name, wanted in given.items() if wanted], path)
+    with session(quiet=quiet, verbose=verbose):
+        if mode == "quick":
+            assert path is not None
+            done = [(_quick(path, seed), [])]
+        else:
+            done = list(_on_settings(mode, on, data, out, rows, queries, damping, seed, rerun))
+    if as_json:
+        print(json.dumps([_document(result, files) for result, files in done], ensure_ascii=False, default=str))
+        return
+    for result, files in done:
+        for line in result.summary():
+            say(line)
+        if mode not in ("quick", "mislabel", "facts"):  # their summaries are their tables
+            _show(result)
+        if files:
+            say(f"{files[0].parent}: {', '.join(file.name for file in files)}", "dim")
+
+
+def _mode(modes: list[str], path: Path | None) -> str:
+    """The one check that is asked for."""
+    what = "\n".join(f"           --{name:<9} {text}" for name, text in MODES.items()).lstrip()
+    if len(modes) != 1:
+        raise UsageError(
+            "Say which check to run." if not modes else "One check at a time.",
+            given=" ".join(f"--{name}" for name in modes) or "no check",
+            accepted=what,
+            fix="whence validate RUN --quick" if path is not None else "whence validate --pbrf",
+        )
+    (mode,) = modes
+    if mode == "quick" and path is None:
+        raise UsageError("--quick checks the scores of a run, and none is named.", fix="whence validate runs/a --quick")
+    if mode != "quick" and path is not None:
+        raise UsageError(
+            f"--{mode} trains a small setting of its own: it can't retrain the model of a run.",
+            given=str(path),
+            accepted="--quick for a run or its scores; --on SETTING for all others",
+            fix=f"whence validate --{mode}",
+        )
+    return mode
+
+
+def _quick(path: Path, seed: int) -> Any:
+    """Check the scores of a run; the settings of the run say what they were made from."""
+    from whence.config import read_config
+    from whence.pipeline.work import Workshop
+    from whence.validate.quick import quick_from_run
+
+    for folder in (path, path.parent):
+        if (folder / "whence.yaml").is_file():
+            shop: Any = Workshop(read_config(folder / "whence.yaml"))
+            return quick_from_run(shop, seed=seed)
+    raise UsageError(
+        "There is no whence.yaml that says what these scores were made from.",
+        given=str(path),
+        accepted="a folder of whence run, or the scores in it",
+        fix="Python: whence.validate.quick.quick(scores, model, task, rows, curvature)",
+    )
+
+
+def _on_settings(
+    mode: str,
+    on: list[str] | None,
+    data: Path | None,
+    out: Path,
+    rows: int | None,
+    queries: int | None,
+    damping: float,
+    seed: int,
+    rerun: bool,
+) -> Any:
+    """The results of a check on each of the settings, with their files."""
+    from whence.plots.style import save
+    from whence.validate.results import keep, loo_figure
+
+    sizes: dict[str, Any] = {key: value for key, value in (("rows", rows), ("queries", queries)) if value is not None}
+    if mode == "facts":
+        place = out / ("facts-real" if data else "facts-demo")
+        with _folder(place, mode, {"damping": damping}, None, rerun):
+            result = _facts(data, damping)
+            yield result, keep(result, place)
+        return
+    run = {"pbrf": _pbrf, "loo": _loo, "lds": _lds, "removal": _removal, "mislabel": _mislabel}[mode]
+    results = []
+    for name in on or DEFAULTS[mode]:
+        place = out / f"{mode}-{name}"
+        results.append(run(_setting(mode, name, data), place, sizes, damping, seed, rerun))
+        yield results[-1], keep(results[-1], place)
+    if mode == "loo" and len(results) > 1:
+        save(loo_figure(results), out / "loo.png")
+
+
+def _setting(mode: str, name: str, data: Path | None) -> Any:
+    """The setting; where the exact curvature is needed, with a network that it fits."""
+    from whence.validate.settings import setting
+
+    if mode == "loo":
+        from whence.validate.loo import loo_setting
+        from whence.validate.pbrf import small
+
+        return small(loo_setting(name, data))
+    if mode == "pbrf":
+        from whence.validate.pbrf import small
+
+        return small(setting(name, data))
+    return setting(name, data)
+
+
+def _pbrf(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
+    from whence.validate.pbrf import check_pbrf
+
+    return check_pbrf(setting, **sizes, dampings=(damping, damping / 10), seed=seed, out=place, rerun=rerun)
+
+
+def _loo(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
+    from whence.validate.loo import check_loo
+
+    seeds = (seed, seed + 1, seed + 2)
+    return check_loo(setting, **sizes, damping=damping, seeds=seeds, seed=seed, out=place, rerun=rerun)
+
+
+def _lds(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
+    from whence.validate.checks import check_lds
+
+    subsets: dict[str, Any] = {"subsets": sizes["rows"]} if "rows" in sizes else {}
+    with _folder(place, "lds", {**subsets, "damping": damping, "seed": seed}, setting, rerun):
+        return check_lds(setting, place, **subsets, damping=damping, seed=seed)
+
+
+def _removal(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
+    from whence.validate.checks import check_removal
+
+    asked: dict[str, Any] = {"queries": sizes["queries"]} if "queries" in sizes else {}
+    with _folder(place, "removal", {**asked, "damping": damping, "seed": seed}, setting, rerun):
+        return check_removal(setting, **asked, damping=damping, seed=seed)
+
+
+def _mislabel(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
+    from whence.validate.mislabel import mislabel
+
+    with _folder(place, "mislabel", {"damping": damping, "seed": seed}, setting, rerun):
+        return mislabel(setting, damping=damping, seeds=range(seed, seed + 5))
+
+
+def _facts(data: Path | None, damping: float) -> Any:
+    from whence.validate.facts import demo_facts, real_facts
+
+    return demo_facts(damping=damping) if data is None else real_facts(data, damping=damping)
+
+
+def _folder(place: Path, stage: str, settings: dict[str, Any], setting: Any, rerun: bool) -> Any:
+    """The folder of a check, refused where it holds one with other settings."""
+    from whence.store.manifest import Folder
+
+    of = {} if setting is None else setting.describe()
+    return Folder.claim(place, {"stage": stage, "settings": settings, "of": of}, rerun=rerun)
+
+
+def _document(result: Any, files: list[Path]) -> dict[str, Any]:
+    """A result as JSON values, without the long lists that `result.json` has."""
+    document = {key: value for key, value in result.as_json().items() if key not in ("effects", "scores", "ladders")}
+    return {**document, "files": [str(file) for file in files]}
+
+
+def _show(result: Any) -> None:
+    """Print the tables of a result."""
+    from rich.table import Table
+
+    from whence.cli.console import say, show_table
+    from whence.validate.agreement import shown
+
+    tables = result.tables() if hasattr(result, "tables") else {"": result.table()}
+    for title, rows in tables.items():
+        say("")
+        if title:
+            say(title, "bold")
+        drawn, names = Table(box=None), list(dict.fromkeys(name for row in rows for name in row))
+        for name in names:
+            drawn.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0].get(name), str) else "right")
+        for row in rows:
+            drawn.add_row(*(shown(row.get(name)) for name in names))
+        show_table(drawn)

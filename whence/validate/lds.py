@@ -1,0 +1,127 @@
+"""The linear datamodelling score (Park et al. 2023, section 3): whether scores predict what retraining on subsets does.
+
+For a query, a method's prediction for a subset is the sum of its scores over the rows kept; the LDS is Spearman's correlation
+between predictions and measurements over subsets, averaged over queries. Scores say how one more copy of a row would move
+the measurement, so that what is kept adds up: the right sign gives a positive LDS.
+
+`Q` queries, `N` rows, `K` subsets, `R` resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from whence.errors import UsageError
+from whence.evaluate.intervals import Interval
+from whence.validate.bank import Bank
+from whence.validate.intervals import ends, resampled_spearman, spearman
+
+
+@dataclass(frozen=True)
+class LDS:
+    """Rank correlation of predictions with what was measured, and how sure it is."""
+
+    per_query: np.ndarray
+    """`[Q]`."""
+    draws: np.ndarray
+    """The mean over queries in resamples of queries and subsets, `[R]`; those of two methods are paired."""
+    subsets: int
+
+    @property
+    def mean(self) -> float:
+        """Over queries."""
+        return float(self.per_query.mean())
+
+    @property
+    def interval(self) -> Interval:
+        """The mean with its 95 % interval."""
+        return Interval(self.mean, *ends(self.draws), len(self.per_query))
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the interval lies above zero: what scores must do before anyone believes them."""
+        return self.interval.low > 0
+
+    def minus(self, other: LDS) -> Interval:
+        """The difference to another method on the same bank, resampled together."""
+        return Interval(self.mean - other.mean, *ends(self.draws - other.draws), len(self.per_query))
+
+    def summary(self) -> list[str]:
+        """For people."""
+        found = self.interval
+        line = f"LDS {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}] over {found.n} queries and {self.subsets} subsets"
+        return [line, *([] if self.beats_chance else ["no better than chance: the interval reaches zero"])]
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row per query."""
+        return [{"query": q, "lds": float(value)} for q, value in enumerate(self.per_query)]
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"lds": self.interval.as_dict(), "subsets": self.subsets, "per_query": self.per_query.round(4).tolist()}
+
+
+def predictions(scores_QN: np.ndarray, bank: Bank) -> np.ndarray:
+    """The sum of the scores over the rows that each subset keeps, `[Q, K]`."""
+    if scores_QN.shape != (bank.changes.shape[2], bank.kept.shape[1]):
+        raise UsageError(
+            "The scores are of other queries or rows than the bank",
+            given=str(scores_QN.shape),
+            accepted=str((bank.changes.shape[2], bank.kept.shape[1])),
+        )
+    if not np.isfinite(scores_QN).all():
+        raise UsageError("Scores must be finite", given=f"{int((~np.isfinite(scores_QN)).sum())} that are not")
+    # what is left out: the same ranking as what is kept, without losing small differences in a large sum
+    return -(scores_QN.astype(np.float64) @ (~bank.kept).T.astype(np.float64))
+
+
+def lds(scores_QN: np.ndarray, bank: Bank, seeds: int | slice = 0) -> LDS:
+    """The LDS of scores `[Q, N]` on the bank.
+
+    `seeds` are those whose measurements count, by place: 0 is the same training as that of the attributed model, 1 another,
+    `slice(None)` the mean over all.
+    """
+    return correlate(predictions(np.asarray(scores_QN), bank), bank.of(seeds).T)
+
+
+def ceiling(bank: Bank, seed: int = 0) -> LDS:
+    """The noise ceiling: how well the same subsets, retrained from other weights in another order, predict this seed's.
+
+    No method that doesn't know the order of the rows can be expected to do better on the measurements of one seed.
+    """
+    others = [s for s in range(len(bank.changes)) if s != seed]
+    if not others:
+        raise UsageError("A ceiling takes a second seed", given="a bank of one seed", fix="Spec(seeds=(0, 1))")
+    return correlate(bank.changes[others].mean(0).T, bank.changes[seed].T)
+
+
+def corrected(reliability: float, seeds: int) -> float:
+    """Reliability of a mean over `seeds` from that of one (Spearman-Brown): the correlation of two such means.
+
+    The best LDS against a mean is the root of this, that of a prediction free of noise.
+    """
+    return seeds * reliability / (1 + (seeds - 1) * reliability)
+
+
+def correlate(predicted_QK: np.ndarray, measured_QK: np.ndarray) -> LDS:
+    """Spearman's correlation of each query, and resamples of the mean."""
+    return LDS(spearman(predicted_QK, measured_QK), resampled_spearman(predicted_QK, measured_QK), predicted_QK.shape[1])
+
+
+def compare(methods: dict[str, LDS], reference: str) -> list[dict[str, Any]]:
+    """Each method's LDS, and how far the reference is above it, with 95 % intervals; the best first."""
+    rows = []
+    for name, own in sorted(methods.items(), key=lambda pair: -pair[1].mean):
+        found, gap = own.interval, methods[reference].minus(own)
+        difference = {} if name == reference else {"behind": gap.mean, "behind_low": gap.low, "behind_high": gap.high}
+        rows.append({"method": name, "lds": found.mean, "low": found.low, "high": found.high, **difference})
+    return rows
+
+
+def mean_scores(scores: Sequence[np.ndarray]) -> np.ndarray:
+    """Average scores of models of different seeds, `[Q, N]`: their noise differs, what they agree on stays."""
+    return np.mean(np.stack(scores), axis=0)

@@ -1,0 +1,262 @@
+"""Leaving one out: whether influence says what training again without a row does.
+
+Five steps (Koh & Liang 2017; Basu et al. 2021): train on all rows; choose some; train again without each, all else the same;
+see how much each query's measurement changed; correlate that with influence. In a convex model trained to the end it must fit.
+In a network that can fit everything, one row's effect is of the size of what another seed does, and it often does not.
+
+`R` rows that are tried, `Q` queries.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from whence.errors import UsageError
+from whence.fitting import fit
+from whence.scoring import score
+from whence.store.digest import fingerprint_code
+from whence.store.manifest import Folder
+from whence.store.memory import Memory
+from whence.tasks import Classification, Regression
+from whence.validate.agreement import agree, markdown
+from whence.validate.exact import gauss_newton, influence
+from whence.validate.ladder import taken_out
+from whence.validate.pbrf import EVERYTHING, EXACT, NAMES, trained
+from whence.validate.problem import Problem
+from whence.validate.settings import Setting, seeded, setting
+from whence.validate.trainer import Recipe
+
+METHODS = ("ekfac", "identity")
+COLD, WARM, MEAN, CEILING = "cold start", "warm start", "cold start, mean of seeds", "another seed"
+GOOD = 0.9
+"""Correlation from which influence is said to predict leaving one out."""
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Influence beside training again without a row."""
+
+    setting: str
+    about: str
+    convex: bool
+    parameters: int
+    train: int
+    rows: tuple[int, ...]
+    damping: float
+    """Absolute."""
+    seeds: tuple[int, ...]
+    effects: Mapping[str, np.ndarray]
+    """By way of retraining, `[Q, R]`, nats: measurement of the control minus that without the row."""
+    scores: Mapping[str, np.ndarray]
+    """By method, `[Q, R]`, nats per copy."""
+    shifts: Mapping[str, float]
+    """Mean size of what the control alone does to a measurement: training again with all rows, nats."""
+    seconds: float = 0.0
+
+    def table(self) -> list[dict[str, Any]]:
+        """Agreement of every method, and of another seed, with every way of retraining."""
+        rows = []
+        for way, truth in self.truths().items():
+            size = {"effect": float(np.abs(truth).mean()), "control": self.shifts.get(way, 0.0)}
+            for name, found in self.scores.items():
+                rows.append({"retraining": way, "compared": name} | agree(found, truth).columns() | size)
+        if (noise := self.ceiling()) is not None:
+            rows.append({"retraining": COLD, "compared": CEILING} | noise)
+        return rows
+
+    def truths(self) -> dict[str, np.ndarray]:
+        """The ways of retraining that scores are compared with, `[Q, R]`."""
+        return {way: self.effects[way] for way in (COLD, MEAN, WARM) if way in self.effects}
+
+    def ceiling(self) -> dict[str, float] | None:
+        """Agreement of the first seed's effects with the mean of the others': what depends on the seed is noise."""
+        others = [self.effects[name] for name in self.effects if name.startswith("seed ")]
+        return agree(np.mean(others, axis=0), self.effects[COLD]).columns() if others else None
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """All tables by title."""
+        return {"Agreement with leaving one out": self.table()}
+
+    def correlation(self, method: str = EXACT, way: str = COLD) -> float:
+        """Pearson's, mean over queries."""
+        return agree(self.scores[method], self.effects[way]).pearson
+
+    def summary(self) -> list[str]:
+        """Lines that say what it means."""
+        found = self.correlation()
+        lines = [
+            f"{self.about}: {self.parameters:,} weights, {self.train} training rows; {len(self.rows)} left out one at a time, "
+            f"{next(iter(self.effects.values())).shape[0]} queries, damping {self.damping:.3g}",
+            f"Influence {'predicts' if found >= GOOD else 'does NOT predict well'} training again without a row: "
+            f"r = {found:.3f}",
+        ]
+        if (noise := self.ceiling()) is not None:
+            lines.append(f"Training from another seed agrees with that to r = {noise['pearson']:.3f}: no method can be better")
+        if not self.convex and found < GOOD:
+            lines.append("One row's effect is not what these scores can be trusted for here; groups of rows are (LDS, removal)")
+        return lines
+
+    def markdown(self) -> str:
+        """The same as a page."""
+        parts = [f"# Leaving one out: {self.setting}\n", "\n".join(f"* {line}" for line in self.summary()) + "\n"]
+        return "\n".join([*parts, *(f"## {title}\n\n{markdown(rows)}" for title, rows in self.tables().items())])
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values, with all effects."""
+        plain = ("setting", "about", "convex", "parameters", "train", "damping", "seconds")
+        return {
+            "check": "loo",
+            **{name: getattr(self, name) for name in plain},
+            "rows": list(self.rows),
+            "seeds": list(self.seeds),
+            "summary": self.summary(),
+            "tables": self.tables(),
+            "effects": {name: found.tolist() for name, found in self.effects.items()},
+            "scores": {name: found.tolist() for name, found in self.scores.items()},
+        }
+
+
+def check_loo(
+    setting: Setting,
+    *,
+    rows: int = 24,
+    queries: int = 20,
+    seeds: Sequence[int] = (0, 1, 2),
+    damping: float = 0.1,
+    methods: Sequence[str] = METHODS,
+    seed: int = 0,
+    out: str | Path | None = None,
+    rerun: bool = False,
+) -> LeaveOneOut:
+    """Train the setting's model again without each of `rows` rows, cold and warm, and compare scores with what changed.
+
+    The first of `seeds` trains the model that is attributed, and is left out of again from the same weights in the same
+    order; the others give the noise ceiling. `damping` is in units of the mean eigenvalue; a convex model's is its weight
+    decay, which its loss has. The warm start goes on from the trained weights in another order, beside its own control.
+    With `out`, what is trained is kept, and a killed check goes on.
+
+    Raises UsageError, StaleArtifact.
+    """
+    if not seeds:
+        raise UsageError("Leaving one out takes a seed", accepted="one or more; from two on there is a noise ceiling")
+    if unknown := [name for name in methods if name not in NAMES]:
+        raise UsageError(f"There is no method {unknown[0]!r} to compare", accepted=", ".join(NAMES))
+    provenance = {
+        "stage": "loo",
+        "of": setting.describe(),
+        "settings": {"rows": rows, "queries": queries, "seeds": list(seeds), "seed": seed},
+        "code": fingerprint_code(),
+    }
+    folder = Memory() if out is None else Folder.claim(out, provenance, rerun=rerun)
+    try:
+        return _check(setting, folder, rows, setting.queries[:queries], seeds, damping, methods, seed)
+    finally:
+        folder.close()
+
+
+def _check(
+    setting: Setting,
+    folder: Folder | Memory,
+    count: int,
+    queries: Sequence[Any],
+    seeds: Sequence[int],
+    damping: float,
+    methods: Sequence[str],
+    seed: int,
+) -> LeaveOneOut:
+    began, recipes = time.monotonic(), [replace(setting.recipe, seed=own, order_seed=own) for own in seeds]
+    model = trained(setting, recipes[0], folder)
+    problem = Problem(model, setting.task, setting.train, queries)
+    size = min(count, len(problem.rows))
+    rows = sorted(int(row) for row in np.random.default_rng(seed).choice(problem.rows, size=size, replace=False))
+    before = problem.measured().numpy(force=True)
+    effects, shifts = {}, {}
+    for recipe in recipes:
+        given = (setting, model, recipe, rows, problem, folder)
+        control, without = taken_out(*given, start="initial", prefix=f"seed-{recipe.seed}/")
+        effects[COLD if recipe is recipes[0] else f"seed {recipe.seed}"] = control[:, None] - without
+    onward = replace(recipes[0], order_seed=recipes[0].order_seed + 1000)
+    control, without = taken_out(setting, model, onward, rows, problem, folder, start="given")
+    effects[WARM], shifts[WARM] = control[:, None] - without, float(np.abs(control - before).mean())
+    if len(seeds) > 1:
+        effects[MEAN] = np.mean([effects[name] for name in effects if name == COLD or name.startswith("seed ")], axis=0)
+    curvature = gauss_newton(problem)
+    convex = is_convex(model)
+    absolute = curvature.damping(damping, setting.recipe.weight_decay if convex else None).absolute
+    raw, _ = influence(problem, curvature.inverse(absolute), rows)
+    scores = {EXACT: raw / len(problem.rows)}
+    for method in methods:
+        fitted = fit(model, setting.task, setting.train, method=method, modules=setting.modules, seed=seed, **EVERYTHING)
+        operator = fitted.inverse(0.0) if method == "identity" else fitted.inverse(absolute=absolute)
+        scores[NAMES[method]] = score(model, setting.task, queries, setting.train, operator).values[:, rows]
+    return LeaveOneOut(
+        setting.name,
+        setting.about,
+        convex,
+        problem.size,
+        len(problem.rows),
+        tuple(rows),
+        absolute,
+        tuple(seeds),
+        effects,
+        scores,
+        shifts,
+        time.monotonic() - began,
+    )
+
+
+def is_convex(model: nn.Module) -> bool:
+    """Whether the model is a single linear layer, whose loss is convex in its weights."""
+    return isinstance(model, nn.Linear)
+
+
+# settings where influence has to be right
+
+CONVEX = ("cancer", "linear")
+
+
+def loo_setting(name: str, data: str | Path | None = None) -> Setting:
+    """The setting of that name: "cancer" and "linear" are convex and trained to the end, the others those of `setting`."""
+    return {"cancer": cancer, "linear": linear}[name]() if name in CONVEX else setting(name, data)
+
+
+def cancer() -> Setting:
+    """Logistic regression on scikit-learn's breast cancer data: 398 rows train, 171 others ask."""
+    from sklearn.datasets import load_breast_cancer
+
+    x_NI, y_N = (np.asarray(part) for part in load_breast_cancer(return_X_y=True))
+    inputs, order = _standardised(x_NI)
+    pairs = [(inputs[i], int(y_N[i])) for i in order]
+    return _convex("cancer", "breast cancer: logistic regression", lambda: nn.Linear(30, 2), Classification(), pairs, 0.4)
+
+
+def linear() -> Setting:
+    """Linear regression on scikit-learn's diabetes data: 309 rows train, 133 others ask."""
+    from sklearn.datasets import load_diabetes
+
+    x_NI, y_N = (np.asarray(part) for part in load_diabetes(return_X_y=True))
+    inputs, order = _standardised(x_NI)
+    targets = torch.from_numpy((y_N - y_N.mean()) / y_N.std()).float()[:, None]
+    pairs = [(inputs[i], targets[i]) for i in order]
+    return _convex("linear", "diabetes: linear regression", lambda: nn.Linear(10, 1), Regression(), pairs, 0.2)
+
+
+def _standardised(x_NI: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    order = np.random.default_rng(0).permutation(len(x_NI))
+    train = order[: round(0.7 * len(x_NI))]
+    return torch.from_numpy((x_NI - x_NI[train].mean(0)) / x_NI[train].std(0)).float(), order
+
+
+def _convex(name: str, about: str, build: Any, task: Any, pairs: list[Any], rate: float) -> Setting:
+    """A linear model with weight decay, trained on all rows at once until nothing moves."""
+    rows = round(0.7 * len(pairs))
+    recipe = Recipe(rate, 500, rows, "momentum", weight_decay=1e-2)
+    return Setting(name, about, lambda seed: seeded(seed, build), task, pairs[:rows], pairs[rows:], recipe)

@@ -1,0 +1,382 @@
+"""Influence beside the proximal Bregman response function (PBRF), what influence functions of networks approximate.
+
+Bae et al. 2022, "If influence functions are the answer, then what is the question?". One row's loss is added `e` times to
+
+    1/N sum_i D(h(theta, x_i), h(theta_s, x_i)) + e L(z, theta) + l/2 |theta - theta_s|^2
+
+with `D` the Bregman divergence of the loss between outputs (KL for cross-entropy), and the minimum is found anew. The effect of
+one more copy of the row on a measurement `m` is `(m(theta(e)) - m(theta(-e))) / (2 e N)`; its limit for small `e` is the score
+with the exact damped Gauss-Newton matrix. One minimum serves all queries. The ladder leads from what a user may have in
+mind, training again from new weights without the row, to influence, one step at a time.
+
+`R` rows that are tried, `Q` queries, `E` sizes of the change, in units of 1/N.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from whence.errors import UsageError
+from whence.fitting import fit
+from whence.progress import note, stage
+from whence.scoring import score
+from whence.store.digest import fingerprint_code
+from whence.store.manifest import Folder
+from whence.store.memory import Memory
+from whence.validate.agreement import Agreement, agree, correlations, markdown
+from whence.validate.exact import Way, gauss_newton, influence
+from whence.validate.ladder import LADDER, Climb, Ladder
+from whence.validate.objectives import EPSILONS, LARGE_STEPS, LOOSE, STEPS, TOLERANCE, Minima, Objectives, solve_row
+from whence.validate.problem import Problem
+from whence.validate.settings import Setting, perceptron, seeded
+from whence.validate.trainer import Recipe, retrain
+
+NAMES = {"ekfac": "EK-FAC", "kfac": "K-FAC", "diagonal": "diagonal", "identity": "gradient dot", "cosine": "gradient cosine"}
+EXACT = "exact damped GGN"
+
+EVERYTHING: dict[str, Any] = {"examples": "all", "eigenvalue_examples": "all"}
+"""The engine sees what the exact curvature sees."""
+
+DAMPINGS = (0.1, 0.01)
+CLIMBED = 0.1
+"""Changes of this share of a copy and more have a ladder; smaller ones drown in the rounding of the trainer."""
+
+FAITHFUL = 0.99
+"""Correlation from which exact influence and the PBRF count as the same."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """What the minima of one damping gave."""
+
+    relative: float
+    absolute: float
+    epsilons: tuple[float, ...]
+    effects_EQR: np.ndarray
+    """Of one more copy, by central differences, in nats; NaN where a row was not tried at that size."""
+    without_EQR: np.ndarray
+    """Measurements with so much of the row out."""
+    residuals_ER: np.ndarray
+    """Norm of the gradient at the worse of the two minima, over `e |grad L(z)|`."""
+    steps_ER: np.ndarray
+    scores: Mapping[str, np.ndarray]
+    """By method, `[Q, R]`, in nats per copy (cosine: no unit)."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Influence beside the PBRF on one setting."""
+
+    setting: str
+    about: str
+    parameters: int
+    train: int
+    rows: tuple[int, ...]
+    way: str
+    residual: float
+    """Of the exact influence's linear systems, at worst."""
+    solved: tuple[Solved, ...]
+    """One per damping; the first has all sizes of the change, the others those below a whole copy."""
+    ladders: tuple[Ladder, ...] = ()
+    """One per size of the change, at the first damping."""
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> list[dict[str, Any]]:
+        """Agreement of every method with the PBRF at every damping, at the smallest change."""
+        rows = []
+        for solved in self.solved:
+            truth, reference = solved.effects_EQR[-1], solved.scores.get(NAMES["ekfac"])
+            for name, found in solved.scores.items():
+                row: dict[str, Any] = {"damping": f"{solved.relative:g} x mean", "lambda": solved.absolute, "method": name}
+                row |= agree(found, truth).columns()
+                if reference is not None and name not in (EXACT, NAMES["ekfac"]):
+                    row |= dict(zip(("behind_ekfac", "behind_se"), lead(reference, found, truth), strict=True))
+                rows.append(row)
+        return rows
+
+    def convergence(self) -> list[dict[str, Any]]:
+        """By size of the change: agreement of the exact influence with the PBRF, and how well the minima were found."""
+        rows = []
+        for solved in self.solved:
+            for e, epsilon in enumerate(solved.epsilons):
+                tried = ~np.isnan(solved.residuals_ER[e])
+                exact, truth = solved.scores[EXACT][:, tried], solved.effects_EQR[e][:, tried]
+                residuals, steps = solved.residuals_ER[e][tried], solved.steps_ER[e][tried]
+                row = {"damping": f"{solved.relative:g} x mean", "change": f"{epsilon:g}/N", "rows": int(tried.sum())}
+                row |= agree(exact, truth).columns() | {"relative_error": _relative(exact, truth), "steps": float(steps.mean())}
+                rows.append(row | {"residual": float(residuals.max()), "not_found": int((residuals > LOOSE).sum())})
+        return rows
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """All tables by title."""
+        found = {"Agreement with the PBRF": self.table(), "Convergence in the size of the change": self.convergence()}
+        climbed = [row for ladder in self.ladders for row in ladder.table()]
+        return found | ({"From retraining to influence": climbed} if climbed else {})
+
+    def agreement(self, method: str = EXACT, damping: int = 0) -> Agreement:
+        """Of a method with the PBRF at the smallest change."""
+        return agree(self.solved[damping].scores[method], self.solved[damping].effects_EQR[-1])
+
+    def summary(self) -> list[str]:
+        """Lines that say what it means."""
+        first, exact = self.solved[0], self.agreement()
+        lines = [
+            f"{self.about}: {self.parameters:,} weights, {self.train} training rows; {len(self.rows)} of them tried on "
+            f"{first.effects_EQR.shape[1]} queries, damping {first.relative:g} x mean eigenvalue = {first.absolute:.3g}",
+            f"Exact influence {'agrees' if exact.pearson >= FAITHFUL else 'does NOT agree'} with the PBRF: "
+            f"r = {exact.pearson:.4f} at a change of {self.solved[0].epsilons[-1]:g}/N",
+        ]
+        others = {name: self.agreement(name).pearson for name in first.scores if name != EXACT}
+        if others:
+            order = sorted(others, key=lambda name: -others[name])
+            lines.append("Approximations, best first: " + ", ".join(f"{name} {others[name]:.3f}" for name in order))
+        for ladder in self.ladders:
+            cold = agree(ladder.of(LADDER[-1]), ladder.of(LADDER[0])).pearson
+            lines.append(
+                f"With {ladder.change:g} of a copy out, influence correlates {cold:.2f} with training again from new weights: "
+                "the PBRF is what it approximates, retraining is another question"
+            )
+        small = max(float(solved.residuals_ER[-1].max()) for solved in self.solved)
+        lines.append(f"Residuals at worst: {small:.1e} of the row's gradient at the smallest change, {self.residual:.1e} exact")
+        return [*lines, *(f"WARNING {text}" for text in self.notes)]
+
+    def markdown(self) -> str:
+        """The same as a page."""
+        parts = [f"# Influence and the PBRF: {self.setting}\n", "\n".join(f"* {line}" for line in self.summary()) + "\n"]
+        parts += [f"## {title}\n\n{markdown(rows)}" for title, rows in self.tables().items()]
+        return "\n".join(parts)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON values, with all effects."""
+        plain = ("setting", "about", "parameters", "train", "way", "residual", "seconds")
+        return {
+            "check": "pbrf",
+            **{name: getattr(self, name) for name in plain},
+            "rows": list(self.rows),
+            "summary": self.summary(),
+            "tables": self.tables(),
+            "effects": [
+                {
+                    "damping": solved.relative,
+                    "lambda": solved.absolute,
+                    "epsilons": list(solved.epsilons),
+                    "pbrf": solved.effects_EQR.tolist(),
+                    "scores": {name: found.tolist() for name, found in solved.scores.items()},
+                }
+                for solved in self.solved
+            ],
+            "ladders": [
+                {
+                    "change": ladder.change,
+                    "found": ladder.found_R.tolist(),
+                    "effects": {name: found.tolist() for name, found in ladder.effects.items()},
+                }
+                for ladder in self.ladders
+            ],
+        }
+
+
+def check_pbrf(
+    setting: Setting,
+    *,
+    rows: int = 48,
+    large: int = 12,
+    queries: int = 20,
+    dampings: Sequence[float] = DAMPINGS,
+    epsilons: Sequence[float] = EPSILONS,
+    methods: Sequence[str] = tuple(NAMES),
+    ladder: bool = True,
+    way: Way = "auto",
+    seed: int = 0,
+    out: str | Path | None = None,
+    rerun: bool = False,
+) -> Check:
+    """Train the setting's model, minimise the proximal objective for `rows` of its rows, and compare scores with that.
+
+    `dampings` are in units of the mean eigenvalue of the exact curvature; every method gets the same absolute damping.
+    `epsilons` are in units of 1/N, largest first: all rows are tried at the smallest, `large` of them at the others, and these
+    have the five objectives too if there is to be a `ladder`, at the first damping. With `out` every row's minima are saved
+    as they are found: a killed check goes on from there.
+
+    Raises UsageError, StaleArtifact.
+    """
+    if unknown := [name for name in methods if name not in NAMES]:
+        raise UsageError(f"There is no method {unknown[0]!r} to compare", accepted=", ".join(NAMES))
+    if list(epsilons) != sorted(epsilons, reverse=True) or min(epsilons) <= 0:
+        raise UsageError("The sizes of the change go down, to a number above zero", given=str(list(epsilons)))
+    settings = {"rows": rows, "large": large, "dampings": tuple(dampings), "epsilons": tuple(epsilons)}
+    work = _Check(setting, setting.queries[:queries], seed, settings)
+    provenance = {
+        "stage": "pbrf",
+        "of": setting.describe(),
+        "settings": {**settings, "queries": queries, "seed": seed, "solver": [TOLERANCE, STEPS, LOOSE, LARGE_STEPS]},
+        "code": fingerprint_code(),
+    }
+    folder = Memory() if out is None else Folder.claim(out, provenance, rerun=rerun)
+    try:
+        return work.run(folder, methods, ladder, way)
+    finally:
+        folder.close()
+
+
+class _Check:
+    """One check at work: what its parts have in common."""
+
+    def __init__(self, setting: Setting, queries: Sequence[Any], seed: int, settings: Mapping[str, Any]):
+        self.began, self.setting, self.queries, self.seed, self.settings = time.monotonic(), setting, queries, seed, settings
+        self.recipe: Recipe = replace(setting.recipe, seed=seed, order_seed=seed)
+        self.notes: list[str] = []
+
+    def run(self, folder: Folder | Memory, methods: Sequence[str], ladder: bool, way: Way) -> Check:
+        """Everything, in order."""
+        self.folder = folder
+        self.model = trained(self.setting, self.recipe, folder)
+        self.problem = Problem(self.model, self.setting.task, self.setting.train, self.queries)
+        drawn = np.random.default_rng(self.seed).permutation(self.problem.rows).tolist()
+        self.rows = sorted(drawn[: self.settings["rows"]])
+        self.large = sorted(drawn[: min(self.settings["large"], self.settings["rows"])])
+        curvature = gauss_newton(self.problem, way)
+        found, solved, residuals, ladders = self.fitted(methods), [], [], []
+        for number, relative in enumerate(self.settings["dampings"]):
+            chosen = curvature.damping(relative)
+            objectives = Objectives(self.problem, curvature.inverse(chosen.absolute), self.weight_decay)
+            raw, residual = influence(self.problem, objectives.inverse, self.rows)
+            scores = {EXACT: raw / len(self.problem.rows)} | {name: of(chosen.absolute) for name, of in found.items()}
+            solved.append(self.solve(number, relative, objectives, scores))
+            residuals.append(residual)
+            if ladder and number == 0:
+                ladders = self.climb(objectives, solved[0], curvature.kind)
+        return Check(
+            self.setting.name,
+            self.setting.about,
+            self.problem.size,
+            len(self.problem.rows),
+            tuple(self.rows),
+            curvature.kind,
+            max(residuals),
+            tuple(solved),
+            tuple(ladders),
+            time.monotonic() - self.began,
+            tuple(self.notes),
+        )
+
+    @property
+    def weight_decay(self) -> float:
+        """That of the training objective; decoupled decay is in no objective."""
+        return 0.0 if self.recipe.optimizer == "adamw" else self.recipe.weight_decay
+
+    def fitted(self, methods: Sequence[str]) -> dict[str, Callable[[float], np.ndarray]]:
+        """The engine's scores of the tried rows `[Q, R]` as functions of an absolute damping, by method."""
+        given = (self.model, self.setting.task, self.setting.train)
+        model, task, train = given
+        found: dict[str, Callable[[float], np.ndarray]] = {}
+        for method in methods:
+            kind = "identity" if method == "cosine" else method
+            curvature = fit(*given, method=kind, modules=self.setting.modules, seed=self.seed, **EVERYTHING)
+
+            def scored(absolute: float, curvature: Any = curvature, method: str = method) -> np.ndarray:
+                plain = method in ("identity", "cosine")
+                operator = curvature.inverse(0.0) if plain else curvature.inverse(absolute=absolute)
+                scores = score(model, task, self.queries, train, operator, norms=("cosine",))
+                return (scores.normalised("cosine") if method == "cosine" else scores).values[:, self.rows]
+
+            found[NAMES[method]] = scored
+        return found
+
+    def solve(self, number: int, relative: float, objectives: Objectives, scores: Mapping[str, np.ndarray]) -> Solved:
+        """The minima of one damping for all rows."""
+        epsilons = self.settings["epsilons"]
+        if number:  # a whole copy is more than most rows have a minimum for at small dampings
+            epsilons = tuple(part for part in epsilons if part < 1) or epsilons
+        names = [f"pbrf-{number}/row-{row:06d}" for row in self.rows]
+        with stage(f"PBRF {relative:g}", len(names), "rows", done=sum(map(self.folder.has, names))) as advance:
+            for name, row in zip(names, self.rows, strict=True):
+                if not self.folder.has(name):
+                    tried = epsilons if row in self.large else epsilons[-1:]
+                    self.folder.save(name, solve_row(objectives, row, tried).tensors())
+                    advance(1)
+        found = [Minima(**self.folder.load(name)).padded(len(epsilons)) for name in names]
+        plus_EQR, minus_EQR = (
+            torch.stack([getattr(row, side) for row in found], dim=2).numpy() for side in ("plus_EQ", "minus_EQ")
+        )
+        residuals_ER = torch.stack([row.residual_E for row in found], dim=1).numpy()
+        for e, epsilon in enumerate(epsilons):
+            if loose := int((residuals_ER[e] > LOOSE).sum()):
+                tried = int((~np.isnan(residuals_ER[e])).sum())
+                self.note(f"at damping {relative:g} and {epsilon:g}/N {loose} of {tried} rows have no minimum to {LOOSE:g}")
+        return Solved(
+            relative,
+            objectives.absolute,
+            tuple(epsilons),
+            (plus_EQR - minus_EQR) / (2 * np.array(epsilons)[:, None, None]),
+            minus_EQR,
+            residuals_ER,
+            torch.stack([row.steps_E for row in found], dim=1).numpy(),
+            scores,
+        )
+
+    def climb(self, objectives: Objectives, solved: Solved, way: Way) -> list[Ladder]:
+        """A ladder for every change that is large enough to train with."""
+        climb, ladders = Climb(self.setting, self.model, self.recipe, self.large, self.folder), []
+        large = [self.rows.index(row) for row in self.large]
+        for e, epsilon in enumerate(solved.epsilons):
+            if CLIMBED <= epsilon <= 1:
+                minima = (solved.without_EQR[e][:, large], solved.residuals_ER[e][large])
+                ladders.append(climb.climb(objectives, epsilon, minima, solved.scores[EXACT][:, large], way))
+                if loose := int((~ladders[-1].found_R).sum()):
+                    what = "left out there" if ladders[-1].enough else "they stand where the search ended"
+                    self.note(f"{loose} of {len(large)} rows have no minimum under some objective at {epsilon:g}/N: {what}")
+        return ladders
+
+    def note(self, text: str) -> None:
+        """Remember what the reader should know, and say it."""
+        self.notes.append(text)
+        note(f"warning: {text}")
+
+
+def trained(setting: Setting, recipe: Recipe, folder: Folder | Memory) -> nn.Module:
+    """The setting's model trained on all rows, kept in the folder."""
+    model = setting.model(recipe.seed)
+    if not folder.has("model"):
+        found = retrain(model, setting.task, setting.train, recipe, progress="train")
+        folder.save("model", {name: weight[0] for name, weight in found.parameters.items()})
+    kept = folder.load("model")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(kept[name])
+    return model.eval()
+
+
+def small(setting: Setting) -> Setting:
+    """The setting with a network whose exact curvature fits: images have two layers of 32 tanh units.
+
+    A tanh has second derivatives everywhere; at a ReLU's kinks the minimum of a smooth objective is none.
+    """
+    if setting.name not in ("digits", "mnist"):
+        return setting
+    inputs = len(setting.train[0][0])
+
+    def model(seed: int) -> nn.Module:
+        return seeded(seed, lambda: perceptron([inputs, 32, 32, 10], nn.Tanh))
+
+    return replace(setting, model=model, about=f"{setting.name}: {inputs}-32-32-10 tanh, cross-entropy")
+
+
+def lead(reference_QR: np.ndarray, other_QR: np.ndarray, truth_QR: np.ndarray) -> tuple[float, float]:
+    """How much higher the reference correlates with the truth than another, query by query: mean and standard error."""
+    ahead = correlations(reference_QR, truth_QR) - correlations(other_QR, truth_QR)
+    known = ahead[~np.isnan(ahead)]
+    return float(known.mean()), float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
+
+
+def _relative(found: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.linalg.norm(found - truth) / max(np.linalg.norm(truth), 1e-300))
