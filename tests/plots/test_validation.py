@@ -54,6 +54,9 @@ def test_ladder_has_gaps_between_and_correlations_at_objectives():
     assert gaps.series["against the own control"] == [0.3, 0.1]
     assert gaps.series["against the trained weights"] == [0.4, 0.2]
     assert correlations.series == {"with influence": [0.2, 0.5, 1.0]}
+    axes = plots.bars_figure([gaps, correlations]).axes
+    assert axes[0].get_xscale() == "log" and not axes[0].patches, "sizes of many orders are dots"
+    assert axes[0].lines[0].get_xdata().tolist() == [0.3, 0.1] and len(axes[1].patches) == 3
 
 
 def test_convergence_is_a_curve_per_damping_on_logarithmic_axes():

@@ -42,6 +42,8 @@ class Bars:
     labels: list[str]
     series: dict[str, list[float]]
     ends: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    logarithmic: bool = False
+    """For sizes that differ by orders of magnitude: dots instead of bars, which would begin nowhere."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,14 @@ def ladder_bars(table: Sequence[Mapping[str, Any]]) -> list[Bars]:
             "against the own control": [row["gap_to_next"] for row in rows[:-1]],
             "against the trained weights": [row["gap_no_control"] for row in rows[:-1]],
         }
-        panels.append(Bars(f"Gaps between objectives, {change} of a row out", "mean |difference|, nats per copy", steps, gaps))
+        panels.append(
+            Bars(f"Gaps between objectives at a change of {change}", "mean |difference|, nats per copy", steps, gaps, {}, True)
+        )
         correlations = {"with influence": [row["pearson_influence"] for row in rows]}
         labels = [row["objective"] for row in rows]
-        panels.append(Bars(f"Correlation with influence, {change}", "Pearson, mean over queries", labels, correlations))
+        panels.append(
+            Bars(f"Correlation with influence at a change of {change}", "Pearson, mean over queries", labels, correlations)
+        )
     return panels
 
 
@@ -225,14 +231,28 @@ def _bars(axes: Axes, panel: Bars) -> None:
     thick, several = 0.8 / len(panel.series), len(panel.series) > 1
     for number, (name, values) in enumerate(panel.series.items()):
         at = [row + thick * (number - (len(panel.series) - 1) / 2) for row in range(len(values))]
-        axes.barh(at, [0.0 if math.isnan(value) else value for value in values], 0.88 * thick, color=SERIES[number], label=name)
+        if panel.logarithmic:
+            axes.plot(values, at, MARKERS[number], color=SERIES[number], label=name, markersize=7)
+        else:
+            drawn = [0.0 if math.isnan(value) else value for value in values]
+            axes.barh(at, drawn, 0.88 * thick, color=SERIES[number], label=name)
         for place, (low, high) in zip(at, panel.ends.get(name, []), strict=False):
             axes.plot([low, high], [place, place], color="black", linewidth=1.3, solid_capstyle="butt")
         for place, value, (_, high) in zip(at, values, panel.ends.get(name, [(0.0, v) for v in values]), strict=True):
             if not math.isnan(value):
                 end = max(0.0, value, high if math.isfinite(high) else value)
-                axes.annotate(f"{value:.3g}", (end, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
-    axes.axvline(0, color="black", linewidth=0.9)
+                axes.annotate(
+                    f"{value:.3g}",
+                    (end, place),
+                    (6 if panel.logarithmic else 3, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=7,
+                )
+    if panel.logarithmic:
+        axes.set_xscale("log")
+    else:
+        axes.axvline(0, color="black", linewidth=0.9)
     axes.margins(x=0.09)
     axes.set_yticks(range(len(panel.labels)), panel.labels, fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
