@@ -124,3 +124,11 @@ def test_changes_are_one_line_each():
 
 def test_hashes_of_hub_names_stand_for_themselves(tmp_path):
     assert Lock(tmp_path).hash_of("owner/name") == "owner/name"
+
+
+def test_asking_what_has_to_run_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, whence.pipeline, whence.config, whence.cli.run; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

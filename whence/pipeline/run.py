@@ -52,7 +52,6 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     is kept as NAME.1.
     """
     from whence import dist
-    from whence.pipeline.work import Workshop
 
     lock = Lock.read(resolved.out)
     steps = _plan(resolved, lock, wanted)
@@ -61,6 +60,8 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
         for number, step in enumerate(steps, 1):
             _say(number, len(steps), step)
         return steps
+    from whence.pipeline.work import Workshop  # torch and all: only when there is something to do
+
     dist.on_first(_keep_settings, resolved)
     workshop = Workshop(resolved)
     for number, step in enumerate(steps, 1):
