@@ -20,7 +20,7 @@ def scored(run, tiny_model_folder, data, queries, fitted, tmp_path):
 @pytest.fixture
 def call(monkeypatch):
     app = typer.Typer()
-    app.command()(_guarded(report))
+    app.command()(_guarded(report, "report"))
 
     def invoke(*arguments, code=0):
         words = [str(argument) for argument in arguments]
