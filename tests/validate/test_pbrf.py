@@ -140,6 +140,11 @@ def test_check_says_what_agrees_and_what_not(tiny):
     assert {row["method"] for row in found.table()} == {EXACT, *pbrf.NAMES.values()}
     approximate = [found.agreement(name).pearson for name in pbrf.NAMES.values()]
     assert max(approximate) < found.agreement().pearson, "no approximation is as close as the exact one"
+    own = found.solved[0]
+    assert {row["method"] for row in found.stand_in()} == set(pbrf.NAMES.values())
+    np.testing.assert_array_equal(own.whole["EK-FAC"][:, found.rows], own.scores["EK-FAC"])
+    assert own.whole[EXACT].shape == (5, 40) and "By the exact influence of all 40 rows: EK-FAC" in found.summary()[3]
+    assert found.stand_in()[0]["pearson"] == agree(own.whole["EK-FAC"], own.whole[EXACT]).pearson
     for ladder in found.ladders:
         rows = ladder.table()
         assert [row["objective"] for row in rows] == list(LADDER) and rows[-1]["pearson_influence"] == pytest.approx(1)

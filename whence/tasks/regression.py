@@ -17,7 +17,8 @@ from whence.tasks.supervised import predict, target_of
 class Regression(Task):
     """Numbers with Gaussian noise of unit variance: `1/2 sum_o (prediction_o - target_o)^2`.
 
-    This is the negative log-likelihood up to a constant, so the Fisher is the Gauss-Newton matrix. Examples are
+    This is the negative log-likelihood up to a constant, so the Fisher is the Gauss-Newton matrix (`signs` says how it is
+    drawn from). Examples are
     `(input, target)` pairs or mappings of the model's arguments with `labels`. Queries ask about the log-likelihood of
     their target, or about what `measurement`, a function of (model, batch), returns.
     """
@@ -26,12 +27,12 @@ class Regression(Task):
         self.measurement = measurement
 
     def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
-        """Return half the squared error, `[B]`; with `noise [B, ...]` that of targets drawn around the prediction."""
+        """Return half the squared error, `[B]`; with `noise [B, ...]` that of targets one above or below the prediction."""
         prediction, target = predict(model, batch)
         prediction = full_precision(prediction).flatten(1) if prediction.dim() > 1 else full_precision(prediction)[:, None]
         target = target.to(prediction).reshape(prediction.shape)
         if noise is not None:
-            target = prediction.detach() + standard_normal(noise).to(prediction).reshape(prediction.shape)
+            target = prediction.detach() + signs(noise).to(prediction).reshape(prediction.shape)
         return (prediction - target).square().sum(1) / 2
 
     def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -48,7 +49,11 @@ class Regression(Task):
         return {"task": type(self).__name__, "measurement": name}
 
 
-def standard_normal(noise: Tensor) -> Tensor:
-    """Turn uniform numbers in [0, 1) into draws from a standard normal distribution, float64: its quantiles."""
-    smallest = 2.0**-25  # half a step of float32's uniform numbers, where the quantile of 0 would be infinite
-    return torch.special.ndtri(noise.double().clamp(min=smallest))
+def signs(noise: Tensor) -> Tensor:
+    """Turn uniform numbers in [0, 1) into -1 or 1.
+
+    As noise of a target they have the mean and variance of a standard normal distribution, so that the gradients'
+    covariance is the Gauss-Newton matrix all the same; their squares don't vary, so that it needs fewer draws (Hutchinson
+    1990), and none for a single output: its squared gradient is the same for either sign.
+    """
+    return torch.where(noise < 0.5, -1.0, 1.0)

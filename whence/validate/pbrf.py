@@ -69,6 +69,8 @@ class Solved:
     steps_ER: np.ndarray
     scores: Mapping[str, np.ndarray]
     """By method, `[Q, R]`, in nats per copy (cosine: no unit)."""
+    whole: Mapping[str, np.ndarray]
+    """The same for all rows that have a loss, `[Q, N]`."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,15 @@ class Check:
 
     def table(self) -> list[dict[str, Any]]:
         """Agreement of every method with the PBRF at every damping, at the smallest change."""
-        rows = []
-        for solved in self.solved:
-            truth, reference = solved.effects_EQR[-1], solved.scores.get(NAMES["ekfac"])
-            for name, found in solved.scores.items():
-                row: dict[str, Any] = {"damping": f"{solved.relative:g} x mean", "lambda": solved.absolute, "method": name}
-                row |= agree(found, truth).columns()
-                if reference is not None and name not in (EXACT, NAMES["ekfac"]):
-                    row |= dict(zip(("behind_ekfac", "behind_se"), lead(reference, found, truth), strict=True))
-                rows.append(row)
-        return rows
+        return [row for solved in self.solved for row in _methods(solved, solved.scores, solved.effects_EQR[-1])]
+
+    def stand_in(self) -> list[dict[str, Any]]:
+        """Agreement with the exact influence of all rows, which where it is the PBRF tells methods apart by more rows."""
+        return [
+            row
+            for solved in self.solved
+            for row in _methods(solved, {k: v for k, v in solved.whole.items() if k != EXACT}, solved.whole[EXACT])
+        ]
 
     def convergence(self) -> list[dict[str, Any]]:
         """By size of the change: agreement of the exact influence with the PBRF, and how well the minima were found."""
@@ -118,7 +119,11 @@ class Check:
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """All tables by title."""
-        found = {"Agreement with the PBRF": self.table(), "Convergence in the size of the change": self.convergence()}
+        found = {
+            "Agreement with the PBRF": self.table(),
+            "Convergence in the size of the change": self.convergence(),
+            f"Agreement with exact influence, all {self.train} rows": self.stand_in(),
+        }
         climbed = [row for ladder in self.ladders for row in ladder.table()]
         return found | ({"From retraining to influence": climbed} if climbed else {})
 
@@ -139,6 +144,14 @@ class Check:
         if others:
             order = sorted(others, key=lambda name: -others[name])
             lines.append("Approximations, best first: " + ", ".join(f"{name} {others[name]:.3f}" for name in order))
+        if exact.pearson >= FAITHFUL:
+            told = [
+                f"{row['method']} {row['pearson']:.3f}"
+                + (f" (behind by {row['behind_ekfac']:.4f} ± {row['behind_se']:.4f})" if "behind_ekfac" in row else "")
+                for row in self.stand_in()
+                if row["lambda"] == first.absolute
+            ]
+            lines.append(f"By the exact influence of all {self.train} rows: {', '.join(told)}")
         for ladder in self.ladders:
             cold = agree(ladder.of(LADDER[-1]), ladder.of(LADDER[0])).pearson
             lines.append(
@@ -249,7 +262,7 @@ class _Check:
         for number, relative in enumerate(self.settings["dampings"]):
             chosen = curvature.damping(relative)
             objectives = Objectives(self.problem, curvature.inverse(chosen.absolute), self.weight_decay)
-            raw, residual = influence(self.problem, objectives.inverse, self.rows)
+            raw, residual = influence(self.problem, objectives.inverse)
             scores = {EXACT: raw / len(self.problem.rows)} | {name: of(chosen.absolute) for name, of in found.items()}
             solved.append(self.solve(number, relative, objectives, scores))
             residuals.append(residual)
@@ -275,7 +288,7 @@ class _Check:
         return 0.0 if self.recipe.optimizer == "adamw" else self.recipe.weight_decay
 
     def fitted(self, methods: Sequence[str]) -> dict[str, Callable[[float], np.ndarray]]:
-        """The engine's scores of the tried rows `[Q, R]` as functions of an absolute damping, by method."""
+        """The engine's scores of all rows `[Q, N]` as functions of an absolute damping, by method."""
         given = (self.model, self.setting.task, self.setting.train)
         model, task, train = given
         found: dict[str, Callable[[float], np.ndarray]] = {}
@@ -287,7 +300,7 @@ class _Check:
                 plain = method in ("identity", "cosine")
                 operator = curvature.inverse(0.0) if plain else curvature.inverse(absolute=absolute)
                 scores = score(model, task, self.queries, train, operator, norms=("cosine",))
-                return (scores.normalised("cosine") if method == "cosine" else scores).values[:, self.rows]
+                return (scores.normalised("cosine") if method == "cosine" else scores).values
 
             found[NAMES[method]] = scored
         return found
@@ -321,7 +334,8 @@ class _Check:
             minus_EQR,
             residuals_ER,
             torch.stack([row.steps_E for row in found], dim=1).numpy(),
-            scores,
+            {name: values[:, self.rows] for name, values in scores.items()},
+            {name: values[:, self.problem.rows] for name, values in scores.items()},
         )
 
     def climb(self, objectives: Objectives, solved: Solved, way: Way) -> list[Ladder]:
@@ -369,6 +383,18 @@ def small(setting: Setting) -> Setting:
         return seeded(seed, lambda: perceptron([inputs, 32, 32, 10], nn.Tanh))
 
     return replace(setting, model=model, about=f"{setting.name}: {inputs}-32-32-10 tanh, cross-entropy")
+
+
+def _methods(solved: Solved, scores: Mapping[str, np.ndarray], truth: np.ndarray) -> list[dict[str, Any]]:
+    """A line per method: its agreement with the truth, and how far it is behind EK-FAC, paired."""
+    rows, reference = [], scores.get(NAMES["ekfac"])
+    for name, found in scores.items():
+        row: dict[str, Any] = {"damping": f"{solved.relative:g} x mean", "lambda": solved.absolute, "method": name}
+        row |= agree(found, truth).columns()
+        if reference is not None and name not in (EXACT, NAMES["ekfac"]):
+            row |= dict(zip(("behind_ekfac", "behind_se"), lead(reference, found, truth), strict=True))
+        rows.append(row)
+    return rows
 
 
 def lead(reference_QR: np.ndarray, other_QR: np.ndarray, truth_QR: np.ndarray) -> tuple[float, float]:
