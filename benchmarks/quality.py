@@ -80,15 +80,17 @@ class Work:
         self.seconds += spent
         return self._made[key][0]
 
-    def curvature(self, method: str, k: int) -> Curvature:
-        """The curvature of model `k`, fitted on all rows."""
+    def curvature(self, method: str, k: int, draws: int = 1) -> Curvature:
+        """The curvature of model `k`, fitted on all rows with so many labels each."""
         own, model = self.setting, self.models[k]
-        settings: dict[str, Any] = {"examples": "all", "eigenvalue_examples": "all", "modules": own.modules}
-        return self.shared(("fit", method, k), lambda: whence.fit(model, own.task, own.train, method=method, **settings))
+        settings: dict[str, Any] = {"examples": "all", "eigenvalue_examples": "all", "modules": own.modules, "draws": draws}
+        return self.shared(("fit", method, k, draws), lambda: whence.fit(model, own.task, own.train, method=method, **settings))
 
-    def score(self, method: str, damping: float | None = None, *, k: int = 0, norms: Sequence[str] = ()) -> whence.Scores:
+    def score(
+        self, method: str, damping: float | None = None, *, k: int = 0, norms: Sequence[str] = (), draws: int = 1
+    ) -> whence.Scores:
         """The engine's scores with model `k`; no damping for the identity."""
-        curvature = self.curvature(method, k)
+        curvature = self.curvature(method, k, draws)
         operator = curvature.inverse() if damping is None else curvature.inverse(damping=damping)
         own = self.setting
         return whence.score(self.models[k], own.task, own.queries, own.train, operator, norms=norms)
@@ -103,9 +105,9 @@ class Work:
 Method = Callable[[Work], "np.ndarray | None"]
 
 
-def fitted(method: str, damping: float | None = None) -> Method:
+def fitted(method: str, damping: float | None = None, draws: int = 1) -> Method:
     """Scores of the engine with a curvature."""
-    return lambda work: work.score(method, damping).raw
+    return lambda work: work.score(method, damping, draws=draws).raw
 
 
 def of_all_seeds(method: str, damping: float) -> Method:
@@ -202,7 +204,9 @@ METHODS: dict[str, Method] = {
     "EK-FAC, damping 10": fitted("ekfac", 10.0),
     "EK-FAC, damping of training": ekfac_of_training,
     "EK-FAC, damping 0.1, 2 seeds": of_all_seeds("ekfac", 0.1),
+    "EK-FAC, damping 0.1, 4 draws": fitted("ekfac", 0.1, draws=4),
     "Shampoo, damping 0.1": fitted("shampoo", 0.1),
+    "Shampoo, damping 0.1, 4 draws": fitted("shampoo", 0.1, draws=4),
     "K-FAC, damping 0.1": fitted("kfac", 0.1),
     "diagonal, damping 0.1": fitted("diagonal", 0.1),
     "gradient dot": fitted("identity"),

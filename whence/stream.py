@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ class Examples:
     def usable(self) -> list[int]:
         """Indices of the examples that have a loss; the others have no gradient."""
         return [index for index, size in enumerate(self.sizes) if size]
+
+    def repeated(self, times: int) -> Examples:
+        """All examples so many times, one after the other; each time other labels are drawn for them."""
+        ids = self.ids + tuple(f"{name}@{number}" for number in range(2, times + 1) for name in self.ids)
+        return replace(self, items=[*self.items] * times, ids=ids, sizes=self.sizes * times) if times > 1 else self
 
 
 def encode(task: Task, data: Any) -> Examples:

@@ -63,10 +63,10 @@ def test_pbrf_shows_tables_and_keeps_files(run, tiny, tmp_path):
     assert "Exact influence agrees" in result.stdout and "EK-FAC" in result.stdout
     place = tmp_path / "pbrf-tiny"
     assert {file.name for file in place.glob("*.png")} == {"scatter.png", "methods.png", "convergence.png", "ladder.png"}
-    document = json.loads((place / "result.json").read_text(encoding="utf-8"))
+    document = json.loads((place / "result.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
     assert len(document["rows"]) == 4 and document["effects"][0]["pbrf"]
     assert "| EK-FAC |" in (place / "result.md").read_text(encoding="utf-8")
-    again = json.loads(run(*words, "--json").stdout)[0]
+    again = json.loads(run(*words, "--json").stdout, parse_constant=pytest.fail)[0]
     assert again["tables"] == document["tables"] and "effects" not in again
     assert "another --out" in run("validate", "--pbrf", "--on", "tiny", "--rows", 5, "--out", tmp_path, "-q", code=4).stderr
 

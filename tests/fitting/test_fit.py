@@ -55,6 +55,30 @@ def test_another_seed_draws_other_labels():
         agree(block.lam_OI, torch.stack([example[name].w_OI.square() for example in expected]).mean(0))
 
 
+@pytest.mark.parametrize("method", ["kfac", "ekfac", "diagonal"])
+@pytest.mark.parametrize("case", named("llama", "mlp"), ids=lambda case: case.name)
+def test_more_draws_are_the_mean_over_labels(case, method):
+    curvature = fit(case.model(), case.task(), case.train(), method=method, modules=case.modules, draws=3)
+    task = case.task()
+    examples = encode(task, case.train())
+    ids = [f"{name}{again}" for again in ("", "@2", "@3") for name in examples.ids]
+    names = list(curvature.about["modules"])
+    both = [
+        traces(case.model(), names, likelihoods(task, [*examples.items] * 3, ids, "model", purpose))
+        for purpose in ("covariance", "eigenvalues")
+    ]
+    for name, expected in oracle_curvature(method, *both).items():
+        agree(curvature.operator.dense()[name], expected, case.tolerance)
+    assert curvature.about["draws"] == 3 and curvature.about["examples"] == len(examples)
+
+
+def test_the_datas_own_labels_are_drawn_once():
+    case = CASES["mlp"]
+    for settings in ({"draws": 2, "labels": "data"}, {"draws": 0}):
+        with pytest.raises(UsageError, match="draws="):
+            fit(case.model(), case.task(), case.train(), modules="all", **settings)
+
+
 class Recording(Classification):
     """Remembers which inputs it saw, in order."""
 

@@ -10,7 +10,7 @@ from models import CASES
 from whence import score
 from whence.errors import UsageError
 from whence.fitting import fit
-from whence.report import build_report
+from whence.report import build_report, gather
 from whence.tasks import Classification
 from whence.validate.quick import FILE, Stability, quick, quick_from_run, read_quick
 
@@ -148,3 +148,7 @@ def test_it_is_kept_beside_the_scores_and_goes_into_the_report(made, tmp_path):
     assert checks["Another damping"] == found.checks["damping"] and checks["LDS"] == "LDS .41 (.38 to .44)"
     assert "rank first" in checks["Self-retrieval"] and "Batches" in checks
     assert found.summary()[0] == found.badge and len(found.table()) == len(found.checks)
+    (folder / FILE).write_text(json.dumps(dataclasses.replace(found, batch=0.1).as_json()))
+    shown = {check.name: check.result for check in build_report(**gather(folder)).checks}
+    (warning,) = dataclasses.replace(found, batch=0.1, dampings=()).warnings
+    assert warning in shown.values() and "Warning 1" in shown, "a warning is in the report too"

@@ -47,6 +47,12 @@ Examples = Annotated[
 Labels = Annotated[
     Literal["model", "data"], typer.Option("--labels", help="Labels drawn from the model (true Fisher), or the data's own.")
 ]
+Draws = Annotated[
+    int,
+    typer.Option(
+        "--draws", min=1, metavar="N", help="Labels drawn for each row: less noise where rows are few, N times the cost."
+    ),
+]
 Damping = Annotated[
     float, typer.Option("--damping", min=0, metavar="X", help="Damping, in units of each module's mean eigenvalue.")
 ]

@@ -42,6 +42,7 @@ def plan(
         typer.Option("--disjoint/--overlapping", help="Take other rows for the eigenvalues than for the factors."),
     ] = None,
     labels: options.Labels = "model",
+    draws: options.Draws = 1,
     seed: options.Seed = 0,
     columns: options.Columns = None,
     query_columns: Annotated[
@@ -110,6 +111,7 @@ def plan(
             eigenvalue_examples=options.sample_of(eigenvalue_examples, "--eigenvalue-examples"),
             disjoint=disjoint,
             labels=labels,
+            draws=draws,
             seed=seed,
             largest_factor=largest_factor,
             precision=Precision(products=products),

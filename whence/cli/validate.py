@@ -88,7 +88,9 @@ def validate(
         else:
             done = list(_on_settings(mode, on, data, out, rows, queries, damping, seed, rerun))
     if as_json:
-        print(json.dumps([_document(result, files) for result, files in done], ensure_ascii=False, default=str))
+        from whence.validate.results import values
+
+        print(json.dumps(values([_document(result, files) for result, files in done]), ensure_ascii=False))
         return
     for result, files in done:
         for line in result.summary():

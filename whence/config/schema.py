@@ -176,6 +176,8 @@ class Fit(Section):
     """Double the sample until scores correlate so with those of half of it."""
     labels: Literal["model", "data"] = "model"
     """Labels drawn from the model (true Fisher), or the data's own (empirical Fisher)."""
+    draws: Count = 1
+    """Labels drawn for each row; more where there are few rows."""
     largest_factor: Count | None = None
     """Split wider covariances into blocks of this width."""
     statistics: Literal["float64", "float32", "bfloat16", "float16"] = "float32"

@@ -71,6 +71,7 @@ class FitSettings:
     disjoint: bool | None = None
     until: float | None = None
     labels: Literal["model", "data"] = "model"
+    draws: int = 1
     seed: int = 0
     largest_factor: int | None = None
     precision: Precision = Precision()
@@ -91,6 +92,7 @@ def fit(
     disjoint: bool | None = None,
     until: float | None = None,
     labels: Literal["model", "data"] = "model",
+    draws: int = 1,
     seed: int = 0,
     largest_factor: int | None = None,
     precision: Precision = Precision(),
@@ -108,7 +110,8 @@ def fit(
     (see `ENOUGH_ROWS`), so that the cost of a fit does not grow with the data; with `disjoint` (default: where there
     is enough data) the second pass reads other examples than the first, and nothing is read twice. `until` starts with
     a small sample and doubles it until the scores of a few rows correlate so well with those of half the sample.
-    `labels` are drawn from the model (true Fisher) or the data's own (empirical Fisher). `largest_factor` splits wider
+    `labels` are drawn from the model (true Fisher) or the data's own (empirical Fisher); `draws` of them for each example
+    make less noise where there are few examples, and cost as many passes. `largest_factor` splits wider
     covariances into diagonal blocks. `precision` says in which formats to multiply.
 
     `groups` of modules are fitted one after the other (less memory, one more pass each). With `out` the factors are
@@ -126,12 +129,19 @@ def fit(
         disjoint,
         until,
         labels,
+        draws,
         seed,
         largest_factor,
         precision,
         groups,
         chunks if out else 1,
     )
+    if draws < 1 or (draws > 1 and labels == "data"):
+        raise UsageError(
+            "There is only one label of the data's own to an example" if draws > 1 else "Labels are drawn at least once",
+            given=f"draws={draws}, labels={labels!r}",
+            accepted="1 or more draws with labels='model', 1 with labels='data'",
+        )
     coverage = cover_default(model, task, modules)
     note(str(coverage))
     if coverage.thin:
@@ -181,6 +191,7 @@ class _Fit:
         save_every: float,
     ):
         self.model, self.task, self.examples, self.coverage = model, task, examples, coverage
+        self.drawn = examples.repeated(settings.draws)
         self.settings, self.folder, self.save_every = settings, folder, save_every
         self.method: Method = method_named(settings.method)
         self.device = next(model.parameters()).device
@@ -202,6 +213,7 @@ class _Fit:
         return {
             "method": settings.method,
             "labels": settings.labels,
+            "draws": settings.draws,
             "rows": len(self.examples.usable),
             "examples": len(first),
             "eigenvalue_examples": len(samples[1]),
@@ -309,11 +321,15 @@ class _Fit:
     ) -> None:
         """Run one pass over the sample, saving the sums now and then; chunks that an earlier run saved are skipped.
 
+        Every example comes once for each draw of its labels.
+
         Of several processes each ends with the sums of its own part of the modules.
         """
         saved, timer = f"work-{what}-{number:02d}", SaveTimer(self.save_every)
         homes = {name: home for home, part in enumerate(module_groups(sites, dist.world())) for name in part}
-        chunks = data_chunks(sample, self.examples.sizes, self.settings.chunks)
+        items, sizes, count = self.drawn.items, self.drawn.sizes, len(self.examples)
+        sample = [index + draw * count for index in sample for draw in range(self.settings.draws)]
+        chunks = data_chunks(sample, sizes, self.settings.chunks)
         state = self._saved(saved)
         first = int(state.get("chunks", 0))
         if first and inputs and isinstance(sink, Covariance):
@@ -326,7 +342,6 @@ class _Fit:
             return homes[sink.keeper(name) if isinstance(sink, Covariance) else name]
 
         sink.resume(state, owner)
-        items, sizes = self.examples.items, self.examples.sizes
         total = sum(sizes[index] for index in sample)
         behind = sum(sizes[index] for chunk in chunks[:first] for index in chunk)
         objective = self._objective(what)
@@ -375,8 +390,8 @@ class _Fit:
 
     def _objective(self, what: str) -> Objective:
         if self.settings.labels == "data":
-            return likelihood(self.task, self.examples)
-        return drawn_likelihood(self.task, self.examples, f"{self.settings.seed}:{what}")
+            return likelihood(self.task, self.drawn)
+        return drawn_likelihood(self.task, self.drawn, f"{self.settings.seed}:{what}")
 
     def _refuse_infinite(self, sums: Mapping[str, Tensor]) -> None:
         broken = [name for name, total in sums.items() if not bool(torch.isfinite(total).all())]

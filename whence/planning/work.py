@@ -78,12 +78,12 @@ def samples(data: Data, settings: FitSettings, widest: int) -> tuple[Sample, Sam
     """The examples of the pass for the covariances and of that for the eigenvalues, as `fit` draws them."""
     if data.scale == 1:
         first, second = draw_samples(data.examples, settings, widest)
-        return Sample(first, len(first)), Sample(second, len(second))
+        return Sample(first, len(first) * settings.draws), Sample(second, len(second) * settings.draws)
     count, usable = data.usable, data.examples.usable
     sizes = [data.examples.sizes[index] for index in random.Random(0).choices(usable, k=count)]
     stand_in = Examples(range(count), tuple(map(str, range(count))), range(count), tuple(sizes), "")
     first, second = draw_samples(stand_in, settings, widest)
-    return _stand_for(data, len(first)), _stand_for(data, len(second))
+    return _stand_for(data, len(first) * settings.draws), _stand_for(data, len(second) * settings.draws)
 
 
 def everything(data: Data) -> Sample:

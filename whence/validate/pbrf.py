@@ -39,11 +39,19 @@ from whence.validate.problem import Problem
 from whence.validate.settings import Setting, perceptron, seeded
 from whence.validate.trainer import Recipe, retrain
 
-NAMES = {"ekfac": "EK-FAC", "kfac": "K-FAC", "diagonal": "diagonal", "identity": "gradient dot", "cosine": "gradient cosine"}
+NAMES = {
+    "ekfac": "EK-FAC",
+    "shampoo": "Shampoo",
+    "kfac": "K-FAC",
+    "diagonal": "diagonal",
+    "identity": "gradient dot",
+    "cosine": "gradient cosine",
+}
+"""Methods of the engine; Shampoo is its eigenbasis with eigenvalues corrected as EK-FAC's are."""
 EXACT = "exact damped GGN"
 
-EVERYTHING: dict[str, Any] = {"examples": "all", "eigenvalue_examples": "all"}
-"""The engine sees what the exact curvature sees."""
+EVERYTHING: dict[str, Any] = {"examples": "all", "eigenvalue_examples": "all", "draws": 8}
+"""The engine sees what the exact curvature sees: all rows, and nearly all labels."""
 
 DAMPINGS = (0.1, 0.01)
 CLIMBED = 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,21 @@ if TYPE_CHECKING:
 def keep(result: Any, folder: Path) -> list[Path]:
     """Write `result.json`, `result.md` and the figures of a result into the folder; returns what was written."""
     with atomic(folder / "result.json") as temporary:
-        temporary.write_text(json.dumps(plain(result.as_json()), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(values(result.as_json()), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with atomic(folder / "result.md") as temporary:
         temporary.write_text(as_page(result), encoding="utf-8")
     drawn = [save(drawing, folder / f"{name}.png") for name, drawing in figures(result).items()]
     return [folder / "result.json", folder / "result.md", *drawn]
+
+
+def values(found: Any) -> Any:
+    """As JSON values that every reader takes: what is no number (never measured, say) is null."""
+    found = plain(found)
+    if isinstance(found, dict):
+        return {key: values(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [values(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def figures(result: Any) -> Mapping[str, Figure]:
