@@ -7,6 +7,7 @@ import pytest
 from whence.data import as_rows
 from whence.demo.model import Settings
 from whence.errors import UsageError
+from whence.store.manifest import Folder
 from whence.train.small import Training
 from whence.validate import facts as module
 from whence.validate.facts import KS, METHODS, Corpus, demo_corpus, real_corpus, recall_at, trace_facts, traced
@@ -57,6 +58,24 @@ def test_shuffled_or_negated_scores_are_flagged(monkeypatch, spoil):
     found = trace_facts(corpora, "towns", 2)
     assert found.of(METHODS[0]).mrr.mean < 0.4
     assert {"BM25", "TF-IDF"} <= {flag.split("better than ")[1].split(":")[0] for flag in found.flags}
+
+
+def test_corpora_that_were_traced_are_not_traced_again(monkeypatch, tmp_path):
+    seen = []
+
+    def counted(corpus, damping):
+        seen.append(corpus.seed)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return known(corpus, damping)
+
+    monkeypatch.setattr(module, "traced", counted)
+    with Folder.claim(tmp_path / "kept", {"stage": "facts"}) as folder, pytest.raises(KeyboardInterrupt):
+        trace_facts([towns(3), towns(4)], "towns", 2, folder=folder)
+    with Folder.claim(tmp_path / "kept", {"stage": "facts"}) as folder:
+        found = trace_facts([towns(3), towns(4)], "towns", 2, folder=folder)
+    assert seen == [3, 4, 4]
+    assert replace(found, seconds=0) == replace(trace_facts([towns(3), towns(4)], "towns", 2), seconds=0)
 
 
 def test_intervals_are_over_worlds_and_questions():

@@ -7,6 +7,7 @@ from torch import nn
 
 from whence.data import as_rows
 from whence.errors import UsageError
+from whence.store.manifest import Folder
 from whence.tasks import Classification
 from whence.validate import mislabel as module
 from whence.validate.mislabel import METHODS, across_seeds, area, labels_of, mislabel, plant, recall_at, relabelled
@@ -51,6 +52,29 @@ def test_it_fails_where_scores_are_negated_or_shuffled(clouds, monkeypatch, spoi
     assert not found.passed and found.found(METHODS[0]).mean < 0.6
     assert "FLAG less than 90%" in "\n".join(found.summary())
     assert {"gradient norm", "loss", "random"} == {flag.split("better than ")[1].split(":")[0] for flag in found.flags}
+
+
+def test_seeds_that_were_measured_are_not_measured_again(clouds, monkeypatch, tmp_path):
+    whole, retrained = module.retrain, []
+
+    def counted(*given, **settings):
+        retrained.append(settings["seeds"])
+        if len(retrained) == 2:
+            raise KeyboardInterrupt
+        return whole(*given, **settings)
+
+    monkeypatch.setattr(module, "retrain", counted)
+    for _ in range(2):
+        with Folder.claim(tmp_path / "kept", {"stage": "mislabel"}) as folder:
+            if not retrained:
+                with pytest.raises(KeyboardInterrupt):
+                    mislabel(clouds, seeds=(0, 1), folder=folder)
+            else:
+                found = mislabel(clouds, seeds=(0, 1), folder=folder)
+    assert retrained == [[0], [1], [1]]
+    fresh = mislabel(clouds, seeds=(0, 1))
+    assert [replace(it, seconds=0) for it in found.detections] == [replace(it, seconds=0) for it in fresh.detections]
+    assert (found.accuracy, found.fitted) == (fresh.accuracy, fresh.fitted)
 
 
 def test_only_the_chosen_labels_are_wrong():

@@ -7,6 +7,9 @@ from torch import nn
 
 import whence
 from whence.errors import UsageError
+from whence.store.memory import Memory
+from whence.validate import checks
+from whence.validate.checks import check_removal
 from whence.validate.removal import (
     agreement,
     brittleness,
@@ -157,3 +160,20 @@ def test_damping_sweep(diabetes):
     assert table[0.1]["rank_correlation"] == pytest.approx(1) and table[0.1]["overlap"] == 1
     assert table[0.01]["rank_correlation"] < 0.999 and table[10.0]["rank_correlation"] > table[1e6]["rank_correlation"] - 0.02
     assert "damping 0.01 against 0.1" in found.summary()[0]
+
+
+def test_removals_that_were_measured_are_not_measured_again(diabetes, monkeypatch):
+    small, kept, measured = diabetes[0], Memory(), []
+
+    def counted(setting, scores, share, **settings):
+        measured.append(share)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return removal(setting, scores, share, **settings)
+
+    monkeypatch.setattr(checks, "removal", counted)
+    settings = {"shares": (0.05, 0.1), "queries": 3, "methods": ("identity",)}
+    with pytest.raises(KeyboardInterrupt):
+        check_removal(small, **settings, folder=kept)
+    found = check_removal(small, **settings, folder=kept)
+    assert measured == [0.05, 0.1, 0.1] and found.table() == check_removal(small, **settings).table()

@@ -160,8 +160,9 @@ def _on_settings(
     sizes: dict[str, Any] = {key: value for key, value in (("rows", rows), ("queries", queries)) if value is not None}
     if mode == "facts":
         place = out / ("facts-real" if data else "facts-demo")
-        with _folder(place, mode, {"damping": damping}, None, rerun):
-            result = _facts(data, damping)
+        settings = {"damping": damping, "data": str(data.resolve()) if data else None}
+        with _folder(place, mode, settings, None, rerun) as folder:
+            result = _facts(data, damping, folder)
             yield result, keep(result, place)
         return
     run = {"pbrf": _pbrf, "loo": _loo, "lds": _lds, "removal": _removal, "mislabel": _mislabel}[mode]
@@ -215,29 +216,30 @@ def _removal(setting: Any, place: Path, sizes: dict[str, Any], damping: float, s
     from whence.validate.checks import check_removal
 
     asked: dict[str, Any] = {"queries": sizes["queries"]} if "queries" in sizes else {}
-    with _folder(place, "removal", {**asked, "damping": damping, "seed": seed}, setting, rerun):
-        return check_removal(setting, **asked, damping=damping, seed=seed)
+    with _folder(place, "removal", {**asked, "damping": damping, "seed": seed}, setting, rerun) as folder:
+        return check_removal(setting, **asked, damping=damping, seed=seed, folder=folder)
 
 
 def _mislabel(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
     from whence.validate.mislabel import mislabel
 
-    with _folder(place, "mislabel", {"damping": damping, "seed": seed}, setting, rerun):
-        return mislabel(setting, damping=damping, seeds=range(seed, seed + 5))
+    with _folder(place, "mislabel", {"damping": damping, "seed": seed}, setting, rerun) as folder:
+        return mislabel(setting, damping=damping, seeds=range(seed, seed + 5), folder=folder)
 
 
-def _facts(data: Path | None, damping: float) -> Any:
+def _facts(data: Path | None, damping: float, folder: Any) -> Any:
     from whence.validate.facts import demo_facts, real_facts
 
-    return demo_facts(damping=damping) if data is None else real_facts(data, damping=damping)
+    return demo_facts(damping=damping, folder=folder) if data is None else real_facts(data, damping=damping, folder=folder)
 
 
 def _folder(place: Path, stage: str, settings: dict[str, Any], setting: Any, rerun: bool) -> Any:
     """The folder of a check, refused where it holds one with other settings."""
+    from whence.store.digest import fingerprint_code
     from whence.store.manifest import Folder
 
     of = {} if setting is None else setting.describe()
-    return Folder.claim(place, {"stage": stage, "settings": settings, "of": of}, rerun=rerun)
+    return Folder.claim(place, {"stage": stage, "settings": settings, "of": of, "code": fingerprint_code()}, rerun=rerun)
 
 
 def _document(result: Any, files: list[Path]) -> dict[str, Any]:

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from whence.fitting import fit
 from whence.scoring import score
+from whence.store.manifest import Folder
+from whence.store.memory import Memory
 from whence.validate.agreement import markdown
 from whence.validate.bank import Spec, make_bank
 from whence.validate.lds import LDS, ceiling, compare, lds
@@ -159,11 +162,25 @@ def check_removal(
     damping: float = 0.1,
     methods: Sequence[str] = ("ekfac", "identity"),
     seed: int = 0,
+    folder: Folder | Memory | None = None,
 ) -> RemovalCheck:
-    """Retrain without the rows that each method puts on top of each query, and without random ones."""
-    began = time.monotonic()
+    """Retrain without the rows that each method puts on top of each query, and without random ones.
+
+    What a method and a share gave is kept in the `folder`, if there is one, and not measured again.
+    """
+    began, kept = time.monotonic(), folder or Memory()
+
+    def removed(name: str, scores: np.ndarray, share: float) -> Removed:
+        part, sides = f"{name.replace(' ', '-')}-{share:g}", ("top", "bottom", "random")
+        if not kept.has(part):
+            found = removal(setting, scores, share, queries=queries, seed=seed)
+            tensors = {side: torch.from_numpy(np.ascontiguousarray(getattr(found, side))) for side in sides}
+            kept.save(part, {**tensors, "rows": torch.tensor(found.rows)})
+        own = kept.load(part)
+        return Removed(share, int(own["rows"]), *(own[side].numpy() for side in sides))
+
     found = {
-        name: [removal(setting, scores, share, queries=queries, seed=seed) for share in shares]
+        name: [removed(name, scores, share) for share in shares]
         for name, scores in scored(setting, methods, damping, seed).items()
     }
     return RemovalCheck(setting.name, setting.about, found, time.monotonic() - began)

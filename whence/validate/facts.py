@@ -30,6 +30,8 @@ from whence.filter.tfidf import tfidf_scores
 from whence.fitting import fit
 from whence.progress import note, stage
 from whence.scoring import score
+from whence.store.manifest import Folder
+from whence.store.memory import Memory
 from whence.store.scores import row_text
 from whence.tasks import CausalLM
 from whence.train.small import train
@@ -138,33 +140,45 @@ class Facts:
         return {**asdict(self), "flags": self.flags}
 
 
-def demo_facts(seeds: Sequence[int] = FRESH, *, damping: float = 0.1) -> Facts:
+def demo_facts(seeds: Sequence[int] = FRESH, *, damping: float = 0.1, folder: Folder | Memory | None = None) -> Facts:
     """Trace the facts of the demo's world, in worlds that it was not designed on."""
-    return trace_facts((demo_corpus(seed) for seed in seeds), "the demo's world", len(seeds), damping=damping)
+    corpora = (demo_corpus(seed) for seed in seeds)
+    return trace_facts(corpora, "the demo's world", len(seeds), damping=damping, folder=folder)
 
 
-def real_facts(folder: str | Path, seeds: Sequence[int] = (0, 1, 2), *, damping: float = 0.1) -> Facts:
-    """Trace real facts from one wording to another; `folder` holds ParaRel (`trex_lms_vocab` and `pattern_data`)."""
-    return trace_facts((real_corpus(folder, seed) for seed in seeds), "real facts (T-REx)", len(seeds), damping=damping)
+def real_facts(
+    data: str | Path, seeds: Sequence[int] = (0, 1, 2), *, damping: float = 0.1, folder: Folder | Memory | None = None
+) -> Facts:
+    """Trace real facts from one wording to another; `data` holds ParaRel (`trex_lms_vocab` and `pattern_data`)."""
+    corpora = (real_corpus(data, seed) for seed in seeds)
+    return trace_facts(corpora, "real facts (T-REx)", len(seeds), damping=damping, folder=folder)
 
 
-def trace_facts(corpora: Iterable[Corpus], name: str, count: int, *, damping: float = 0.1, ks: Sequence[int] = KS) -> Facts:
-    """Teach each corpus to a small model, ask its questions, and look for the rows with every method."""
-    started, sizes, unanswered, seeds = time.monotonic(), [], 0, []
-    ranks: dict[str, list[np.ndarray]] = defaultdict(list)
-    recalls: dict[str, list[np.ndarray]] = defaultdict(list)
-    with stage("fact tracing", count, "corpora") as advance:
-        for corpus in corpora:
-            matrices, asked = traced(corpus, damping)
-            seeds.append(corpus.seed)
-            sizes.append(len(corpus.rows))
-            unanswered += len(corpus.questions) - len(asked)
-            sources = [corpus.sources[place] for place in asked]
-            for method, matrix in matrices.items():
-                pairs = list(zip(matrix, sources, strict=True))
-                ranks[method].append(np.array([1 / best_rank(row, where) for row, where in pairs]))
-                recalls[method].append(np.array([[recall_at(row, where, k) for k in ks] for row, where in pairs]))
-            advance(1)
+def trace_facts(
+    corpora: Iterable[Corpus],
+    name: str,
+    count: int,
+    *,
+    damping: float = 0.1,
+    ks: Sequence[int] = KS,
+    folder: Folder | Memory | None = None,
+) -> Facts:
+    """Teach each corpus to a small model, ask its questions, and look for the rows with every method.
+
+    What a corpus gave is kept in the `folder`, if there is one, and not measured again.
+    """
+    started, kept, found = time.monotonic(), folder or Memory(), []
+    done = sum(kept.has_json(f"corpus-{place}.json") for place in range(count))
+    with stage("fact tracing", count, "corpora", done=done) as advance:
+        for place, corpus in enumerate(corpora):
+            file = f"corpus-{place}.json"
+            if not kept.has_json(file):
+                kept.write_json(file, of_corpus(corpus, damping, ks))
+                advance(1)
+            found.append(kept.read_json(file))
+    ranks, recalls = (
+        {method: [np.array(one[what][method]) for one in found] for method in METHODS} for what in ("ranks", "recalls")
+    )
     own = ranks[METHODS[0]]
     tracings = [
         Tracing(
@@ -177,15 +191,29 @@ def trace_facts(corpora: Iterable[Corpus], name: str, count: int, *, damping: fl
     ]
     return Facts(
         name=name,
-        seeds=tuple(seeds),
+        seeds=tuple(one["seed"] for one in found),
         questions=sum(len(values) for values in own),
-        unanswered=unanswered,
-        rows=round(float(np.mean(sizes))),
+        unanswered=sum(one["unanswered"] for one in found),
+        rows=round(float(np.mean([one["rows"] for one in found]))),
         ks=tuple(ks),
         damping=damping,
         tracings=tuple(tracings),
         seconds=round(time.monotonic() - started, 1),
     )
+
+
+def of_corpus(corpus: Corpus, damping: float, ks: Sequence[int]) -> dict[str, Any]:
+    """What every method finds in one corpus, question by question, as JSON values."""
+    matrices, asked = traced(corpus, damping)
+    sources = [corpus.sources[place] for place in asked]
+    pairs = {method: list(zip(matrix, sources, strict=True)) for method, matrix in matrices.items()}
+    return {
+        "seed": corpus.seed,
+        "rows": len(corpus.rows),
+        "unanswered": len(corpus.questions) - len(asked),
+        "ranks": {method: [1 / best_rank(row, where) for row, where in own] for method, own in pairs.items()},
+        "recalls": {method: [[recall_at(row, where, k) for k in ks] for row, where in own] for method, own in pairs.items()},
+    }
 
 
 def traced(corpus: Corpus, damping: float = 0.1) -> tuple[dict[str, np.ndarray], list[int]]:

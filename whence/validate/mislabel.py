@@ -22,6 +22,8 @@ from whence.evaluate.intervals import Interval
 from whence.fitting import fit
 from whence.progress import stage
 from whence.scoring import score, self_influence
+from whence.store.manifest import Folder
+from whence.store.memory import Memory
 from whence.tasks import Classification
 from whence.tasks.base import Task
 from whence.validate.settings import Setting
@@ -148,10 +150,12 @@ def mislabel(
     seeds: Sequence[int] = range(5),
     damping: float = 0.1,
     shares: Sequence[float] = SHARES,
+    folder: Folder | Memory | None = None,
 ) -> Mislabel:
     """Replace `planted` of the labels of a classification setting, train on them, and rank the rows.
 
-    Each seed draws other wrong labels, first weights and order of the rows. The clean rows are the setting's queries.
+    Each seed draws other wrong labels, first weights and order of the rows. The clean rows are the setting's queries. What a
+    seed gave is kept in the `folder`, if there is one, and not measured again.
 
     Raises UsageError for a setting that is no classification.
     """
@@ -162,23 +166,34 @@ def mislabel(
     started, names = time.monotonic(), list(METHODS)
     labels = labels_of(setting.train)
     classes = int(max(labels.max(), labels_of(setting.queries).max())) + 1
-    recalls, aucs, seconds, accuracies, fitted = [], [], [], [], []
-    with stage("mislabel", len(seeds), "seeds") as advance:
-        for seed in seeds:
-            wrong, noisy_labels = plant(labels, classes, planted, seed)
-            noisy = relabelled(setting.train, noisy_labels)
-            replicas = retrain(setting.model(seed), setting.task, noisy, setting.recipe, seeds=[seed], order_seeds=[seed])
-            model = setting.model(seed)
-            replicas.load_into(model, 0)
-            rankings, taken = suspicions(model, setting.task, noisy, setting.queries, replicas, setting.modules, damping, seed)
-            draw = np.random.default_rng(seed)
-            recalls.append([[recall_at(rankings[name], wrong, share, draw) for share in shares] for name in names])
-            aucs.append([area(rankings[name], wrong) for name in names])
-            seconds.append([taken[name] for name in names])
-            accuracies.append(float(right(replicas, setting.queries, classes).mean()))
-            fitted.append(float(right(replicas, noisy, classes)[wrong].mean()))
-            advance(1)
-    found_SMH, auc_SM, seconds_SM = np.array(recalls), np.array(aucs), np.array(seconds)
+    kept = folder or Memory()
+
+    def of_seed(seed: int) -> dict[str, Any]:
+        """What every method finds with the seed, as JSON values."""
+        wrong, noisy_labels = plant(labels, classes, planted, seed)
+        noisy = relabelled(setting.train, noisy_labels)
+        replicas = retrain(setting.model(seed), setting.task, noisy, setting.recipe, seeds=[seed], order_seeds=[seed])
+        model = setting.model(seed)
+        replicas.load_into(model, 0)
+        rankings, taken = suspicions(model, setting.task, noisy, setting.queries, replicas, setting.modules, damping, seed)
+        draw = np.random.default_rng(seed)
+        return {
+            "found": [[recall_at(rankings[name], wrong, share, draw) for share in shares] for name in names],
+            "auc": [area(rankings[name], wrong) for name in names],
+            "seconds": [taken[name] for name in names],
+            "accuracy": float(right(replicas, setting.queries, classes).mean()),
+            "fitted": float(right(replicas, noisy, classes)[wrong].mean()),
+        }
+
+    files = [f"seed-{seed}.json" for seed in seeds]
+    with stage("mislabel", len(seeds), "seeds", done=sum(map(kept.has_json, files))) as advance:
+        for seed, file in zip(seeds, files, strict=True):
+            if not kept.has_json(file):
+                kept.write_json(file, of_seed(seed))
+                advance(1)
+    found_SMH, auc_SM, seconds_SM, accuracies, fitted = (
+        np.array([kept.read_json(file)[key] for file in files]) for key in ("found", "auc", "seconds", "accuracy", "fitted")
+    )
     detections = [
         Detection(
             name,
@@ -196,8 +211,8 @@ def mislabel(
         planted=planted,
         seeds=tuple(seeds),
         damping=damping,
-        accuracy=across_seeds(np.array(accuracies)),
-        fitted=across_seeds(np.array(fitted)),
+        accuracy=across_seeds(accuracies),
+        fitted=across_seeds(fitted),
         shares=tuple(shares),
         detections=tuple(detections),
         seconds=round(time.monotonic() - started, 1),
