@@ -327,8 +327,8 @@ class _Fit:
         """
         saved, timer = f"work-{what}-{number:02d}", SaveTimer(self.save_every)
         homes = {name: home for home, part in enumerate(module_groups(sites, dist.world())) for name in part}
-        items, sizes, count = self.drawn.items, self.drawn.sizes, len(self.examples)
-        sample = [index + draw * count for index in sample for draw in range(self.settings.draws)]
+        items, sizes = self.drawn.items, self.drawn.sizes
+        sample = [index + draw * len(self.examples) for index in sample for draw in range(self.settings.draws)]
         chunks = data_chunks(sample, sizes, self.settings.chunks)
         state = self._saved(saved)
         first = int(state.get("chunks", 0))
