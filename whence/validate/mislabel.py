@@ -163,33 +163,13 @@ def mislabel(
         raise UsageError(
             f"{setting.name} has no labels that could be wrong", accepted="a classification setting, such as digits"
         )
-    started, names = time.monotonic(), list(METHODS)
-    labels = labels_of(setting.train)
+    started, kept, labels = time.monotonic(), folder or Memory(), labels_of(setting.train)
     classes = int(max(labels.max(), labels_of(setting.queries).max())) + 1
-    kept = folder or Memory()
-
-    def of_seed(seed: int) -> dict[str, Any]:
-        """What every method finds with the seed, as JSON values."""
-        wrong, noisy_labels = plant(labels, classes, planted, seed)
-        noisy = relabelled(setting.train, noisy_labels)
-        replicas = retrain(setting.model(seed), setting.task, noisy, setting.recipe, seeds=[seed], order_seeds=[seed])
-        model = setting.model(seed)
-        replicas.load_into(model, 0)
-        rankings, taken = suspicions(model, setting.task, noisy, setting.queries, replicas, setting.modules, damping, seed)
-        draw = np.random.default_rng(seed)
-        return {
-            "found": [[recall_at(rankings[name], wrong, share, draw) for share in shares] for name in names],
-            "auc": [area(rankings[name], wrong) for name in names],
-            "seconds": [taken[name] for name in names],
-            "accuracy": float(right(replicas, setting.queries, classes).mean()),
-            "fitted": float(right(replicas, noisy, classes)[wrong].mean()),
-        }
-
     files = [f"seed-{seed}.json" for seed in seeds]
     with stage("mislabel", len(seeds), "seeds", done=sum(map(kept.has_json, files))) as advance:
         for seed, file in zip(seeds, files, strict=True):
             if not kept.has_json(file):
-                kept.write_json(file, of_seed(seed))
+                kept.write_json(file, of_seed(setting, labels, classes, planted, damping, shares, seed))
                 advance(1)
     found_SMH, auc_SM, seconds_SM, accuracies, fitted = (
         np.array([kept.read_json(file)[key] for file in files]) for key in ("found", "auc", "seconds", "accuracy", "fitted")
@@ -202,7 +182,7 @@ def mislabel(
             across_seeds(auc_SM[:, 0] - auc_SM[:, number], lowest=-1.0) if number else None,
             round(float(seconds_SM[:, number].mean()), 2),
         )
-        for number, name in enumerate(names)
+        for number, name in enumerate(METHODS)
     ]
     return Mislabel(
         setting=setting.name,
@@ -217,6 +197,26 @@ def mislabel(
         detections=tuple(detections),
         seconds=round(time.monotonic() - started, 1),
     )
+
+
+def of_seed(
+    setting: Setting, labels: np.ndarray, classes: int, planted: float, damping: float, shares: Sequence[float], seed: int
+) -> dict[str, Any]:
+    """What every method finds with one seed, as JSON values: shares found `[M][H]`, AUCs and seconds `[M]`."""
+    wrong, noisy_labels = plant(labels, classes, planted, seed)
+    noisy = relabelled(setting.train, noisy_labels)
+    replicas = retrain(setting.model(seed), setting.task, noisy, setting.recipe, seeds=[seed], order_seeds=[seed])
+    model = setting.model(seed)
+    replicas.load_into(model, 0)
+    rankings, taken = suspicions(model, setting.task, noisy, setting.queries, replicas, setting.modules, damping, seed)
+    draw = np.random.default_rng(seed)
+    return {
+        "found": [[recall_at(rankings[name], wrong, share, draw) for share in shares] for name in METHODS],
+        "auc": [area(rankings[name], wrong) for name in METHODS],
+        "seconds": [taken[name] for name in METHODS],
+        "accuracy": float(right(replicas, setting.queries, classes).mean()),
+        "fitted": float(right(replicas, noisy, classes)[wrong].mean()),
+    }
 
 
 def suspicions(
