@@ -15,10 +15,10 @@ import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-PANEL = 64
-"""A panel of a symmetric product takes as long as one that is so much wider: narrow products run below the full rate."""
+PANEL = 35
+"""A panel of a symmetric product takes as long as one that is so much higher: narrow products run below the full rate."""
 
-MOST_PANELS = 8
+MOST_PANELS = 12
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,14 @@ def query_storage(queries: int, rank: int, tokens: int, n_out: int, n_in: int) -
 
 
 def panels(width: int, count: int) -> list[tuple[int, int]]:
-    """Columns `[start, stop)` of the panels of a symmetric matrix, about equal; they begin at multiples of 16."""
+    """Rows `[start, stop)` of the panels of a symmetric matrix, about equal; they begin at multiples of 16."""
     edges = [min(width, -(-width * number // count // 16) * 16) for number in range(count)]
     return [(start, stop) for start, stop in zip(edges, [*edges[1:], width], strict=True) if stop > start]
 
 
 @functools.cache
 def covariance(tokens: int, width: int, blocks: int | None = None) -> Choice:
-    """`x^T x` of `x [tokens, width]`: the lower triangle in `parts` column panels (see `panels`), or in full.
+    """`x^T x` of `x [tokens, width]`: the lower triangle in `parts` panels of rows (see `panels`), or in full.
 
     The number of panels, if not given, weighs the FLOPs saved against narrow products running slower (`PANEL`; measured
     on a CPU with AVX-512). FLOPs and floats are of all `tokens`, not per example.
@@ -144,12 +144,12 @@ def covariance(tokens: int, width: int, blocks: int | None = None) -> Choice:
 
     def way(count: int) -> Choice:
         cut = panels(width, count)
-        flops = sum(2 * tokens * (width - start) * (stop - start) for start, stop in cut)
+        flops = sum(2 * tokens * stop * (stop - start) for start, stop in cut)
         name = "full" if len(cut) == 1 else f"lower triangle in {len(cut)} panels"
         return Choice(name, flops, 0, len(cut))
 
     def slowed(count: int) -> float:
-        return sum((width - start) * (stop - start + PANEL) for start, stop in panels(width, count))
+        return sum(stop * (stop - start + PANEL) for start, stop in panels(width, count))
 
     chosen = way(blocks or min(range(1, MOST_PANELS + 1), key=lambda count: (slowed(count), count)))
     rejected = () if chosen.parts == 1 else (way(1),)
