@@ -21,6 +21,9 @@ Per = Literal["example", "token", "module"]
 CHUNK_BYTES = 256 * 2**20
 """Bound on the temporary memory of one contraction."""
 
+CACHE_BYTES = 2**20
+"""The same on a CPU for what is read once more as soon as it is made: about what stays in the cache of one core."""
+
 
 @dataclass(frozen=True)
 class Factored:
@@ -40,6 +43,11 @@ class Factored:
     def dtype(self) -> torch.dtype:
         """The format of both factors."""
         return self.g_BRO.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where both factors are."""
+        return self.g_BRO.device
 
     def __len__(self) -> int:
         return len(self.g_BRO)
@@ -71,6 +79,11 @@ class Dense:
     def dtype(self) -> torch.dtype:
         """The matrices' format."""
         return self.w_BOI.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the matrices are."""
+        return self.w_BOI.device
 
     def __len__(self) -> int:
         return len(self.w_BOI)
@@ -139,7 +152,13 @@ def _per_token(query: Gradient, gradient: Factored) -> Tensor:
     return (rotated_QBRI * a_BRI).sum(-1)
 
 
-def chunks(gradient: AnyGradient, floats_per_example: int) -> list[AnyGradient]:
-    """Split the examples so that work with so many temporary numbers per example stays below `CHUNK_BYTES`."""
-    step = max(1, CHUNK_BYTES // (4 * max(1, floats_per_example)))
+def chunks(gradient: AnyGradient, floats_per_example: int, limit: int = CHUNK_BYTES) -> list[AnyGradient]:
+    """Split the examples so that work with so many temporary numbers per example stays below `limit` bytes."""
+    step = max(1, limit // (4 * max(1, floats_per_example)))
     return [cast(AnyGradient, gradient[start : start + step]) for start in range(0, len(gradient), step)]
+
+
+def cached_chunks(gradient: AnyGradient) -> list[AnyGradient]:
+    """Split the examples so that their matrices `[O, I]`, once formed, are still in a CPU's cache for what comes next."""
+    _, n_out, n_in = gradient.shape
+    return chunks(gradient, n_out * n_in, CACHE_BYTES if gradient.device.type == "cpu" else CHUNK_BYTES)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from whence.fitting.accumulator import Accumulator
-from whence.gradients import Factored, Gradient, chunks
+from whence.gradients import Gradient, cached_chunks
 from whence.operators.eigen import EigenBlock, SharedInputs, blocks_to
 
 
@@ -27,11 +27,10 @@ class Eigenvalues(Accumulator):
         """Add one site's share of the batch."""
         if name not in self.bases:  # no gradient reached it in the pass for the covariances
             return
-        n_out, n_in = gradient.shape[1:]
-        total = self.sum_of(name, n_out, n_in)
-        tokens = gradient.g_BRO.shape[1] if isinstance(gradient, Factored) else 0
+        total = self.sum_of(name, *gradient.shape[1:])
         block, gradient = self.inputs.rotate(self.bases[name], gradient, readers)
-        for part in chunks(gradient.to(self.operands), n_out * n_in + tokens * (n_out + n_in)):
-            for w_OI in block.rotate(part).w_BOI:
+        left, gradient = block.ahead(gradient.to(self.operands))
+        for part in cached_chunks(gradient):
+            for w_OI in left.rotate(part).w_BOI:
                 w_OI = w_OI.to(total.dtype)
                 total.addcmul_(w_OI, w_OI)

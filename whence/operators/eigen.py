@@ -16,7 +16,7 @@ from torch import Tensor
 
 from whence.cost import rotation
 from whence.errors import NumericalError
-from whence.gradients import Dense, Factored, Gradient, Gradients, chunks
+from whence.gradients import Dense, Factored, Gradient, Gradients, cached_chunks
 from whence.linalg.rotation import Rotation
 from whence.operators.base import Operator, Streaming
 
@@ -34,21 +34,28 @@ class EigenBlock:
 
     def rotate(self, gradient: Gradient) -> Dense:
         """Coordinates of the gradients in the eigenbasis, `Q_O^T w Q_I`, `[B, O, I]`, in the cheapest order of products."""
-        order = self.order(gradient)
-        if isinstance(gradient, Factored):
-            g_BRO, a_BRI = gradient.g_BRO, gradient.a_BRI
-            if self.q_O and "out first" in order:
-                g_BRO = self.q_O.rotate(g_BRO)
-            if self.q_I and "in first" in order:
-                a_BRI = self.q_I.rotate(a_BRI)
-            w_BOI = g_BRO.mT @ a_BRI
-        else:
-            w_BOI = gradient.w_BOI
-        if self.q_O and "out first" not in order:
-            w_BOI = self.q_O.rotate_rows(w_BOI)
-        if self.q_I and "in first" not in order:
-            w_BOI = self.q_I.rotate(w_BOI)
+        left, gradient = self.ahead(gradient)
+        w_BOI = gradient.dense().w_BOI
+        if left.q_O:
+            w_BOI = left.q_O.rotate_rows(w_BOI)
+        if left.q_I:
+            w_BOI = left.q_I.rotate(w_BOI)
         return Dense(w_BOI)
+
+    def ahead(self, gradient: Gradient) -> tuple[EigenBlock, Gradient]:
+        """The gradients with those sides in the eigenbasis that are cheaper to rotate summand by summand.
+
+        The block that comes with them has no basis on these sides: what is left is to rotate the sums.
+        """
+        order = self.order(gradient)
+        if not isinstance(gradient, Factored) or not order:
+            return self, gradient
+        left = self
+        if self.q_O and "out first" in order:
+            left, gradient = replace(left, q_O=None), replace(gradient, g_BRO=self.q_O.rotate(gradient.g_BRO))
+        if self.q_I and "in first" in order:
+            left, gradient = replace(left, q_I=None), replace(gradient, a_BRI=self.q_I.rotate(gradient.a_BRI))
+        return left, gradient
 
     def order(self, gradient: Gradient, shared: int = 1) -> str:
         """Which sides are rotated before the summands are added up, where `shared` sites read the same input."""
@@ -113,8 +120,8 @@ class _StreamingBlocks(Streaming):
 
     def quadratic(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Tensor:
         block, gradient = self._prepared(name, gradient, readers)
-        _, n_out, n_in = gradient.shape
-        return torch.cat([block.quadratic(part) for part in chunks(gradient, 3 * n_out * n_in)])
+        left, gradient = block.ahead(gradient)
+        return torch.cat([left.quadratic(part) for part in cached_chunks(gradient)])
 
     def _prepared(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> tuple[EigenBlock, Gradient]:
         block, gradient = self.inputs.rotate(self.blocks[name], gradient, readers)
