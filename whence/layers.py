@@ -69,7 +69,9 @@ def _by_example(x: Tensor, examples: int) -> Tensor:
 
 def _with_ones(module: Any, x: Tensor, examples: int) -> Tensor:
     a_BRI = _by_example(x, examples)
-    return a_BRI if module.bias is None else F.pad(a_BRI, (0, 1), value=1.0)
+    if module.bias is None:
+        return a_BRI
+    return torch.cat([a_BRI, a_BRI.new_ones(()).expand(*a_BRI.shape[:-1], 1)], -1)  # F.pad takes four times as long
 
 
 def _linear_gradient(module: Any, a_BRI: Tensor, g: Tensor, examples: int) -> Gradient:
