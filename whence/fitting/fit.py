@@ -306,7 +306,8 @@ class _Fit:
                     decompose(bases, sink.sums, name, sink.groups[name])
                     advance(1)
             keep(self.folder, basis, dist.merged(compact(bases)))
-        bases, groups = expand(self.folder.load(basis, self.device)), self.folder.read_json(inputs)
+        bases = {name: part.to(self.device) for name, part in expand(self.folder.load(basis)).items()}
+        groups = self.folder.read_json(inputs)
         sides = rotations(bases)
         return {
             name: EigenBlock(
