@@ -30,6 +30,7 @@ from whence.fitting.covariance import Covariance, decompose, kronecker_eigenvalu
 from whence.fitting.curvature import Curvature, load_curvature
 from whence.fitting.eigenvalues import Eigenvalues
 from whence.fitting.methods import Method, method_named
+from whence.fitting.replay import Recorder
 from whence.operators.eigen import EigenBlock
 from whence.partition import SAVE_SECONDS, SaveTimer, batch_positions, data_chunks, keep, module_groups, next_round, run_share
 from whence.precision import Precision, multiplying
@@ -41,7 +42,7 @@ from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.store.part import Part
-from whence.stream import Examples, Objective, drawn_likelihood, encode, likelihood, stream
+from whence.stream import Examples, Objective, Sink, drawn_likelihood, encode, likelihood, stream
 from whence.tasks.base import Task
 from whence.tasks.tokens import beginning
 
@@ -278,26 +279,34 @@ class _Fit:
         """The blocks' eigenvalues `[O, I]`, after whatever passes the method needs; on the first process."""
         if self.method.eigenvalues == "one":
             return {name: torch.ones(site.shape, dtype=self.sums) for name, site in sites.items()}
+        recorder = None
         if self.method.basis == "identity":
             blocks = {name: EigenBlock(None, None, torch.empty(site.shape)) for name, site in sites.items()}
         else:
-            blocks = self._basis(number, sites, samples[0])
+            recorder = Recorder() if self._repeats(samples) and dist.world() == 1 else None
+            blocks = self._basis(number, sites, samples[0], recorder)
         if self.method.eigenvalues == "product":
             return {name: block.lam_OI for name, block in blocks.items()}
         sink = Eigenvalues(blocks, operands=self.operands, sums=self.sums, device=self.device)
-        self._accumulate("eigenvalues", number, sites, samples[1], sink)
+        self._accumulate("eigenvalues", number, sites, samples[1], sink, backwards=self._repeats(samples), replayed=recorder)
         with dist.agreeing():
             self._refuse_infinite(sink.sums)
         return dist.merged({name: sink.sums[name] / sink.sums["examples"].item() for name in _reached(sites, sink.sums)})
 
-    def _basis(self, number: int, sites: dict[str, Site], sample: list[int]) -> dict[str, EigenBlock]:
+    def _repeats(self, samples: tuple[list[int], list[int]]) -> bool:
+        """Whether the second pass meets the gradients of the first again."""
+        return samples[0] == samples[1] and self.settings.labels == "data" and self.method.eigenvalues == "measured"
+
+    def _basis(
+        self, number: int, sites: dict[str, Site], sample: list[int], recorder: Recorder | None
+    ) -> dict[str, EigenBlock]:
         """The eigenbases of the covariances, with the eigenvalues of K-FAC."""
         basis, inputs = f"basis-{number:02d}", f"inputs-{number:02d}.json"
         if not self.folder.has(basis):
             by = "kfac" if self.method.basis == "kfac" else "shampoo"
             largest = self.settings.largest_factor
             sink = Covariance(sites, by, operands=self.operands, sums=self.sums, device=self.device, largest=largest)
-            self._accumulate("covariance", number, sites, sample, sink, inputs)
+            self._accumulate("covariance", number, sites, sample, sink, inputs, recorder=recorder)
             counts = {name: sink.sums[key] for name in sink.groups if (key := f"out_count/{name}") in sink.sums}
             reached = _reached(sites, counts)
             with stage("eigenvectors", len(reached), "modules") as advance, dist.agreeing():
@@ -318,11 +327,22 @@ class _Fit:
         }
 
     def _accumulate(
-        self, what: str, number: int, sites: dict[str, Site], sample: list[int], sink: Accumulator, inputs: str | None = None
+        self,
+        what: str,
+        number: int,
+        sites: dict[str, Site],
+        sample: list[int],
+        sink: Accumulator,
+        inputs: str | None = None,
+        *,
+        recorder: Recorder | None = None,
+        replayed: Recorder | None = None,
+        backwards: bool = False,
     ) -> None:
         """Run one pass over the sample, saving the sums now and then; chunks that an earlier run saved are skipped.
 
-        Every example comes once for each draw of its labels.
+        Every example comes once for each draw of its labels. `recorder` keeps gradients for a pass that goes `backwards`
+        through the chunks, and to which it comes as `replayed`.
 
         Of several processes each ends with the sums of its own part of the modules.
         """
@@ -331,6 +351,12 @@ class _Fit:
         items, sizes = self.drawn.items, self.drawn.sizes
         sample = [index + draw * len(self.examples) for index in sample for draw in range(self.settings.draws)]
         chunks = data_chunks(sample, sizes, self.settings.chunks)
+        if backwards:
+            chunks.reverse()
+        receiver: Sink = sink
+        if recorder:
+            recorder.watch(sink, chunks, sizes)
+            receiver = recorder
         state = self._saved(saved)
         first = int(state.get("chunks", 0))
         if first and inputs and isinstance(sink, Covariance):
@@ -354,21 +380,30 @@ class _Fit:
             largest = max(len(batch) * max(sizes[index] for index in batch) for batch in batches)
             for chunk in again:
                 planned = plan_batches([sizes[index] for index in chunk], largest)
-                stream(capture, self.task, items, [[chunk[i] for i in batch] for batch in planned], objective, sink, tell)
-            stream(capture, self.task, items, batches, objective, sink, tell)
+                stream(capture, self.task, items, [[chunk[i] for i in batch] for batch in planned], objective, receiver, tell)
+            stream(capture, self.task, items, batches, objective, receiver, tell)
             again.clear()
 
         def undo() -> None:
             """Go back to what was saved, or of several processes to what was collected."""
             sink.restore({} if several else self._saved(saved))
             again[:] = chunks[kept:place]
+            if recorder:
+                recorder.stop()
 
         kept, place, several = first, first, dist.world() > 1
         with Capture(self.model, sites) as capture, stage(what, total, "tokens", done=behind) as advance:
             while place < len(chunks):
                 count = next_round(chunks[place:], sizes, self.batch_tokens)
                 given = chunks[place : place + count]
-                self.batch_tokens = run_share(given, sizes, self.batch_tokens, run, undo, advance)
+                if replayed and replayed.replay(chunks[place], sink):
+                    advance(sum(sizes[index] for index in chunks[place]))
+                else:
+                    if recorder:
+                        recorder.start(place)
+                    self.batch_tokens = run_share(given, sizes, self.batch_tokens, run, undo, advance)
+                    if recorder:
+                        recorder.finish(place)
                 place += count
                 if inputs and isinstance(sink, Covariance):
                     for found in dist.from_all(sink.groups):
