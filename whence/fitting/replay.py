@@ -66,7 +66,7 @@ class Recorder(Sink):
             self._batches[-1][1].append((name, gradient, readers))
             parts = [gradient.g_BRO, gradient.a_BRI] if isinstance(gradient, Factored) else [gradient.w_BOI]
             storages = [part.untyped_storage() for part in parts]
-            self._seen |= {storage.data_ptr(): storage.nbytes() for storage in storages}  # modules may share an input
+            self._seen |= {storage._cdata: storage.nbytes() for storage in storages}  # modules may share an input
             if sum(self._seen.values()) > self.limit:
                 self.stop()
         self.sink.receive(name, gradient, readers)
