@@ -22,7 +22,8 @@ CHUNK_BYTES = 256 * 2**20
 """Bound on the temporary memory of one contraction."""
 
 CACHE_BYTES = 2**20
-"""The same on a CPU for what is read once more as soon as it is made: about what stays in the cache of one core."""
+"""The same on a CPU for what is read once more as soon as it is made: about what stays in the cache of one core. Products in
+short formats have too large a constant for that."""
 
 
 @dataclass(frozen=True)
@@ -161,4 +162,5 @@ def chunks(gradient: AnyGradient, floats_per_example: int, limit: int = CHUNK_BY
 def cached_chunks(gradient: AnyGradient) -> list[AnyGradient]:
     """Split the examples so that their matrices `[O, I]`, once formed, are still in a CPU's cache for what comes next."""
     _, n_out, n_in = gradient.shape
-    return chunks(gradient, n_out * n_in, CACHE_BYTES if gradient.device.type == "cpu" else CHUNK_BYTES)
+    small = gradient.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
+    return chunks(gradient, n_out * n_in, CACHE_BYTES if small else CHUNK_BYTES)
