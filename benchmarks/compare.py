@@ -273,28 +273,36 @@ def main(given: list[str] | None = None) -> int:
     """Measure, print, write; 0 where everything that decides is as it should be."""
     options = arguments(given)
     os.environ.update(ONE_THREAD)
+    words = [sys.executable and "python", "-m", "benchmarks.compare", *(sys.argv[1:] if given is None else given)]
+    rows: list[Row] = []
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as scratch:
         comparison = Comparison(options.peers, options.phases, options.repeats, options.cache.resolve(), Path(scratch))
+
+        def add(more: list[Row]) -> None:
+            """All there is so far, also on disk: whoever stops early keeps what was measured."""
+            rows.extend(more)
+            result.update(
+                command=shlex.join(words),
+                minutes=comparison.minutes,
+                machine=comparison.machine,
+                versions=versions(comparison.names),
+                targets=report.judge(rows),
+                rows=rows,
+            )
+            write(result, options.out)
+
         try:
-            rows = [row for workload in options.workloads for row in comparison.compare(workload)]
+            for workload in options.workloads:
+                add(comparison.compare(workload))
         finally:
             comparison.close()
         if "start" in options.phases:
-            rows += comparison.start("tiny", [name for name in comparison.names if name != "dattri"], options.repeats)
+            add(comparison.start("tiny", [name for name in comparison.names if name != "dattri"], options.repeats))
         if "defaults" in options.phases:
             names = [name for name in ("whence", better_peer(rows)) if name]
-            rows += comparison.start(options.defaults_on, names, 1, ["first score", "defaults"])
-    words = [sys.executable and "python", "-m", "benchmarks.compare", *(sys.argv[1:] if given is None else given)]
-    result = {
-        "command": shlex.join(words),
-        "minutes": comparison.minutes,
-        "machine": comparison.machine,
-        "versions": versions(comparison.names),
-        "targets": report.judge(rows),
-        "rows": rows,
-    }
+            add(comparison.start(options.defaults_on, names, 1, ["first score", "defaults"]))
     show(result)
-    write(result, options.out)
     return 1 if report.failed(result["targets"]) else 0
 
 
