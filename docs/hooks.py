@@ -18,6 +18,8 @@ BESIDE = {
     "changelog.md": "CHANGELOG.md",
     "benchmarks/results/small.md": "benchmarks/results/small.md",
     "benchmarks/results/small.png": "benchmarks/results/small.png",
+    "benchmarks/results/full.md": "benchmarks/results/full.md",
+    "benchmarks/results/full.png": "benchmarks/results/full.png",
     "benchmarks/results/gpu.md": "benchmarks/results/gpu.md",
     "benchmarks/results/quality.md": "benchmarks/results/quality.md",
     "benchmarks/results/quality.png": "benchmarks/results/quality.png",
