@@ -160,7 +160,11 @@ def chunks(gradient: AnyGradient, floats_per_example: int, limit: int = CHUNK_BY
 
 
 def cached_chunks(gradient: AnyGradient) -> list[AnyGradient]:
-    """Split the examples so that their matrices `[O, I]`, once formed, are still in a CPU's cache for what comes next."""
-    _, n_out, n_in = gradient.shape
-    small = gradient.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest"
-    return chunks(gradient, n_out * n_in, CACHE_BYTES if small else CHUNK_BYTES)
+    """Split the examples so that their matrices `[O, I]`, once formed, are still in a CPU's cache for what comes next.
+
+    Elsewhere so that three matrices of each, as a rotation and a square hold, stay below `CHUNK_BYTES`.
+    """
+    size = math.prod(gradient.shape[1:])
+    if gradient.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest":
+        return chunks(gradient, size, CACHE_BYTES)
+    return chunks(gradient, 3 * size)
