@@ -61,18 +61,16 @@ def has_units(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def multiplying(products: Products, device: torch.device) -> Iterator[None]:
-    """Take the float32 products inside in this format; on a CPU attention then goes through plain products.
-
-    The fused attention of CPUs, made of many small products, is five times slower with short formats than without.
-    """
+    """Take the float32 products inside in this format; on a CPU but for those of fused attention, which get slower by it."""
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from whence.attention import WholeAttention
 
     short = products == "bfloat16"
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if short else "highest")
     try:
-        with sdpa_kernel(SDPBackend.MATH) if short and device.type == "cpu" else contextlib.nullcontext():
+        with WholeAttention() if short and device.type == "cpu" else contextlib.nullcontext():
             yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -34,9 +34,6 @@ WORTH = 16
 FLOPS = 1e11
 """Work that takes a second or two anyway."""
 
-LONGEST = 1024
-"""Positions up to which a CPU's attention may go through plain products, which hold their square."""
-
 ERROR, PEARSON = 0.05, 0.999
 """What shorter products may do to the probe: its relative error, and the correlation of any row with the exact one."""
 
@@ -70,8 +67,9 @@ class _Gram(Sink):
         self.streaming, self.dtype, self.total = operator.streaming() if operator else None, dtype, torch.zeros(())
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
-        applied = self.streaming.apply(name, gradient, readers) if self.streaming else gradient
-        self.total = self.total + dot_module(applied.to(self.dtype), gradient.to(self.dtype)).cpu().double()
+        formed = gradient.to(self.dtype).dense()  # met by so many others that all but the shortest rows are cheaper formed
+        applied = self.streaming.apply(name, gradient, readers).to(self.dtype) if self.streaming else formed
+        self.total = self.total + dot_module(applied, formed).cpu().double()
 
 
 def probe_rows(examples: Examples, sites: Mapping[str, Site], indices: Sequence[int]) -> list[int]:
@@ -128,8 +126,7 @@ def _choose_products(
     rows = probe_rows(examples, sites, indices)
     positions, probed = (sum(examples.sizes[index] for index in chosen) for chosen in (indices, rows))
     flops = 6 * positions * sum(parameter.numel() for parameter in model.parameters())
-    too_long = first.device.type == "cpu" and max(examples.sizes[index] for index in indices) > LONGEST
-    if first.dtype == torch.float64 or too_long or positions < WORTH * probed or flops < FLOPS or not has_units(first.device):
+    if first.dtype == torch.float64 or positions < WORTH * probed or flops < FLOPS or not has_units(first.device):
         return "float32"
 
     def under(products: Products) -> Tensor:
