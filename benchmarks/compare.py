@@ -134,13 +134,20 @@ class Comparison:
     def compare(self, workload: str) -> list[Row]:
         """The rows of a workload: every phase, ours beside each peer's."""
         phases = [phase for phase in self.phases if phase in PHASES]
-        found = self.measure(workload, ["floor", "full floor", *phases], self.names, self.repeats)
+        others, index = ([phase for phase in phases if (phase == "index") == last] for last in (False, True))
+        order = [
+            *others,
+            "floor",
+            *index,
+            "floor",
+        ]  # the index is compared with the floor most closely, so it stands between two
+        found = self.measure(workload, order, self.names, self.repeats)
         asked, floor = WORKLOADS[workload], found["whence", "floor"]
         flops = self.remotes["whence"].ask("flops", ["floor", *phases])
         share = {"query": asked.tokens("queries") / asked.tokens("train")}
         rows = []
-        for phase in ("full floor", *phases):
-            for peer in self.names[1:] if phase in PHASES and len(self.names) > 1 else [""]:
+        for phase in phases:
+            for peer in self.names[1:] or [""]:
                 ours, theirs = found["whence", phase], found[peer, phase] if peer else Cell()
                 row = report.make_row(workload, asked.size, phase, peer, ours, theirs, floor, share.get(phase, 1.0))
                 row["flop_ratio"] = report.divided(row["ours_s"], flops.get(phase, 0.0) / self.rate)

@@ -59,7 +59,6 @@ class Whence:
             "self": self.self_influence,
             "index": self.index,
             "floor": self.floor,
-            "full floor": self.full_floor,
         }[phase]()
 
     def fit(self) -> None:
@@ -111,16 +110,6 @@ class Whence:
         """Forward, and backward without any weight's gradient."""
         self.model.requires_grad_(False)
         hook = self.model.get_input_embeddings().register_forward_hook(lambda *call: call[-1].requires_grad_())
-        self._forward_backward()
-        hook.remove()
-
-    def full_floor(self) -> None:
-        """Forward and backward as in training."""
-        self.model.requires_grad_(True)
-        self._forward_backward()
-        self.model.zero_grad()
-
-    def _forward_backward(self) -> None:
         rows = [row["input_ids"] for row in self.train]
         for indices in plan_batches([len(row) - 1 for row in rows], batch_positions(None, self.model.device)):
             chosen = [rows[index] for index in indices]
@@ -128,6 +117,7 @@ class Whence:
             labels = torch.nn.utils.rnn.pad_sequence([row[1:] for row in chosen], batch_first=True, padding_value=-100)
             logits = self.model(input_ids=inputs, use_cache=False).logits
             F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+        hook.remove()
 
     def _operator(self) -> Operator:
         return whence.open_factors(self.out / "fit").inverse(damping=DAMPING)
