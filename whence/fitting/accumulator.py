@@ -36,6 +36,10 @@ class Accumulator(Sink):
             self.sums[name] = torch.zeros(shape, dtype=self.dtype, device=self.device)
         return self.sums[name]
 
+    def keeper(self, name: str) -> str:
+        """The site that a sum belongs to."""
+        return name
+
     def restore(self, sums: Mapping[str, Tensor]) -> None:
         """Go back to saved sums, or with none of them to the beginning."""
         self.sums = {"examples": torch.zeros((), dtype=torch.float64)}

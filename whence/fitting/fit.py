@@ -12,7 +12,7 @@ import bisect
 import itertools
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from whence import dist
 from whence.capture import Capture
 from whence.coverage import Coverage, Site, cover
-from whence.data.batches import plan_batches
 from whence.errors import CoverageError, NumericalError, UsageError, WhenceWarning
 from whence.fitting.accumulator import Accumulator
 from whence.fitting.covariance import Covariance, decompose, kronecker_eigenvalues, rotations
 from whence.fitting.curvature import Curvature, load_curvature
 from whence.fitting.eigenvalues import Eigenvalues
 from whence.fitting.methods import Method, method_named
+from whence.fitting.passes import Pass
 from whence.fitting.replay import Recorder
 from whence.operators.eigen import EigenBlock
-from whence.partition import SAVE_SECONDS, SaveTimer, batch_positions, data_chunks, keep, module_groups, next_round, run_share
+from whence.partition import SAVE_SECONDS, batch_positions, data_chunks, keep, module_groups
 from whence.precision import Precision, multiplying
 from whence.probe import agreement, probe, probe_rows, settle_products
 from whence.progress import note, stage
@@ -42,7 +42,7 @@ from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.store.part import Part
-from whence.stream import Examples, Objective, Sink, drawn_likelihood, encode, likelihood, stream
+from whence.stream import Examples, Objective, drawn_likelihood, encode, likelihood
 from whence.tasks.base import Task
 from whence.tasks.tokens import beginning
 
@@ -306,7 +306,7 @@ class _Fit:
             by = "kfac" if self.method.basis == "kfac" else "shampoo"
             largest = self.settings.largest_factor
             sink = Covariance(sites, by, operands=self.operands, sums=self.sums, device=self.device, largest=largest)
-            self._accumulate("covariance", number, sites, sample, sink, inputs, recorder=recorder)
+            self._accumulate("covariance", number, sites, sample, sink, inputs=inputs, recorder=recorder)
             counts = {name: sink.sums[key] for name in sink.groups if (key := f"out_count/{name}") in sink.sums}
             reached = _reached(sites, counts)
             with stage("eigenvectors", len(reached), "modules") as advance, dist.agreeing():
@@ -333,96 +333,35 @@ class _Fit:
         sites: dict[str, Site],
         sample: list[int],
         sink: Accumulator,
-        inputs: str | None = None,
         *,
+        inputs: str = "",
         recorder: Recorder | None = None,
         replayed: Recorder | None = None,
         backwards: bool = False,
     ) -> None:
-        """Run one pass over the sample, saving the sums now and then; chunks that an earlier run saved are skipped.
-
-        Every example comes once for each draw of its labels. `recorder` keeps gradients for a pass that goes `backwards`
-        through the chunks, and to which it comes as `replayed`.
-
-        Of several processes each ends with the sums of its own part of the modules.
-        """
-        saved, timer = f"work-{what}-{number:02d}", SaveTimer(self.save_every)
-        homes = {name: home for home, part in enumerate(module_groups(sites, dist.world())) for name in part}
-        items, sizes = self.drawn.items, self.drawn.sizes
+        """Run one pass over the sample, every example once for each draw of its labels; see `Pass`."""
         sample = [index + draw * len(self.examples) for index in sample for draw in range(self.settings.draws)]
-        chunks = data_chunks(sample, sizes, self.settings.chunks)
+        chunks = data_chunks(sample, self.drawn.sizes, self.settings.chunks)
         if backwards:
             chunks.reverse()
-        receiver: Sink = sink
-        if recorder:
-            recorder.watch(sink, chunks, sizes)
-            receiver = recorder
-        state = self._saved(saved)
-        first = int(state.get("chunks", 0))
-        if first and inputs and isinstance(sink, Covariance):
-            sink.groups = self.folder.read_json(inputs)
-
-        def owner(name: str) -> int | None:
-            """The process that keeps the sum; all count the examples."""
-            if name in ("examples", "chunks"):
-                return None
-            return homes[sink.keeper(name) if isinstance(sink, Covariance) else name]
-
-        sink.resume(state, owner)
-        total = sum(sizes[index] for index in sample)
-        behind = sum(sizes[index] for chunk in chunks[:first] for index in chunk)
-        objective = self._objective(what)
-
-        again: list[list[int]] = []
-
-        def run(batches: Sequence[Sequence[int]], tell: Callable[[int], None]) -> None:
-            """Work through the batches, after what has to be done again in batches no larger."""
-            largest = max(len(batch) * max(sizes[index] for index in batch) for batch in batches)
-            for chunk in again:
-                planned = plan_batches([sizes[index] for index in chunk], largest)
-                stream(capture, self.task, items, [[chunk[i] for i in batch] for batch in planned], objective, receiver, tell)
-            stream(capture, self.task, items, batches, objective, receiver, tell)
-            again.clear()
-
-        def undo() -> None:
-            """Go back to what was saved, or of several processes to what was collected."""
-            sink.restore({} if several else self._saved(saved))
-            again[:] = chunks[kept:place]
-            if recorder:
-                recorder.stop()
-
-        kept, place, several = first, first, dist.world() > 1
-        with Capture(self.model, sites) as capture, stage(what, total, "tokens", done=behind) as advance:
-            while place < len(chunks):
-                count = next_round(chunks[place:], sizes, self.batch_tokens)
-                given = chunks[place : place + count]
-                if replayed and replayed.replay(chunks[place], sink):
-                    advance(sum(sizes[index] for index in chunks[place]))
-                else:
-                    if recorder:
-                        recorder.start(place)
-                    self.batch_tokens = run_share(given, sizes, self.batch_tokens, run, undo, advance)
-                    if recorder:
-                        recorder.finish(place)
-                place += count
-                if inputs and isinstance(sink, Covariance):
-                    for found in dist.from_all(sink.groups):
-                        sink.join(found)
-                    self.folder.write_json(inputs, sink.groups)
-                if several:
-                    sink.collect(owner)
-                    kept = place
-                if dist.from_first(timer.due) and place < len(chunks):
-                    with timer:
-                        sums = dist.merged(sink.kept) if several else sink.sums
-                        self.folder.save(saved, sums | {"chunks": torch.tensor(place)})
-                    kept = place
-        if several:
-            sink.finish()
-
-    def _saved(self, name: str) -> dict[str, Tensor]:
-        """The sums saved last; none before the first chunk."""
-        return self.folder.load(name) if self.folder.has(name) else {}
+        homes = {name: home for home, part in enumerate(module_groups(sites, dist.world())) for name in part}
+        whole = Pass(
+            self.task,
+            self.drawn,
+            self._objective(what),
+            chunks,
+            sink,
+            homes,
+            folder=self.folder,
+            name=f"work-{what}-{number:02d}",
+            inputs=inputs,
+            save_every=self.save_every,
+            recorder=recorder,
+            replayed=replayed,
+        )
+        total = sum(self.drawn.sizes[index] for index in sample)
+        with Capture(self.model, sites) as capture, stage(what, total, "tokens", done=whole.done) as advance:
+            self.batch_tokens = whole.run(capture, self.batch_tokens, advance)
 
     def _objective(self, what: str) -> Objective:
         if self.settings.labels == "data":
