@@ -265,6 +265,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=2, help="rounds, of which the median counts")
     parser.add_argument("--defaults-on", default=DEFAULTS_ON, help="workload for whence's own defaults")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where the models are kept")
+    parser.add_argument("--add", action="store_true", help="to what the file has, which is replaced otherwise")
     parser.add_argument("--out", type=Path, help="the JSON file; Markdown and a plot go beside it")
     options = parser.parse_args(given)
     options.workloads = options.workloads or list(FULL if options.full else SMALL)
@@ -281,17 +282,19 @@ def main(given: list[str] | None = None) -> int:
     options = arguments(given)
     os.environ.update(ONE_THREAD)
     words = [sys.executable and "python", "-m", "benchmarks.compare", *(sys.argv[1:] if given is None else given)]
-    rows: list[Row] = []
+    before = json.loads(options.out.read_text(encoding="utf-8")) if options.add and options.out.exists() else {}
+    rows: list[Row] = before.get("rows", [])
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="whence-bench-") as scratch:
         comparison = Comparison(options.peers, options.phases, options.repeats, options.cache.resolve(), Path(scratch))
 
         def add(more: list[Row]) -> None:
             """All there is so far, also on disk: whoever stops early keeps what was measured."""
-            rows.extend(more)
+            again = {(row["workload"], row["phase"]) for row in more}
+            rows[:] = [*(row for row in rows if (row["workload"], row["phase"]) not in again), *more]
             result.update(
-                command=shlex.join(words),
-                minutes=comparison.minutes,
+                commands=[*before.get("commands", []), shlex.join(words)],
+                minutes=before.get("minutes", 0) + comparison.minutes,
                 machine=comparison.machine,
                 versions=versions(comparison.names),
                 targets=report.judge(rows),

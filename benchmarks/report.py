@@ -250,8 +250,9 @@ def markdown(result: dict[str, Any], plot: str) -> str:
     gemm = "; ".join(
         f"{kind} " + ", ".join(f"{n}: {r}" for n, r in rates.items()) for kind, rates in machine["gemm_gflops"].items()
     )
+    commands = ", ".join(f"`{command}`" for command in result["commands"])
     intro = (
-        f"Made by `{result['command']}` in {result['minutes']:.0f} minutes. {machine['cpu']}, {machine['threads']} of "
+        f"Made by {commands} in {result['minutes']:.0f} minutes. {machine['cpu']}, {machine['threads']} of "
         f"{machine['cores']} cores, torch {machine['torch']}, {', '.join(machine['bf16']) or 'no bf16 instructions'}; square "
         f"products in GFLOP per CPU second: {gemm}. Versions: "
         + ", ".join(f"{k} {v}" for k, v in result["versions"].items())

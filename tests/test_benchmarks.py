@@ -161,7 +161,7 @@ def test_agreement_tells_scale_from_order():
 def test_the_page_shows_numbers_reasons_and_missed_targets(tmp_path):
     rows = [row("fit", "bergson", cell(2.0), cell(2.2)), row("self", "bergson", cell(1.0), Cell(reason="no entry point"))]
     machine = {"cpu": "a processor", "threads": 1, "cores": 2, "torch": "2", "bf16": [], "gemm_gflops": {"float32": {"256": 9}}}
-    result = {"command": "make bench", "minutes": 3.2, "machine": machine, "versions": {"whence": "0"}, "rows": rows}
+    result = {"commands": ["make bench"], "minutes": 3.2, "machine": machine, "versions": {"whence": "0"}, "rows": rows}
     page = report.markdown(result | {"targets": judge(rows)}, "x.png")
     assert "| a-workload | fit | bergson | 2.00 | 2.20 | 1.10x |" in page
     assert "Not run (self). bergson: no entry point" in page and "| self |" not in page
@@ -233,3 +233,8 @@ def test_the_command_measures_whence_alone(cache, tmp_path):
         assert found[phase]["ours_s"] > 0 and found[phase]["floor_s"] > 0 and found[phase]["peak_mb_ours"] > 0
     assert found["fit"]["disk_bytes_ours"] > 1e5 and found["first score"]["ours_s"] > found["import"]["ours_s"] > 0
     assert "| tiny | fit |" in out.with_suffix(".md").read_text()
+    more = [*command, "--add", "--phases", "index"]
+    assert subprocess.run(more, cwd=ROOT, capture_output=True, text=True).returncode == 0
+    again = {row["phase"]: row for row in json.loads(out.read_text())["rows"]}
+    assert set(again) == set(found) and again["fit"] == found["fit"] and again["index"] != found["index"]
+    assert out.with_suffix(".md").read_text().count("--out") == 2, "both commands"
