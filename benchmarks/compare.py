@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.peers import PEERS, PHASES
+from benchmarks.quiet import Quiet
 from benchmarks.report import START, Cell, Row
 from benchmarks.worker import serve
 from benchmarks.workloads import CACHE, WORKLOADS, prepare
@@ -87,7 +88,7 @@ class Comparison:
     def __init__(self, peers: list[str], phases: list[str], repeats: int, cache: Path, scratch: Path):
         self.names, self.phases, self.repeats, self.cache, self.scratch = ["whence", *peers], phases, repeats, cache, scratch
         self.remotes = {name: Remote(name, scratch) for name in self.names}
-        self.started = time.perf_counter()
+        self.started, self.quiet = time.perf_counter(), Quiet(self.say)
         self.machine = self.remotes["whence"].ask("machine")
         self.rate = 1e9 * self.machine["gemm_gflops"]["float32"][1024]
 
@@ -121,14 +122,14 @@ class Comparison:
         scores = self.scratch / "scores.npy"
         scores.unlink(missing_ok=True)
         try:
-            cell.runs.append(self.remotes[name].ask("run", phase, scores))
+            run, stolen = self.quiet.measure(lambda: self.remotes[name].ask("run", phase, scores))
         except RuntimeError as error:
             cell.reason, cell.runs, cell.broke = last_line(error), [], True
             self.say(f"{workload}: {phase} by {name} failed\n{error}")
             return
         if scores.exists():
             cell.scores = np.load(scores)
-        run = cell.runs[-1]
+        cell.runs.append(run | {"stolen": stolen})
         self.say(f"{workload}, {which}: {phase} by {name} took {run['cpu_s']:.2f} s, {run['peak_mb']:.0f} MB")
 
     def compare(self, workload: str) -> list[Row]:
@@ -170,6 +171,21 @@ class Comparison:
         return rows
 
     def _start_once(self, name: str, workload: str, folder: Path, found: dict[tuple[str, str], Cell]) -> None:
+        (seen, scores, code), stolen = self.quiet.measure(lambda: self._started(name, workload, folder))
+        if code:
+            for phase in ("first score", "defaults"):
+                found[name, phase].reason = f"exit code {code}"
+            return
+        imported, scored = (seen[key] | {"stolen": stolen} for key in ("imported", "scored"))
+        found[name, "import"].runs.append(imported)
+        found[name, "first score"].runs.append(scored)
+        between = {key: scored[key] - imported[key] for key in ("cpu_s", "wall_s")}
+        found[name, "defaults"].runs.append(between | {"stolen": stolen})
+        found[name, "defaults"].scores = scores
+        self.say(f"start: {name} took {scored['wall_s']:.1f} s to its scores ({workload})")
+
+    def _started(self, name: str, workload: str, folder: Path) -> tuple[dict[str, dict[str, float]], np.ndarray | None, int]:
+        """What a fresh process took until it had imported and until it had scored, the scores, and its exit code."""
         module = PEERS[name].partition(":")[0]
         seen: dict[str, dict[str, float]] = {}
         with tempfile.TemporaryDirectory(dir=self.scratch) as out, open(self.scratch / f"{name}.log", "a") as log:
@@ -181,15 +197,7 @@ class Comparison:
                     words = line.split()
                     if words and words[0] in ("imported", "scored"):
                         seen[words[0]] = {"cpu_s": float(words[1]), "wall_s": time.perf_counter() - begun}
-            if process.returncode:
-                for phase in ("first score", "defaults"):
-                    found[name, phase].reason = f"exit code {process.returncode}"
-                return
-            found[name, "import"].runs.append(seen["imported"])
-            found[name, "first score"].runs.append(seen["scored"])
-            found[name, "defaults"].runs.append({key: seen["scored"][key] - seen["imported"][key] for key in seen["scored"]})
-            found[name, "defaults"].scores = np.load(kept)
-        self.say(f"start: {name} took {time.perf_counter() - begun:.1f} s to its scores ({workload})")
+            return seen, None if process.returncode else np.load(kept), process.returncode
 
     def say(self, text: str) -> None:
         """Progress, on stderr."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.quiet import DISTURBED
+
 Row = dict[str, Any]
 
 AGREEMENT = {"tiny": 1e-3, "S": 1e-4, "M": 1e-2, "L": 1e-2}
@@ -48,6 +50,7 @@ def make_row(
     pairs = zip(theirs.runs, ours.runs, strict=False)
     rounds = [each for t, o in pairs if (each := divided(t["cpu_s"], o["cpu_s"])) is not None]
     row["ratio_range"] = [min(rounds), max(rounds)] if rounds else None
+    row["stolen"] = max((run["stolen"] for cell in (ours, theirs) for run in cell.runs if "stolen" in run), default=None)
     at_floor = floor.median("cpu_s")
     row["floor_s"] = at_floor * tokens if at_floor else None
     row["floor_ratio"], row["peer_floor_ratio"] = (divided(row[key], row["floor_s"]) for key in ("ours_s", "peer_s"))
@@ -200,7 +203,8 @@ COLUMNS = {
 LEGEND = (
     "Seconds are CPU seconds (user + system), medians of interleaved runs; ratio = theirs / ours; floor = forward + backward "
     "without weight gradients over the same tokens; FLOPs = those of whence.cost at this machine's rate of float32 products; "
-    "peak MB = highest resident memory above the phase's start. Ours : theirs."
+    "peak MB = highest resident memory above the phase's start. Ours : theirs. A run is repeated, at most twice, "
+    f"while the host takes more than {DISTURBED:.0%} of a processor, and the quietest counts."
 )
 
 

@@ -5,13 +5,14 @@ import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import report
+from benchmarks import quiet, report
 from benchmarks.compare import arguments, better_peer
 from benchmarks.report import TARGETS, Cell, judge, make_row
 from benchmarks.worker import Worker, memory, settle
@@ -211,6 +212,47 @@ def test_a_phase_is_measured_above_what_was_held_before(tmp_path):
     assert np.load(tmp_path / "scores.npy").tolist() == [7, 7, 7, 7] and held[0]
     settle()
     assert memory("VmHWM") - memory("VmRSS") < 20e6
+
+
+@pytest.mark.parametrize(
+    ("taken", "counted", "runs"),
+    [([0.0], 0, 1), ([0.9, 0.0], 1, 2), ([0.9, 0.5, 0.7], 1, 3)],
+    ids=["quiet", "quiet the second time", "never quiet"],
+)
+def test_a_disturbed_run_is_repeated_and_the_quietest_counts(monkeypatch, taken, counted, runs):
+    monkeypatch.setattr(quiet, "SHORT", 0.01)
+    clock, seen, said = [0.0], [], []
+
+    def run():
+        start = time.perf_counter()
+        time.sleep(0.05)
+        clock[0] += taken[len(seen)] * (time.perf_counter() - start)
+        seen.append(len(seen))
+        return seen[-1]
+
+    found, share = quiet.Quiet(said.append, 0.0, lambda: clock[0]).measure(run)
+    assert found == counted and len(seen) == runs and len(said) == runs - 1
+    assert share == pytest.approx(min(taken), abs=0.05)
+
+
+def test_short_runs_are_not_repeated():
+    clock = iter([0.0, 1.0])
+    assert quiet.Quiet(print, stolen=lambda: next(clock)).measure(lambda: 7)[0] == 7
+
+
+def test_waiting_ends_when_it_is_quiet_or_patience_does(monkeypatch):
+    monkeypatch.setattr(quiet.time, "sleep", lambda seconds: None)
+    for patience, expected in ((100.0, 6), (1.5, 4)):
+        clock = iter([0.0, 0.5, 0.5, 1.0, 1.0, 1.0])
+        asked = []
+
+        def stolen(clock=clock, asked=asked):
+            asked.append(next(clock))
+            return asked[-1]
+
+        quiet.Quiet(print, patience, stolen).wait()
+        assert len(asked) == expected
+    assert quiet.stolen_seconds() >= 0
 
 
 def test_unknown_names_are_refused_with_what_there_is(capsys):
