@@ -289,6 +289,7 @@ def main(given: list[str] | None = None) -> int:
     """Measure, print, write; 0 where everything that decides is as it should be."""
     options = arguments(given)
     os.environ.update(ONE_THREAD)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # whence runs from its sources: compile these once, as the peers are
     words = [sys.executable and "python", "-m", "benchmarks.compare", *(sys.argv[1:] if given is None else given)]
     before = json.loads(options.out.read_text(encoding="utf-8")) if options.add and options.out.exists() else {}
     rows: list[Row] = before.get("rows", [])

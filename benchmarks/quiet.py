@@ -11,8 +11,9 @@ from typing import TypeVar
 DISTURBED = 0.15
 """Share of one processor that the host may take while something is measured."""
 
-TRIES, SHORT = 3, 1.0
-"""How often to measure what is disturbed, and the seconds below which the system's ticks don't tell whether it is."""
+TRIES, SHORT, LONG = 3, 1.0, 60.0
+"""How often to measure what is disturbed; the seconds below which the system's ticks don't tell whether it is, and above
+which a run meets quiet and loud moments like any other of its length."""
 
 Measured = TypeVar("Measured")
 
@@ -33,12 +34,16 @@ class Quiet:
         self.say, self.patience, self.stolen = say, patience, stolen
 
     def measure(self, run: Callable[[], Measured]) -> tuple[Measured, float]:
-        """What `run` gives the least disturbed of up to `TRIES` times, and the share of a processor taken meanwhile."""
+        """What `run` gives the least disturbed of up to `TRIES` times, and the share of a processor taken meanwhile.
+
+        Once patience has run out nothing is repeated.
+        """
         found: list[tuple[float, Measured]] = []
         while True:
             result, share, seconds = self._once(run)
             found.append((share, result))
-            if share <= DISTURBED or seconds < SHORT or len(found) == TRIES:
+            once = share <= DISTURBED or not SHORT <= seconds <= LONG
+            if once or len(found) == TRIES or self.patience <= 0:
                 best, result = min(found, key=lambda pair: pair[0])
                 return result, best
             self.say(f"the host took {share:.0%} of a processor: once more when it is quiet")

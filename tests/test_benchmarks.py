@@ -230,9 +230,14 @@ def test_a_disturbed_run_is_repeated_and_the_quietest_counts(monkeypatch, taken,
         seen.append(len(seen))
         return seen[-1]
 
-    found, share = quiet.Quiet(said.append, 0.0, lambda: clock[0]).measure(run)
+    patient = quiet.Quiet(said.append, 10.0, lambda: clock[0])
+    monkeypatch.setattr(patient, "wait", lambda: None)
+    found, share = patient.measure(run)
     assert found == counted and len(seen) == runs and len(said) == runs - 1
     assert share == pytest.approx(min(taken), abs=0.05)
+    patient.patience = 0.0
+    seen.clear()
+    assert patient.measure(run)[0] == 0, "not repeated once patience has run out"
 
 
 def test_short_runs_are_not_repeated():
