@@ -246,7 +246,7 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(*report.cells(row))
     console = Console(width=max(150, Console().width))
     console.print(table)
-    console.print(report.LEGEND, *report.not_run(result["rows"]), sep="\n", style="dim", highlight=False)
+    console.print(*report.notes(result["rows"]), sep="\n", style="dim", highlight=False)
     for verdict in result["targets"]:
         console.print(report.verdict_text(verdict), style="" if verdict["met"] else "bold red", highlight=False)
 
@@ -305,7 +305,7 @@ def main(given: list[str] | None = None) -> int:
                 commands=[*before.get("commands", []), shlex.join(words)],
                 minutes=before.get("minutes", 0) + comparison.minutes,
                 machine=comparison.machine,
-                versions=versions(comparison.names),
+                versions=before.get("versions", {}) | versions(comparison.names),
                 targets=report.judge(rows),
                 rows=rows,
             )

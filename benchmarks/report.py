@@ -203,9 +203,14 @@ COLUMNS = {
 LEGEND = (
     "Seconds are CPU seconds (user + system), medians of interleaved runs; ratio = theirs / ours; floor = forward + backward "
     "without weight gradients over the same tokens; FLOPs = those of whence.cost at this machine's rate of float32 products; "
-    "peak MB = highest resident memory above the phase's start. Ours : theirs. A run is repeated, at most twice, "
-    f"while the host takes more than {DISTURBED:.0%} of a processor, and the quietest counts."
+    "peak MB = highest resident memory above the phase's start. Ours : theirs."
 )
+REPEATED = f"Runs during which the host took more than {DISTURBED:.0%} of a processor were repeated, and the quietest count."
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What the numbers mean, and what was not run."""
+    return [LEGEND, *[REPEATED] * any(row.get("stolen") is not None for row in rows), *not_run(rows)]
 
 
 def cells(row: Row) -> list[str]:
@@ -264,8 +269,8 @@ def markdown(result: dict[str, Any], plot: str) -> str:
     )
     verdicts = "\n".join(f"- {verdict_text(verdict)}" for verdict in result["targets"])
     picture = f"![ratios]({plot})\n\n" if plot else ""
-    notes = "\n\n".join([LEGEND, *not_run(result["rows"])])
-    return f"# Benchmark\n\n{intro}\n\n{picture}{header}\n" + "\n".join(lines) + f"\n\n{notes}\n\n## Targets\n\n{verdicts}\n"
+    below = "\n\n".join(notes(result["rows"]))
+    return f"# Benchmark\n\n{intro}\n\n{picture}{header}\n" + "\n".join(lines) + f"\n\n{below}\n\n## Targets\n\n{verdicts}\n"
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

@@ -167,7 +167,9 @@ def test_the_page_shows_numbers_reasons_and_missed_targets(tmp_path):
     assert "| a-workload | fit | bergson | 2.00 | 2.20 | 1.10x |" in page
     assert "Not run (self). bergson: no entry point" in page and "| self |" not in page
     assert "MISSED fit, times faster than Bergson >= 1.15: 1.1 (a-workload, fit, bergson)" in page
-    assert "![ratios](x.png)" in page
+    assert "![ratios](x.png)" in page and report.REPEATED not in page
+    watched = row("fit", "bergson", Cell([{"cpu_s": 2.0, "stolen": 0.1}]), Cell([{"cpu_s": 3.0, "stolen": 0.2}]))
+    assert watched["stolen"] == 0.2 and report.REPEATED in report.notes([watched])
 
 
 def test_the_plot_is_drawn(tmp_path):
