@@ -15,7 +15,7 @@ PACKAGE = Path(whence.__file__).parent
 SECONDS = 0.5
 
 FLOORS = [
-    {"config", "dist", "errors", "precision", "progress", "version"},
+    {"attention", "config", "dist", "errors", "precision", "progress", "version"},
     {"cost", "linalg"},
     {"gradients", "operators"},
     {"capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},
