@@ -6,9 +6,16 @@ import torch.nn.functional as F
 from models import CASES
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from whence import precision
 from whence.precision import multiplying
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def matrix_units(monkeypatch):
+    """As on a CPU with AMX, where products round their operands themselves."""
+    monkeypatch.setattr(precision, "_rounds_inside", lambda device: True)
 
 
 class Seen(TorchDispatchMode):

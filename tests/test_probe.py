@@ -8,7 +8,7 @@ from oracle import agree
 from whence import probe as probing
 from whence.coverage import cover
 from whence.fitting import fit
-from whence.precision import EXACT, Precision, has_units, multiplying
+from whence.precision import EXACT, Precision, are_short, has_units, multiplying
 from whence.probe import agreement, probe, probe_rows, settle_products
 from whence.scoring import score, self_influence
 from whence.store.memory import Memory
@@ -66,9 +66,9 @@ def lowered(monkeypatch, error):
 
     def drifting(*args):
         found = exact(*args)
-        seen.append(torch.get_float32_matmul_precision())
+        seen.append(are_short())
         noise = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
-        return found * (1 + error * noise) if seen[-1] == "medium" else found
+        return found * (1 + error * noise) if seen[-1] else found
 
     monkeypatch.setattr(probing, "probe", drifting)
     return seen
@@ -80,7 +80,7 @@ def test_products_are_shortened_where_the_scores_hardly_move(monkeypatch, notes,
     seen, folder = lowered(monkeypatch, error), Memory()
     given = (folder, Precision(), model.float(), task, examples, sites, examples.usable)
     assert settle_products(*given) == expected
-    assert sorted(seen) == ["highest", "medium"]
+    assert sorted(seen) == [False, True]
     assert f"multiplying in {expected}" in notes[0] and "rows by" in notes[0]
     assert settle_products(*given) == expected
     assert len(seen) == 2, "the folder remembers"
@@ -100,9 +100,9 @@ def test_products_are_as_before_afterwards():
     torch.set_float32_matmul_precision("high")
     try:
         with pytest.raises(KeyError), multiplying("bfloat16", CPU):
-            assert torch.get_float32_matmul_precision() == "medium"
+            assert are_short()
             raise KeyError
-        assert torch.get_float32_matmul_precision() == "high"
+        assert not are_short() and torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -15,8 +15,8 @@ PACKAGE = Path(whence.__file__).parent
 SECONDS = 0.5
 
 FLOORS = [
-    {"attention", "config", "dist", "errors", "precision", "progress", "version"},
-    {"cost", "linalg"},
+    {"attention", "casting", "config", "cost", "dist", "errors", "precision", "progress", "version"},
+    {"linalg"},
     {"gradients", "operators"},
     {"capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},
     {"filter", "fitting", "indexing", "partition", "probe", "scoring", "stream", "train"},

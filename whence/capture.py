@@ -24,6 +24,7 @@ from whence.coverage import Site
 from whence.errors import CoverageError
 from whence.gradients import Factored, Gradient
 from whence.layers import Layer
+from whence.precision import multiplying_on
 
 Receive = Callable[[str, Gradient, tuple[str, ...]], None]
 """Takes (site, gradient, readers): `readers` are the sites that read the same input in this pass, `site` among them."""
@@ -184,6 +185,7 @@ class Capture:
         self._inputs.append(_Input(weakref.ref(x), width, [site.name]))
         return self._inputs[-1]
 
+    @multiplying_on
     def _on_gradient(self, use: _Use, number: int, g: Tensor) -> None:
         kept = tuple(tensor.detach() for tensor in use.keeper.saved_tensors)
         x: Any = kept[0] if len(kept) == 1 else kept

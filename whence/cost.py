@@ -20,6 +20,10 @@ PANEL = 35
 
 MOST_PANELS = 12
 
+ROUNDING = 40
+"""Operations of a float32 product that take as long as rounding an operand's number to a shorter format, or widening a
+result's (measured on a CPU with AVX-512)."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -154,6 +158,12 @@ def covariance(tokens: int, width: int, blocks: int | None = None) -> Choice:
     chosen = way(blocks or min(range(1, MOST_PANELS + 1), key=lambda count: (slowed(count), count)))
     rejected = () if chosen.parts == 1 else (way(1),)
     return Choice(chosen.name, chosen.flops, chosen.floats, chosen.parts, rejected)
+
+
+@functools.cache
+def worth_rounding(rows: int, inner: int, columns: int) -> bool:
+    """Whether `[rows, inner] @ [inner, columns]` is faster with operands that are rounded to a format twice as fast."""
+    return rows * inner * columns > ROUNDING * (rows * inner + inner * columns + rows * columns)
 
 
 def chunk(floats_per_example: float, limit_bytes: int, itemsize: int = 4) -> int:

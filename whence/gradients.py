@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import whence.cost as cost
+from whence.precision import are_short
 
 Per = Literal["example", "token", "module"]
 
@@ -165,6 +166,6 @@ def cached_chunks(gradient: AnyGradient) -> list[AnyGradient]:
     Elsewhere so that three matrices of each, as a rotation and a square hold, stay below `CHUNK_BYTES`.
     """
     size = math.prod(gradient.shape[1:])
-    if gradient.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest":
+    if gradient.device.type == "cpu" and not are_short():
         return chunks(gradient, size, CACHE_BYTES)
     return chunks(gradient, 3 * size)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+    from torch.overrides import TorchFunctionMode
 
 Format = Literal["float64", "float32", "bfloat16", "float16"]
 Products = Literal["auto", "float32", "bfloat16"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,35 @@ EXACT = Precision(products="float32")
 
 
 def has_units(device: torch.device) -> bool:
-    """Whether the device has units that multiply float32 operands rounded to a shorter format: AMX, tensor cores."""
+    """Whether the device multiplies float32 operands rounded to a shorter format faster: tensor cores, AMX, AVX512-BF16."""
+    import torch
+
+    return _rounds_inside(device) or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+
+
+def _rounds_inside(device: torch.device) -> bool:
+    """Whether torch's own products round their operands, and are faster for it."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()
+
+
+_mode: ContextVar[TorchFunctionMode | None] = ContextVar("mode", default=None)
+"""What takes short products on a CPU, where `multiplying` has some taken."""
+
+
+def are_short() -> bool:
+    """Whether a CPU's products are taken in a shorter format here."""
+    return _mode.get() is not None
+
+
+def rounded(operand: Tensor) -> Tensor:
+    """An operand of several products, rounded once where each of them would round it anew."""
+    from whence.casting import RoundedOperands, short
+
+    return short(operand) if isinstance(_mode.get(), RoundedOperands) else operand
 
 
 @contextlib.contextmanager
@@ -65,12 +95,27 @@ def multiplying(products: Products, device: torch.device) -> Iterator[None]:
     import torch
 
     from whence.attention import WholeAttention
+    from whence.casting import RoundedOperands
 
-    short = products == "bfloat16"
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if short else "highest")
+    short, inside, mode = products == "bfloat16", _rounds_inside(device), None
+    if short and device.type == "cpu":
+        mode = WholeAttention() if inside else RoundedOperands()
+    before, token = torch.get_float32_matmul_precision(), _mode.set(mode)
+    torch.set_float32_matmul_precision("medium" if short and inside else "highest")
     try:
-        with WholeAttention() if short and device.type == "cpu" else contextlib.nullcontext():
+        with mode or contextlib.nullcontext():
             yield
     finally:
+        _mode.reset(token)
         torch.set_float32_matmul_precision(before)
+
+
+def multiplying_on(hook: Callable[P, R]) -> Callable[P, R]:
+    """A hook of a backward pass, which torch calls without its modes, that multiplies as its surroundings do."""
+
+    @functools.wraps(hook)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _mode.get() or contextlib.nullcontext():
+            return hook(*args, **kwargs)
+
+    return wrapped

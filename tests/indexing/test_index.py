@@ -15,6 +15,7 @@ from whence.errors import NumericalError, OutOfMemory, StaleArtifact, UsageError
 from whence.fitting import fit
 from whence.indexing.rows import compress, expand
 from whence.operators import BlockDiagonal, EigenBlock
+from whence.precision import are_short
 from whence.tasks import CausalLM, Classification
 
 WHOLE = 64
@@ -267,10 +268,10 @@ def test_products_are_taken_as_the_precision_says(tmp_path, monkeypatch):
     case, seen = CASES["llama"], []
     task = case.task()
     losses = task.losses
-    monkeypatch.setattr(task, "losses", lambda *given: seen.append(torch.get_float32_matmul_precision()) or losses(*given))
+    monkeypatch.setattr(task, "losses", lambda *given: seen.append(are_short()) or losses(*given))
     found = []
     for products in ("bfloat16", "float32"):
         settings = {"modules": "all", "dim": 4, "chunks": 1, "precision": whence.Precision(products=products)}
         found.append(whence.build_index(case.model().float(), task, case.train(), out=tmp_path / products, **settings))
-    assert seen == ["medium", "highest"] and torch.get_float32_matmul_precision() == "highest"
+    assert seen == [True, False] and not are_short()
     assert [index.about["products"] for index in found] == ["bfloat16", "float32"]
