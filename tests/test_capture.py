@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from models import CASES, Attention, named, randomised, texts
 from oracle import agree, log_likelihood, traces
 from torch import nn
@@ -269,3 +270,27 @@ def test_an_attention_that_computes_with_other_arguments():
         weight, bias = torch.autograd.grad(total, [model.attention.out_proj.weight, model.attention.out_proj.bias])
         expected.append(torch.cat([weight, bias[:, None]], dim=1))
     agree(found, torch.stack(expected))
+
+
+class Recomputed(nn.Module):
+    """Its biased layer is run without a graph, and again on the way back."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.layer, self.head = nn.Linear(3, 5), nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.head(torch.utils.checkpoint.checkpoint(lambda h: self.layer(h).tanh(), hidden, use_reentrant=True))
+
+
+def test_a_bias_counts_where_a_layer_runs_again_on_the_way_back():
+    torch.manual_seed(0)
+    model, x = Recomputed().double(), torch.randn(6, 3, dtype=torch.float64)
+    parameters, found = [model.layer.weight, model.layer.bias], {}
+    plain = nn.Sequential(model.first, model.layer, nn.Tanh(), model.head)
+    expected = [torch.autograd.grad(plain(row).square().sum(), parameters) for row in x]
+    with Capture(model, cover(model, ["first", "layer"]).sites) as capture:
+        capture.begin(len(x), frozenset([len(x)]))
+        capture.backward(model(x).square().sum(), lambda name, gradient, readers: found.update({name: gradient.dense().w_BOI}))
+    agree(found["layer"], torch.stack([torch.cat([weight, bias[:, None]], 1) for weight, bias in expected]))

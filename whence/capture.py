@@ -12,7 +12,7 @@ instead of a wrong number.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -64,6 +64,8 @@ class _Input:
     readers: list[str] = field(default_factory=list)
     columns: Tensor | None = None
     left: int = 0
+    projected: dict[int, Tensor] = field(default_factory=dict)
+    """The columns times a matrix, by the matrix."""
 
 
 @dataclass
@@ -75,13 +77,19 @@ class _Use:
     layer: Layer
     source: _Input | None
     keeper: Any
+    whole: bool
+    """Whether the columns are still to be made of what was kept."""
 
 
 class Capture:
-    """Context in which `backward` hands every tracked site's gradients to a receiver, and then forgets them."""
+    """Context in which `backward` hands every tracked site's gradients to a receiver, and then forgets them.
 
-    def __init__(self, model: nn.Module, sites: dict[str, Site]):
-        self.model, self.sites = model, sites
+    Of an input whose site is in `inputs`, only its product with that matrix `[I, P]` is kept, taken on the way forward: the
+    gradient's `a_BRI` is `[B, R, P]` then. They are sites that multiply their input as it is (`Site.reads_columns`).
+    """
+
+    def __init__(self, model: nn.Module, sites: dict[str, Site], inputs: Mapping[str, Tensor] | None = None):
+        self.model, self.sites, self.inputs = model, sites, inputs or {}
         self._restore: list[Callable[[], Any]] = []
         self._paused = False
         self._reset()
@@ -165,8 +173,11 @@ class Capture:
                 )
             if not y.requires_grad:
                 y = _Start.apply(y, self.root)
+            source, whole = self._source(site, layer, kept[0]), layer.columns is not None
+            if site.name in self.inputs:
+                kept, whole = (self._projected(site, layer, module, kept[0], source),), False
             keeper = _Keep.apply(self.root, *kept).grad_fn  # type: ignore[union-attr]
-            use = _Use(site, module, layer, self._source(site, layer, kept[0]), keeper)
+            use = _Use(site, module, layer, source, keeper, whole)
             number = self._calls[site.name]
             y.register_hook(lambda g: self._on_gradient(use, number, g))
             return (y, *output[1:]) if isinstance(output, tuple) else y
@@ -185,20 +196,40 @@ class Capture:
         self._inputs.append(_Input(weakref.ref(x), width, [site.name]))
         return self._inputs[-1]
 
+    def _projected(self, site: Site, layer: Layer, module: nn.Module, x: Tensor, source: _Input | None) -> Tensor:
+        """The input's columns times the site's matrix; taken once for sites that share both."""
+        assert layer.columns is not None, f"{site.name} does not multiply its input as it is"
+        matrix = self.inputs[site.name]
+        known = source.projected.get(id(matrix)) if source else None
+        if known is None:
+            with torch.no_grad():
+                known = layer.columns(module, x, self._examples).to(matrix.dtype) @ matrix
+            if source:
+                source.projected[id(matrix)] = known
+        return known
+
+    def _columns(self, use: _Use, x: Tensor) -> Tensor:
+        """The input's columns, made once for all sites that read it."""
+        assert use.layer.columns is not None
+        source = use.source
+        if source is None:
+            return use.layer.columns(use.module, x, self._examples)
+        if source.columns is None:
+            source.columns = use.layer.columns(use.module, x, self._examples)
+        columns = source.columns
+        source.left -= 1
+        if source.left == 0:
+            source.columns = None
+        return columns
+
     @multiplying_on
     def _on_gradient(self, use: _Use, number: int, g: Tensor) -> None:
         kept = tuple(tensor.detach() for tensor in use.keeper.saved_tensors)
         x: Any = kept[0] if len(kept) == 1 else kept
         use.keeper = None
         g = g.detach()
-        if use.source is not None and use.layer.columns is not None:
-            source = use.source
-            if source.columns is None:
-                source.columns = use.layer.columns(use.module, x, self._examples)
-            x = source.columns
-            source.left -= 1
-            if source.left == 0:
-                source.columns = None
+        if use.whole:
+            x = self._columns(use, x)
         gradient = use.layer.gradient(use.module, x, g, self._examples)
         readers = tuple(use.source.readers) if use.source else (use.site.name,)
         name = use.site.name

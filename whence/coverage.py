@@ -43,6 +43,11 @@ class Site:
         """The kind of the first use."""
         return self.uses[0][1]
 
+    @property
+    def reads_columns(self) -> bool:
+        """Whether all its uses multiply their input as it is."""
+        return all(layer.columns is not None for _, layer in self.uses)
+
 
 @dataclass(frozen=True)
 class Coverage:

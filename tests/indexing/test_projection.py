@@ -5,15 +5,15 @@ import functools
 import pytest
 import torch
 from models import CASES, named
-from oracle import traced
+from oracle import agree, traced
 
 from whence.capture import Capture
 from whence.coverage import cover
 from whence.fitting import fit
-from whence.gradients import Dense, Factored
+from whence.gradients import Dense
 from whence.indexing.projection import Projection, in_eigenbasis, project, random_projection
 from whence.indexing.rows import ProjectedRows
-from whence.stream import encode, likelihood, stream
+from whence.stream import Sink, encode, likelihood, stream
 
 cases = pytest.mark.parametrize("case", named("llama", "neox", "conv", "repeated", "llama-tied"), ids=lambda case: case.name)
 
@@ -33,10 +33,11 @@ def rows(case, projection, batch_tokens=40):
     """The rows that the engine makes, in the order of the examples."""
     model, task = case.model(), case.task()
     examples = encode(task, case.train())
-    sink = ProjectedRows(projection, "float32", torch.float64, torch.float64, torch.device("cpu"))
+    sites = cover(model, list(projection.out)).sites
+    sink = ProjectedRows(projection, sites, "float32", torch.float64, torch.float64, torch.device("cpu"))
     step = max(1, batch_tokens // max(examples.sizes))
     batches = [examples.usable[start : start + step] for start in range(0, len(examples.usable), step)]
-    with Capture(model, cover(model, list(projection.out)).sites) as capture:
+    with Capture(model, sites, sink.inputs) as capture:
         stream(capture, task, examples.items, batches, likelihood(task, examples), sink, lambda positions: None)
     found = sink.tensors()
     result = torch.zeros(len(examples), sum(projection.widths), dtype=torch.float64)
@@ -146,14 +147,46 @@ def test_modules_of_one_parent_share_the_projection_of_their_input():
     assert moved.into["layers.0.mlp.gate"] is moved.into["layers.0.mlp.up"]
 
 
+def gated(monkeypatch):
+    """Sites of a model whose gate and up read one input, their projections, and the products taken of whole inputs."""
+    case, calls = CASES["llama"], []
+    model, task = case.model(), case.task()
+    sites = cover(model, "*gate_proj,*up_proj").sites
+    matrices = random_projection({name: site.shape for name, site in sites.items()}, 3, seed=0).to(torch.empty(0).double()).into
+    products = torch.Tensor.__matmul__
+    known = {id(matrix) for matrix in matrices.values()}
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda x, y: id(y) in known and calls.append(x.shape) or products(x, y))
+    return model, task, encode(task, case.train(2)), sites, matrices, calls
+
+
+def captured(model, task, examples, sites, matrices):
+    found = {}
+
+    class Keep(Sink):
+        def receive(self, name, gradient, readers):
+            found[name] = gradient
+
+    with Capture(model, sites, matrices) as capture:
+        stream(capture, task, examples.items, [[0, 1]], likelihood(task, examples), Keep(), lambda positions: None)
+    return found
+
+
 def test_an_input_is_projected_once_for_all_that_read_it(monkeypatch):
-    calls = []
-    matmul = torch.Tensor.__matmul__
-    p = random_projection({"m.gate": (6, 4), "m.up": (6, 4)}, 2, seed=0)
-    sink = ProjectedRows(p, "float32", torch.float32, torch.float32, torch.device("cpu"))
-    a = torch.randn(3, 5, 4)
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda x, y: calls.append(x) or matmul(x, y))
-    sink.begin([0, 1, 2], {})
-    for name in ("m.gate", "m.up"):
-        sink.receive(name, Factored(torch.randn(3, 5, 6), a), ("m.gate", "m.up"))
-    assert sum(x is a for x in calls) == 1
+    *given, matrices, calls = gated(monkeypatch)
+    captured(*given, matrices)
+    assert len(calls) == len(matrices) / 2
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_inputs_are_kept_projected(monkeypatch, reentrant):
+    """Also where the model computes its layers again on the way back."""
+    model, *given, matrices, _ = gated(monkeypatch)
+    whole = captured(model, *given, None)
+    if reentrant is not None:
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+    found = captured(model, *given, matrices)
+    assert set(found) == set(whole)
+    for name, gradient in found.items():
+        agree(gradient.a_BRI, whole[name].a_BRI @ matrices[name])
+        agree(gradient.g_BRO, whole[name].g_BRO)

@@ -140,7 +140,7 @@ class _Build:
         products = self._products(folder)
         with (
             multiplying(products, self.device),
-            Capture(self.model, self.coverage.sites) as capture,
+            Capture(self.model, self.coverage.sites, sink.inputs) as capture,
             stage("index", sum(sizes), "tokens", done=behind) as advance,
         ):
             for number, piece in enumerate(pieces):
@@ -166,7 +166,8 @@ class _Build:
             folder.save(MAPS, {f"{side}/{n}": m for side in ("out", "into") for n, m in getattr(queries, side).items()})
         dtype = next(self.model.parameters()).dtype
         operands = self.settings.precision.operands("scores", dtype)
-        return ProjectedRows(projection, self.settings.kept, operands, self.settings.precision.sums(dtype), self.device)
+        sums = self.settings.precision.sums(dtype)
+        return ProjectedRows(projection, self.coverage.sites, self.settings.kept, operands, sums, self.device)
 
     def finish(self, folder: Folder | Memory, done: dict[str, Any]) -> Index:
         """Write what goes with the rows, and mark the folder as complete."""

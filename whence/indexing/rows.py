@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from whence.coverage import Site
 from whence.errors import NumericalError
 from whence.gradients import Factored, Gradient
 from whence.indexing.projection import Projection, project
@@ -56,12 +57,25 @@ def _spread(scale: Tensor, widths: Sequence[int]) -> Tensor:
 
 
 class ProjectedRows(Sink):
-    """Projects the gradients of each batch into rows `[B, D]` while the backward pass runs, and keeps them compressed."""
+    """Projects the gradients of each batch into rows `[B, D]` while the backward pass runs, and keeps them compressed.
 
-    def __init__(self, projection: Projection, kept: Kept, operands: torch.dtype, sums: torch.dtype, device: torch.device):
+    `inputs` are the matrices that `Capture` multiplies the sites' inputs with on the way forward, so that only the products
+    need be kept.
+    """
+
+    def __init__(
+        self,
+        projection: Projection,
+        sites: Mapping[str, Site],
+        kept: Kept,
+        operands: torch.dtype,
+        sums: torch.dtype,
+        device: torch.device,
+    ):
         self.kept: Kept = kept
         self.operands = operands
         self.projection = projection.to(torch.empty(0, dtype=operands, device=device))
+        self.inputs = {name: m_I for name, m_I in self.projection.into.items() if sites[name].reads_columns}
         self.places = self.projection.places
         self.like = torch.empty(0, dtype=sums, device=device)
         self.restart()
@@ -75,18 +89,12 @@ class ProjectedRows(Sink):
         """Start the batch's rows; a module that none of the batch reaches leaves zeros."""
         self._now = indices
         self._rows_BD = self.like.new_zeros(len(indices), sum(self.projection.widths))
-        self._read: dict[tuple[tuple[str, ...], int], Tensor] = {}
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Project the module's gradients."""
         gradient = gradient.to(self.operands)
         m_O, m_I = self.projection.out[name], self.projection.into[name]
-        read_BRP = None
-        if isinstance(gradient, Factored):
-            key = (readers, id(m_I))
-            if key not in self._read:
-                self._read[key] = gradient.a_BRI @ m_I
-            read_BRP = self._read[key]
+        read_BRP = gradient.a_BRI if isinstance(gradient, Factored) and name in self.inputs else None
         self._rows_BD[:, self.places[name]] = project(gradient, m_O, m_I, read_BRP).flatten(1)
 
     def end(self) -> None:

@@ -16,7 +16,9 @@ from whence.version import __version__
 PACKAGE = Path(__file__).parents[1]
 
 NUMERIC = (
+    "attention",
     "capture",
+    "casting",
     "cost",
     "coverage",
     "data",

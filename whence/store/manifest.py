@@ -386,6 +386,7 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in ("torch", "transformers")}
 
