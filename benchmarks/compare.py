@@ -122,14 +122,14 @@ class Comparison:
         scores = self.scratch / "scores.npy"
         scores.unlink(missing_ok=True)
         try:
-            run, stolen = self.quiet.measure(lambda: self.remotes[name].ask("run", phase, scores))
+            run, disturbed = self.quiet.measure(lambda: self.remotes[name].ask("run", phase, scores))
         except RuntimeError as error:
             cell.reason, cell.runs, cell.broke = last_line(error), [], True
             self.say(f"{workload}: {phase} by {name} failed\n{error}")
             return
         if scores.exists():
             cell.scores = np.load(scores)
-        cell.runs.append(run | {"stolen": stolen})
+        cell.runs.append(run | {"disturbed": disturbed})
         self.say(f"{workload}, {which}: {phase} by {name} took {run['cpu_s']:.2f} s, {run['peak_mb']:.0f} MB")
 
     def compare(self, workload: str) -> list[Row]:
@@ -147,6 +147,7 @@ class Comparison:
                 ours, theirs = found["whence", phase], found[peer, phase] if peer else Cell()
                 row = report.make_row(workload, asked.size, phase, peer, ours, theirs, floor, share.get(phase, 1.0))
                 row["flop_ratio"] = report.divided(row["ours_s"], flops.get(phase, 0.0) / self.rate)
+                row["flops_per_floor"] = report.divided(flops.get(phase), flops.get("floor"))
                 rows.append(row)
         return rows
 
@@ -166,16 +167,16 @@ class Comparison:
         return rows
 
     def _start_once(self, name: str, workload: str, folder: Path, found: dict[tuple[str, str], Cell]) -> None:
-        (seen, scores, code), stolen = self.quiet.measure(lambda: self._started(name, workload, folder))
+        (seen, scores, code), disturbed = self.quiet.measure(lambda: self._started(name, workload, folder))
         if code:
             for phase in ("first score", "defaults"):
                 found[name, phase].reason = f"exit code {code}"
             return
-        imported, scored = (seen[key] | {"stolen": stolen} for key in ("imported", "scored"))
+        imported, scored = (seen[key] | {"disturbed": disturbed} for key in ("imported", "scored"))
         found[name, "import"].runs.append(imported)
         found[name, "first score"].runs.append(scored)
         between = {key: scored[key] - imported[key] for key in ("cpu_s", "wall_s")}
-        found[name, "defaults"].runs.append(between | {"stolen": stolen})
+        found[name, "defaults"].runs.append(between | {"disturbed": disturbed})
         found[name, "defaults"].scores = scores
         self.say(f"start: {name} took {scored['wall_s']:.1f} s to its scores ({workload})")
 

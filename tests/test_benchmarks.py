@@ -60,7 +60,9 @@ def rows_of_all(better: float, pearson_noise: float = 0.0) -> list[report.Row]:
     phases = (*report.EXACT, "defaults", "first score")
     found = [row(phase, peer, ours, theirs, floor=better) for phase in phases for peer in ("kronfluence", "bergson")]
     found.append(row("first score", "bergson", ours, theirs, floor=better) | {"size": "tiny"})
-    return [each | ({"flop_ratio": 4 / better} if each["phase"] in report.EXACT else {}) for each in found]
+    return [
+        each | ({"flop_ratio": 4 / better, "flops_per_floor": 1.0} if each["phase"] in report.EXACT else {}) for each in found
+    ]
 
 
 def test_models_and_data_are_the_same_in_every_process(cache, tmp_path):
@@ -168,8 +170,8 @@ def test_the_page_shows_numbers_reasons_and_missed_targets(tmp_path):
     assert "Not run (self). bergson: no entry point" in page and "| self |" not in page
     assert "MISSED fit, times faster than Bergson >= 1.15: 1.1 (a-workload, fit, bergson)" in page
     assert "![ratios](x.png)" in page and report.REPEATED not in page
-    watched = row("fit", "bergson", Cell([{"cpu_s": 2.0, "stolen": 0.1}]), Cell([{"cpu_s": 3.0, "stolen": 0.2}]))
-    assert watched["stolen"] == 0.2 and report.REPEATED in report.notes([watched])
+    watched = row("fit", "bergson", Cell([{"cpu_s": 2.0, "disturbed": 0.1}]), Cell([{"cpu_s": 3.0, "disturbed": 0.2}]))
+    assert watched["disturbed"] == 0.2 and report.REPEATED in report.notes([watched])
 
 
 def test_the_plot_is_drawn(tmp_path):
@@ -232,14 +234,25 @@ def test_a_disturbed_run_is_repeated_and_the_quietest_counts(monkeypatch, taken,
         seen.append(len(seen))
         return seen[-1]
 
-    patient = quiet.Quiet(said.append, 10.0, lambda: clock[0])
+    patient = quiet.Quiet(said.append, 10.0, lambda: clock[0], lambda: 1.0)
     monkeypatch.setattr(patient, "wait", lambda: None)
-    found, share = patient.measure(run)
+    found, disturbed = patient.measure(run)
     assert found == counted and len(seen) == runs and len(said) == runs - 1
-    assert share == pytest.approx(min(taken), abs=0.05)
+    assert disturbed == pytest.approx(min(taken) / quiet.DISTURBED, abs=0.4)
     patient.patience = 0.0
     seen.clear()
     assert patient.measure(run)[0] == 0, "not repeated once patience has run out"
+
+
+def test_a_run_beside_which_work_is_slow_is_repeated(monkeypatch):
+    """Here before the first run, and after the second."""
+    monkeypatch.setattr(quiet, "SHORT", 0.01)
+    paces, seen = iter([2.0, 1.0, 1.1, 2.5, 1.2, 1.1]), []
+    patient = quiet.Quiet(print, 10.0, lambda: 0.0, lambda: next(paces))
+    monkeypatch.setattr(patient, "wait", lambda: None)
+    found, disturbed = patient.measure(lambda: time.sleep(0.02) or seen.append(len(seen)) or seen[-1])
+    assert found == 2 and disturbed == pytest.approx(0.2 / quiet.SLOWED)
+    assert 0 < quiet.pace() < 1
 
 
 def test_short_runs_are_not_repeated():
@@ -257,7 +270,7 @@ def test_waiting_ends_when_it_is_quiet_or_patience_does(monkeypatch):
             asked.append(next(clock))
             return asked[-1]
 
-        quiet.Quiet(print, patience, stolen).wait()
+        quiet.Quiet(print, patience, stolen, lambda: 1.0).wait()
         assert len(asked) == expected
     assert quiet.stolen_seconds() >= 0
 

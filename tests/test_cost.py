@@ -175,6 +175,12 @@ def test_rotating_costs_more_than_the_floor_and_a_query_more_than_that():
     assert floor.flops < one.flops < many.flops
 
 
+def test_an_index_costs_the_floor_and_its_projections():
+    widths = [8, 16, 8, 20, 16, 8, 8, 8, 20, 20, 8]  # an input that several read is projected once
+    products = 3 * 2 * 10 * 4 * (sum(widths) + 7 * 4)
+    assert cost.index_pass(LLAMA, 3, 10, 4).flops == pytest.approx(cost.floor(LLAMA, 3, 10).flops + products)
+
+
 def seconds(*ways) -> list[float]:
     """Median processor time of each way, taken in turn."""
     took = [[] for _ in ways]

@@ -70,15 +70,17 @@ class _Input:
 
 @dataclass
 class _Use:
-    """One call of a tracked module: what it read is kept by `keeper` until its output's gradient arrives."""
+    """One call of a tracked module: what it read is kept by `keeper` until its output's gradient arrives.
+
+    Or `projected` is, the product that is kept instead: a tensor of our own, so small that it is held as it is.
+    """
 
     site: Site
     module: nn.Module
     layer: Layer
     source: _Input | None
-    keeper: Any
-    whole: bool
-    """Whether the columns are still to be made of what was kept."""
+    keeper: Any = None
+    projected: Tensor | None = None
 
 
 class Capture:
@@ -173,11 +175,11 @@ class Capture:
                 )
             if not y.requires_grad:
                 y = _Start.apply(y, self.root)
-            source, whole = self._source(site, layer, kept[0]), layer.columns is not None
+            use = _Use(site, module, layer, self._source(site, layer, kept[0]))
             if site.name in self.inputs:
-                kept, whole = (self._projected(site, layer, module, kept[0], source),), False
-            keeper = _Keep.apply(self.root, *kept).grad_fn  # type: ignore[union-attr]
-            use = _Use(site, module, layer, source, keeper, whole)
+                use.projected = self._projected(use, kept[0])
+            else:
+                use.keeper = _Keep.apply(self.root, *kept).grad_fn  # type: ignore[union-attr]
             number = self._calls[site.name]
             y.register_hook(lambda g: self._on_gradient(use, number, g))
             return (y, *output[1:]) if isinstance(output, tuple) else y
@@ -196,17 +198,14 @@ class Capture:
         self._inputs.append(_Input(weakref.ref(x), width, [site.name]))
         return self._inputs[-1]
 
-    def _projected(self, site: Site, layer: Layer, module: nn.Module, x: Tensor, source: _Input | None) -> Tensor:
+    def _projected(self, use: _Use, x: Tensor) -> Tensor:
         """The input's columns times the site's matrix; taken once for sites that share both."""
-        assert layer.columns is not None, f"{site.name} does not multiply its input as it is"
-        matrix = self.inputs[site.name]
-        known = source.projected.get(id(matrix)) if source else None
-        if known is None:
+        assert use.layer.columns is not None, f"{use.site.name} does not multiply its input as it is"
+        matrix, products = self.inputs[use.site.name], use.source.projected if use.source else {}
+        if id(matrix) not in products:
             with torch.no_grad():
-                known = layer.columns(module, x, self._examples).to(matrix.dtype) @ matrix
-            if source:
-                source.projected[id(matrix)] = known
-        return known
+                products[id(matrix)] = use.layer.columns(use.module, x, self._examples).to(matrix.dtype) @ matrix
+        return products[id(matrix)]
 
     def _columns(self, use: _Use, x: Tensor) -> Tensor:
         """The input's columns, made once for all sites that read it."""
@@ -224,12 +223,14 @@ class Capture:
 
     @multiplying_on
     def _on_gradient(self, use: _Use, number: int, g: Tensor) -> None:
-        kept = tuple(tensor.detach() for tensor in use.keeper.saved_tensors)
-        x: Any = kept[0] if len(kept) == 1 else kept
-        use.keeper = None
+        x: Any = use.projected
+        if x is None:
+            kept = tuple(tensor.detach() for tensor in use.keeper.saved_tensors)
+            x = kept[0] if len(kept) == 1 else kept
+            if use.layer.columns is not None:
+                x = self._columns(use, x)
+        use.keeper = use.projected = None
         g = g.detach()
-        if use.whole:
-            x = self._columns(use, x)
         gradient = use.layer.gradient(use.module, x, g, self._examples)
         readers = tuple(use.source.readers) if use.source else (use.site.name,)
         name = use.site.name

@@ -306,6 +306,17 @@ def score_pass(
     return work
 
 
+def index_pass(network: Network, examples: int, tokens: int, dim: int, itemsize: int = 4) -> Work:
+    """`floor`, and both sides of the tracked weights projected to `dim` numbers per position, then multiplied."""
+    work = floor(network, examples, tokens)
+    for weight in network.tracked:
+        summands = weight.summands(tokens)
+        widths = weight.n_out + weight.n_in / weight.shared
+        flops, moved = 2 * summands * dim * (widths + dim), summands * (widths + 4 * dim)
+        work += Work(flops, itemsize * moved) * (examples * weight.count)
+    return work
+
+
 def _rotated(network: Network, examples: int, tokens: int, itemsize: int) -> Work:
     work = floor(network, examples, tokens)
     for weight in network.tracked:

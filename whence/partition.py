@@ -22,7 +22,7 @@ HALVINGS = 3
 """How often a batch that does not fit is halved before giving up."""
 
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Positions per batch unless the user says: enough to keep the device busy."""
 
 

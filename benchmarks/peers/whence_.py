@@ -97,7 +97,7 @@ class Whence:
             "query": lambda: query,
             "score": lambda: query + over(train, cost.score_pass, len(self.queries)),
             "self": lambda: over(train, cost.self_influence_pass),
-            "index": lambda: over(train, cost.floor),
+            "index": lambda: over(train, cost.index_pass, PROJECTION),
         }.get(phase, lambda: 0.0)()
 
     def _batches(self, rows: Sequence[Any]) -> list[tuple[int, int]]:
