@@ -31,7 +31,7 @@ from benchmarks import report
 from benchmarks.peers import PEERS, PHASES
 from benchmarks.quiet import Quiet
 from benchmarks.report import START, Cell, Row
-from benchmarks.worker import serve
+from benchmarks.worker import ONE_THREAD, serve
 from benchmarks.workloads import CACHE, WORKLOADS, prepare
 from whence.version import __version__
 
@@ -39,8 +39,6 @@ SMALL = ("llama-S-mlp", "llama-S-all", "neox-S-mlp")
 FULL = (*SMALL, "llama-S-q256", "llama-S-ragged", "llama-M-mlp", "llama-M-all", "neox-M-mlp")
 DEFAULTS_ON = "llama-S-large"
 """The workload on which whence's own defaults meet the better peer: large enough that a sample can stand for it."""
-
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 
 class Remote:

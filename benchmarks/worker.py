@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import statistics
+import sys
 import time
 import traceback
 from dataclasses import replace
@@ -19,6 +20,15 @@ import numpy as np
 
 from benchmarks.peers import PHASES, Peer, peer_class
 from benchmarks.workloads import WORKLOADS, prepare
+
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+"""What libraries read when they are imported."""
 
 NEEDS_FIT = ("query", "score", "self")
 
@@ -109,6 +119,15 @@ class Worker:
                 for dtype in (torch.float32, torch.bfloat16)
             },
         }
+
+
+def on_one_thread(module: str) -> None:
+    """Start the command over with one thread, unless it has been; torch is left with one."""
+    if any(os.environ.get(name) != value for name, value in ONE_THREAD.items()):
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | ONE_THREAD)
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def settle() -> None:

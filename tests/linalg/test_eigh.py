@@ -1,8 +1,20 @@
+import importlib
+
+import numpy as np
 import pytest
 import torch
 
 from whence.errors import NumericalError
 from whence.linalg.eigh import eigh
+
+solvers = importlib.import_module("whence.linalg.eigh")
+
+
+@pytest.fixture(params=[False, True], ids=["torch", "numpy"], autouse=True)
+def first(request, monkeypatch):
+    """Whose LAPACK is asked first."""
+    monkeypatch.setattr(solvers, "_numpy_is_faster", lambda: request.param)
+    return "numpy" if request.param else "torch"
 
 
 def covariance(n, rank, dtype=torch.float64):
@@ -37,14 +49,41 @@ def test_what_is_not_finite_is_named(broken):
     assert "1 of 9" in str(raised.value) and raised.value.code == 14
 
 
-def failing(*args, **kwargs):
-    raise torch.linalg.LinAlgError("did not converge")
+def fail(monkeypatch):
+    """Let both divide-and-conquer solvers diverge."""
+
+    def failing(*args, **kwargs):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    def diverging(*args, **kwargs):
+        raise np.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    monkeypatch.setattr(np.linalg, "eigh", diverging)
+
+
+def test_the_faster_solver_is_asked_and_the_other_where_it_fails(monkeypatch, first):
+    matrix, asked = covariance(6, 9), []
+    solve = {"torch": torch.linalg.eigh, "numpy": np.linalg.eigh}
+    expected, _ = eigh(matrix, "a layer")
+    monkeypatch.setattr(torch.linalg, "eigh", lambda *args, **kwargs: asked.append("torch") or solve["torch"](*args, **kwargs))
+    eigh(matrix, "a layer")
+    assert asked == (["torch"] if first == "torch" else [])
+
+    def diverging(*args, **kwargs):
+        raise np.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(np.linalg, "eigh", diverging)
+    values, vectors = eigh(matrix, "a layer")
+    assert asked[-1:] == ["torch"]
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close((vectors * values) @ vectors.T, matrix)
 
 
 def test_a_solver_that_fails_is_followed_by_a_slower_one(monkeypatch):
     matrix = covariance(6, 9)
     expected, _ = eigh(matrix, "a layer")
-    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    fail(monkeypatch)
     values, vectors = eigh(matrix, "a layer")
     torch.testing.assert_close(values, expected)
     torch.testing.assert_close((vectors * values) @ vectors.T, matrix)
@@ -56,7 +95,7 @@ def test_where_all_solvers_fail_the_matrix_is_named(monkeypatch):
     def diverging(*args, **kwargs):
         raise scipy.linalg.LinAlgError("no")
 
-    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    fail(monkeypatch)
     monkeypatch.setattr(scipy.linalg, "eigh", diverging)
     with pytest.raises(NumericalError, match="layer.7 did not converge"):
         eigh(covariance(4, 4), "layer.7")

@@ -26,7 +26,7 @@ class Overheads:
     """Of the small blocks that a batch takes and gives back, the share that the allocator does not give back in turn."""
 
 
-OVERHEADS = {"cpu": Overheads(400_000_000, 22_000_000, 76_000_000, 0.75), "cuda": Overheads(500_000_000, 100_000_000, 0, 0.1)}
+OVERHEADS = {"cpu": Overheads(400_000_000, 20_000_000, 76_000_000, 0.75), "cuda": Overheads(500_000_000, 100_000_000, 0, 0.1)}
 
 
 @dataclass(frozen=True)
