@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.peers import PHASES
 from benchmarks.worker import gemm_rate, on_one_thread
@@ -53,11 +54,10 @@ def breakdown(workload: str, cache: Path) -> None:
         solving.append(time.process_time() - start)
         return found
 
-    eigenvectors._solve = solved
     kinds = [*KINDS, "element by element", "the rest"]
     print(f"{workload}, products of 1024 at {rate / 1e9:.0f} GFLOP per CPU second")
     print(f"{'phase':<8}{'CPU s':>8}" + "".join(f"{kind:>20}" for kind in kinds) + f"{'s / FLOPs':>12}")
-    with tempfile.TemporaryDirectory() as out:
+    with tempfile.TemporaryDirectory() as out, mock.patch.object(eigenvectors, "_solve", solved):
         whence = Whence(WORKLOADS[workload], prepare(WORKLOADS[workload], cache), Path(out))
         for phase in ("fit", "floor", *PHASES[1:]):
             whence.run(phase)  # once to warm up

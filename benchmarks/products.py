@@ -29,7 +29,8 @@ SHAPES = (
     (127, 704, 256),
     (16, 704, 704),
 )
-"""Rows, inner width and columns: layers and rotations of width 256 and 512, an example's gradient, few rows."""
+"""Rows, inner width and columns: layers and rotations of width 256 and 512, an example's gradient, and few rows, which are
+not rounded."""
 
 WIDTHS = (256, 704, 1024, 1408)
 """Of covariances that are decomposed."""

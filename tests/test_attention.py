@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def matrix_units(monkeypatch):
     """As on a CPU with AMX, where products round their operands themselves."""
-    monkeypatch.setattr(precision, "_rounds_inside", lambda device: True)
+    monkeypatch.setattr(precision, "_rounds_before", lambda device: False)
 
 
 class Seen(TorchDispatchMode):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import quiet, report
+from benchmarks import breakdown, products, quiet, report
 from benchmarks.compare import arguments, better_peer
 from benchmarks.report import TARGETS, Cell, judge, make_row
 from benchmarks.worker import Worker, memory, settle
@@ -273,6 +275,34 @@ def test_waiting_ends_when_it_is_quiet_or_patience_does(monkeypatch):
         quiet.Quiet(print, patience, stolen, lambda: 1.0).wait()
         assert len(asked) == expected
     assert quiet.stolen_seconds() >= 0
+
+
+def test_rates_of_products_and_eigenvectors(monkeypatch, capsys):
+    monkeypatch.setattr(products, "SHAPES", ((128, 128, 160),))
+    monkeypatch.setattr(products, "WIDTHS", (32,))
+    products.show_rates()
+    products.show_eigendecompositions()
+    _, rates, _, _, taken = capsys.readouterr().out.splitlines()
+    assert rates.startswith("128 x 128 x 160") and len(rates.split()) == 8 and len(taken.split()) == 4
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_where_the_time_goes(cache, capsys):
+    breakdown.breakdown("tiny", cache)
+    header, _, *lines = capsys.readouterr().out.splitlines()
+    assert header.startswith("tiny") and [line.split()[0] for line in lines] == [
+        "fit",
+        "floor",
+        "query",
+        "score",
+        "self",
+        "index",
+    ]
+    for line in lines:
+        whole, *parts, _ = [float(word) for word in re.sub(r"\([^)]*\)", "", line).split()[1:]]
+        products, attention, eigenvectors, others, rest = parts
+        assert whole > 0 and products > 0 and others > 0 and min(attention, rest) > -0.02
+        assert (eigenvectors > 0) == line.startswith("fit")
 
 
 def test_unknown_names_are_refused_with_what_there_is(capsys):

@@ -294,3 +294,29 @@ def test_a_bias_counts_where_a_layer_runs_again_on_the_way_back():
         capture.begin(len(x), frozenset([len(x)]))
         capture.backward(model(x).square().sum(), lambda name, gradient, readers: found.update({name: gradient.dense().w_BOI}))
     agree(found["layer"], torch.stack([torch.cat([weight, bias[:, None]], 1) for weight, bias in expected]))
+
+
+class Overwriting(nn.Module):
+    """Two layers of one parent read the same tensor, which the first one's output is added to in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        hidden = self.embed(x).clone()
+        hidden += self.first(hidden)
+        return self.second(hidden)
+
+
+def test_a_projected_input_that_is_overwritten_is_projected_again():
+    torch.manual_seed(0)
+    model, x = Overwriting().double(), torch.randn(6, 3, dtype=torch.float64)
+    matrix, found = torch.randn(5, 2, dtype=torch.float64), {}
+    hidden = model.embed(x)
+    expected = {"first": hidden, "second": hidden + model.first(hidden)}
+    with Capture(model, cover(model, ["first", "second"]).sites, dict.fromkeys(expected, matrix)) as capture:
+        capture.begin(len(x), frozenset([len(x)]))
+        capture.backward(model(x).square().sum(), lambda name, gradient, readers: found.update({name: gradient.a_BRI}))
+    for name, read in expected.items():
+        agree(found[name][:, 0], torch.cat([read, torch.ones(6, 1)], 1) @ matrix)

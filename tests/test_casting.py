@@ -9,7 +9,7 @@ from whence import casting, precision
 from whence.casting import RoundedOperands
 from whence.cost import worth_rounding
 from whence.fitting import fit
-from whence.linalg.gram import add_gram
+from whence.fitting.covariance import Covariance
 from whence.precision import Precision, multiplying
 from whence.probe import agreement
 from whence.scoring import score
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def no_matrix_units(monkeypatch):
-    monkeypatch.setattr(precision, "_rounds_inside", lambda device: False)
+    monkeypatch.setattr(precision, "_rounds_before", lambda device: True)
 
 
 def matrix(*shape, seed=0):
@@ -42,7 +42,6 @@ PRODUCTS = {
     "linear": (lambda: F.linear(STACK, B.T, BIAS), lambda: short(STACK) @ short(B) + BIAS.double()),
     "linear without bias": (lambda: F.linear(A, B.T), lambda: short(A) @ short(B)),
     "addmm": (lambda: torch.addmm(BIAS, A, B), lambda: short(A) @ short(B) + BIAS.double()),
-    "addmm_": (lambda: matrix(200, 160).addmm_(A, B), lambda: matrix(200, 160).double() + short(A) @ short(B)),
 }
 
 
@@ -66,6 +65,8 @@ def test_operands_are_rounded_and_results_float32(name):
         lambda: A @ B[:, 0],
         lambda: torch.addmm(BIAS, A, B, beta=0.5),
         lambda: F.linear(A, torch.nn.Parameter(B.T)),  # a weight that asks for its gradient
+        lambda: A.clone().requires_grad_() @ B,
+        lambda: torch.einsum("bi,io->bo", A, B),
         lambda: F.scaled_dot_product_attention(STACK, STACK, STACK),
     ],
 )
@@ -85,13 +86,15 @@ def test_a_linear_layer_rounds_on_the_way_back_too(layer):
     assert found.dtype == torch.float32 and (found - expected).norm() < 2**-8 * expected.norm()
 
 
-def test_a_covariance_is_that_of_rounded_rows():
-    total = torch.zeros(128, 128)
+@pytest.mark.parametrize(("width", "is_short"), [(128, True), (8, False)])
+def test_a_covariance_is_that_of_rounded_rows(width, is_short):
+    rows = A[:, :width]
+    sink = Covariance({}, "kfac", operands=torch.float32, sums=torch.float32, device=CPU)
     with multiplying("bfloat16", CPU):
-        add_gram(total, A)
-    expected = (short(A).T @ short(A)).tril()
-    assert (total.tril() - expected).norm() < 2**-8 * expected.norm()
-    assert not torch.equal(total.tril(), (A.T @ A).tril())
+        sink._add_blocks("in/layer", rows)
+    found, whole, expected = sink.sums["in/layer/0"].tril(), (rows.T @ rows).tril(), (short(rows).T @ short(rows)).tril()
+    assert (found - expected).norm() < 2**-8 * expected.norm() if is_short else torch.allclose(found, whole)
+    assert torch.allclose(found, whole, rtol=1e-5) != is_short
 
 
 def test_worth_it_are_products_whose_numbers_are_used_often():
@@ -99,11 +102,14 @@ def test_worth_it_are_products_whose_numbers_are_used_often():
     assert not worth_rounding(16, 180_000, 16) and not worth_rounding(2032, 704, 16)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["", "checkpoints"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "neox"])
-def test_a_fit_and_its_scores_hardly_move(name, monkeypatch):
-    """Everything is worth it here: the model's products, those of its backward pass and those of the hooks are rounded."""
+def test_a_fit_and_its_scores_hardly_move(name, again, monkeypatch):
+    """Everything is worth it here, also where the model computes its layers again on the way back."""
     case, rounded = CASES[name], []
     model, task, train = case.model().float(), case.task(), case.train(12)
+    if again:
+        model.activation_checkpointing_enable()
     operands = casting.short
     monkeypatch.setattr(casting, "worth_rounding", lambda *shape: True)
     monkeypatch.setattr(casting, "short", lambda x: rounded.append(tuple(x.shape)) or operands(x))

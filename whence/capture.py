@@ -6,7 +6,7 @@ happened in between.
 
 What a module read is kept by autograd's own saved tensors, so gradient checkpointing and offloading of saved tensors
 work as for any other operation, and an input that is overwritten in place before it is needed is an error of autograd
-instead of a wrong number.
+instead of a wrong number. What is needed of it can also be taken on the way forward (`Capture(inputs=...)`).
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class _Input:
     """One input tensor of a pass, and the sites that read it; its columns are made once for all of them."""
 
     tensor: weakref.ref[Tensor]
+    version: int
+    """How often it had been written to: what is overwritten in between is another input."""
     width: int
     readers: list[str] = field(default_factory=list)
     columns: Tensor | None = None
@@ -187,15 +189,15 @@ class Capture:
         return hook
 
     def _source(self, site: Site, layer: Layer, x: Tensor) -> _Input | None:
-        """The record of the input, shared with the sites that read the very same tensor to the same width."""
+        """The record of the input, shared with the sites that read the very same numbers to the same width."""
         if layer.columns is None or self._receive is not None:
             return None
         width = site.shape[1]
         for known in reversed(self._inputs):
-            if known.tensor() is x and known.width == width:
+            if known.tensor() is x and known.version == x._version and known.width == width:
                 known.readers.append(site.name)
                 return known
-        self._inputs.append(_Input(weakref.ref(x), width, [site.name]))
+        self._inputs.append(_Input(weakref.ref(x), x._version, width, [site.name]))
         return self._inputs[-1]
 
     def _projected(self, use: _Use, x: Tensor) -> Tensor:

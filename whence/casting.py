@@ -3,6 +3,9 @@
 torch's own setting, with which it rounds operands inside a product, gains next to nothing there: operands rounded before
 the product, and its result widened after, make it twice as fast. The products accumulate in float32, and each result is
 rounded to bfloat16 once.
+
+Taken so are linear layers whose weight has no gradient, forward and backward, and products of tensors without a gradient,
+which are whence's own. Attention stays as it is, and so does what einsum multiplies.
 """
 
 from __future__ import annotations
@@ -38,18 +41,13 @@ def _addmm(func: Callable[..., Tensor], bias: Tensor, x: Tensor, weight: Tensor)
     return _Fixed.apply(x, weight, bias) if fixed and _worth(x, weight) else func(bias, x, weight)  # type: ignore[return-value]
 
 
-def _add_to(func: Callable[..., Tensor], total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    return total.add_(_rounded(torch.mm, a, b)) if _worth(a, b) else func(total, a, b)
-
-
 def _product(func: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
-    return _rounded(func, a, b) if _worth(a, b) else func(a, b)
+    return _rounded(func, a, b) if _worth(a, b) and not (a.requires_grad or b.requires_grad) else func(a, b)
 
 
 _WAYS: dict[Any, Callable[..., Tensor]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
-    Tensor.addmm_: _add_to,
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.bmm), _product),
 }
 
@@ -80,8 +78,10 @@ def _rounded(func: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
 
 
 def _worth(a: Any, b: Any) -> bool:
-    """Whether these are float32 matrices, or stacks of them, on a CPU, and large enough."""
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype == torch.float32 and a.device.type == "cpu"):
+    """Whether these are float32 matrices, or stacks of them, on a CPU, and large enough; tensors of torch's own kinds."""
+    if not all(isinstance(x, Tensor) and type(x).__module__.partition(".")[0] == "torch" for x in (a, b)):
+        return False  # a quantised weight, for one, multiplies in its own way
+    if not a.dtype == b.dtype == torch.float32 or a.device.type != "cpu":
         return False
     if a.ndim < 2 or b.ndim < 2:
         return False

@@ -28,8 +28,9 @@ class Precision:
     `statistics` are the operands of covariances and of corrected eigenvalues, `scores` those of inner products with
     the queries: lower ones take less memory; a float64 model is never lowered. `products` is what the hardware may
     round float32 operands to inside a matrix product, the model's own included: "bfloat16" (TensorFloat-32 on GPUs) is
-    faster where there are units for it, and everything kept stays float32. "auto" takes it where the work is worth it
-    and the inner products of a few of the rows' gradients hardly move (see `whence.probe`).
+    faster where there are units for it, and everything kept stays float32 (CPUs without AMX round a result once, too).
+    "auto" takes it where the work is worth it and the inner products of a few of the rows' gradients hardly move (see
+    `whence.probe`).
     """
 
     statistics: Format = "float32"
@@ -61,16 +62,19 @@ def has_units(device: torch.device) -> bool:
     """Whether the device multiplies float32 operands rounded to a shorter format faster: tensor cores, AMX, AVX512-BF16."""
     import torch
 
-    return _rounds_inside(device) or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
-
-
-def _rounds_inside(device: torch.device) -> bool:
-    """Whether torch's own products round their operands, and are faster for it."""
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()
+    matrices = device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()
+    return matrices or _rounds_before(device)
+
+
+def _rounds_before(device: torch.device) -> bool:
+    """Whether operands are better rounded before a product than by torch inside it: AVX512-BF16 without AMX."""
+    import torch
+
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 _mode: ContextVar[TorchFunctionMode | None] = ContextVar("mode", default=None)
@@ -97,17 +101,17 @@ def multiplying(products: Products, device: torch.device) -> Iterator[None]:
     from whence.attention import WholeAttention
     from whence.casting import RoundedOperands
 
-    short, inside, mode = products == "bfloat16", _rounds_inside(device), None
+    short, before, mode = products == "bfloat16", _rounds_before(device), None
     if short and device.type == "cpu":
-        mode = WholeAttention() if inside else RoundedOperands()
-    before, token = torch.get_float32_matmul_precision(), _mode.set(mode)
-    torch.set_float32_matmul_precision("medium" if short and inside else "highest")
+        mode = RoundedOperands() if before else WholeAttention()
+    setting, token = torch.get_float32_matmul_precision(), _mode.set(mode)
+    torch.set_float32_matmul_precision("medium" if short and not before else "highest")
     try:
         with mode or contextlib.nullcontext():
             yield
     finally:
         _mode.reset(token)
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(setting)
 
 
 def multiplying_on(hook: Callable[P, R]) -> Callable[P, R]:

@@ -80,6 +80,14 @@ def test_the_faster_solver_is_asked_and_the_other_where_it_fails(monkeypatch, fi
     torch.testing.assert_close((vectors * values) @ vectors.T, matrix)
 
 
+def test_numpy_is_only_asked_in_place_of_mkl(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    solvers._numpy_is_faster.cache_clear()
+    assert not solvers._numpy_is_faster()
+    solvers._numpy_is_faster.cache_clear()
+
+
 def test_a_solver_that_fails_is_followed_by_a_slower_one(monkeypatch):
     matrix = covariance(6, 9)
     expected, _ = eigh(matrix, "a layer")

@@ -9,12 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from whence.cost import worth_rounding
 from whence.coverage import Site
 from whence.fitting.accumulator import Accumulator
 from whence.gradients import Factored, Gradient
 from whence.linalg.eigh import eigh
 from whence.linalg.gram import add_gram
 from whence.linalg.rotation import Rotation, split_sizes
+from whence.precision import rounded
 
 
 @dataclass
@@ -112,7 +114,10 @@ class Covariance(Accumulator):
         """Add `x^T x` of the rows of `x [..., n]`, diagonal block by diagonal block; their lower triangles count."""
         rows = x.flatten(0, -2)
         for number, part in enumerate(rows.split(split_sizes(rows.shape[-1], self.largest), dim=-1)):
-            add_gram(self.sum_of(f"{name}/{number}", part.shape[-1], part.shape[-1]), part)
+            width = part.shape[-1]
+            if worth_rounding(width, len(part), width):
+                part = rounded(part)
+            add_gram(self.sum_of(f"{name}/{number}", width, width), part)
 
 
 def _active(g_BRO: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def eigh(matrix: Tensor, name: str) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _numpy_is_faster() -> bool:
-    """Whether numpy's LAPACK, OpenBLAS, beats torch's: MKL on a processor of AMD's. The same for all runs on a machine."""
+    """Whether numpy's LAPACK (its wheels have OpenBLAS) beats torch's: MKL on an AMD. The same for all runs on a machine."""
     if not torch.backends.mkl.is_available():
         return False
     known = Path("/proc/cpuinfo")
@@ -48,7 +48,7 @@ def _by_numpy(lower: Tensor) -> tuple[Tensor, Tensor] | None:
         values, vectors = np.linalg.eigh(lower.numpy(), UPLO="L")
     except np.linalg.LinAlgError:
         return None
-    return torch.from_numpy(values), torch.from_numpy(vectors)
+    return (torch.from_numpy(values), torch.from_numpy(vectors)) if np.isfinite(vectors).all() else None
 
 
 def _solve(lower: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from whence.cost import covariance, panels
-from whence.precision import rounded
 
 
 def add_gram(total: Tensor, rows: Tensor) -> None:
@@ -15,7 +14,7 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
     than half the work. (Panels of columns, whose results lie scattered in memory, take up to a quarter longer.) A product
     in a lower format than the sum's is rounded once per call.
     """
-    width, rows = rows.shape[1], rounded(rows)
+    width = rows.shape[1]
     for start, stop in panels(width, covariance(len(rows), width).parts):
         lower, left, right = total[start:stop, :stop], rows[:, start:stop].T, rows[:, :stop]
         if rows.dtype == total.dtype:
