@@ -76,12 +76,12 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("tiny", "llama", "tiny", "mlp", train=16, queries=2, length=32),
-        Workload("llama-S-mlp", "llama", "S", "mlp", train=96, queries=16, length=128),
+        Workload("llama-S-mlp", "llama", "S", "mlp", train=64, queries=16, length=128),
         Workload("llama-S-all", "llama", "S", "all", train=64, queries=8, length=128),
-        Workload("neox-S-mlp", "gpt_neox", "S", "mlp", train=96, queries=8, length=128),
+        Workload("neox-S-mlp", "gpt_neox", "S", "mlp", train=64, queries=8, length=128),
         Workload("llama-S-q256", "llama", "S", "mlp", train=64, queries=256, length=128),
         Workload("llama-S-ragged", "llama", "S", "mlp", train=192, queries=16, length=512, ragged=True),
-        Workload("llama-S-large", "llama", "S", "mlp", train=1024, queries=16, length=128),
+        Workload("llama-S-large", "llama", "S", "mlp", train=1280, queries=16, length=128),
         Workload("llama-M-mlp", "llama", "M", "mlp", train=32, queries=8, length=256),
         Workload("llama-M-all", "llama", "M", "all", train=16, queries=4, length=256),
         Workload("neox-M-mlp", "gpt_neox", "M", "mlp", train=16, queries=4, length=256),

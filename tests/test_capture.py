@@ -313,8 +313,9 @@ def test_a_projected_input_that_is_overwritten_is_projected_again():
     torch.manual_seed(0)
     model, x = Overwriting().double(), torch.randn(6, 3, dtype=torch.float64)
     matrix, found = torch.randn(5, 2, dtype=torch.float64), {}
-    hidden = model.embed(x)
-    expected = {"first": hidden, "second": hidden + model.first(hidden)}
+    with torch.no_grad():
+        hidden = model.embed(x)
+        expected = {"first": hidden, "second": hidden + model.first(hidden)}
     with Capture(model, cover(model, ["first", "second"]).sites, dict.fromkeys(expected, matrix)) as capture:
         capture.begin(len(x), frozenset([len(x)]))
         capture.backward(model(x).square().sum(), lambda name, gradient, readers: found.update({name: gradient.a_BRI}))

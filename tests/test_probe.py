@@ -5,6 +5,7 @@ import torch
 from models import CASES
 from oracle import agree
 
+from whence import casting
 from whence import probe as probing
 from whence.coverage import cover
 from whence.fitting import fit
@@ -108,7 +109,8 @@ def test_products_are_as_before_afterwards():
 
 
 @pytest.mark.skipif(not has_units(CPU), reason="no units for short products on this CPU")
-def test_short_products_are_close_and_not_exact():
+def test_short_products_are_close_and_not_exact(monkeypatch):
+    monkeypatch.setattr(casting, "worth_rounding", lambda *shape: True)
     case = CASES["llama"]
     model = case.model().float()
     train = case.train(12)
