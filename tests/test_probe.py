@@ -117,7 +117,7 @@ def test_short_products_are_close_and_not_exact(monkeypatch):
 
     def found(products):
         precision = Precision(products=products)
-        curvature = fit(model, case.task(), train, modules="all", precision=precision)
+        curvature = fit(model, case.task(), train, modules="all", labels="data", precision=precision)
         scores = score(model, case.task(), case.queries(), train, curvature.inverse(), precision=precision)
         assert curvature.about["products"] == scores.about["products"] == products
         return torch.from_numpy(scores.raw)
