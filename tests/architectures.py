@@ -43,6 +43,8 @@ class Architecture:
     left_out: str = ""
     """Classes of which parameters are left out whatever the selector, the largest share first."""
     job: str = "language model"
+    single: bool = False
+    """Whether attention computes in float32, whatever the format of the weights."""
 
     def names(self, kind: str) -> list[str]:
         """The names of one kind, for both layers."""
@@ -237,6 +239,7 @@ ALL = [
         under("transformer.h.{}.mlp.", "c_fc c_proj"),
         under("transformer.h.{}.attn.attention.", "q_proj k_proj v_proj out_proj"),
         shared="transformer.wpe",
+        single=True,
     ),
     Architecture(
         "GPT-NeoX",
