@@ -72,8 +72,8 @@ def breakdown(workload: str, cache: Path) -> None:
                 shares[kind_of(event.key)] += event.self_cpu_time_total / 1e6
             shares["eigenvectors"] = sum(solving)
             shares["the rest"] = taken - sum(shares.values())
-            line = "".join(f"{shares[kind]:>12.2f} ({shares[kind] / taken:>4.0%})" for kind in kinds)
-            print(f"{phase:<8}{taken:>8.2f}{line}{taken * rate / whence.flops(phase):>12.2f}")
+            line = "".join(f"{shares[kind]:>12.3f} ({shares[kind] / taken:>4.0%})" for kind in kinds)
+            print(f"{phase:<8}{taken:>8.3f}{line}{taken * rate / whence.flops(phase):>12.2f}")
 
 
 def main() -> None:
