@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor, nn
 
 from whence.store.digest import canonical_json, digest
@@ -65,9 +65,12 @@ def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _digest_tensor(name: str, tensor: Tensor) -> str:
-    """Hash a tensor's name, dtype, shape and bytes, copying `CHUNK` bytes at a time."""
-    state = hashlib.blake2b(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
+    """Hash a tensor's name, dtype, shape and bytes, copying `CHUNK` bytes at a time.
+
+    BLAKE3 is as hard to forge as the hashes of the standard library, and several times as fast: models are gigabytes.
+    """
+    state = blake3(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     content = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     for start in range(0, len(content), CHUNK):
         state.update(content[start : start + CHUNK].cpu().numpy().data)
-    return state.hexdigest()
+    return state.hexdigest(length=16)
