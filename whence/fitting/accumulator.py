@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from whence import dist
+from whence.linalg.aligned import aligned, zeros
 from whence.stream import Sink
 from whence.tasks.base import Batch
 
@@ -33,7 +34,7 @@ class Accumulator(Sink):
     def sum_of(self, name: str, *shape: int) -> Tensor:
         """The sum of that name, zero at first."""
         if name not in self.sums:
-            self.sums[name] = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            self.sums[name] = zeros(*shape, dtype=self.dtype, device=self.device)
         return self.sums[name]
 
     def keeper(self, name: str) -> str:
@@ -44,7 +45,7 @@ class Accumulator(Sink):
         """Go back to saved sums, or with none of them to the beginning."""
         self.sums = {"examples": torch.zeros((), dtype=torch.float64)}
         self.sums |= {
-            name: tensor.to(self.device if tensor.ndim else "cpu") for name, tensor in sums.items() if name != "chunks"
+            name: aligned(tensor.to(self.device if tensor.ndim else "cpu")) for name, tensor in sums.items() if name != "chunks"
         }
 
     def resume(self, sums: Mapping[str, Tensor], owner: Callable[[str], int | None]) -> None:

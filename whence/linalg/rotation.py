@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from whence.linalg.aligned import product
+
 
 def split_sizes(width: int, largest: int | None) -> list[int]:
     """Widths of the diagonal blocks of a side: as equal as possible, none above `largest` (None: one block).
@@ -32,19 +34,19 @@ class Rotation:
 
     def rotate(self, x: Tensor) -> Tensor:
         """`x Q` for `x [..., n]`: coordinates in the new basis."""
-        return self._by_block(x, -1, lambda part, block: part @ block)
+        return self._by_block(x, -1, product)
 
     def unrotate(self, x: Tensor) -> Tensor:
         """`x Q^T` for `x [..., n]`: back to the old basis."""
-        return self._by_block(x, -1, lambda part, block: part @ block.T)
+        return self._by_block(x, -1, lambda part, block: product(part, block.T))
 
     def rotate_rows(self, x: Tensor) -> Tensor:
         """`Q^T x` for `x [..., n, k]`: the rows' coordinates in the new basis."""
-        return self._by_block(x, -2, lambda part, block: block.T @ part)
+        return self._by_block(x, -2, lambda part, block: product(block.T, part))
 
     def unrotate_rows(self, x: Tensor) -> Tensor:
         """`Q x` for `x [..., n, k]`: back to the old basis."""
-        return self._by_block(x, -2, lambda part, block: block @ part)
+        return self._by_block(x, -2, lambda part, block: product(block, part))
 
     def dense(self) -> Tensor:
         """`Q [n, n]`."""
