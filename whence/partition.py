@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -156,8 +158,7 @@ def run_chunk(
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         undo()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
         if all(len(batch) == 1 for batch in batches):
             break
         batch_tokens = max(longest, min(batch_tokens, max(longest * len(batch) for batch in batches)) // 2)
@@ -178,6 +179,15 @@ def keep(folder: Folder | Memory | Part, name: str, tensors: Mapping[str, Tensor
     """Save the tensors, which of several processes the first has, where all can load them."""
     in_memory = isinstance(folder.whole if isinstance(folder, Part) else folder, Memory)
     folder.save(name, dist.to_all(tensors) if in_memory else tensors)
+
+
+def release_memory() -> None:
+    """Give back what allocators hold and nothing uses: after a pass its pieces are too small for large matrices."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # only glibc has it
+    if trim:
+        trim(0)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

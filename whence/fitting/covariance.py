@@ -128,23 +128,24 @@ def _active(g_BRO: Tensor) -> Tensor:
     return (g_BRO != 0).any(-1)
 
 
-def decompose(result: dict[str, Tensor], sums: Mapping[str, Tensor], name: str, group: str) -> None:
-    """Add the eigenvectors and eigenvalues of a site's covariances to `result`; those of a shared input only once.
+def decompose(sums: dict[str, Tensor], name: str, group: str, known: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The eigenvectors and eigenvalues of a site's covariances, which are used up; not of an input in `known` already.
 
     Covariances are means over positions (or examples), so their eigenvalues are too.
     """
-    result |= {key: sums[key] for key in (f"by_example/{name}", f"out_count/{name}", f"in_count/{group}") if key in sums}
+    result = {key: sums[key] for key in (f"by_example/{name}", f"out_count/{name}", f"in_count/{group}") if key in sums}
     for side, key, what in (("out", name, "the output gradients"), ("in", group, "the inputs")):
         count = sums[f"{side}_count/{key}"].clamp(min=1)
         if f"{side}_diagonal/{key}" in sums:
             result[f"{side}_values/{key}"] = sums[f"{side}_diagonal/{key}"] / count
-        elif f"{side}_values/{key}" not in result:
+        elif f"{side}_values/{key}" not in known:
             values: list[Tensor] = []
-            while (block := f"{side}/{key}/{len(values)}") in sums:
-                found, vectors = eigh(sums[block] / count, f"{what} of {key}")
-                result[block] = vectors.to(sums[block].dtype)
-                values.append(found.to(sums[block].dtype))
+            while (total := sums.pop(block := f"{side}/{key}/{len(values)}", None)) is not None:
+                found, vectors = eigh(total.div_(count), f"{what} of {key}")
+                result[block] = vectors.to(total.dtype)
+                values.append(found.to(total.dtype))
             result[f"{side}_values/{key}"] = torch.cat(values)
+    return result
 
 
 def rotations(bases: Mapping[str, Tensor]) -> dict[str, Rotation]:

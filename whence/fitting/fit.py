@@ -32,7 +32,7 @@ from whence.fitting.methods import Method, method_named
 from whence.fitting.passes import Pass
 from whence.fitting.replay import Recorder
 from whence.operators.eigen import EigenBlock
-from whence.partition import SAVE_SECONDS, batch_positions, data_chunks, keep, module_groups
+from whence.partition import SAVE_SECONDS, batch_positions, data_chunks, keep, module_groups, release_memory
 from whence.precision import Precision, multiplying
 from whence.probe import agreement, probe, probe_rows, settle_products
 from whence.progress import note, stage
@@ -309,12 +309,14 @@ class _Fit:
             self._accumulate("covariance", number, sites, sample, sink, inputs=inputs, recorder=recorder)
             counts = {name: sink.sums[key] for name in sink.groups if (key := f"out_count/{name}") in sink.sums}
             reached = _reached(sites, counts)
+            release_memory()
             with stage("eigenvectors", len(reached), "modules") as advance, dist.agreeing():
                 bases = {"examples": sink.sums["examples"]}
                 for name in reached:
-                    decompose(bases, sink.sums, name, sink.groups[name])
+                    bases |= compact(decompose(sink.sums, name, sink.groups[name], bases))
                     advance(1)
-            keep(self.folder, basis, dist.merged(compact(bases)))
+            keep(self.folder, basis, dist.merged(bases))
+            del bases  # what comes next takes as much again
         bases = {name: part.to(self.device) for name, part in expand(self.folder.load(basis)).items()}
         groups = self.folder.read_json(inputs)
         sides = rotations(bases)
