@@ -33,11 +33,11 @@ class Rotation:
         return sum(len(block) for block in self.blocks)
 
     def rotate(self, x: Tensor) -> Tensor:
-        """`x Q` for `x [..., n]`: coordinates in the new basis."""
+        """`x Q` for `x [..., k, n]`: coordinates in the new basis."""
         return self._by_block(x, -1, product)
 
     def unrotate(self, x: Tensor) -> Tensor:
-        """`x Q^T` for `x [..., n]`: back to the old basis."""
+        """`x Q^T` for `x [..., k, n]`: back to the old basis."""
         return self._by_block(x, -1, lambda part, block: product(part, block.T))
 
     def rotate_rows(self, x: Tensor) -> Tensor:
