@@ -122,7 +122,7 @@ class Capture:
             parameter.requires_grad_(False)
         for site in self.sites.values():
             for module, layer in site.uses:
-                hook = module.register_forward_hook(self._on_forward(site, layer), with_kwargs=True)
+                hook = module.register_forward_hook(self._on_forward(module, site, layer), with_kwargs=True)
                 self._restore.append(hook.remove)
         return self
 
@@ -154,7 +154,9 @@ class Capture:
             self._hand_over(name)
         self._reset()
 
-    def _on_forward(self, site: Site, layer: Layer) -> Callable[..., Any]:
+    def _on_forward(self, module: nn.Module, site: Site, layer: Layer) -> Callable[..., Any]:
+        first = 0 if getattr(module, "batch_first", True) else 1
+
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if self._paused:
                 return None
@@ -167,8 +169,7 @@ class Capture:
             read = layer.reads(module, args, kwargs)
             self._paused = False
             kept = read if isinstance(read, tuple) else (read,)
-            rows = len(y) if getattr(module, "batch_first", True) else y.shape[1]
-            if rows not in self._rows:
+            if y.shape[first] not in self._rows:
                 raise CoverageError(
                     f"What {site.name} computes can't be told apart by example",
                     given=f"an output of shape {tuple(y.shape)} in a batch of {self._examples} examples "
@@ -232,7 +233,6 @@ class Capture:
             if use.layer.columns is not None:
                 x = self._columns(use, x)
         use.keeper = use.projected = None
-        g = g.detach()
         gradient = use.layer.gradient(use.module, x, g, self._examples)
         readers = tuple(use.source.readers) if use.source else (use.site.name,)
         name = use.site.name

@@ -63,7 +63,9 @@ class Factored:
 
     def to(self, *args: object) -> Factored:
         """As `Tensor.to`."""
-        return Factored(self.g_BRO.to(*args), self.a_BRI.to(*args), self.positions_BR)  # type: ignore[arg-type]
+        g_BRO, a_BRI = self.g_BRO.to(*args), self.a_BRI.to(*args)  # type: ignore[arg-type]
+        same = g_BRO is self.g_BRO and a_BRI is self.a_BRI
+        return self if same else Factored(g_BRO, a_BRI, self.positions_BR)
 
 
 @dataclass(frozen=True)

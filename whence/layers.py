@@ -64,7 +64,7 @@ def _linear_shape(module: Any) -> tuple[int, int]:
 
 def _by_example(x: Tensor, examples: int) -> Tensor:
     """`[B, R, width]` of `[B, ..., width]` or of rows flattened example by example, `[B*R, width]`."""
-    return x.reshape(examples, -1, x.shape[-1])
+    return x if x.ndim == 3 and x.shape[0] == examples else x.reshape(examples, -1, x.shape[-1])
 
 
 def _with_ones(module: Any, x: Tensor, examples: int) -> Tensor:

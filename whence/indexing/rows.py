@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
@@ -35,7 +36,9 @@ def compress(rows: Tensor, kept: Kept, widths: Sequence[int]) -> dict[str, Tenso
         largest = rows.abs().amax(1, keepdim=True).clamp(min=TINY)
         scale = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 15)
         return {"codes": (rows / scale).half(), "scale": scale.float(), "norm": norm}
-    largest = torch.stack([part.abs().amax(1) for part in rows.split(list(widths), dim=1)], dim=1)
+    parts = rows.split([count * width for count, width in _runs(widths)], dim=1)
+    runs = [part.unflatten(1, run) for part, run in zip(parts, _runs(widths), strict=True)]
+    largest = torch.cat([run.abs().amax(2) for run in runs], dim=1)
     scale = (largest.clamp(min=TINY) / 127).float()
     return {"codes": (rows / _spread(scale, widths)).round().to(torch.int8), "scale": scale, "norm": norm}
 
@@ -53,7 +56,13 @@ def _spread(scale: Tensor, widths: Sequence[int]) -> Tensor:
     """The scale of every number, or of every row."""
     if scale.shape[1] == 1:
         return scale
-    return scale.repeat_interleave(torch.tensor(widths, device=scale.device), dim=1, output_size=sum(widths))
+    parts = scale.split([count for count, _ in _runs(widths)], dim=1)
+    return torch.cat([part.repeat_interleave(width, dim=1) for part, (_, width) in zip(parts, _runs(widths), strict=True)], 1)
+
+
+def _runs(widths: Sequence[int]) -> list[tuple[int, int]]:
+    """`(count, width)` of equal widths in a row: nearly all are."""
+    return [(len(list(equal)), width) for width, equal in itertools.groupby(widths)]
 
 
 class ProjectedRows(Sink):
@@ -76,7 +85,6 @@ class ProjectedRows(Sink):
         self.operands = operands
         self.projection = projection.to(torch.empty(0, dtype=operands, device=device))
         self.inputs = {name: m_I for name, m_I in self.projection.into.items() if sites[name].reads_columns}
-        self.places = self.projection.places
         self.like = torch.empty(0, dtype=sums, device=device)
         self.restart()
 
@@ -86,23 +94,26 @@ class ProjectedRows(Sink):
         self.parts: list[dict[str, Tensor]] = []
 
     def begin(self, indices: Sequence[int], batch: Batch) -> None:
-        """Start the batch's rows; a module that none of the batch reaches leaves zeros."""
+        """Start the batch's rows."""
         self._now = indices
-        self._rows_BD = self.like.new_zeros(len(indices), sum(self.projection.widths))
+        self._parts: dict[str, Tensor] = {}
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Project the module's gradients."""
         gradient = gradient.to(self.operands)
         m_O, m_I = self.projection.out[name], self.projection.into[name]
         read_BRP = gradient.a_BRI if isinstance(gradient, Factored) and name in self.inputs else None
-        self._rows_BD[:, self.places[name]] = project(gradient, m_O, m_I, read_BRP).flatten(1)
+        self._parts[name] = project(gradient, m_O, m_I, read_BRP).flatten(1)
 
     def end(self) -> None:
-        """Keep the rows."""
+        """Keep the rows; a module that none of the batch reached leaves zeros."""
         self.indices += self._now
-        self.parts.append(
-            {key: tensor.cpu() for key, tensor in compress(self._rows_BD, self.kept, self.projection.widths).items()}
-        )
+        widths = self.projection.widths
+        for name, width in zip(self.projection.out, widths, strict=True):
+            if name not in self._parts:
+                self._parts[name] = self.like.new_zeros(len(self._now), width)
+        rows_BD = torch.cat([self._parts.pop(name) for name in self.projection.out], dim=1)
+        self.parts.append({key: tensor.cpu() for key, tensor in compress(rows_BD, self.kept, widths).items()})
 
     def tensors(self) -> Mapping[str, Tensor]:
         """`indices [n]` with `codes`, `scale` and `norm`; raises NumericalError where a gradient is not finite."""
