@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.worker import on_one_thread
+from benchmarks.worker import on_one_thread, seconds
 from benchmarks.workloads import CACHE, WORKLOADS, prepare, text
 
 SHAPES = (
@@ -32,19 +31,11 @@ SHAPES = (
 """Rows, inner width and columns: layers and rotations of width 256 and 512, an example's gradient, and few rows, which are
 not rounded."""
 
+BIASED = (257, 705, 769, 1025, 2049)
+"""Widths of inputs with a one for the bias."""
+
 WIDTHS = (256, 704, 1024, 1408)
 """Of covariances that are decomposed."""
-
-
-def seconds(work: Callable[[], object], times: int = 9) -> float:
-    """Median CPU seconds of the work, after one run to warm up."""
-    work()
-    taken = []
-    for _ in range(times):
-        start = time.process_time()
-        work()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
 
 
 def show_rates() -> None:
@@ -68,6 +59,21 @@ def show_rates() -> None:
             with way():
                 rates.append(2e-9 * rows * inner * columns / seconds(lambda a=a, b=b: [a @ b for _ in range(5)]) * 5)
         print(f"{f'{rows} x {inner} x {columns}':<24}" + "".join(f"{rate:>18.0f}" for rate in rates))
+
+
+def show_alignment() -> None:
+    """Rotations and covariances in float32 into results whose rows follow each other, and whose rows begin on cache lines."""
+    import torch
+
+    from whence.linalg.aligned import product, zeros
+
+    names = ("rotation", "on cache lines", "covariance", "on cache lines")
+    print(f"\n{'2048 rows, width':<24}" + "".join(f"{name:>18}" for name in names))
+    for width in BIASED:
+        x, q, total = torch.randn(2048, width), torch.randn(width, width), torch.zeros(width, width)
+        apart = zeros(width, width, dtype=total.dtype, device=total.device)
+        ways = (partial(torch.mm, x, q), partial(product, x, q), partial(total.addmm_, x.T, x), partial(apart.addmm_, x.T, x))
+        print(f"{width:<24}" + "".join(f"{2e-9 * 2048 * width**2 / seconds(way):>18.0f}" for way in ways))
 
 
 def show_eigendecompositions() -> None:
@@ -126,6 +132,7 @@ def main() -> None:
     options = parser.parse_args()
     on_one_thread("benchmarks.products")
     show_rates()
+    show_alignment()
     show_eigendecompositions()
     if options.rows:
         show_defaults(options.rows, options.cache)

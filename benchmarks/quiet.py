@@ -49,12 +49,12 @@ def pace() -> float:
 
 
 class Quiet:
-    """Repeats what was disturbed, and waits for a quiet moment before, `patience` seconds in all."""
+    """Repeats what was disturbed, and waits for a quiet moment before: that may take `patience` seconds in all."""
 
     def __init__(
         self,
         say: Callable[[str], None],
-        patience: float = 300.0,
+        patience: float = 90.0,
         stolen: Callable[[], float] = stolen_seconds,
         pace: Callable[[], float] = pace,
     ):
@@ -75,6 +75,7 @@ class Quiet:
                 least, result = min(found, key=lambda pair: pair[0])
                 return result, least
             self.say(f"disturbed {disturbed:.1f} times as much as may be: once more when it is quiet")
+            self.patience -= seconds
             self.wait()
 
     def wait(self) -> None:

@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -154,18 +155,23 @@ def disk_bytes(folder: Path) -> int:
     return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
 
 
+def seconds(work: Callable[[], object], times: int = 9) -> float:
+    """Median CPU seconds of the work, after one run to warm up."""
+    work()
+    taken = []
+    for _ in range(times):
+        start = time.process_time()
+        work()
+        taken.append(time.process_time() - start)
+    return statistics.median(taken)
+
+
 def gemm_rate(size: int, dtype: Any) -> float:
-    """GFLOP per CPU second of a square matrix product: the median of seven."""
+    """GFLOP per CPU second of a square matrix product."""
     import torch
 
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(8):
-        start = time.process_time()
-        for _ in range(5):
-            a @ b
-        seconds.append((time.process_time() - start) / 5)
-    return 2 * size**3 / statistics.median(seconds[1:]) / 1e9
+    return 2e-9 * size**3 * 5 / seconds(lambda: [a @ b for _ in range(5)])
 
 
 def cpu_model() -> str:

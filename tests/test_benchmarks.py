@@ -240,6 +240,7 @@ def test_a_disturbed_run_is_repeated_and_the_quietest_counts(monkeypatch, taken,
     monkeypatch.setattr(patient, "wait", lambda: None)
     found, disturbed = patient.measure(run)
     assert found == counted and len(seen) == runs and len(said) == runs - 1
+    assert patient.patience == pytest.approx(10.0 - 0.05 * (runs - 1), abs=0.04), "repeating is part of it"
     assert disturbed == pytest.approx(min(taken) / quiet.DISTURBED, abs=0.4)
     patient.patience = 0.0
     seen.clear()
@@ -280,10 +281,13 @@ def test_waiting_ends_when_it_is_quiet_or_patience_does(monkeypatch):
 def test_rates_of_products_and_eigenvectors(monkeypatch, capsys):
     monkeypatch.setattr(products, "SHAPES", ((128, 128, 160),))
     monkeypatch.setattr(products, "WIDTHS", (32,))
+    monkeypatch.setattr(products, "BIASED", (130,))
     products.show_rates()
+    products.show_alignment()
     products.show_eigendecompositions()
-    _, rates, _, _, taken = capsys.readouterr().out.splitlines()
+    _, rates, _, _, aligned, _, _, taken = capsys.readouterr().out.splitlines()
     assert rates.startswith("128 x 128 x 160") and len(rates.split()) == 8 and len(taken.split()) == 4
+    assert aligned.startswith("130 ") and len(aligned.split()) == 5
     assert torch.get_float32_matmul_precision() == "highest"
 
 
