@@ -1,5 +1,9 @@
 """Products of rounded operands: which are taken, what they are, and where they reach."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -135,3 +139,32 @@ def test_hooks_multiply_as_their_surroundings_do(monkeypatch):
     fit(model, case.task(), train, method="diagonal", modules="all", precision=Precision(products="bfloat16"))
     formed = {(site.out_features, site.in_features) for site in model.modules() if isinstance(site, torch.nn.Linear)}
     assert formed & {(rows, columns) for rows, _, columns in seen}
+
+
+SHAPES = """
+import ctypes, gc, os, pathlib, torch
+from whence.precision import multiplying
+
+def resident():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+weight = torch.randn(256, 256)
+with multiplying("bfloat16", torch.device("cpu")):
+    torch.randn(300, 256) @ weight
+    before = resident()
+    for rows in range(301, 701):
+        torch.randn(rows, 256) @ weight
+    print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not precision._rounds_before(torch.device("cpu")), reason="no AVX512-BF16")
+def test_short_products_of_ever_new_shapes_do_not_pile_up():
+    unset = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
+    megabytes, piled_up = (
+        float(subprocess.run([sys.executable, "-c", SHAPES], env=given, capture_output=True, check=True, text=True).stdout)
+        for given in (unset, unset | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"})
+    )
+    assert megabytes < 40 < piled_up

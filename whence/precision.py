@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -93,6 +94,17 @@ def rounded(operand: Tensor) -> Tensor:
     return short(operand) if isinstance(_mode.get(), RoundedOperands) else operand
 
 
+KEPT_SHAPES = 32
+"""For how many shapes of operands torch and oneDNN keep what they prepared of short products on a CPU, half a megabyte each.
+They would for 1024, but ragged rows make a new shape of nearly every batch, and preparing anew takes no time that shows."""
+
+
+def _keep_few_shapes() -> None:
+    """Bound what is kept, unless the user has; it is read once, before the first short product."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KEPT_SHAPES))
+
+
 @contextlib.contextmanager
 def multiplying(products: Products, device: torch.device) -> Iterator[None]:
     """Take the float32 products inside in this format; on a CPU but for those of fused attention, which get slower by it."""
@@ -103,6 +115,7 @@ def multiplying(products: Products, device: torch.device) -> Iterator[None]:
 
     short, before, mode = products == "bfloat16", _rounds_before(device), None
     if short and device.type == "cpu":
+        _keep_few_shapes()
         mode = RoundedOperands() if before else WholeAttention()
     setting, token = torch.get_float32_matmul_precision(), _mode.set(mode)
     torch.set_float32_matmul_precision("medium" if short and not before else "highest")
