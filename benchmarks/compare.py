@@ -134,7 +134,7 @@ class Comparison:
         """The rows of a workload: every phase, ours beside each peer's."""
         phases = [phase for phase in self.phases if phase in PHASES]
         others, index = ([phase for phase in phases if (phase == "index") == last] for last in (False, True))
-        order = [*others, "floor", *index, "floor", *index, "floor"]  # the index is held against the floor, to a twentieth
+        order = [*others, "floor", *index, "floor", *index, "floor"]  # an index is held against the floors beside it
         found = self.measure(workload, order, self.names, self.repeats)
         asked, floor = WORKLOADS[workload], found["whence", "floor"]
         flops = self.remotes["whence"].ask("flops", ["floor", *phases])

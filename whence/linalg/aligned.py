@@ -22,6 +22,8 @@ NARROW = 128
 
 def zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros, with rows on cache lines where that makes products into them faster."""
+    if not _gains(shape, dtype, device):
+        return torch.zeros(shape, dtype=dtype, device=device)
     return _empty(shape, dtype, device).zero_()
 
 
@@ -47,7 +49,5 @@ def _gains(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> bo
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    width = shape[-1] if shape else 1
-    room = -(-width // LINE) * LINE if _gains(shape, dtype, device) else width
-    whole = torch.empty((*shape[:-1], room) if shape else (), dtype=dtype, device=device)
-    return whole[..., :width] if room > width else whole
+    room = -(-shape[-1] // LINE) * LINE
+    return torch.empty((*shape[:-1], room), dtype=dtype, device=device)[..., : shape[-1]]
