@@ -50,6 +50,7 @@ CASES = (
     Case("llama-512-mlp", width=512, inner=1408),
     Case("llama-S-all-groups", modules="all", groups=2),
     Case("llama-512-rank", width=512, inner=1408, rank=16),
+    Case("llama-S-128-rows", train=128),
     Case("llama-S-ragged", ragged=True, train=96, tokens=300),
     Case("llama-S-vocabulary", vocabulary=8000, batch_tokens=1024),
 )

@@ -85,6 +85,13 @@ def probe_rows(examples: Examples, sites: Mapping[str, Site], indices: Sequence[
     return rows
 
 
+def worth_probing(model: nn.Module, device: torch.device, positions: float, probed: float) -> bool:
+    """Whether work over so many positions is worth a probe over `probed` of them, and the device gains by shorter products."""
+    flops = 6 * positions * sum(parameter.numel() for parameter in model.parameters())
+    large = positions >= WORTH * probed and flops >= FLOPS
+    return large and next(model.parameters()).dtype != torch.float64 and has_units(device)
+
+
 def probe(
     model: nn.Module, task: Task, examples: Examples, sites: Mapping[str, Site], rows: Sequence[int], operator: Operator | None
 ) -> Tensor:
@@ -122,15 +129,13 @@ def _choose_products(
     indices: Sequence[int],
     operator: Operator | None,
 ) -> Products:
-    first = next(model.parameters())
-    rows = probe_rows(examples, sites, indices)
+    device, rows = next(model.parameters()).device, probe_rows(examples, sites, indices)
     positions, probed = (sum(examples.sizes[index] for index in chosen) for chosen in (indices, rows))
-    flops = 6 * positions * sum(parameter.numel() for parameter in model.parameters())
-    if first.dtype == torch.float64 or positions < WORTH * probed or flops < FLOPS or not has_units(first.device):
+    if not worth_probing(model, device, positions, probed):
         return "float32"
 
     def under(products: Products) -> Tensor:
-        with multiplying(products, first.device):
+        with multiplying(products, device):
             return probe(model, task, examples, sites, rows, operator)
 
     found = agreement(under("bfloat16"), under("float32"))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import whence
 from whence.errors import DoesNotFit
 from whence.planning import show
 from whence.planning.rehearsal import Rehearsal
+from whence.precision import Precision
 from whence.progress import stage
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "plan_check.py"
@@ -78,6 +80,21 @@ def test_more_groups_and_smaller_batches_take_less_memory():
     assert sums[1].tensors < sums[0].tensors
     assert sums[2].comes < sums[0].comes / 2
     assert grouped.seconds > whole.seconds
+
+
+@pytest.mark.parametrize(("rows", "products"), [(64, "float32"), (256, "bfloat16")])
+def test_products_are_those_of_a_run(monkeypatch, rows, products):
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr("whence.probe.has_units", lambda device: True)
+    monkeypatch.setattr("whence.probe.FLOPS", 0)
+    case = replace(TINY, train=rows)
+    model, task = AutoModelForCausalLM.from_config(CHECK.config(case)).eval(), whence.CausalLM(CHECK.tokenizer(case))
+    fitted = whence.fit(model, task, CHECK.rows(case, "train"), examples="all", disjoint=False)
+    made = plan(case)
+    assert made.data["products"] == {"fit": products, "score": products} and fitted.about["products"] == products
+    assert ("bfloat16, if" in str(made)) == (products == "bfloat16")
+    assert plan(case, precision=Precision(products="float32")).data["products"]["fit"] == "float32"
 
 
 def test_a_low_rank_keeps_less_of_the_queries():

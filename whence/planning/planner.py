@@ -6,7 +6,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from whence import cost
-from whence.coverage import Coverage
+from whence.coverage import Coverage, Site
 from whence.fitting import Curvature, fit
 from whence.fitting.fit import FitSettings, cover_default
 from whence.fitting.fit import Sample as SampleSize
@@ -28,7 +28,8 @@ from whence.planning.memory import of_stage, overheads
 from whence.planning.network import network, readers
 from whence.planning.plan import Plan, Settings, Stage
 from whence.planning.rehearsal import Held, Rehearsal, Rehearsed
-from whence.precision import Precision, has_units, multiplying
+from whence.precision import Precision, Products, multiplying
+from whence.probe import probe_rows, worth_probing
 from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
 from whence.store.compact import compact_bytes
@@ -38,8 +39,8 @@ from whence.tasks.base import Task
 MANIFESTS = 5_000
 """Bytes of config, manifest and headers of a run folder; a little more per module (`PER_MODULE`)."""
 PER_MODULE = 500
-SVD_SLOWDOWN = 16
-"""How much slower the decompositions of a low-rank approximation run than products."""
+SVD_SLOWDOWN = 2
+"""How much slower the decompositions of a low-rank approximation run than products (measured on a CPU)."""
 
 
 def plan(
@@ -128,41 +129,50 @@ class Planner:
         self.weighted = task.encode_queries(self.queries)
         self.name = getattr(model, "name_or_path", "") or type(model).__name__
         self.free = {"memory": 0, "disk": 0}
-        self.machine = machine.assumed(self.device)
-        self._slower: float | None = None
+        self._slower: dict[Products, float] = {}
         self._fits: dict[Any, tuple[Rehearsal, dict[str, Rehearsed], Curvature]] = {}
         self._scores: dict[Any, dict[str, Rehearsed]] = {}
 
-    def _settled(self, precision: Precision) -> Precision:
-        """With the format of products that "auto" stands for if the scores allow it, which only the weights can tell."""
-        short = self.dtype != torch.float64 and has_units(torch.device(self.device))
-        return replace(precision, products="bfloat16" if short else "float32") if precision.products == "auto" else precision
+    def _settled(self, precision: Precision, sites: Mapping[str, Site], sample: work.Sample) -> Precision:
+        """With the format of products that "auto" stands for over the sample, if the probe allows it: only weights can tell."""
+        if precision.products != "auto":
+            return precision
+        examples = self.data.examples
+        positions, probed = (
+            sum(examples.sizes[index] for index in chosen)
+            for chosen in (sample.indices, probe_rows(examples, sites, sample.indices))
+        )
+        positions *= sample.size / len(sample.indices)
+        short = worth_probing(self.model, torch.device(self.device), positions, probed)
+        return replace(precision, products="bfloat16" if short else "float32")
 
-    def _machine(self, precision: Precision) -> machine.Machine:
-        products = self._settled(precision).products
+    def _machine(self, products: Products) -> machine.Machine:
         with multiplying(products, torch.device(self.device)):
             return machine.measured(self.device, self.dtype, products) if self.calibrate else machine.assumed(self.device)
 
     def evaluate(self, settings: Settings) -> Plan:
         """The plan for these settings."""
         fit_settings = settings.fit
-        self.machine = self._machine(fit_settings.precision)
         coverage = cover_default(self.model, self.task, fit_settings.modules)
         tokens = batch_positions(settings.batch_tokens, torch.device(self.device))
         widest = max(max(site.shape) for site in coverage.sites.values())
         first, second = work.samples(self.data, fit_settings, widest)
         of = {"covariance": first, "eigenvalues": second, "score": work.everything(self.data)}
+        once = replace(first, size=first.size // fit_settings.draws)
+        precision = self._settled(fit_settings.precision, coverage.sites, of["score"])
+        fit_settings = replace(fit_settings, precision=self._settled(fit_settings.precision, coverage.sites, once))
         passes = {name: work.one_pass(self.data, sample, tokens, fit_settings.chunks) for name, sample in of.items()}
         rank = self._rank(coverage, settings.rank)
         groups = module_groups(coverage.sites, fit_settings.groups)
         rehearsal, seen, curvature = self._rehearse_fit(fit_settings, passes["covariance"], list(coverage.sites))
-        scoring = self._rehearse_score(rehearsal, settings, passes["score"], curvature, rank, tokens)
+        scoring = self._rehearse_score(rehearsal, precision, passes["score"], curvature, rank, tokens)
         if len(groups) > 1:
             heaviest = max(groups, key=lambda names: sum(_squares(coverage.sites[name].shape) for name in names))
             _, seen, _ = self._rehearse_fit(fit_settings, passes["covariance"], heaviest)
         seen = seen | scoring
         factors = _stored(curvature)
-        seconds = self._seconds(coverage, curvature, passes, settings, len(groups), rank, tokens)
+        products: dict[str, Products] = {"fit": fit_settings.precision.products, "score": precision.products}
+        seconds = self._seconds(coverage, curvature, passes, products, len(groups), rank, tokens)
         scores = self._scores_on_disk()
         files = {"eigenvectors": factors["bases"], "eigenvalues": factors["eigenvalues"] + MANIFESTS, "score": scores}
         if "eigenvalues" not in seen:  # the method has no such pass: its eigenvalues come with the vectors
@@ -173,7 +183,7 @@ class Planner:
             Stage(
                 name,
                 seconds.get(name, 0.0),
-                of_stage(name, held, self.device),
+                of_stage(name, held, self.device, products["score" if name in scoring else "fit"]),
                 files.get(name, 0),
                 self._note(name, seen, rank),
             )
@@ -202,6 +212,7 @@ class Planner:
                 "measured": second.size if "eigenvalues" in seen else 0,
                 "queries": len(self.queries),
                 "rank": rank,
+                "products": products,
             },
             coverage=str(coverage),
             device=self.device,
@@ -233,7 +244,7 @@ class Planner:
                 labels=settings.labels,
                 seed=settings.seed,
                 largest_factor=settings.largest_factor,
-                precision=self._settled(settings.precision),
+                precision=settings.precision,
                 batch_tokens=batch_tokens,
             )
         )
@@ -242,7 +253,13 @@ class Planner:
         return rehearsal, seen, curvature
 
     def _rehearse_score(
-        self, rehearsal: Rehearsal, settings: Settings, planned: work.Pass, curvature: Curvature, rank: int | None, tokens: int
+        self,
+        rehearsal: Rehearsal,
+        precision: Precision,
+        planned: work.Pass,
+        curvature: Curvature,
+        rank: int | None,
+        tokens: int,
     ) -> dict[str, Rehearsed]:
         """The stages of scoring; with many queries from what fewer take, since each takes as much as the next."""
         rows, batch_tokens = work.twice_the_largest(self.data, planned)
@@ -264,7 +281,7 @@ class Planner:
                     rows,
                     operator,
                     rank=rank,
-                    precision=self._settled(settings.fit.precision),
+                    precision=precision,
                     batch_tokens=at_once,
                 ),
                 last=last,
@@ -289,42 +306,46 @@ class Planner:
         coverage: Coverage,
         curvature: Curvature,
         passes: dict[str, work.Pass],
-        settings: Settings,
+        products: Mapping[str, Products],
         groups: int,
         rank: int | None,
         tokens: int,
     ) -> dict[str, float]:
+        """Seconds of each stage, `products` of "fit" and of "score" in that format."""
         net = network(self.model, coverage, readers(curvature))
         width = duration.typical_width(net)
         asked = work.batches_of(work.query_sizes(self.task, self.weighted), tokens)
-        parts = {
-            "covariance": (passes["covariance"].batches, lambda b, t: cost.covariance_pass(net, b, t), groups - 1),
-            "eigenvalues": (passes["eigenvalues"].batches, lambda b, t: cost.eigenvalue_pass(net, b, t), groups - 1),
-            "queries": (asked, lambda b, t: cost.query_pass(net, b, t), 0),
-            "score": (passes["score"].batches, lambda b, t: cost.score_pass(net, b, t, len(self.queries), rank), 0),
+        parts: dict[str, tuple[str, duration.Batches, Callable[[int, int], cost.Work]]] = {
+            "covariance": ("fit", passes["covariance"].batches, lambda b, t: cost.covariance_pass(net, b, t)),
+            "eigenvalues": ("fit", passes["eigenvalues"].batches, lambda b, t: cost.eigenvalue_pass(net, b, t)),
+            "queries": ("score", asked, lambda b, t: cost.query_pass(net, b, t)),
+            "score": ("score", passes["score"].batches, lambda b, t: cost.score_pass(net, b, t, len(self.queries), rank)),
         }
-        slower = self._calibration(net, coverage, passes["score"])
-        found = {"eigenvectors": duration.eigen_seconds(self.machine, net)}
-        for name, (batches, each, again) in parts.items():
-            seconds = duration.pass_seconds(self.machine, batches, width, each)
-            found[name] = slower * (seconds + again * duration.floor_seconds(self.machine, net, batches))
+        found = {"eigenvectors": duration.eigen_seconds(self._machine(products["fit"]), net)}
+        for name, (command, batches, each) in parts.items():
+            rates = self._machine(products[command])
+            seconds = duration.pass_seconds(rates, batches, width, each)
+            if command == "fit":
+                seconds += (groups - 1) * duration.floor_seconds(rates, net, batches)
+            found[name] = self._slowdown(net, coverage, passes["score"], products[command]) * seconds
         if rank is not None:
             flops = sum(24 * w.n_out * w.n_in * (rank + 10) * w.count for w in net.tracked) * len(self.queries)
-            found["queries"] += SVD_SLOWDOWN * flops / self.machine.rate(width)
+            found["queries"] += SVD_SLOWDOWN * flops / self._machine(products["score"]).rate(width)
         return found
 
-    def _calibration(self, net: cost.Network, coverage: Coverage, planned: work.Pass) -> float:
+    def _slowdown(self, net: cost.Network, coverage: Coverage, planned: work.Pass, products: Products) -> float:
         """How much longer real batches take than predicted; 1 where there are none to run."""
         if not (self.has_weights and self.calibrate):
             return 1.0
-        if self._slower is None:
+        if products not in self._slower:
             from whence.planning.batches import floor_of
 
             rows = [self.data.examples.rows[planned.longest]] * min(4, planned.largest[0])
             batch = {(len(rows), planned.largest[1]): 1.0}
-            predicted = duration.floor_seconds(self.machine, net, batch)
-            self._slower = floor_of(self.model, self.task, coverage.sites, rows) / predicted
-        return self._slower
+            predicted = duration.floor_seconds(self._machine(products), net, batch)
+            with multiplying(products, torch.device(self.device)):
+                self._slower[products] = floor_of(self.model, self.task, coverage.sites, rows) / predicted
+        return self._slower[products]
 
     def _scores_on_disk(self) -> int:
         """Bytes of a folder of scores: numbers, and the table of the rows' texts (compressed, from those tokenised)."""

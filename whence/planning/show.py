@@ -72,6 +72,9 @@ def footing(plan: Plan) -> list[str]:
         f"Time from {source}. Memory includes the model ({size(plan.model['bytes'])}) and the process "
         f"({size(plan.model['process'])}); on the way the files take {size(plan.disk_peak)}."
     ]
+    if short := [stage for stage, products in plan.data["products"].items() if products == "bfloat16"]:
+        checked = ", if a few rows' scores allow it" if plan.settings.fit.precision.products == "auto" else ""
+        lines.append(f"Matrix products of {' and '.join(short)} in bfloat16{checked}.")
     if plan.changes:
         changed = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in plan.changes.items())
         lines.append(f"To fit, changed: {changed}")
