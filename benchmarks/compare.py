@@ -95,7 +95,7 @@ class Comparison:
         return (time.perf_counter() - self.started) / 60
 
     def measure(self, workload: str, phases: list[str], names: list[str], repeats: int) -> dict[tuple[str, str], Cell]:
-        """Run the phases round after round, each by every library in turn."""
+        """Run the phases round after round, each by every library in turn, and once more what came out unequal."""
         prepare(WORKLOADS[workload], self.cache)
         found: dict[tuple[str, str], Cell] = defaultdict(Cell)
         for name in names:
@@ -110,10 +110,19 @@ class Comparison:
                     found[name, phase] = Cell(reason=last_line(error), broke=True)
         for number in range(repeats):
             for phase in phases:
-                for name in [*names[number % len(names) :], *names[: number % len(names)]]:
-                    if not found[name, phase].reason and (name == "whence" or phase in PHASES):
-                        self._once(workload, phase, name, found[name, phase], f"round {number + 1} of {repeats}")
+                self._round(workload, phase, names, found, number, f"round {number + 1} of {repeats}")
+        for phase in dict.fromkeys(phases):
+            if any(found[name, phase].unsettled for name in names):
+                self._round(workload, phase, names, found, repeats, "once more")
         return found
+
+    def _round(
+        self, workload: str, phase: str, names: list[str], found: dict[tuple[str, str], Cell], number: int, which: str
+    ) -> None:
+        """Run a phase by every library, another one first each time."""
+        for name in [*names[number % len(names) :], *names[: number % len(names)]]:
+            if not found[name, phase].reason and (name == "whence" or phase in PHASES):
+                self._once(workload, phase, name, found[name, phase], which)
 
     def _once(self, workload: str, phase: str, name: str, cell: Cell, which: str) -> None:
         """Run a phase once and add what it took to the cell, or why it failed."""

@@ -20,6 +20,9 @@ AGREEMENT = {"tiny": 1e-3, "S": 1e-4, "M": 1e-2, "L": 1e-2}
 their eigenvectors, and rounding decides in which order libraries see these."""
 
 
+UNSETTLED = 1.2
+
+
 @dataclass
 class Cell:
     """What one library took for one phase of one workload, run by run; or the reason why there is nothing."""
@@ -34,6 +37,12 @@ class Cell:
         """The median over the runs; None where it was not measured."""
         values = [run[key] for run in self.runs if key in run]
         return statistics.median(values) if values else None
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether there are two runs, and so far apart that a third has to decide: a median of two is their mean."""
+        seconds = [run["cpu_s"] for run in self.runs]
+        return len(seconds) == 2 and max(seconds) > UNSETTLED * min(seconds)
 
 
 def make_row(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import breakdown, products, quiet, report
+from benchmarks import breakdown, compare, products, quiet, report
 from benchmarks.compare import arguments, better_peer
 from benchmarks.report import TARGETS, Cell, judge, make_row
 from benchmarks.worker import Worker, memory, settle
@@ -115,6 +115,29 @@ def test_medians_are_taken_over_the_runs_and_the_range_over_the_rounds():
     found = make_row("w", "S", "fit", "bergson", ours, theirs, Cell())
     assert found["ratio"] == 3.0 and found["ratio_range"] == [1.0, 4.0] and found["repeats"] == 3
     assert found["peak_mb_ours"] is None and found["floor_ratio"] is None
+
+
+def test_two_runs_that_differ_are_decided_by_a_third(monkeypatch):
+    class Opened:
+        def send(self, *message):
+            pass
+
+        def receive(self):
+            return {}
+
+    comparison, took = object.__new__(compare.Comparison), {"fit": [2.0, 2.1], "query": [1.0, 1.3, 1.0], "index": [1.0, 1.0]}
+    comparison.remotes, comparison.cache = {"whence": Opened(), "bergson": Opened()}, None
+    seconds = {
+        (name, phase): iter(took[phase] if name == "whence" else [4.0] * 3) for name in comparison.remotes for phase in took
+    }
+    once = lambda workload, phase, name, cell, which: cell.runs.append({"cpu_s": next(seconds[name, phase])})  # noqa: E731
+    monkeypatch.setattr(comparison, "_once", once)
+    monkeypatch.setattr(compare, "prepare", lambda *asked: None)
+    found = comparison.measure("llama-S-mlp", list(took), list(comparison.remotes), 2)
+    assert {key: len(cell.runs) for key, cell in found.items() if cell.runs} == {
+        (name, phase): 3 if phase == "query" else 2 for name in comparison.remotes for phase in took
+    }
+    assert found["whence", "query"].median("cpu_s") == 1.0
 
 
 def test_the_floor_of_the_queries_is_that_of_their_share_of_the_tokens():
