@@ -37,6 +37,8 @@ from whence.version import __version__
 
 SMALL = ("llama-S-mlp", "llama-S-all", "neox-S-mlp")
 FULL = (*SMALL, "llama-S-q256", "llama-S-ragged", "llama-M-mlp", "llama-M-all", "neox-M-mlp")
+PATIENCE = 15.0
+"""Seconds for each workload that may go into waiting for a quiet moment and repeating; what one leaves, the next may take."""
 DEFAULTS_ON = "llama-S-large"
 """The workload on which whence's own defaults meet the better peer: large enough that a sample can stand for it."""
 
@@ -97,6 +99,7 @@ class Comparison:
     def measure(self, workload: str, phases: list[str], names: list[str], repeats: int) -> dict[tuple[str, str], Cell]:
         """Run the phases round after round, each by every library in turn, and once more what came out unequal."""
         prepare(WORKLOADS[workload], self.cache)
+        self.quiet.patience += PATIENCE
         found: dict[tuple[str, str], Cell] = defaultdict(Cell)
         for name in names:
             self.remotes[name].send("open", workload, self.cache)  # not measured, so all at once
@@ -112,17 +115,19 @@ class Comparison:
             for phase in phases:
                 self._round(workload, phase, names, found, number, f"round {number + 1} of {repeats}")
         for phase in dict.fromkeys(phases):
-            if any(found[name, phase].unsettled for name in names):
-                self._round(workload, phase, names, found, repeats, "once more")
+            if self.quiet.patience > 0 and any(found[name, phase].unsettled for name in names):
+                with self.quiet.at_its_expense():
+                    self._round(workload, phase, names, found, repeats, "once more")
         return found
 
     def _round(
         self, workload: str, phase: str, names: list[str], found: dict[tuple[str, str], Cell], number: int, which: str
     ) -> None:
-        """Run a phase by every library, another one first each time."""
+        """Run a phase by every library, another one first each time; what comes up twice in a round, the peers run once."""
         for name in [*names[number % len(names) :], *names[: number % len(names)]]:
-            if not found[name, phase].reason and (name == "whence" or phase in PHASES):
-                self._once(workload, phase, name, found[name, phase], which)
+            cell = found[name, phase]
+            if not cell.reason and (name == "whence" or (phase in PHASES and len(cell.runs) <= number)):
+                self._once(workload, phase, name, cell, which)
 
     def _once(self, workload: str, phase: str, name: str, cell: Cell, which: str) -> None:
         """Run a phase once and add what it took to the cell, or why it failed."""

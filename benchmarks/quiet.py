@@ -6,9 +6,10 @@ neighbours also share caches, memory and the cores' units without taking any tim
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,7 +55,7 @@ class Quiet:
     def __init__(
         self,
         say: Callable[[str], None],
-        patience: float = 90.0,
+        patience: float = 0.0,
         stolen: Callable[[], float] = stolen_seconds,
         pace: Callable[[], float] = pace,
     ):
@@ -87,6 +88,13 @@ class Quiet:
                 return
             time.sleep(3)
             self.patience -= time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def at_its_expense(self) -> Iterator[None]:
+        """What is done inside counts against patience."""
+        start = time.perf_counter()
+        yield
+        self.patience -= time.perf_counter() - start
 
     def _once(self, run: Callable[[], Measured]) -> tuple[Measured, float, float]:
         """The result, how disturbed it was, and the seconds."""
