@@ -21,6 +21,7 @@ their eigenvectors, and rounding decides in which order libraries see these."""
 
 
 UNSETTLED = 1.2
+"""How many times apart two runs may be without a third."""
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from whence import cost
 from whence.coverage import Coverage, Site
@@ -21,7 +20,7 @@ from whence.fitting.fit import FitSettings, cover_default
 from whence.fitting.fit import Sample as SampleSize
 from whence.fitting.methods import method_named
 from whence.partition import batch_positions, module_groups
-from whence.planning import duration, machine, work
+from whence.planning import duration, files, machine, work
 from whence.planning.blank import blank_model
 from whence.planning.hints import hints
 from whence.planning.memory import of_stage, overheads
@@ -32,13 +31,9 @@ from whence.precision import Precision, Products, multiplying
 from whence.probe import probe_rows, worth_probing
 from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
-from whence.store.compact import compact_bytes
 from whence.stream import read
 from whence.tasks.base import Task
 
-MANIFESTS = 5_000
-"""Bytes of config, manifest and headers of a run folder; a little more per module (`PER_MODULE`)."""
-PER_MODULE = 500
 SVD_SLOWDOWN = 2
 """How much slower the decompositions of a low-rank approximation run than products (measured on a CPU)."""
 
@@ -170,21 +165,21 @@ class Planner:
             heaviest = max(groups, key=lambda names: sum(_squares(coverage.sites[name].shape) for name in names))
             _, seen, _ = self._rehearse_fit(fit_settings, passes["covariance"], heaviest)
         seen = seen | scoring
-        factors = _stored(curvature)
+        factors = files.of_factors(curvature)
         products: dict[str, Products] = {"fit": fit_settings.precision.products, "score": precision.products}
         seconds = self._seconds(coverage, curvature, passes, products, len(groups), rank, tokens)
-        scores = self._scores_on_disk()
-        files = {"eigenvectors": factors["bases"], "eigenvalues": factors["eigenvalues"] + MANIFESTS, "score": scores}
+        scores = files.of_scores(self.data, self.queries)
+        written = {"eigenvectors": factors["bases"], "eigenvalues": factors["eigenvalues"] + files.MANIFESTS, "score": scores}
         if "eigenvalues" not in seen:  # the method has no such pass: its eigenvalues come with the vectors
-            files["eigenvectors" if "eigenvectors" in seen else "score"] += factors["eigenvalues"] + MANIFESTS
-        if "eigenvectors" in files:
-            files["eigenvectors"] += PER_MODULE * len(coverage.sites)
+            written["eigenvectors" if "eigenvectors" in seen else "score"] += factors["eigenvalues"] + files.MANIFESTS
+        if "eigenvectors" in written:
+            written["eigenvectors"] += files.PER_MODULE * len(coverage.sites)
         stages = tuple(
             Stage(
                 name,
                 seconds.get(name, 0.0),
                 of_stage(name, held, self.device, products["score" if name in scoring else "fit"]),
-                files.get(name, 0),
+                written.get(name, 0),
                 self._note(name, seen, rank),
             )
             for name, held in seen.items()
@@ -347,25 +342,6 @@ class Planner:
                 self._slower[products] = floor_of(self.model, self.task, coverage.sites, rows) / predicted
         return self._slower[products]
 
-    def _scores_on_disk(self) -> int:
-        """Bytes of a folder of scores: numbers, and the table of the rows' texts (compressed, from those tokenised)."""
-        import pandas
-
-        from whence.store.scores import describe_rows, row_text
-
-        def size(table: pandas.DataFrame) -> int:
-            written = io.BytesIO()
-            table.to_parquet(written, index=False)
-            return written.tell()
-
-        examples = self.data.examples
-        rows = size(describe_rows(examples.rows, examples.ids, examples.sizes, None))
-        texts = [row_text(row) for row in self.queries]
-        parts = [row if isinstance(row, dict) else {} for row in self.queries]
-        asked = {"text": texts} | {key: [part.get(key) for part in parts] for key in ("prompt", "completion")}
-        numbers = 4 * len(self.queries) * self.data.total
-        return numbers + round(rows * self.data.scale) + size(pandas.DataFrame(asked)) + MANIFESTS
-
     def _choices(
         self, coverage: Coverage, curvature: Curvature, tokens: int, rank: int | None
     ) -> dict[str, tuple[tuple[str, cost.Choice], ...]]:
@@ -404,17 +380,3 @@ def _beyond(first: Rehearsed, second: Rehearsed, steps: float) -> Rehearsed:
         return Held(round(b.all + steps * (b.all - a.all)), round(b.small + steps * (b.small - a.small)))
 
     return Rehearsed(held(first.peak, second.peak), held(first.kept, second.kept))
-
-
-def _stored(curvature: Curvature) -> dict[str, int]:
-    """Bytes on disk of the bases and of the eigenvalues, what is shared counted once."""
-    blocks = curvature.blocks.values()
-    sides = [side for block in blocks for side in (block.q_O, block.q_I) if side]
-    return {
-        "bases": _distinct([tensor for side in sides for tensor in side.blocks]),
-        "eigenvalues": _distinct([block.lam_OI for block in blocks]),
-    }
-
-
-def _distinct(tensors: Sequence[Tensor]) -> int:
-    return sum({tensor.untyped_storage()._cdata: compact_bytes(tensor) for tensor in tensors}.values())
