@@ -118,6 +118,12 @@ def test_scores(tmp_path):
     assert files(tmp_path / "three").keys() == files(tmp_path / "one").keys()
 
 
+def test_nothing_is_deleted_before_all_have_read_it(tmp_path):
+    first, second = run(work.reading_late, work.all_that_deletes, tmp_path)
+    assert isinstance(first, dict), first
+    assert same(first, second)
+
+
 @pytest.mark.parametrize(("stage", "advances"), [("covariance", 10), ("eigenvectors", 2), ("eigenvalues", 10)])
 def test_a_killed_fit(tmp_path, stage, advances):
     (whole, _) = run(work.fit_case, "llama", tmp_path / "whole", work.ROWS)

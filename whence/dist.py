@@ -91,10 +91,12 @@ def alone() -> Iterator[None]:
 def on_first(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
     """Let the first process do the work, alone, while the others wait; all get what it returns, or raise what it raised.
 
-    The result goes to the others pickled.
+    It begins when all are here, so it may write over or delete what they read before. The result goes to the others
+    pickled.
     """
     if world() == 1:
         return work(*arguments, **options)
+    barrier()  # a broadcast alone would not wait for those that receive it
     value, error = None, None
     if rank() == 0:
         with alone():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,31 @@ def score_in(factors: Path, out: Path) -> dict[str, np.ndarray]:
     case = CASES["llama"]
     given = (case.model(), case.task(), case.queries(), case.train(ROWS), open_factors(factors).inverse())
     return arrays(score(*given, out=out, rescore=2, rank=1, **CHUNKED))
+
+
+def reading_late(work: Any, *arguments: Any) -> Any:
+    """Do the work, where all processes but the first take their time to read a file."""
+    load = Folder.load
+
+    def late(folder: Folder, *given: Any) -> dict[str, Tensor]:
+        time.sleep(0.2 * (dist.rank() > 0))
+        return load(folder, *given)
+
+    Folder.load = late
+    return work(*arguments)
+
+
+def all_that_deletes(folder: Path) -> dict[str, Any]:
+    """What saves shards on the way, reads them on all processes and deletes them."""
+    from whence.fitting import open_factors
+
+    found: dict[str, Any] = {"until": fit_case("mlp", folder / "until", until=0.5)}
+    found["groups"] = fit_case("mlp", folder / "groups", groups=2)
+    case = CASES["mlp"]
+    given = (case.train(), open_factors(folder / "groups").inverse())
+    found["score"] = arrays(score(case.model(), case.task(), case.queries(), *given, out=folder / "scores", **CHUNKED))
+    found["self"] = arrays(self_influence(case.model(), case.task(), *given, out=folder / "self", **CHUNKED))
+    return found
 
 
 def fit_overflowing(out: Path, place: int) -> Any:

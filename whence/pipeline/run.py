@@ -55,7 +55,6 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
 
     lock = Lock.read(resolved.out)
     steps = _plan(resolved, lock, wanted)
-    dist.barrier()  # nobody writes before all have read
     if all(step.state == "unchanged" for step in steps):
         for number, step in enumerate(steps, 1):
             _say(number, len(steps), step)
