@@ -24,14 +24,15 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Precision:
-    """Formats of what is multiplied; sums always accumulate in float32 or better, eigenvectors are solved in float64.
+    """Formats of what is multiplied; sums always accumulate in float32 or better.
 
     `statistics` are the operands of covariances and of corrected eigenvalues, `scores` those of inner products with
     the queries: lower ones take less memory; a float64 model is never lowered. `products` is what the hardware may
     round float32 operands to inside a matrix product, the model's own included: "bfloat16" (TensorFloat-32 on GPUs) is
     faster where there are units for it, and everything kept stays float32 (CPUs without AMX round a result once, too).
     "auto" takes it where the work is worth it and the inner products of a few of the rows' gradients hardly move (see
-    `whence.probe`).
+    `whence.probe`). Eigenvectors are solved in float64, but in float32 where products are shorter than that: twice as
+    fast, and less than what the products lose.
     """
 
     statistics: Format = "float32"
@@ -78,13 +79,16 @@ def _rounds_before(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 
+_short: ContextVar[bool] = ContextVar("short", default=False)
+"""Whether `multiplying` has products taken in a shorter format."""
+
 _mode: ContextVar[TorchFunctionMode | None] = ContextVar("mode", default=None)
-"""What takes short products on a CPU, where `multiplying` has some taken."""
+"""What takes them on a CPU."""
 
 
 def are_short() -> bool:
-    """Whether a CPU's products are taken in a shorter format here."""
-    return _mode.get() is not None
+    """Whether products are taken in a shorter format here."""
+    return _short.get()
 
 
 def rounded(operand: Tensor) -> Tensor:
@@ -117,13 +121,14 @@ def multiplying(products: Products, device: torch.device) -> Iterator[None]:
     if short and device.type == "cpu":
         _keep_few_shapes()
         mode = RoundedOperands() if before else WholeAttention()
-    setting, token = torch.get_float32_matmul_precision(), _mode.set(mode)
+    setting, kept = torch.get_float32_matmul_precision(), (_short.set(short), _mode.set(mode))
     torch.set_float32_matmul_precision("medium" if short and not before else "highest")
     try:
         with mode or contextlib.nullcontext():
             yield
     finally:
-        _mode.reset(token)
+        _short.reset(kept[0])
+        _mode.reset(kept[1])
         torch.set_float32_matmul_precision(setting)
 
 

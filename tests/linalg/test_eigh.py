@@ -6,6 +6,7 @@ import torch
 
 from whence.errors import NumericalError
 from whence.linalg.eigh import eigh
+from whence.precision import multiplying
 
 solvers = importlib.import_module("whence.linalg.eigh")
 
@@ -31,6 +32,19 @@ def test_decomposes_in_float64(dtype, rank):
     assert (values >= 0).all() and (values.diff() >= 0).all()
     torch.testing.assert_close(vectors @ vectors.T, torch.eye(8, dtype=torch.float64))
     torch.testing.assert_close((vectors * values) @ vectors.T, matrix.double(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_of_shorter_products_are_decomposed_in_their_own_format(dtype):
+    matrix = covariance(40, 80, dtype)
+    expected, _ = eigh(matrix, "a layer")
+    with multiplying("bfloat16", matrix.device):
+        values, vectors = eigh(matrix, "a layer")
+    assert values.dtype == vectors.dtype == dtype
+    torch.testing.assert_close(values.double(), expected, atol=1e-5 * float(expected[-1]), rtol=0)
+    vectors, matrix = vectors.double(), matrix.double()
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(40, dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close((vectors * values) @ vectors.T, matrix, atol=1e-5 * float(expected[-1]), rtol=0)
 
 
 def test_a_matrix_that_rounding_made_asymmetric_or_indefinite():
@@ -88,13 +102,16 @@ def test_numpy_is_only_asked_in_place_of_mkl(monkeypatch):
     solvers._numpy_is_faster.cache_clear()
 
 
-def test_a_solver_that_fails_is_followed_by_a_slower_one(monkeypatch):
-    matrix = covariance(6, 9)
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_a_solver_that_fails_is_followed_by_a_slower_one_in_float64(monkeypatch, products):
+    matrix = covariance(6, 9, torch.float32)
     expected, _ = eigh(matrix, "a layer")
     fail(monkeypatch)
-    values, vectors = eigh(matrix, "a layer")
+    with multiplying(products, matrix.device):
+        values, vectors = eigh(matrix, "a layer")
+    assert values.dtype == torch.float64
     torch.testing.assert_close(values, expected)
-    torch.testing.assert_close((vectors * values) @ vectors.T, matrix)
+    torch.testing.assert_close((vectors * values) @ vectors.T, matrix.double(), atol=1e-5, rtol=1e-5)
 
 
 def test_where_all_solvers_fail_the_matrix_is_named(monkeypatch):

@@ -94,6 +94,7 @@ def test_products_are_those_of_a_run(monkeypatch, rows, products):
     made = plan(case)
     assert made.data["products"] == {"fit": products, "score": products} and fitted.about["products"] == products
     assert ("bfloat16, if" in str(made)) == (products == "bfloat16")
+    assert f"float{32 if products == 'bfloat16' else 64}, one matrix" in str(made)
     assert plan(case, precision=Precision(products="float32")).data["products"]["fit"] == "float32"
 
 

@@ -56,7 +56,7 @@ def measured(device: str, dtype: torch.dtype, products: str) -> Machine:
         a, b = torch.randn(ROWS, size, device=device).to(dtype), torch.randn(size, size, device=device).to(dtype)
         multiplied.append((size, 2 * ROWS * size**2 / _seconds(lambda a=a, b=b: a @ b, device)))
     for size in (256, 640):
-        x = torch.randn(size, 2 * size, dtype=torch.float64, device=device)
+        x = torch.randn(size, 2 * size, dtype=torch.promote_types(dtype, torch.float32), device=device)
         matrix = x @ x.T
         decomposed.append((size, 9 * size**3 / _seconds(lambda matrix=matrix: eigh(matrix, "nothing"), device)))
     block = torch.randn(2**24 if device == "cpu" else 2**27, device=device)

@@ -180,7 +180,7 @@ class Planner:
                 seconds.get(name, 0.0),
                 of_stage(name, held, self.device, products["score" if name in scoring else "fit"]),
                 written.get(name, 0),
-                self._note(name, seen, rank),
+                self._note(name, seen, rank, products["fit"]),
             )
             for name, held in seen.items()
         )
@@ -359,11 +359,11 @@ class Planner:
             )
         return found
 
-    def _note(self, name: str, seen: dict[str, Rehearsed], rank: int | None) -> str:
+    def _note(self, name: str, seen: dict[str, Rehearsed], rank: int | None, fitted: Products) -> str:
         kept = f"{seen[name].kept.all / 1e9:.2g} GB of sums" if seen[name].kept.all >= 1e8 else ""
         notes = {
             "covariance": kept,
-            "eigenvectors": "float64, one matrix at a time",
+            "eigenvectors": f"{'float64' if fitted == 'float32' else 'float32'}, one matrix at a time",
             "queries": f"{len(self.queries)} queries, {'full rank' if rank is None else f'rank {rank}'}",
         }
         return notes.get(name, "")
