@@ -254,22 +254,21 @@ def test_a_phase_is_measured_above_what_was_held_before(tmp_path):
     ids=["quiet", "quiet the second time", "never quiet"],
 )
 def test_a_disturbed_run_is_repeated_and_the_quietest_counts(monkeypatch, taken, counted, runs):
-    monkeypatch.setattr(quiet, "SHORT", 0.01)
-    clock, seen, said = [0.0], [], []
+    now, stolen, seen, said = [0.0], [0.0], [], []
+    monkeypatch.setattr(quiet.time, "perf_counter", lambda: now[0])
 
     def run():
-        start = time.perf_counter()
-        time.sleep(0.05)
-        clock[0] += taken[len(seen)] * (time.perf_counter() - start)
+        now[0] += 2.0
+        stolen[0] += 2.0 * taken[len(seen)]
         seen.append(len(seen))
         return seen[-1]
 
-    patient = quiet.Quiet(said.append, 10.0, lambda: clock[0], lambda: 1.0)
+    patient = quiet.Quiet(said.append, 10.0, lambda: stolen[0], lambda: 1.0)
     monkeypatch.setattr(patient, "wait", lambda: None)
     found, disturbed = patient.measure(run)
     assert found == counted and len(seen) == runs and len(said) == runs - 1
-    assert patient.patience == pytest.approx(10.0 - 0.05 * (runs - 1), abs=0.04), "repeating is part of it"
-    assert disturbed == pytest.approx(min(taken) / quiet.DISTURBED, abs=0.4)
+    assert patient.patience == 10.0 - 2.0 * (runs - 1), "repeating is part of it"
+    assert disturbed == pytest.approx(min(taken) / quiet.DISTURBED)
     patient.patience = 0.0
     seen.clear()
     assert patient.measure(run)[0] == 0, "not repeated once patience has run out"
