@@ -128,3 +128,20 @@ def test_a_benchmark_is_kept_when_only_scores_change(settings, tmp_path):
     assert found["results"] and "towns" in (out(path) / "evaluate" / "combined.md").read_text()
     states = go(path, "score.damping=0.5")
     assert states["benchmark"] == "unchanged" and states["evaluate"] == "stale"
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(settings):
+    path = settings()
+
+    def run(*words):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
+        return subprocess.run([*launcher, "-m", "whence", "run", path, "--json", *words], capture_output=True, text=True)
+
+    first = run()
+    assert first.returncode == 0, first.stderr
+    assert {stage["state"] for stage in json.loads(first.stdout)["stages"]} == {"new"}
+    assert open_scores(out(path) / "scores").shape == (3, 18)
+    assert set(go(path).values()) == {"unchanged"}, "what one process would have made"
+    changed = json.loads(run("--set", "score.damping=0.5").stdout)["stages"]
+    assert {stage["stage"] for stage in changed if stage["state"] == "stale"} == {"inspect", "score", "evaluate", "report"}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from whence import dist
 from whence.config import Resolved, commented
 from whence.config.read import values_of
 from whence.errors import UsageError
@@ -51,8 +52,6 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     A stage that was killed goes on where it was. One that was made from something else is run again; what it made before
     is kept as NAME.1.
     """
-    from whence import dist
-
     lock = Lock.read(resolved.out)
     steps = _plan(resolved, lock, wanted)
     if all(step.state == "unchanged" for step in steps):
@@ -78,7 +77,16 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
 
 
 def _plan(resolved: Resolved, lock: Lock, wanted: Sequence[str]) -> list[Step]:
+    """What becomes of each stage; of several processes the first decides, for what it finds on disk others may not see yet."""
     stages = _needed(active(resolved.config), wanted)
+
+    def decide() -> list[tuple[State, dict[str, Any], tuple[str, ...]]]:
+        return [(step.state, step.made_from, step.reasons) for step in _steps(resolved, lock, stages)]
+
+    return [Step(stage, *found) for stage, found in zip(stages, dist.on_first(decide), strict=True)]
+
+
+def _steps(resolved: Resolved, lock: Lock, stages: Sequence[Stage]) -> list[Step]:
     steps: dict[str, Step] = {}
     for stage in stages:
         after = {name: steps[name].identity for name in stage.after if name in steps}
