@@ -14,6 +14,7 @@ import contextlib
 import math
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -223,7 +224,7 @@ def merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class _State:
     """What this process has opened: the group to exchange in, and the store that outlives its members."""
 
-    started = False
+    started = failed = False
     group: Any = None
     store: Any = None
     checked = False
@@ -249,7 +250,7 @@ def start() -> None:
     else:
         _State.store, number, count = next(rendezvous("env://", timeout=forever))
         api.init_process_group(_backend(), store=_State.store, rank=number, world_size=count, timeout=forever)
-        atexit.register(stop)
+        atexit.register(_stop_at_exit)
     _State.started = True
 
 
@@ -264,10 +265,21 @@ def stop() -> None:
     _State.started, _State.group, _State.checked = False, None, False
 
 
-def say_failed() -> None:
-    """Let the others know that this process, the first, fails and has said why."""
-    with contextlib.suppress(RuntimeError):
-        _State.store.set("whence-failed", "1")
+def _stop_at_exit() -> None:
+    """Let go of the others, unless this process fails: NCCL lets go when all do, and the others may wait for this one.
+
+    Without that torch gives up the connections when the process ends, and then the others notice.
+    """
+    if not _State.failed and not hasattr(sys, "last_value"):
+        stop()
+
+
+def fail() -> None:
+    """Note that this process fails; the first, which has said why, lets the others know."""
+    _State.failed = True
+    if rank() == 0:
+        with contextlib.suppress(RuntimeError):
+            _State.store.set("whence-failed", "1")
 
 
 def first_failed() -> bool:
@@ -304,10 +316,13 @@ def _local_rank() -> int:
 def _exchange() -> Iterator[tuple[Any, Any]]:
     """The library and the group to exchange with; an exchange that fails says that another process ended."""
     start()
+    import torch
     import torch.distributed as api
 
     try:
         yield api, _State.group
+    except torch.OutOfMemoryError:
+        raise  # this one's own
     except RuntimeError as error:
         raise WhenceError(
             "Another process of this run ended, so this one can't go on.",

@@ -75,8 +75,8 @@ def as_one() -> Iterator[None]:
         if isinstance(error, SystemExit) and not error.code:
             dist.leave()
             raise
+        dist.fail()
         if dist.rank() == 0:
-            dist.say_failed()
             raise
         if dist.first_failed():
             raise SystemExit(error.code if isinstance(error, SystemExit) else 1) from None
