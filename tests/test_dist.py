@@ -187,6 +187,39 @@ def test_a_folder_is_claimed_by_all(tmp_path):
     assert all(isinstance(error, WhenceError) and "seed 0 -> 3" in str(error) for error in errors)
 
 
+def test_other_work_is_refused_in_memory_too(tmp_path):
+    work.fit_case("mlp", tmp_path / "factors")
+    for errors in (run(work.fit_backwards, None), run(work.score_backwards, tmp_path / "factors")):
+        for error in errors:
+            assert isinstance(error, WhenceError) and "at other work than the first" in str(error), error
+            assert "data.fingerprint" in str(error)
+
+
+def test_a_process_that_fails_does_not_wait_for_the_others_at_its_end(monkeypatch):
+    stopped = []
+    monkeypatch.setattr(dist, "stop", lambda: stopped.append(True))
+    monkeypatch.setattr(dist, "rank", lambda: 1)
+    monkeypatch.setattr(dist._State, "failed", False)
+    monkeypatch.delattr(sys, "last_value", raising=False)
+    dist._stop_at_exit()
+    assert stopped
+    stopped.clear()
+    dist.fail()
+    dist._stop_at_exit()
+    monkeypatch.setattr(dist._State, "failed", False)
+    monkeypatch.setattr(sys, "last_value", KeyError(), raising=False)  # as a program's uncaught error leaves it
+    dist._stop_at_exit()
+    assert not stopped
+
+
+def test_running_out_of_memory_is_no_fault_of_the_others(monkeypatch):
+    monkeypatch.setattr(dist, "start", lambda: None)
+    with pytest.raises(torch.OutOfMemoryError), dist._exchange():
+        raise torch.OutOfMemoryError("of this one")
+    with pytest.raises(WhenceError, match="Another process of this run ended"), dist._exchange():
+        raise RuntimeError("Connection closed by peer")
+
+
 def torchrun(*words, code=0):
     """Run a command of whence in two processes, as users do."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from whence import dist
 from whence.config.schema import Generate
 from whence.data.rows import Rows, with_contents
 from whence.errors import StaleArtifact, UsageError
@@ -106,9 +107,13 @@ def generate_pairs(
 def answered(model: Any, task: Any, queries: Rows, max_new_tokens: int = 64) -> Rows:
     """The queries, those that are mere prompts with the model's greedy completion; ids stay, and `source` says who wrote it.
 
-    `task` is the model's CausalLM or Seq2Seq.
+    `task` is the model's CausalLM or Seq2Seq. Of several processes the first asks the model.
     Raises UsageError where the model has nothing to say.
     """
+    return dist.on_first(_answered, model, task, queries, max_new_tokens)
+
+
+def _answered(model: Any, task: Any, queries: Rows, max_new_tokens: int) -> Rows:
     contents = [dict(row) for row in queries]
     prompts = [row for row in contents if not has_answer(row)]
     source = f"generated greedily, at most {max_new_tokens} tokens"

@@ -138,13 +138,15 @@ def score_in(factors: Path, out: Path) -> dict[str, np.ndarray]:
 
 def reading_late(work: Any, *arguments: Any) -> Any:
     """Do the work, where all processes but the first take their time to read a file."""
-    load = Folder.load
 
-    def late(folder: Folder, *given: Any) -> dict[str, Tensor]:
-        time.sleep(0.2 * (dist.rank() > 0))
-        return load(folder, *given)
+    def late(read: Any) -> Any:
+        def reading(folder: Folder, *given: Any) -> Any:
+            time.sleep(0.1 * (dist.rank() > 0))
+            return read(folder, *given)
 
-    Folder.load = late
+        return reading
+
+    Folder.load, Folder.read_json = late(Folder.load), late(Folder.read_json)
     return work(*arguments)
 
 
@@ -167,6 +169,23 @@ def fit_overflowing(out: Path, place: int) -> Any:
     rows = [*case.train()]
     rows[place] = HUGE
     return fit(overflowing(), case.task(), rows, modules="all", out=out)
+
+
+def fit_backwards(out: Path | None) -> Any:
+    """Fit where every process but the first has the rows the other way round."""
+    case = CASES["mlp"]
+    rows = [*case.train()]
+    return fit(case.model(), case.task(), rows[::-1] if dist.rank() else rows, modules="all", out=out)
+
+
+def score_backwards(factors: Path) -> Any:
+    """The same of scores."""
+    from whence.fitting import open_factors
+
+    case = CASES["mlp"]
+    rows = [*case.train()]
+    given = (case.queries(), rows[::-1] if dist.rank() else rows, open_factors(factors).inverse())
+    return score(case.model(), case.task(), *given)
 
 
 def claimed(path: Path, provenance: dict[str, Any], other: dict[str, Any] | None = None) -> bool:

@@ -1,6 +1,7 @@
 """Fitted curvature against dense matrices made by definition: every tiny model, every method, both kinds of labels."""
 
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from whence.errors import CoverageError, NumericalError, OutOfMemory, UsageError
 from whence.fitting import METHODS, fit
 from whence.precision import Precision
 from whence.progress import Silent, report_to
+from whence.store.manifest import Folder
 from whence.stream import encode
 from whence.tasks import Classification
 
@@ -163,6 +165,31 @@ def test_a_killed_search_for_the_sample_goes_on(tmp_path, monkeypatch, killed_in
     assert (tmp_path / "again" / "probe-3.safetensors").exists()
     again = fit(case.model(), case.task(), case.train(20), out=tmp_path / "again", **asked)
     assert again.about == whole.about
+    for name, block in whole.blocks.items():
+        assert torch.equal(block.lam_OI, again.blocks[name].lam_OI)
+
+
+@pytest.mark.parametrize("killed_in", ["promote", "discard", "finish"])
+def test_a_search_that_was_killed_with_its_sample_found_goes_on(tmp_path, monkeypatch, killed_in):
+    monkeypatch.setattr(fitting, "SMALLEST", 3)
+    case = CASES["mlp"]
+    given = {"modules": "all", "until": 1.0, "out": tmp_path / "factors"}
+    replace, kept = Path.replace, []
+
+    def stopping(*args):
+        raise KeyboardInterrupt
+
+    def moving(file, target):  # a few files, not all
+        kept.extend([file] if "sample-" in str(file.parent) and not file.name.endswith(".tmp") else [])
+        return stopping() if len(kept) == 3 else replace(file, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Path, "replace", moving) if killed_in == "promote" else (Folder, killed_in, stopping)))
+        with pytest.raises(KeyboardInterrupt):
+            fit(case.model(), case.task(), case.train(20), **given)
+    again = fit(case.model(), case.task(), case.train(20), **given)
+    whole = fit(case.model(), case.task(), case.train(20), **given | {"out": tmp_path / "whole"})
+    assert not list((tmp_path / "factors").glob("sample-*"))
     for name, block in whole.blocks.items():
         assert torch.equal(block.lam_OI, again.blocks[name].lam_OI)
 

@@ -40,7 +40,7 @@ from whence.store.compact import compact, expand
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder
-from whence.store.memory import Memory
+from whence.store.memory import Memory, claim
 from whence.store.part import Part
 from whence.stream import Examples, Objective, drawn_likelihood, encode, likelihood
 from whence.tasks.base import Task
@@ -447,14 +447,15 @@ def _claim(
             WhenceWarning,
             stacklevel=3,
         )
-    if out is None:
-        return Memory()
-    provenance = {
-        "stage": "fit",
-        "model": fingerprint(model),
-        "data": {"fingerprint": examples.fingerprint, "examples": len(examples)},
-        "task": {key: value for key, value in task.settings().items() if key != "measurement"},
-        "settings": {**vars(settings), "modules": sorted(coverage.sites), "precision": settings.precision.settings()},
-        "code": fingerprint_code(),
-    }
-    return Folder.claim(out, provenance, rerun=rerun)
+
+    def provenance() -> dict[str, Any]:
+        return {
+            "stage": "fit",
+            "model": fingerprint(model),
+            "data": {"fingerprint": examples.fingerprint, "examples": len(examples)},
+            "task": {key: value for key, value in task.settings().items() if key != "measurement"},
+            "settings": {**vars(settings), "modules": sorted(coverage.sites), "precision": settings.precision.settings()},
+            "code": fingerprint_code(),
+        }
+
+    return claim(out, provenance, rerun=rerun)

@@ -43,7 +43,7 @@ from whence.scoring.sinks import (
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint, fingerprint_tensors
 from whence.store.manifest import Folder
-from whence.store.memory import Memory
+from whence.store.memory import Memory, claim
 from whence.store.scores import Scores, describe_queries, describe_rows
 from whence.stream import Examples, encode, identify, likelihood, read, stream
 from whence.tasks.base import Task
@@ -196,19 +196,20 @@ class _Score:
 
     def claim(self, out: str | Path | None, name: str, settings: ScoreSettings, queries: str, rerun: bool) -> Folder | Memory:
         """The folder for the result, or memory where the user wants none."""
-        if out is None:
-            return Memory()
-        provenance = {
-            "stage": name,
-            "model": fingerprint(self.model),
-            "data": {"fingerprint": self.train.fingerprint, "examples": len(self.train)},
-            "queries": queries,
-            "task": self.task.settings(),
-            "operator": {"label": self.operator.label, "eigenvalues": fingerprint_tensors(self.operator.tensors())},
-            "settings": {**vars(settings), "precision": settings.precision.settings()},
-            "code": fingerprint_code(),
-        }
-        return Folder.claim(out, provenance, rerun=rerun)
+
+        def provenance() -> dict[str, Any]:
+            return {
+                "stage": name,
+                "model": fingerprint(self.model),
+                "data": {"fingerprint": self.train.fingerprint, "examples": len(self.train)},
+                "queries": queries,
+                "task": self.task.settings(),
+                "operator": {"label": self.operator.label, "eigenvalues": fingerprint_tensors(self.operator.tensors())},
+                "settings": {**vars(settings), "precision": settings.precision.settings()},
+                "code": fingerprint_code(),
+            }
+
+        return claim(out, provenance, rerun=rerun)
 
     @contextlib.contextmanager
     def multiplying(self, folder: Folder | Memory, precision: Precision) -> Iterator[None]:
@@ -320,7 +321,7 @@ class _Score:
     def rescore(self, raw: np.ndarray, weighted: Sequence[Sequence[tuple[Any, float]]], settings: ScoreSettings) -> np.ndarray:
         """Compute each query's highest and lowest scores again, at full rank and in float32, in place; says which."""
         exact = np.zeros(raw.shape, dtype=bool)
-        order = np.argsort(raw, axis=1)
+        order = np.argsort(raw, axis=1, kind="stable")  # the same on every machine of a run
         ends = np.concatenate([order[:, : settings.rescore], order[:, -settings.rescore :]], axis=1)
         np.put_along_axis(exact, ends, True, axis=1)
         usable = np.zeros(raw.shape[1], dtype=bool)

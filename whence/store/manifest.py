@@ -119,13 +119,7 @@ class Folder:
         place, config, wanted = dist.on_first(claim)
         folder = claimed[0] if claimed else cls(place, config)
         folder.shared = True
-        with dist.agreeing():
-            if changes := differences(wanted, plain(provenance)):
-                raise WhenceError(
-                    f"Process {dist.rank()} of {dist.world()} is at other work than the first one.",
-                    given=("\n" + " " * 11).join(changes[:SHOWN]),
-                    accepted="the same model, data, settings and code for all processes",
-                )
+        refuse_other_work(wanted, provenance)
         return folder
 
     @classmethod
@@ -206,8 +200,8 @@ class Folder:
 
     @_by_first
     def promote(self, part: str) -> None:
-        """Take the files of a part of the folder (`part/...`) for its own."""
-        for file in sorted((self.path / part).iterdir()):
+        """Take the files of a part of the folder (`part/...`) for its own, or those of them that a killed run left there."""
+        for file in sorted((self.path / part).glob("*")):
             file.replace(self.path / file.name)
         self.discard(part)
 
@@ -287,6 +281,17 @@ def atomic(path: Path) -> Iterator[Path]:
 def _is_full(error: Exception) -> bool:
     """Whether a write failed for want of room; safetensors says so in words only."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "StorageFull" in str(error)
+
+
+def refuse_other_work(first: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise WhenceError, in all processes, where one of them is at other work than the first: their shares would not fit."""
+    with dist.agreeing():
+        if changes := differences(first, plain(own)):
+            raise WhenceError(
+                f"Process {dist.rank()} of {dist.world()} is at other work than the first one.",
+                given=("\n" + " " * 11).join(changes[:SHOWN]),
+                accepted="the same model, data, settings and code for all processes",
+            )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

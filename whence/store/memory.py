@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from whence import dist
+from whence.store.digest import plain
+from whence.store.manifest import Folder, refuse_other_work
 
 
 class Memory:
@@ -61,3 +66,16 @@ class Memory:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def claim(out: str | Path | None, provenance: Callable[[], Mapping[str, Any]], *, rerun: bool = False) -> Folder | Memory:
+    """The folder for work described by the provenance (see `Folder.claim`), or memory where the user wants no folder.
+
+    Raises WhenceError where another process of the run is at other work.
+    """
+    if out is not None:
+        return Folder.claim(out, provenance(), rerun=rerun)
+    if dist.world() > 1:
+        own = provenance()
+        refuse_other_work(dist.from_first(plain(own)), own)
+    return Memory()

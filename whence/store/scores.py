@@ -239,11 +239,11 @@ class Scores:
         arrays |= {f"module/{name}": values for name, values in self.modules.items()}
         arrays |= {key: value for key in ("tokens", "exact") if (value := getattr(self, key)) is not None}
         folder.save(SHARD, {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()})
+        self.examples.to_parquet(folder.path / EXAMPLES, index=False)
+        self.queries.to_parquet(folder.path / QUERIES, index=False)
         for part in folder.shards():  # the chunks that led here
             if part != SHARD:
                 folder.drop(part)
-        self.examples.to_parquet(folder.path / EXAMPLES, index=False)
-        self.queries.to_parquet(folder.path / QUERIES, index=False)
         folder.finish({"about": self.about, "n_train": self.n_train})
 
 
