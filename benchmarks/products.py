@@ -2,6 +2,7 @@
 
     python -m benchmarks.products                 # rates, then a fit and its scores in float32 and with short products
     python -m benchmarks.products --rows 0        # rates alone
+    python -m benchmarks.products --workload llama-S-q256 --rows 96
 
 One thread, CPU seconds, medians; GFLOP/s where nothing else is said.
 """
@@ -93,7 +94,7 @@ def show_eigendecompositions() -> None:
         print(f"{width:<24}" + "".join(f"{value:>18.3f}" for value in taken))
 
 
-def show_defaults(rows: int, cache: Path) -> None:
+def show_defaults(name: str, rows: int, cache: Path) -> None:
     """A fit and scores with nothing set but the labels and the format of products."""
     import numpy as np
 
@@ -107,7 +108,7 @@ def show_defaults(rows: int, cache: Path) -> None:
         def end(self, stage: Any) -> None:
             print(f"  {stage.name} {stage.elapsed:.2f} s", end="")
 
-    workload = replace(WORKLOADS["llama-S-large"], train=rows)
+    workload = replace(WORKLOADS[name], train=rows)
     model, tokenizer = whence.load_model(str(prepare(workload, cache)))
     train, queries = ([{"text": text(row)} for row in workload.sequences(part)] for part in ("train", "queries"))
     task, scores = whence.CausalLM(tokenizer), []
@@ -128,6 +129,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.products", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--rows", type=int, default=576, help="training rows of the fit; 0 for none")
+    parser.add_argument(
+        "--workload", default="llama-S-large", choices=WORKLOADS, help="its model and queries (default: %(default)s)"
+    )
     parser.add_argument("--cache", type=Path, default=CACHE, help="where the model is kept")
     options = parser.parse_args()
     on_one_thread("benchmarks.products")
@@ -135,7 +139,7 @@ def main() -> None:
     show_alignment()
     show_eigendecompositions()
     if options.rows:
-        show_defaults(options.rows, options.cache)
+        show_defaults(options.workload, options.rows, options.cache)
 
 
 if __name__ == "__main__":

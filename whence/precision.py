@@ -29,7 +29,7 @@ class Precision:
     `statistics` are the operands of covariances and of corrected eigenvalues, `scores` those of inner products with
     the queries: lower ones take less memory; a float64 model is never lowered. `products` is what the hardware may
     round float32 operands to inside a matrix product, the model's own included: "bfloat16" (TensorFloat-32 on GPUs) is
-    faster where there are units for it, and everything kept stays float32 (CPUs without AMX round a result once, too).
+    faster where there are units for it, and everything that stays is float32 (CPUs round some results once, too).
     "auto" takes it where the work is worth it and the inner products of a few of the rows' gradients hardly move (see
     `whence.probe`). Eigenvectors are solved in float64, but in float32 where products are shorter than that: twice as
     fast, and less than what the products lose.
@@ -96,6 +96,13 @@ def rounded(operand: Tensor) -> Tensor:
     from whence.casting import RoundedOperands, short
 
     return short(operand) if isinstance(_mode.get(), RoundedOperands) else operand
+
+
+def kept_as(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The format to keep operands in that go into many products: on a CPU that to which short products round them anyway."""
+    import torch
+
+    return torch.bfloat16 if are_short() and dtype == torch.float32 and device.type == "cpu" else dtype
 
 
 KEPT_SHAPES = 32

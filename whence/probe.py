@@ -17,7 +17,7 @@ from whence.capture import Capture
 from whence.coverage import Site
 from whence.gradients import Gradient, dot_module
 from whence.operators.base import Operator
-from whence.precision import Precision, Products, has_units, multiplying
+from whence.precision import Precision, Products, has_units, kept_as, multiplying
 from whence.progress import note
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
@@ -67,8 +67,9 @@ class _Gram(Sink):
         self.streaming, self.dtype, self.total = operator.streaming() if operator else None, dtype, torch.zeros(())
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
-        formed = gradient.to(self.dtype).dense()  # met by so many others that all but the shortest rows are cheaper formed
-        applied = self.streaming.apply(name, gradient, readers).to(self.dtype) if self.streaming else formed
+        dtype = kept_as(self.dtype, gradient.device) if self.streaming else self.dtype
+        formed = gradient.to(dtype).dense()  # met by so many others that all but the shortest rows are cheaper formed
+        applied = self.streaming.apply(name, gradient, readers).to(dtype) if self.streaming else formed
         self.total = self.total + dot_module(applied, formed).cpu().double()
 
 

@@ -1,6 +1,7 @@
 """Scores of every granularity against dense references, and what must not change them."""
 
 import functools
+import importlib
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from oracle import agree, curvature, inverse, likelihoods, log_likelihood, score
 from whence.errors import DegenerateScores, NumericalError, OutOfMemory, StaleArtifact, UsageError
 from whence.fitting import METHODS, fit
 from whence.precision import Precision
+from whence.scoring.queries import precondition
 from whence.scoring.score import score, self_influence
 from whence.stream import encode
 from whence.tasks import CausalLM, Classification
+
+scoring = importlib.import_module("whence.scoring.score")
 
 
 @functools.cache
@@ -305,6 +309,25 @@ def test_low_precision_scores_stay_close():
     error = np.abs(rough - full).max() / np.abs(full).max()
     assert 0 < error < 0.03
     agree(full, scored(case).raw, 1e-4)
+
+
+def test_queries_are_kept_in_the_format_of_short_products(monkeypatch):
+    case, kept = CASES["llama"], []
+    model, operator = case.model().float(), fitted(case).inverse(damping=0.1)
+    found = {}
+
+    def seen(*given, **settings):
+        prepared = precondition(*given, **settings)
+        kept.append({gradient.dtype for gradient in prepared.gradients.values()})
+        return prepared
+
+    monkeypatch.setattr(scoring, "precondition", seen)
+    for products in ("float32", "bfloat16"):
+        precision = Precision(products=products)
+        found[products] = score(model, case.task(), case.queries(), case.train(), operator, precision=precision).raw
+    assert kept == [{torch.float32}, {torch.bfloat16}]
+    assert found["bfloat16"].dtype == np.float32
+    assert 0 < np.abs(found["bfloat16"] - found["float32"]).max() < 0.03 * np.abs(found["float32"]).max()
 
 
 # rows that say nothing, and mistakes

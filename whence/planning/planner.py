@@ -258,7 +258,7 @@ class Planner:
     ) -> dict[str, Rehearsed]:
         """The stages of scoring; with many queries from what fewer take, since each takes as much as the next."""
         rows, batch_tokens = work.twice_the_largest(self.data, planned)
-        key = (id(curvature), rank, tokens, len(rows), batch_tokens)
+        key = (id(curvature), repr(precision), rank, tokens, len(rows), batch_tokens)
         if key in self._scores:
             return self._scores[key]
         _, operator = rehearsal.run(lambda model, task: curvature.inverse(0.1))

@@ -25,7 +25,7 @@ from whence.errors import NumericalError, UsageError
 from whence.gradients import Dense, Gradients, Per, dot
 from whence.operators.base import Operator
 from whence.partition import batch_positions, data_chunks, keep, next_round, run_share
-from whence.precision import EXACT, Precision, multiplying
+from whence.precision import EXACT, Precision, kept_as, multiplying
 from whence.probe import settle_products
 from whence.progress import note, stage
 from whence.scoring.checks import check_choices, check_scores
@@ -119,7 +119,8 @@ def score(
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
         with work.multiplying(folder, precision):
-            prepared = work.prepare(weighted, settings, chosen, precision.operands("scores", work.dtype), work.sums)
+            kept = kept_as(precision.operands("scores", work.dtype), work.device)
+            prepared = work.prepare(weighted, settings, chosen, kept, work.sums)
             if "examples" in kinds:
                 raw, extra = work.total(prepared, precision), {}
             else:
