@@ -4,13 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from distributed import work
-from distributed.processes import run
+from distributed.processes import run, torchrun
 
 from whence import dist
 from whence.errors import NumericalError, StaleArtifact, UsageError, WhenceError
@@ -218,15 +217,6 @@ def test_running_out_of_memory_is_no_fault_of_the_others(monkeypatch):
         raise torch.OutOfMemoryError("of this one")
     with pytest.raises(WhenceError, match="Another process of this run ended"), dist._exchange():
         raise RuntimeError("Connection closed by peer")
-
-
-def torchrun(*words, code=0):
-    """Run a command of whence in two processes, as users do."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([*launcher, "-m", *map(str, words)], capture_output=True, text=True, env=environment)
-    assert (done.returncode == 0) == (code == 0), done.stderr
-    return done
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ have something to exchange.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import pickle
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from whence.errors import UsageError, WhenceError
+from whence.parcels import kinds_of, pack, parcels_of, unpack
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +36,6 @@ DAYS = 30
 
 PATIENCE = 5.0
 """Seconds in which the first process says why it failed before another one says it instead."""
-
-PARCEL = 2**25
-"""Bytes up to which tensors travel together: many small ones cost many waits."""
 
 SEVERAL = "fit, score, self-influence and trace"
 """What is shared out over the processes."""
@@ -162,19 +159,19 @@ def add_up(sums: Mapping[str, Tensor], owner: Callable[[str], int | None] = lamb
     if world() == 1:
         return dict(sums)
     _refuse_one_gpu_for_all(sums)
-    kinds = {name: kind for found in from_all(_kinds(sums)) for name, kind in found.items()}
+    kinds = {name: kind for found in from_all(kinds_of(sums)) for name, kind in found.items()}
     owners = {name: owner(name) for name in kinds}
     total: dict[str, Tensor] = {}
     with _exchange() as (api, group):
-        for parcel in _parcels(kinds, owners):
+        for parcel in parcels_of(kinds, owners):
             target = owners[parcel[0]]
-            packed = _pack(parcel, sums, kinds)
+            packed = pack(parcel, sums, kinds)
             if target is None:
                 api.all_reduce(packed, group=group)
             else:
                 api.reduce(packed, dst=target, group=group)
             if target in (None, rank()):
-                total |= _unpack(packed, parcel, kinds)
+                total |= unpack(packed, parcel, kinds)
     return total
 
 
@@ -183,13 +180,13 @@ def to_all(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if world() == 1:
         return dict(tensors)
     _refuse_one_gpu_for_all(tensors)
-    kinds = from_first(_kinds(tensors))
+    kinds = from_first(kinds_of(tensors))
     shared: dict[str, Tensor] = {}
     with _exchange() as (api, group):
-        for parcel in _parcels(kinds):
-            packed = _pack(parcel, tensors if rank() == 0 else {}, kinds)
+        for parcel in parcels_of(kinds):
+            packed = pack(parcel, tensors if rank() == 0 else {}, kinds)
             api.broadcast(packed, src=0, group=group)
-            shared |= _unpack(packed, parcel, kinds)
+            shared |= unpack(packed, parcel, kinds)
     return shared
 
 
@@ -198,19 +195,19 @@ def to_first(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     if world() == 1:
         return [dict(tensors)]
     mine = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    kinds = from_all(_kinds(mine))
+    kinds = from_all(kinds_of(mine))
     received = [mine]
     with _exchange() as (api, group):
         if rank() > 0:
-            for parcel in _parcels(kinds[rank()]):
-                api.send(_pack(parcel, mine, kinds[rank()]), dst=0, group=group)
+            for parcel in parcels_of(kinds[rank()]):
+                api.send(pack(parcel, mine, kinds[rank()]), dst=0, group=group)
             return []
         for number in range(1, world()):
             received.append({})
-            for parcel in _parcels(kinds[number]):
-                packed = _pack(parcel, {}, kinds[number])
+            for parcel in parcels_of(kinds[number]):
+                packed = pack(parcel, {}, kinds[number])
                 api.recv(packed, src=number, group=group)
-                received[number] |= _unpack(packed, parcel, kinds[number])
+                received[number] |= unpack(packed, parcel, kinds[number])
     return received
 
 
@@ -336,46 +333,6 @@ def _from_first_pickled(value: Any) -> Any:
     with _exchange() as (api, group):
         api.broadcast_object_list(box, src=0, group=group)
     return box[0]
-
-
-Kind = tuple[tuple[int, ...], Any, str]
-"""Shape, dtype and type of device of a tensor."""
-
-
-def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
-    return {name: (tuple(tensor.shape), tensor.dtype, tensor.device.type) for name, tensor in tensors.items()}
-
-
-def _parcels(kinds: Mapping[str, Kind], owners: Mapping[str, int | None] | None = None) -> list[list[str]]:
-    """The names in groups that travel as one tensor: of one dtype, device and owner, and not too large; the same everywhere."""
-    parcels: list[list[str]] = []
-    last, room = None, 0
-    order = {name: (str(owners and owners[name]), str(dtype), where) for name, (_, dtype, where) in kinds.items()}
-    for name in sorted(kinds, key=lambda name: (order[name], name)):
-        size = math.prod(kinds[name][0]) * kinds[name][1].itemsize
-        if order[name] != last or size > room:
-            parcels.append([])
-            last, room = order[name], PARCEL
-        parcels[-1].append(name)
-        room -= size
-    return parcels
-
-
-def _pack(parcel: Sequence[str], tensors: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> Tensor:
-    """The tensors end to end, with zeros for those that this process lacks; a single one as it is."""
-    import torch
-
-    parts = []
-    for name in parcel:
-        shape, dtype, where = kinds[name]
-        parts.append((tensors[name] if name in tensors else torch.zeros(shape, dtype=dtype, device=where)).reshape(-1))
-    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
-
-
-def _unpack(packed: Tensor, parcel: Sequence[str], kinds: Mapping[str, Kind]) -> dict[str, Tensor]:
-    shapes = [kinds[name][0] for name in parcel]
-    parts = packed.split([math.prod(shape) for shape in shapes])
-    return {name: part.view(shape) for name, part, shape in zip(parcel, parts, shapes, strict=True)}
 
 
 def _refuse_one_gpu_for_all(tensors: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -39,6 +40,15 @@ def run(work: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:
             process.kill()
     pairs = zip(sent, started, strict=True)
     return [process.exitcode if result is None else pickle.loads(result) for result, (process, _) in pairs]
+
+
+def torchrun(*words: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command of whence in two processes, as users do; one that fails where `code` is not 0."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([*launcher, "-m", *map(str, words)], capture_output=True, text=True, env=environment)
+    assert (done.returncode == 0) == (code == 0), done.stderr
+    return done
 
 
 def _received(name: str, results: Connection) -> bytes | None:

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from distributed.processes import torchrun
 
 from whence.config import read_config
 from whence.pipeline import run_pipeline
@@ -133,15 +134,9 @@ def test_a_benchmark_is_kept_when_only_scores_change(settings, tmp_path):
 @pytest.mark.slow
 def test_two_processes_make_one_run(settings):
     path = settings()
-
-    def run(*words):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
-        return subprocess.run([*launcher, "-m", "whence", "run", path, "--json", *words], capture_output=True, text=True)
-
-    first = run()
-    assert first.returncode == 0, first.stderr
-    assert {stage["state"] for stage in json.loads(first.stdout)["stages"]} == {"new"}
+    first = json.loads(torchrun("whence", "run", path, "--json").stdout)["stages"]
+    assert {stage["state"] for stage in first} == {"new"}
     assert open_scores(out(path) / "scores").shape == (3, 18)
     assert set(go(path).values()) == {"unchanged"}, "what one process would have made"
-    changed = json.loads(run("--set", "score.damping=0.5").stdout)["stages"]
+    changed = json.loads(torchrun("whence", "run", path, "--json", "--set", "score.damping=0.5").stdout)["stages"]
     assert {stage["stage"] for stage in changed if stage["state"] == "stale"} == {"inspect", "score", "evaluate", "report"}

@@ -27,7 +27,7 @@ from whence.progress import note, stage
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint, fingerprint_tensors
 from whence.store.manifest import Folder
-from whence.store.memory import Memory
+from whence.store.memory import Memory, claim
 from whence.store.scores import describe_rows
 from whence.stream import Examples, encode, likelihood, stream
 from whence.tasks.base import Task
@@ -85,7 +85,7 @@ def build_index(
     if not examples.usable:
         raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)
     work = _Build(model, task, examples, coverage, settings, curvature)
-    folder = Memory() if out is None else Folder.claim(out, work.provenance(), rerun=rerun)
+    folder = claim(out, work.provenance, rerun=rerun)
     try:
         if isinstance(folder, Folder) and folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to compute")
