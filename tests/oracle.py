@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.coverage import cover
-from whence.stream import draws, encode
+from whence.engine.stream import draws, encode
 
 Value = Callable[[nn.Module], Tensor]
 """A number that a model gives, to take gradients of."""

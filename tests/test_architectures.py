@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import whence
 from whence.capture import Capture
 from whence.coverage import Coverage, cover
+from whence.engine.stream import Sink, encode, likelihood, stream
 from whence.errors import CoverageError
 from whence.gradients import Gradient
-from whence.stream import Sink, encode, likelihood, stream
 from whence.tasks import Task
 
 ROUNDING = 1e-9

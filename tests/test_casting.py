@@ -12,10 +12,10 @@ from models import CASES
 from whence import casting, precision
 from whence.casting import RoundedOperands
 from whence.cost import worth_rounding
+from whence.engine.probe import agreement
 from whence.fitting import fit
 from whence.fitting.covariance import Covariance
 from whence.precision import Precision, multiplying
-from whence.probe import agreement
 from whence.scoring import score
 
 CPU = torch.device("cpu")

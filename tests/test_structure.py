@@ -19,7 +19,8 @@ FLOORS = [
     {"linalg"},
     {"gradients", "operators"},
     {"capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},
-    {"filter", "fitting", "indexing", "partition", "probe", "scoring", "stream", "train"},
+    {"engine", "filter"},
+    {"fitting", "indexing", "scoring", "train"},
     {"methods"},
     {
         "",

@@ -31,7 +31,7 @@ class Precision:
     round float32 operands to inside a matrix product, the model's own included: "bfloat16" (TensorFloat-32 on GPUs) is
     faster where there are units for it, and everything that stays is float32 (CPUs round some results once, too).
     "auto" takes it where the work is worth it and the inner products of a few of the rows' gradients hardly move (see
-    `whence.probe`). Eigenvectors are solved in float64, but in float32 where products are shorter than that: twice as
+    `whence.engine.probe`). Eigenvectors are solved in float64, but in float32 where products are shorter than that: twice as
     fast, and less than what the products lose.
     """
 

@@ -20,8 +20,8 @@ from whence import cost
 from whence.capture import Capture
 from whence.coverage import cover
 from whence.data.batches import plan_batches
+from whence.engine.partition import batch_positions
 from whence.operators.base import Operator
-from whence.partition import batch_positions
 from whence.planning.network import network, readers
 from whence.scoring.queries import precondition
 from whence.tasks.tokens import Tokens

@@ -9,12 +9,12 @@ from models import CASES, HUGE, named, overflowing, small_memory
 from oracle import agree, likelihoods, traced, traces
 from oracle import curvature as oracle_curvature
 
+from whence.engine.stream import encode
 from whence.errors import CoverageError, NumericalError, OutOfMemory, UsageError
 from whence.fitting import METHODS, fit
 from whence.precision import Precision
 from whence.progress import Silent, report_to
 from whence.store.manifest import Folder
-from whence.stream import encode
 from whence.tasks import Classification
 
 fitting = importlib.import_module("whence.fitting.fit")

@@ -8,9 +8,9 @@ from models import CASES, mlp, randomised
 from oracle import agree, gauss_newton, log_likelihood, text_logits, traces
 from torch import nn
 
+from whence.engine.stream import encode
 from whence.fitting import fit
 from whence.scoring.score import score
-from whence.stream import encode
 from whence.tasks import Classification
 
 P = torch.tensor([4, 2, 1, 1], dtype=torch.float64) / 8

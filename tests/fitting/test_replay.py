@@ -4,11 +4,11 @@ import pytest
 import torch
 from models import CASES, named, small_memory
 
+from whence.engine.stream import Sink
 from whence.fitting import fit, replay
 from whence.fitting.replay import Recorder
 from whence.gradients import Dense, Factored
 from whence.progress import Silent, report_to
-from whence.stream import Sink
 
 CHUNKS = {"chunks": 4, "save_every": 1e9}
 

@@ -9,11 +9,11 @@ from oracle import agree, traced
 
 from whence.capture import Capture
 from whence.coverage import cover
+from whence.engine.stream import Sink, encode, likelihood, stream
 from whence.fitting import fit
 from whence.gradients import Dense
 from whence.indexing.projection import Projection, in_eigenbasis, project, random_projection
 from whence.indexing.rows import ProjectedRows
-from whence.stream import Sink, encode, likelihood, stream
 
 cases = pytest.mark.parametrize("case", named("llama", "neox", "conv", "repeated", "llama-tied"), ids=lambda case: case.name)
 

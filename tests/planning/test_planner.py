@@ -86,8 +86,8 @@ def test_more_groups_and_smaller_batches_take_less_memory():
 def test_products_are_those_of_a_run(monkeypatch, rows, products):
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr("whence.probe.has_units", lambda device: True)
-    monkeypatch.setattr("whence.probe.FLOPS", 0)
+    monkeypatch.setattr("whence.engine.probe.has_units", lambda device: True)
+    monkeypatch.setattr("whence.engine.probe.FLOPS", 0)
     case = replace(TINY, train=rows)
     model, task = AutoModelForCausalLM.from_config(CHECK.config(case)).eval(), whence.CausalLM(CHECK.tokenizer(case))
     fitted = whence.fit(model, task, CHECK.rows(case, "train"), examples="all", disjoint=False)

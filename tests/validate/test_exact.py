@@ -7,8 +7,8 @@ from models import CASES
 from torch import nn
 
 import whence
+from whence.engine.stream import encode
 from whence.errors import NumericalError, UsageError
-from whence.stream import encode
 from whence.tasks import Classification, Regression
 from whence.validate.exact import Iterative, exact_scores, gauss_newton
 from whence.validate.problem import Problem

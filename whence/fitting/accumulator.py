@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from whence import dist
+from whence.engine.stream import Sink
 from whence.linalg.aligned import aligned, zeros
-from whence.stream import Sink
 from whence.tasks.base import Batch
 
 

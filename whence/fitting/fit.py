@@ -2,7 +2,7 @@
 
 Two passes: covariances of every module's inputs and output gradients, whose eigenvectors are the basis; then, for
 methods that measure them, the eigenvalues in that basis. Each pass is cut into groups of modules and chunks of
-examples (`whence.partition`), and the sums are saved after every chunk: a killed fit goes on from there, to the same
+examples (`whence.engine.partition`), and the sums are saved after every chunk: a killed fit goes on from there, to the same
 bits.
 """
 
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from whence import dist
 from whence.capture import Capture
 from whence.coverage import Coverage, Site, cover
+from whence.engine.partition import SAVE_SECONDS, batch_positions, data_chunks, keep, module_groups, release_memory
+from whence.engine.probe import agreement, probe, probe_rows, settle_products
+from whence.engine.stream import Examples, Objective, drawn_likelihood, encode, likelihood
 from whence.errors import CoverageError, NumericalError, UsageError, WhenceWarning
 from whence.fitting.accumulator import Accumulator
 from whence.fitting.covariance import Covariance, decompose, kronecker_eigenvalues, rotations
@@ -32,9 +35,7 @@ from whence.fitting.methods import Method, method_named
 from whence.fitting.passes import Pass
 from whence.fitting.replay import Recorder
 from whence.operators.eigen import EigenBlock
-from whence.partition import SAVE_SECONDS, batch_positions, data_chunks, keep, module_groups, release_memory
 from whence.precision import Precision, multiplying
-from whence.probe import agreement, probe, probe_rows, settle_products
 from whence.progress import note, stage
 from whence.store.compact import compact, expand
 from whence.store.digest import fingerprint_code
@@ -42,7 +43,6 @@ from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder
 from whence.store.memory import Memory, claim
 from whence.store.part import Part
-from whence.stream import Examples, Objective, drawn_likelihood, encode, likelihood
 from whence.tasks.base import Task
 from whence.tasks.tokens import beginning
 

@@ -10,14 +10,14 @@ from torch import Tensor
 from whence import dist
 from whence.capture import Capture
 from whence.data.batches import plan_batches
+from whence.engine.partition import SaveTimer, next_round, run_share
+from whence.engine.stream import Examples, Objective, Sink, stream
 from whence.fitting.accumulator import Accumulator
 from whence.fitting.covariance import Covariance
 from whence.fitting.replay import Recorder
-from whence.partition import SaveTimer, next_round, run_share
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.store.part import Part
-from whence.stream import Examples, Objective, Sink, stream
 from whence.tasks.base import Task
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from whence.engine.stream import Sink
 from whence.gradients import Factored, Gradient
-from whence.stream import Sink
 from whence.tasks.base import Batch
 
 KEPT_BYTES = 160 * 2**20

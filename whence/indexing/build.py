@@ -14,22 +14,22 @@ from whence import dist
 from whence.capture import Capture
 from whence.coverage import Coverage, cover
 from whence.data.rows import Rows
+from whence.engine.partition import batch_positions, data_chunks, run_chunk
+from whence.engine.probe import settle_products
+from whence.engine.stream import Examples, encode, likelihood, stream
 from whence.errors import UsageError
 from whence.fitting.curvature import Curvature
 from whence.fitting.fit import cover_default
 from whence.indexing.index import EXAMPLES, MAPS, Index, open_index, rows_name
 from whence.indexing.projection import in_eigenbasis, random_projection
 from whence.indexing.rows import FORMATS, Kept, ProjectedRows
-from whence.partition import batch_positions, data_chunks, run_chunk
 from whence.precision import Precision, Products, multiplying
-from whence.probe import settle_products
 from whence.progress import note, stage
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint, fingerprint_tensors
 from whence.store.manifest import Folder
 from whence.store.memory import Memory, claim
 from whence.store.scores import describe_rows
-from whence.stream import Examples, encode, likelihood, stream
 from whence.tasks.base import Task
 
 DAMPING = 0.1

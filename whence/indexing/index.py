@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from whence.capture import Capture
 from whence.coverage import Site, cover
+from whence.engine.partition import batch_positions
+from whence.engine.stream import read
 from whence.errors import StaleArtifact, TokenizerMismatch, UsageError
 from whence.indexing.projection import Projection, random_projection
 from whence.indexing.queries import project_queries
 from whence.indexing.rows import expand
 from whence.operators.base import Operator
-from whence.partition import batch_positions
 from whence.precision import multiplying
 from whence.progress import stage
 from whence.scoring.checks import check_scores
@@ -26,7 +27,6 @@ from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder, differences
 from whence.store.memory import Memory
 from whence.store.scores import Scores, describe_queries
-from whence.stream import read
 from whence.tasks.base import Task
 
 if TYPE_CHECKING:

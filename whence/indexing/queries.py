@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from whence.capture import Capture
+from whence.engine.partition import run_chunk
+from whence.engine.stream import Sink, stream
 from whence.errors import UsageError
 from whence.gradients import Gradient, chunks
 from whence.indexing.projection import Projection, project
 from whence.operators.base import Operator
-from whence.partition import run_chunk
-from whence.stream import Sink, stream
 from whence.tasks.base import Batch, Task
 
 Weighted = Sequence[Sequence[tuple[Any, float]]]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from whence.coverage import Site
+from whence.engine.stream import Sink
 from whence.errors import NumericalError
 from whence.gradients import Factored, Gradient
 from whence.indexing.projection import Projection, project
-from whence.stream import Sink
 from whence.tasks.base import Batch
 
 Kept = Literal["int8", "float16", "float32"]

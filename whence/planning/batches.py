@@ -10,7 +10,7 @@ from torch import nn
 
 from whence.capture import Capture
 from whence.coverage import Site
-from whence.stream import Sink, encode, likelihood, stream
+from whence.engine.stream import Sink, encode, likelihood, stream
 from whence.tasks.base import Task
 
 REPEATS = 3

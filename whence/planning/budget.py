@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from whence.engine.partition import batch_positions
 from whence.errors import DoesNotFit
-from whence.partition import batch_positions
 from whence.planning.plan import Plan, Settings, Stage
 from whence.planning.planner import Planner
 from whence.planning.show import duration, size

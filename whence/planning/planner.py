@@ -15,11 +15,13 @@ from torch import nn
 
 from whence import cost
 from whence.coverage import Coverage, Site
+from whence.engine.partition import batch_positions, module_groups
+from whence.engine.probe import probe_rows, worth_probing
+from whence.engine.stream import read
 from whence.fitting import Curvature, fit
 from whence.fitting.fit import FitSettings, cover_default
 from whence.fitting.fit import Sample as SampleSize
 from whence.fitting.methods import method_named
-from whence.partition import batch_positions, module_groups
 from whence.planning import duration, files, machine, work
 from whence.planning.blank import blank_model
 from whence.planning.hints import hints
@@ -28,10 +30,8 @@ from whence.planning.network import network, readers
 from whence.planning.plan import Plan, Settings, Stage
 from whence.planning.rehearsal import Held, Rehearsal, Rehearsed
 from whence.precision import Precision, Products, multiplying
-from whence.probe import probe_rows, worth_probing
 from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
-from whence.stream import read
 from whence.tasks.base import Task
 
 SVD_SLOWDOWN = 2

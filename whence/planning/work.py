@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from whence.data.batches import plan_batches
+from whence.engine.partition import data_chunks
+from whence.engine.stream import Examples, encode, read
 from whence.fitting.fit import FitSettings, draw_samples
-from whence.partition import data_chunks
-from whence.stream import Examples, encode, read
 from whence.tasks.base import Task
 
 TOKENISED = 20_000

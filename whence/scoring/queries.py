@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from whence import dist
 from whence.capture import Capture
+from whence.engine.partition import run_share
+from whence.engine.stream import Objective, Sink, stream
 from whence.errors import UsageError
 from whence.gradients import Dense, Factored, Gradient
 from whence.linalg.lowrank import randomized_svd
 from whence.operators.base import Operator, Streaming
-from whence.partition import run_share
 from whence.scoring.sinks import Total
-from whence.stream import Objective, Sink, stream
 from whence.tasks.base import Batch, Task
 
 CHUNK_BYTES = 2**30

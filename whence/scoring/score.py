@@ -21,12 +21,13 @@ from whence import dist
 from whence.capture import Capture
 from whence.coverage import Site, cover
 from whence.data.rows import Rows
+from whence.engine.partition import batch_positions, data_chunks, keep, next_round, run_share
+from whence.engine.probe import settle_products
+from whence.engine.stream import Examples, encode, identify, likelihood, read, stream
 from whence.errors import NumericalError, UsageError
 from whence.gradients import Dense, Gradients, Per, dot
 from whence.operators.base import Operator
-from whence.partition import batch_positions, data_chunks, keep, next_round, run_share
 from whence.precision import EXACT, Precision, kept_as, multiplying
-from whence.probe import settle_products
 from whence.progress import note, stage
 from whence.scoring.checks import check_choices, check_scores
 from whence.scoring.queries import Preconditioned, precondition
@@ -45,7 +46,6 @@ from whence.store.fingerprint import fingerprint, fingerprint_tensors
 from whence.store.manifest import Folder
 from whence.store.memory import Memory, claim
 from whence.store.scores import Scores, describe_queries, describe_rows
-from whence.stream import Examples, encode, identify, likelihood, read, stream
 from whence.tasks.base import Task
 
 FULL_RANK_BYTES = 4 * 2**30

@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from whence.engine.stream import Sink
 from whence.errors import UsageError
 from whence.gradients import Factored, Gradient, Gradients, chunks, dot_module
 from whence.operators.base import Operator
-from whence.stream import Sink
 from whence.tasks.base import Batch, Task
 
 

@@ -22,6 +22,7 @@ NUMERIC = (
     "cost",
     "coverage",
     "data",
+    "engine",
     "experts",
     "fitting",
     "gradients",
@@ -29,12 +30,9 @@ NUMERIC = (
     "layers",
     "linalg",
     "operators",
-    "partition",
     "precision",
-    "probe",
     "scoring",
     "store/compact",
-    "stream",
     "tasks",
 )
 """Modules and subpackages whose source decides the numbers."""

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from whence.data.rows import Rows
+from whence.engine.partition import run_chunk
+from whence.engine.stream import to_device
 from whence.errors import EmptyLossError
-from whence.partition import run_chunk
-from whence.stream import to_device
 from whence.tasks.causal_lm import CausalLM
 from whence.tasks.tokens import Tokens
 

@@ -34,11 +34,11 @@ from torch import nn
 from transformers.utils import logging
 
 from whence.config.schema import Lora, Train
+from whence.engine.stream import Examples, encode, identify, read
 from whence.errors import EmptyLossError, OutOfMemory, UsageError, WhenceWarning
 from whence.progress import note, stage
 from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder
-from whence.stream import Examples, encode, identify, read
 from whence.tasks.base import Task
 from whence.tasks.forward import unwrapped
 from whence.train.arguments import check, settle, training_arguments

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from whence.engine.stream import encode, to_device
 from whence.progress import stage
-from whence.stream import encode, to_device
 from whence.tasks.base import Task
 
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from whence.engine.partition import batch_positions, run_chunk
+from whence.engine.stream import to_device
 from whence.errors import NumericalError
-from whence.partition import batch_positions, run_chunk
 from whence.progress import stage
-from whence.stream import to_device
 from whence.tasks.base import Task
 from whence.train.checkpoints import PREFIX, Checkpoint, load_weights, save_moments, seal, thin
 from whence.train.metrics import Metrics

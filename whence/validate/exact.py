@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from whence.data.rows import Rows
+from whence.engine.stream import read
 from whence.errors import NumericalError, UsageError
 from whence.progress import stage
 from whence.store.scores import Scores, describe_queries, describe_rows
-from whence.stream import read
 from whence.tasks.base import Task
 from whence.validate.problem import Problem
 

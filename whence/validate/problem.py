@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from whence.coverage import cover
+from whence.engine.stream import encode, read
 from whence.errors import UsageError
-from whence.stream import encode, read
 from whence.tasks import CausalLM, Classification, Regression
 from whence.tasks.base import Batch, Task
 from whence.tasks.causal_lm import next_token_logits

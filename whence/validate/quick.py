@@ -19,6 +19,7 @@ import numpy as np
 from torch import nn
 
 from whence.data import Rows, as_rows
+from whence.engine.stream import identify, read
 from whence.errors import UsageError
 from whence.fitting import Curvature, fit
 from whence.operators.base import Operator
@@ -27,7 +28,6 @@ from whence.precision import EXACT
 from whence.scoring import score
 from whence.store.manifest import atomic
 from whence.store.scores import Scores, open_scores, row_text
-from whence.stream import identify, read
 from whence.tasks.base import Task
 from whence.validate.controls import top_overlap
 from whence.validate.intervals import spearman

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from whence.data.rows import make_rows
+from whence.engine.stream import identify
 from whence.errors import UsageError
 from whence.store.digest import canonical_json, digest
-from whence.stream import identify
 from whence.tasks import CausalLM, Classification, Regression, Task
 from whence.validate.trainer import Recipe, Replicas, retrain
 

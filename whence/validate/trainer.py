@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from whence.engine.stream import encode, read, to_device
 from whence.errors import UsageError
 from whence.progress import stage
 from whence.store.manifest import atomic
-from whence.stream import encode, read, to_device
 from whence.tasks.base import Batch, Task
 
 Parameters = dict[str, Tensor]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from whence.capture import Capture
 from whence.coverage import Site
+from whence.engine.stream import Examples, Sink, likelihood, stream
 from whence.gradients import Gradient, dot_module
 from whence.operators.base import Operator
 from whence.precision import Precision, Products, has_units, kept_as, multiplying
@@ -22,7 +23,6 @@ from whence.progress import note
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.store.part import Part
-from whence.stream import Examples, Sink, likelihood, stream
 from whence.tasks.base import Task
 
 ROWS, POSITIONS, BYTES = 8, 1024, 2**30

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from models import CASES
 
 from whence.coverage import cover
+from whence.engine.partition import data_chunks, module_groups, run_chunk
 from whence.errors import OutOfMemory
-from whence.partition import data_chunks, module_groups, run_chunk
 from whence.progress import Silent, report_to
 
 SITES = cover(CASES["llama"].model(), "all").sites

@@ -9,8 +9,8 @@ from oracle import drawn, log_likelihood
 
 from whence.capture import Capture
 from whence.coverage import cover
+from whence.engine.stream import Sink, draws, encode, likelihood, read, stream
 from whence.errors import UsageError
-from whence.stream import Sink, draws, encode, likelihood, read, stream
 from whence.tasks.base import sample_classes
 
 

@@ -6,14 +6,14 @@ from models import CASES
 from oracle import agree
 
 from whence import casting
-from whence import probe as probing
 from whence.coverage import cover
+from whence.engine import probe as probing
+from whence.engine.probe import agreement, probe, probe_rows, settle_products
+from whence.engine.stream import encode
 from whence.fitting import fit
 from whence.precision import EXACT, Precision, are_short, has_units, multiplying
-from whence.probe import agreement, probe, probe_rows, settle_products
 from whence.scoring import score, self_influence
 from whence.store.memory import Memory
-from whence.stream import encode
 
 CPU = torch.device("cpu")
 
