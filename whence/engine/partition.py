@@ -18,7 +18,9 @@ from whence.errors import OutOfMemory
 from whence.progress import note
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
-from whence.store.part import Part
+
+Tell = Callable[[int], None]
+"""Is told how many positions are done."""
 
 HALVINGS = 3
 """How often a batch that does not fit is halved before giving up."""
@@ -102,9 +104,9 @@ def run_share(
     chunks: Sequence[Sequence[int]],
     sizes: Sequence[int],
     batch_tokens: int,
-    run: Callable[[list[list[int]], Callable[[int], None]], None],
+    run: Callable[[list[list[int]], Tell], None],
     undo: Callable[[], None],
-    advance: Callable[[int], None],
+    advance: Tell,
     most: int | None = None,
 ) -> int:
     """Run what falls to this process of the chunks' batches (of at most `most` examples), as `run_chunk` does.
@@ -175,10 +177,9 @@ def _planned(chunk: Sequence[int], sizes: Sequence[int], batch_tokens: int) -> l
     return [[chunk[place] for place in batch] for batch in plan_batches([sizes[index] for index in chunk], batch_tokens)]
 
 
-def keep(folder: Folder | Memory | Part, name: str, tensors: Mapping[str, Tensor]) -> None:
+def keep(folder: Folder | Memory, name: str, tensors: Mapping[str, Tensor]) -> None:
     """Save the tensors, which of several processes the first has, where all can load them."""
-    in_memory = isinstance(folder.whole if isinstance(folder, Part) else folder, Memory)
-    folder.save(name, dist.to_all(tensors) if in_memory else tensors)
+    folder.save(name, dist.to_all(tensors) if isinstance(folder, Memory) else tensors)
 
 
 def release_memory() -> None:

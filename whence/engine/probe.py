@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from whence.capture import Capture
 from whence.coverage import Site
-from whence.engine.stream import Examples, Sink, likelihood, stream
+from whence.engine.point import Point
+from whence.engine.stream import Examples, Sink, stream
 from whence.gradients import Gradient, dot_module
 from whence.operators.base import Operator
 from whence.precision import Precision, Products, has_units, kept_as, multiplying
 from whence.progress import note
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
-from whence.store.part import Part
-from whence.tasks.base import Task
 
 ROWS, POSITIONS, BYTES = 8, 1024, 2**30
 """At most so many rows, and about so many positions and bytes of one module's gradients."""
@@ -61,15 +60,16 @@ def agreement(found: Tensor, expected: Tensor) -> Agreement:
 
 
 class _Gram(Sink):
-    """Adds up the modules' `<g_i, operator g_j>`, `[B, B]`; without an operator `<g_i, g_j>`."""
+    """Adds up the modules' `<g_i, operator g_j>`, `[B, B]`; without a blockwise operator `<g_i, g_j>`."""
 
-    def __init__(self, operator: Operator | None, dtype: torch.dtype):
-        self.streaming, self.dtype, self.total = operator.streaming() if operator else None, dtype, torch.zeros(())
+    def __init__(self, operator: Operator | None, like: Tensor):
+        self.streaming = operator.streaming(like) if operator and operator.blockwise else None
+        self.dtype, self.total = like.dtype, torch.zeros(())
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         dtype = kept_as(self.dtype, gradient.device) if self.streaming else self.dtype
         formed = gradient.to(dtype).dense()  # met by so many others that all but the shortest rows are cheaper formed
-        applied = self.streaming.apply(name, gradient, readers).to(dtype) if self.streaming else formed
+        applied = self.streaming.apply(name, gradient, readers).dense().to(dtype) if self.streaming else formed
         self.total = self.total + dot_module(applied, formed).cpu().double()
 
 
@@ -93,51 +93,39 @@ def worth_probing(model: nn.Module, device: torch.device, positions: float, prob
     return large and next(model.parameters()).dtype != torch.float64 and has_units(device)
 
 
-def probe(
-    model: nn.Module, task: Task, examples: Examples, sites: Mapping[str, Site], rows: Sequence[int], operator: Operator | None
-) -> Tensor:
-    """`<g_i, operator g_j>` of the rows' log-likelihood gradients, `[B, B]`."""
-    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-    sink = _Gram(operator, dtype)
-    with Capture(model, dict(sites)) as capture:
-        stream(capture, task, examples.items, [list(rows)], likelihood(task, examples), sink, lambda positions: None)
+def probe(point: Point, sites: Mapping[str, Site], rows: Sequence[int], operator: Operator | None) -> Tensor:
+    """`<g_i, operator g_j>` of the rows' log-likelihood gradients, `[B, B]`; without a blockwise operator `<g_i, g_j>`."""
+    sink = _Gram(operator, point.like)
+    with Capture(point.model, dict(sites)) as capture:
+        stream(capture, point.task, point.examples.items, [list(rows)], point.likelihood, sink, lambda positions: None)
     return sink.total
 
 
 def settle_products(
-    folder: Folder | Memory | Part,
+    folder: Folder | Memory,
     precision: Precision,
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
+    point: Point,
     sites: Mapping[str, Site],
     indices: Sequence[int],
     operator: Operator | None = None,
 ) -> Products:
-    """The format of products that "auto" stands for when these examples are worked through; the folder remembers it."""
+    """The format of products that "auto" stands for when these rows are worked through; the folder remembers it."""
     if precision.products != "auto":
         return precision.products
     if not folder.has_json("products.json"):
-        folder.write_json("products.json", _choose_products(model, task, examples, sites, indices, operator))
+        folder.write_json("products.json", _choose_products(point, sites, indices, operator))
     return folder.read_json("products.json")
 
 
-def _choose_products(
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
-    sites: Mapping[str, Site],
-    indices: Sequence[int],
-    operator: Operator | None,
-) -> Products:
-    device, rows = next(model.parameters()).device, probe_rows(examples, sites, indices)
-    positions, probed = (sum(examples.sizes[index] for index in chosen) for chosen in (indices, rows))
-    if not worth_probing(model, device, positions, probed):
+def _choose_products(point: Point, sites: Mapping[str, Site], indices: Sequence[int], operator: Operator | None) -> Products:
+    sizes, rows = point.examples.sizes, probe_rows(point.examples, sites, indices)
+    positions, probed = (sum(sizes[index] for index in chosen) for chosen in (indices, rows))
+    if not worth_probing(point.model, point.device, positions, probed):
         return "float32"
 
     def under(products: Products) -> Tensor:
-        with multiplying(products, device):
-            return probe(model, task, examples, sites, rows, operator)
+        with multiplying(products, point.device):
+            return probe(point, sites, rows, operator)
 
     found = agreement(under("bfloat16"), under("float32"))
     said = f"moves the scores of {len(rows)} rows by {found.error:.1%}, correlation {found.pearson:.4f} or more"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +20,27 @@ from whence.errors import NumericalError, UsageError
 from whence.gradients import Gradient
 from whence.tasks.base import Batch, Task
 
+Owner = Callable[[str], int | None]
+"""The process that keeps what has that name; None for all of them."""
+
+
+def everybody(name: str) -> None:
+    """All processes keep it."""
+
+
 Objective = Callable[[nn.Module, Batch, Sequence[int]], Tensor]
 """One number per example of the batch, `[B]`, whose sum's gradients are streamed; the integers are the examples' indices."""
 
 
 class Sink:
-    """Receives the gradients of one batch after the other; the default ignores them."""
+    """Receives the gradients of one batch after the other, and holds what becomes of them.
+
+    `state` and `load` take that out and put it back, `merge` brings together what several processes hold
+    (`whence.engine.passes` calls all three). The default ignores everything.
+    """
+
+    inputs: Mapping[str, Tensor] = {}
+    """Matrices that `Capture` multiplies the sites' inputs with on the way forward, so that only the products need be kept."""
 
     def begin(self, indices: Sequence[int], batch: Batch) -> None:
         """A batch of the examples `indices` comes."""
@@ -34,6 +50,16 @@ class Sink:
 
     def end(self) -> None:
         """The batch is complete."""
+
+    def state(self, rows: Collection[int] | None = None) -> dict[str, Tensor]:
+        """What it holds; of sinks that file something for each example, only that of these examples."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor], owner: Owner = everybody) -> None:
+        """Go back to a state; an empty one is the beginning."""
+
+    def merge(self, owner: Owner = everybody) -> None:
+        """Of several processes: hand each part to the process that `owner` gives it to (None: to all)."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +73,16 @@ class Examples:
     fingerprint: str
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.ids)
 
-    @property
+    @functools.cached_property
     def usable(self) -> list[int]:
         """Indices of the examples that have a loss; the others have no gradient."""
         return [index for index, size in enumerate(self.sizes) if size]
+
+    def items_of(self, batch: Sequence[int]) -> Sequence[int]:
+        """The places in `items` of these examples: their own."""
+        return batch
 
     def repeated(self, times: int) -> Examples:
         """All examples so many times, one after the other; each time other labels are drawn for them."""

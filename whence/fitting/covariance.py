@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from whence import dist
 from whence.cost import worth_rounding
 from whence.coverage import Site
-from whence.fitting.accumulator import Accumulator
+from whence.engine.sinks import Sums
+from whence.engine.stream import Owner, everybody
 from whence.gradients import Factored, Gradient
 from whence.linalg.eigh import eigh
 from whence.linalg.gram import add_gram
@@ -28,7 +30,7 @@ class _Shared:
     arrived: set[str] = field(default_factory=set)
 
 
-class Covariance(Accumulator):
+class Covariance(Sums):
     """Sums of `g g^T` and `a a^T` over positions ("kfac"), or of `w w^T` and `w^T w` over examples ("shampoo").
 
     A position counts where the loss reaches the module's output there: padding, and positions after the last token in
@@ -47,11 +49,11 @@ class Covariance(Accumulator):
         device: torch.device,
         largest: int | None = None,
     ):
-        super().__init__(sums, device)
         self.sites, self.by, self.operands, self.largest = sites, by, operands, largest
         self.groups: dict[str, str] = {}
         """The input group of each site: the first site that reads the same input."""
         self._shared: dict[tuple[str, ...], _Shared] = {}
+        super().__init__(sums, device)
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Add one site's share of the batch."""
@@ -78,10 +80,30 @@ class Covariance(Accumulator):
         for readers in list(self._shared):
             self._close(readers)
 
-    def join(self, groups: Mapping[str, str]) -> None:
-        """Learn the input groups that another process, or an earlier run, found."""
-        for name, group in groups.items():
-            self._assign(name, group)
+    def state(self, rows: Collection[int] | None = None) -> dict[str, Tensor]:
+        """The sums, and the input group of each site by its number."""
+        order = list(self.sites)
+        groups = [order.index(self.groups[name]) if name in self.groups else -1 for name in order]
+        return super().state() | {"groups": torch.tensor(groups)}
+
+    def load(self, state: Mapping[str, Tensor], owner: Owner = everybody) -> None:
+        """Go back to a state."""
+        order, sums = list(self.sites), dict(state)
+        groups = zip(order, sums.pop("groups").tolist(), strict=True) if "groups" in sums else ()
+        self.groups = {name: order[group] for name, group in groups if group >= 0}
+        super().load(sums, owner)
+
+    def restart(self) -> None:
+        """Forget what came since the last `merge`; input groups stay as they are."""
+        self._shared.clear()
+        super().restart()
+
+    def merge(self, owner: Owner = everybody) -> None:
+        """Agree on the input groups, and hand the sums to the processes that keep them."""
+        for found in dist.from_all(self.groups):
+            for name, group in found.items():
+                self._assign(name, group)
+        super().merge(owner)
 
     def keeper(self, key: str) -> str:
         """The site that a sum belongs to: those of sites that read the same input belong together."""

@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from whence.errors import StaleArtifact, TokenizerMismatch
 from whence.fitting.covariance import Sides, rotations, sides_of
-from whence.operators.eigen import BlockDiagonal, EigenBlock
+from whence.fitting.methods import method_named
+from whence.operators import BlockDiagonal, EigenBlock, Identity, Operator
 from whence.store.compact import expand
 from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder, differences
 from whence.store.memory import Memory
-from whence.store.part import Part
 from whence.tasks.base import Task
 from whence.tasks.tokens import first_difference
 
@@ -27,7 +28,7 @@ class Curvature:
     `about` says how it was fitted: method, modules, share of the parameters, examples and positions used, label draws.
     """
 
-    operator: BlockDiagonal
+    operator: BlockDiagonal | Identity
     about: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
     """Fingerprints of what it was fitted on (model, data, task, settings, code), if it came from a folder."""
@@ -36,10 +37,13 @@ class Curvature:
 
     @property
     def blocks(self) -> dict[str, EigenBlock]:
-        """The block of each module."""
-        return dict(self.operator.blocks)
+        """The block of each module; of the identity, ones that take no memory."""
+        if isinstance(self.operator, BlockDiagonal):
+            return dict(self.operator.blocks)
+        shapes = {name: self.about["modules"][name] for name in self.operator.names}
+        return {name: EigenBlock(None, None, torch.ones(()).expand(*shape)) for name, shape in shapes.items()}
 
-    def inverse(self, damping: float = 0.1, *, absolute: float | None = None) -> BlockDiagonal:
+    def inverse(self, damping: float = 0.1, *, absolute: float | None = None) -> Operator:
         """The damped inverse, see `BlockDiagonal.inverse`; damping is `damping` times each module's mean eigenvalue."""
         return self.operator.inverse(damping, absolute=absolute)
 
@@ -66,7 +70,7 @@ class Curvature:
 
     def __repr__(self) -> str:
         about = ", ".join(f"{key}={value}" for key, value in self.about.items() if not isinstance(value, dict | list))
-        return f"Curvature({about}, {len(self.operator.blocks)} modules)"
+        return f"Curvature({about}, {len(self.operator.names)} modules)"
 
 
 def open_factors(path: str | Path) -> Curvature:
@@ -75,8 +79,12 @@ def open_factors(path: str | Path) -> Curvature:
     return load_curvature(folder, folder.manifest["about"])
 
 
-def load_curvature(folder: Folder | Memory | Part, about: dict[str, Any]) -> Curvature:
-    """Put the blocks together from a folder's shards. Bases of shared inputs are one tensor in memory."""
+def load_curvature(folder: Folder | Memory, about: dict[str, Any]) -> Curvature:
+    """Put the blocks together from a folder's shards; the identity has none. Bases of shared inputs are one tensor."""
+    provenance = folder.provenance if isinstance(folder, Folder) else {}
+    label = f"{about['method']} on {about['examples']} examples"
+    if method_named(about["method"]).eigenvalues == "one":
+        return Curvature(Identity(about["modules"], label), about, provenance)
     blocks: dict[str, EigenBlock] = {}
     kept: dict[str, Sides | None] = {}
     number = 0
@@ -92,7 +100,6 @@ def load_curvature(folder: Folder | Memory | Part, about: dict[str, Any]) -> Cur
         kept |= {name: sides_of(bases, name, groups.get(name, name)) for name in eigenvalues}
         number += 1
     order = {name: place for place, name in enumerate(about["modules"])}
-    label = f"{about['method']} on {about['examples']} examples"
     blocks = {name: blocks[name] for name in sorted(blocks, key=order.__getitem__)}
     sides = {name: found for name in blocks if (found := kept[name])}
-    return Curvature(BlockDiagonal(blocks, label), about, folder.provenance if isinstance(folder, Folder) else {}, sides)
+    return Curvature(BlockDiagonal(blocks, label), about, provenance, sides)

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from whence.fitting.accumulator import Accumulator
+from whence.engine.sinks import Sums
 from whence.gradients import Gradient, cached_chunks
 from whence.operators.eigen import EigenBlock, SharedInputs, blocks_to
 
 
-class Eigenvalues(Accumulator):
+class Eigenvalues(Sums):
     """Sums over examples of the squared gradient in the basis of each block, `[O, I]` (George et al. 2018, equation 8).
 
     The blocks' own eigenvalues are not used.
@@ -21,14 +21,14 @@ class Eigenvalues(Accumulator):
         super().__init__(sums, device)
         self.operands = operands
         self.bases = blocks_to(bases, torch.empty(0, dtype=operands, device=device))
-        self.inputs = SharedInputs()
+        self.shared = SharedInputs()
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Add one site's share of the batch."""
         if name not in self.bases:  # no gradient reached it in the pass for the covariances
             return
         total = self.sum_of(name, *gradient.shape[1:])
-        block, gradient = self.inputs.rotate(self.bases[name], gradient, readers)
+        block, gradient = self.shared.rotate(self.bases[name], gradient, readers)
         left, gradient = block.ahead(gradient.to(self.operands))
         for part in cached_chunks(gradient):
             for w_OI in left.rotate(part).w_BOI:

@@ -2,8 +2,8 @@
 
 Two passes: covariances of every module's inputs and output gradients, whose eigenvectors are the basis; then, for
 methods that measure them, the eigenvalues in that basis. Each pass is cut into groups of modules and chunks of
-examples (`whence.engine.partition`), and the sums are saved after every chunk: a killed fit goes on from there, to the same
-bits.
+examples (`whence.engine.partition`), and the sums are saved after a chunk now and then: a killed fit resumes from there, to
+the same bits.
 """
 
 from __future__ import annotations
@@ -21,28 +21,25 @@ import torch
 from torch import Tensor, nn
 
 from whence import dist
-from whence.capture import Capture
-from whence.coverage import Coverage, Site, cover
-from whence.engine.partition import SAVE_SECONDS, batch_positions, data_chunks, keep, module_groups, release_memory
+from whence.coverage import Coverage, Site
+from whence.engine.partition import SAVE_SECONDS, data_chunks, keep, module_groups, release_memory
+from whence.engine.passes import ByClock, run_pass
+from whence.engine.point import Point
 from whence.engine.probe import agreement, probe, probe_rows, settle_products
-from whence.engine.stream import Examples, Objective, drawn_likelihood, encode, likelihood
+from whence.engine.sinks import Sums
+from whence.engine.stream import Examples, Objective, drawn_likelihood, likelihood
 from whence.errors import CoverageError, NumericalError, UsageError, WhenceWarning
-from whence.fitting.accumulator import Accumulator
 from whence.fitting.covariance import Covariance, decompose, kronecker_eigenvalues, rotations
 from whence.fitting.curvature import Curvature, load_curvature
 from whence.fitting.eigenvalues import Eigenvalues
 from whence.fitting.methods import Method, method_named
-from whence.fitting.passes import Pass
-from whence.fitting.replay import Recorder
 from whence.operators.eigen import EigenBlock
 from whence.precision import Precision, multiplying
 from whence.progress import note, stage
 from whence.store.compact import compact, expand
 from whence.store.digest import fingerprint_code
-from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder
 from whence.store.memory import Memory, claim
-from whence.store.part import Part
 from whence.tasks.base import Task
 from whence.tasks.tokens import beginning
 
@@ -143,20 +140,20 @@ def fit(
             given=f"draws={draws}, labels={labels!r}",
             accepted="1 or more draws with labels='model', 1 with labels='data'",
         )
-    coverage = cover_default(model, task, modules)
+    point = Point(model, task, data, batch_tokens=batch_tokens)
+    coverage = point.cover(modules)
     note(str(coverage))
     if coverage.thin:
         note(
             f"warning: {1 - coverage.share:.0%} of the parameters are not looked at, so influence that went through them "
             f"is not seen [WHENCE-17]; more: modules='all' (--modules all)"
         )
-    encoded = encode(task, data)
-    folder = _claim(out, model, task, encoded, settings, coverage, rerun)
+    folder = _claim(out, point, settings, coverage, rerun)
     try:
         if isinstance(folder, Folder) and folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to compute")
             return load_curvature(folder, folder.manifest["about"])
-        work = _Fit(model, task, encoded, coverage, settings, folder, batch_tokens, save_every)
+        work = _Fit(point, coverage, settings, folder, save_every)
         about = work.grow(until) if until else work.fit(work.samples())
         folder.finish({"about": about})
         return load_curvature(folder, about)
@@ -164,67 +161,44 @@ def fit(
         folder.close()
 
 
-def cover_default(model: nn.Module, task: Task, modules: str | Sequence[str] | None) -> Coverage:
-    """The coverage of the selector; without one, of adapters if there are any, else the task's default, else all."""
-    if modules is not None:
-        return cover(model, modules)
-    for selector in ("lora", task.default_modules):
-        try:
-            return cover(model, selector)
-        except CoverageError:
-            continue
-    note(f"no module matches {task.default_modules!r}; tracking 'all' linear layers and convolutions")
-    return cover(model, "all")
-
-
 class _Fit:
     """One fit at work: what its passes have in common."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        task: Task,
-        examples: Examples,
-        coverage: Coverage,
-        settings: FitSettings,
-        folder: Folder | Memory | Part,
-        batch_tokens: int | None,
-        save_every: float,
+        self, point: Point, coverage: Coverage, settings: FitSettings, folder: Folder | Memory, save_every: float = SAVE_SECONDS
     ):
-        self.model, self.task, self.examples, self.coverage = model, task, examples, coverage
-        self.drawn = examples.repeated(settings.draws)
-        self.settings, self.folder, self.save_every = settings, folder, save_every
+        self.point, self.coverage, self.settings = point, coverage, settings
+        self.folder, self.save_every = folder, save_every
+        self.drawn = point.examples.repeated(settings.draws)
         self.method: Method = method_named(settings.method)
-        self.device = next(model.parameters()).device
-        self.batch_tokens = batch_positions(batch_tokens, self.device)
-        dtype = next(model.parameters()).dtype
-        self.operands, self.sums = settings.precision.operands("statistics", dtype), settings.precision.sums(dtype)
+        self.operands = settings.precision.operands("statistics", point.dtype)
         self.without_gradient: list[str] = []
 
     def fit(self, samples: tuple[list[int], list[int]]) -> dict[str, Any]:
         """Fit every group of modules on the samples; returns what the factors are made of."""
-        settings, first = self.settings, samples[0]
-        given = (self.folder, settings.precision, self.model, self.task, self.examples, self.coverage.sites, first)
+        settings, first, examples = self.settings, samples[0], self.point.examples
+        given = (self.folder, settings.precision, self.point, self.coverage.sites, first)
         products = dist.on_first(settle_products, *given)
         self.without_gradient = []
-        with multiplying(products, self.device):
-            for number, names in enumerate(module_groups(self.coverage.sites, settings.groups)):
-                self.fit_group(number, names, samples)
+        if self.method.eigenvalues != "one":
+            with multiplying(products, self.point.device):
+                for number, names in enumerate(module_groups(self.coverage.sites, settings.groups)):
+                    self.fit_group(number, names, samples)
         coverage = self.coverage.without(self.without_gradient)
         return {
             "method": settings.method,
             "labels": settings.labels,
             "draws": settings.draws,
-            "rows": len(self.examples.usable),
+            "rows": len(examples.usable),
             "examples": len(first),
             "eigenvalue_examples": len(samples[1]),
-            "positions": sum(self.examples.sizes[index] for index in first),
+            "positions": sum(examples.sizes[index] for index in first),
             "products": products,
             "share": coverage.share,
             "coverage": str(coverage),
             "modules": {name: list(site.shape) for name, site in coverage.sites.items()},
             "without_gradient": self.without_gradient,
-            "begins": beginning(self.examples.items[self.examples.usable[0]]),
+            "begins": beginning(examples.items[examples.usable[0]]),
         }
 
     def samples(self, size: int | None = None) -> tuple[list[int], list[int]]:
@@ -232,34 +206,31 @@ class _Fit:
         settings = self.settings
         if size is not None:
             settings = replace(settings, examples=size, eigenvalue_examples=None)
-        return draw_samples(self.examples, settings, max(max(site.shape) for site in self.coverage.sites.values()))
+        return draw_samples(self.point.examples, settings, max(max(site.shape) for site in self.coverage.sites.values()))
 
     def grow(self, until: float) -> dict[str, Any]:
         """Fit on a small sample and double it until the scores of a few rows stop moving; keeps the last factors."""
-        whole, usable = self.folder, self.examples.usable
-        assert not isinstance(whole, Part)
-        rows = probe_rows(self.examples, self.coverage.sites, usable)
+        folder, usable, sites = self.folder, self.point.examples.usable, self.coverage.sites
+        rows = probe_rows(self.point.examples, sites, usable)
         size, before, history = max(SMALLEST, len(self.samples()[0]) // 8), None, {}
         while True:
             size = min(size, len(usable))
             part, seen = f"sample-{size}", f"probe-{size}"
-            if not whole.has(seen):
-                self.folder = Part(whole, part)
-                about = self.fit(self.samples(size))
-                whole.write_json(f"{seen}.json", about)
-                operator = load_curvature(self.folder, about).inverse().to(torch.empty(0, dtype=self.sums, device=self.device))
-                scores = probe(self.model, self.task, self.examples, self.coverage.sites, rows, operator)
-                keep(whole, seen, {"scores": scores})
-            scores = whole.load(seen)["scores"]
+            if not folder.has(seen):
+                child = folder.child(part)
+                about = _Fit(self.point, self.coverage, self.settings, child, self.save_every).fit(self.samples(size))
+                folder.write_json(f"{seen}.json", about)
+                keep(folder, seen, {"scores": probe(self.point, sites, rows, load_curvature(child, about).inverse())})
+            scores = folder.load(seen)["scores"]
             if before is not None:
-                whole.discard(f"sample-{before[0]}")
+                folder.discard(f"sample-{before[0]}")
                 history[size] = agreement(before[1], scores).pearson
                 note(f"{size:,} examples: scores of {len(rows)} rows correlate {history[size]:.4f} with those of fewer")
             if size == len(usable) or history.get(size, 0.0) >= until:
                 break
             before, size = (size, scores), 2 * size
-        whole.promote(part)
-        return whole.read_json(f"{seen}.json") | {"correlation": {str(count): value for count, value in history.items()}}
+        folder.adopt(part)
+        return folder.read_json(f"{seen}.json") | {"correlation": {str(count): value for count, value in history.items()}}
 
     def fit_group(self, number: int, names: Sequence[str], samples: tuple[list[int], list[int]]) -> None:
         """Fit the blocks of one group of modules and save them, unless that is done."""
@@ -277,47 +248,40 @@ class _Fit:
 
     def _eigenvalues(self, number: int, sites: dict[str, Site], samples: tuple[list[int], list[int]]) -> dict[str, Tensor]:
         """The blocks' eigenvalues `[O, I]`, after whatever passes the method needs; on the first process."""
-        if self.method.eigenvalues == "one":
-            return {name: torch.ones(site.shape, dtype=self.sums) for name, site in sites.items()}
-        recorder = None
         if self.method.basis == "identity":
             blocks = {name: EigenBlock(None, None, torch.empty(site.shape)) for name, site in sites.items()}
         else:
-            recorder = Recorder() if self._repeats(samples) and dist.world() == 1 else None
-            blocks = self._basis(number, sites, samples[0], recorder)
+            blocks = self._basis(number, sites, samples[0])
         if self.method.eigenvalues == "product":
             return {name: block.lam_OI for name, block in blocks.items()}
-        sink = Eigenvalues(blocks, operands=self.operands, sums=self.sums, device=self.device)
-        self._accumulate("eigenvalues", number, sites, samples[1], sink, backwards=self._repeats(samples), replayed=recorder)
+        sink = Eigenvalues(blocks, operands=self.operands, sums=self.point.sums, device=self.point.device)
+        self._accumulate("eigenvalues", number, sites, samples[1], sink)
         with dist.agreeing():
-            self._refuse_infinite(sink.sums)
-        return dist.merged({name: sink.sums[name] / sink.sums["examples"].item() for name in _reached(sites, sink.sums)})
+            self._refuse_infinite(sink.totals)
+        count = sink.totals["examples"].item()
+        return dist.merged({name: sink.totals[name] / count for name in _reached(sites, sink.totals)})
 
-    def _repeats(self, samples: tuple[list[int], list[int]]) -> bool:
-        """Whether the second pass meets the gradients of the first again."""
-        return samples[0] == samples[1] and self.settings.labels == "data" and self.method.eigenvalues == "measured"
-
-    def _basis(
-        self, number: int, sites: dict[str, Site], sample: list[int], recorder: Recorder | None
-    ) -> dict[str, EigenBlock]:
+    def _basis(self, number: int, sites: dict[str, Site], sample: list[int]) -> dict[str, EigenBlock]:
         """The eigenbases of the covariances, with the eigenvalues of K-FAC."""
         basis, inputs = f"basis-{number:02d}", f"inputs-{number:02d}.json"
         if not self.folder.has(basis):
             by = "kfac" if self.method.basis == "kfac" else "shampoo"
-            largest = self.settings.largest_factor
-            sink = Covariance(sites, by, operands=self.operands, sums=self.sums, device=self.device, largest=largest)
-            self._accumulate("covariance", number, sites, sample, sink, inputs=inputs, recorder=recorder)
-            counts = {name: sink.sums[key] for name in sink.groups if (key := f"out_count/{name}") in sink.sums}
+            formats = {"operands": self.operands, "sums": self.point.sums, "device": self.point.device}
+            sink = Covariance(sites, by, **formats, largest=self.settings.largest_factor)
+            self._accumulate("covariance", number, sites, sample, sink)
+            self.folder.write_json(inputs, sink.groups)
+            sums = sink.totals
+            counts = {name: sums[key] for name in sink.groups if (key := f"out_count/{name}") in sums}
             reached = _reached(sites, counts)
             release_memory()
             with stage("eigenvectors", len(reached), "modules") as advance, dist.agreeing():
-                bases = {"examples": sink.sums["examples"]}
+                bases = {"examples": sums["examples"]}
                 for name in reached:
-                    bases |= compact(decompose(sink.sums, name, sink.groups[name], bases))
+                    bases |= compact(decompose(sums, name, sink.groups[name], bases))
                     advance(1)
             keep(self.folder, basis, dist.merged(bases))
             del bases  # what comes next takes as much again
-        bases = {name: part.to(self.device) for name, part in expand(self.folder.load(basis)).items()}
+        bases = {name: part.to(self.point.device) for name, part in expand(self.folder.load(basis)).items()}
         groups = self.folder.read_json(inputs)
         sides = rotations(bases)
         return {
@@ -328,47 +292,19 @@ class _Fit:
             if f"out_values/{name}" in bases
         }
 
-    def _accumulate(
-        self,
-        what: str,
-        number: int,
-        sites: dict[str, Site],
-        sample: list[int],
-        sink: Accumulator,
-        *,
-        inputs: str = "",
-        recorder: Recorder | None = None,
-        replayed: Recorder | None = None,
-        backwards: bool = False,
-    ) -> None:
-        """Run one pass over the sample, every example once for each draw of its labels; see `Pass`."""
-        sample = [index + draw * len(self.examples) for index in sample for draw in range(self.settings.draws)]
+    def _accumulate(self, what: str, number: int, sites: dict[str, Site], sample: list[int], sink: Sums) -> None:
+        """Run one pass over the sample, every example once for each draw of its labels."""
+        sample = [index + draw * len(self.point.examples) for index in sample for draw in range(self.settings.draws)]
         chunks = data_chunks(sample, self.drawn.sizes, self.settings.chunks)
-        if backwards:
-            chunks.reverse()
         homes = {name: home for home, part in enumerate(module_groups(sites, dist.world())) for name in part}
-        whole = Pass(
-            self.task,
-            self.drawn,
-            self._objective(what),
-            chunks,
-            sink,
-            homes,
-            folder=self.folder,
-            name=f"work-{what}-{number:02d}",
-            inputs=inputs,
-            save_every=self.save_every,
-            recorder=recorder,
-            replayed=replayed,
-        )
-        total = sum(self.drawn.sizes[index] for index in sample)
-        with Capture(self.model, sites) as capture, stage(what, total, "tokens", done=whole.done) as advance:
-            self.batch_tokens = whole.run(capture, self.batch_tokens, advance)
+        name = f"work-{what}-{number:02d}"
+        saved = ByClock(chunks, self.folder, name, save_every=self.save_every, owner=homes.__getitem__)
+        run_pass(self.point, sites, self.drawn, self._objective(what), sink, what, saved)
 
     def _objective(self, what: str) -> Objective:
         if self.settings.labels == "data":
-            return likelihood(self.task, self.drawn)
-        return drawn_likelihood(self.task, self.drawn, f"{self.settings.seed}:{what}")
+            return likelihood(self.point.task, self.drawn)
+        return drawn_likelihood(self.point.task, self.drawn, f"{self.settings.seed}:{what}")
 
     def _refuse_infinite(self, sums: Mapping[str, Tensor]) -> None:
         broken = [name for name, total in sums.items() if not bool(torch.isfinite(total).all())]
@@ -427,15 +363,7 @@ def _enough(sizes: Sequence[int], widest: int) -> int:
     return min(len(sizes), max(ENOUGH_ROWS, bisect.bisect_left(positions, wanted) + 1))
 
 
-def _claim(
-    out: str | Path | None,
-    model: nn.Module,
-    task: Task,
-    examples: Examples,
-    settings: FitSettings,
-    coverage: Coverage,
-    rerun: bool,
-) -> Folder | Memory:
+def _claim(out: str | Path | None, point: Point, settings: FitSettings, coverage: Coverage, rerun: bool) -> Folder | Memory:
     """The folder for the result, or memory where the user wants none."""
     method_named(settings.method)
     wide = [name for name, site in coverage.sites.items() if max(site.shape) > WIDE and not site.layer.one_hot]
@@ -451,9 +379,7 @@ def _claim(
     def provenance() -> dict[str, Any]:
         return {
             "stage": "fit",
-            "model": fingerprint(model),
-            "data": {"fingerprint": examples.fingerprint, "examples": len(examples)},
-            "task": {key: value for key, value in task.settings().items() if key != "measurement"},
+            **point.provenance(),
             "settings": {**vars(settings), "modules": sorted(coverage.sites), "precision": settings.precision.settings()},
             "code": fingerprint_code(),
         }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,35 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whence.capture import Capture
-from whence.coverage import Site, cover
-from whence.engine.partition import batch_positions
-from whence.engine.stream import read
+from whence.coverage import Site
+from whence.engine.point import Point
+from whence.engine.queries import encode_queries, precondition
 from whence.errors import StaleArtifact, TokenizerMismatch, UsageError
-from whence.indexing.projection import Projection, random_projection
-from whence.indexing.queries import project_queries
 from whence.indexing.rows import expand
-from whence.operators.base import Operator
+from whence.operators import Identity, Operator, Projection
+from whence.operators.projection import random_projection
 from whence.precision import multiplying
-from whence.progress import stage
 from whence.scoring.checks import check_scores
-from whence.store.fingerprint import fingerprint
+from whence.scoring.results import measured
+from whence.store.fingerprint import glance
 from whence.store.manifest import Folder, differences
 from whence.store.memory import Memory
-from whence.store.scores import Scores, describe_queries
+from whence.store.scores import Scores
 from whence.tasks.base import Task
 
 if TYPE_CHECKING:
     import pandas
 
-MAPS, EXAMPLES = "query-projection", "examples.parquet"
+MAPS, ROWS, EXAMPLES = "query-projection", "rows", "examples.parquet"
 BLOCK_BYTES = 64 * 2**20
 """Memory for the rows that a search holds at a time."""
-
-
-def rows_name(number: int) -> str:
-    """The shard with the rows of a chunk."""
-    return f"rows-{number:04d}"
 
 
 class Index:
@@ -51,6 +45,8 @@ class Index:
         self.about = about
         """How it was built: dim, seed, format of the rows, modules, share of the parameters, examples and positions."""
         self._folder = folder
+        self._asked: tuple[Point, Any] | None = None
+        """The model and the task that were searched with last, and what they looked like."""
         self._widths = [math.prod(min(side, about["dim"]) for side in shape) for shape in about["modules"].values()]
 
     def __len__(self) -> int:
@@ -67,14 +63,27 @@ class Index:
     def blocks(self, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Examples' indices `[n]`, rows `[n, D]` and norms `[n]`, block by block; `like` gives format and device of the rows.
 
-        Shards are memory-mapped. Examples that have no loss have no row.
+        Rows stay in memory as they are on disk. Examples that have no loss have no row.
         """
-        for number in range(self.about["chunks"]):
-            shard = self._folder.load(rows_name(number))
+        for shard in self._shards:
             step = max(1, BLOCK_BYTES // (like.element_size() * shard["codes"].shape[1]))
             for start in range(0, len(shard["indices"]), step):
                 part = {key: tensor[start : start + step] for key, tensor in shard.items()}
                 yield part["indices"], expand(part["codes"], part["scale"], self._widths, like), part["norm"]
+
+    @functools.cached_property
+    def _shards(self) -> list[dict[str, Tensor]]:
+        return [self._folder.load(f"{ROWS}-{number:04d}") for number in range(self.about["chunks"])]
+
+    @functools.cached_property
+    def _queries(self) -> Projection:
+        """What projects the queries."""
+        if self._folder.has(MAPS):
+            maps = self._folder.load(MAPS)
+            out, into = ({name: maps[f"{side}/{name}"] for name in self.about["modules"]} for side in ("out", "into"))
+            return Projection(out, into)
+        shapes = {name: (n_out, n_in) for name, (n_out, n_in) in self.about["modules"].items()}
+        return random_projection(shapes, self.about["dim"], self.about["seed"])
 
     def search(
         self, model: nn.Module, task: Task, queries: Any, operator: Operator | None = None, *, batch_tokens: int | None = None
@@ -85,75 +94,79 @@ class Index:
         p(example)`, with None for the gradient dot product. `.top(query, k)` ranks, `.normalised("cosine")` divides by
         the norms of both rows. The operator is usually `curvature.inverse(damping=0.1)` and acts on the queries alone.
 
+        The model is hashed at the first search, and again only where it seems to have changed.
+
         Raises StaleArtifact or TokenizerMismatch where model or task are not those of the index, UsageError.
         """
-        self.check(model, task)
-        rows = read(queries)
-        if not len(rows):
-            raise UsageError("There are no queries", accepted="one query or more")
-        weighted = task.encode_queries(rows)
-        like = torch.empty(0, dtype=torch.float32, device=next(model.parameters()).device)
-        sites = self._sites(model, operator)
-        total = sum(task.size(item) for query in weighted for item, _ in query)
-        with (
-            multiplying("float32", like.device),
-            Capture(model, sites) as capture,
-            stage("queries", total, "tokens") as advance,
-        ):
-            rows_QD, measured = project_queries(
-                capture,
-                task,
-                weighted,
-                self._query_projection(),
-                operator.to(like) if operator else None,
-                like=like,
-                batch_tokens=batch_positions(batch_tokens, like.device),
-                advance=advance,
-            )
+        point = self.check(model, task)
+        if batch_tokens:
+            point.batch_tokens = batch_tokens
+        asked = encode_queries(task, queries)
+        with multiplying("float32", point.device):
+            found = precondition(point, asked, self._sites(point, operator), self._queries @ (operator or Identity()))
+        rows_QD = torch.cat([found.gradients[name].dense().w_BOI.flatten(1) for name in self.about["modules"]], 1).float()
         raw, norms = self._scan(rows_QD)
         check_scores(raw, list(self.examples["id"]))
-        return self._scores(raw, norms, rows_QD, measured, describe_queries(rows, task, weighted), task, operator)
+        import pandas
 
-    def check(self, model: nn.Module, task: Task) -> None:
-        """Raise StaleArtifact unless this was built from `model`, TokenizerMismatch unless `task` reads text as then."""
-        if not self.provenance:
-            return
-        if changes := differences({"model": self.provenance["model"]}, {"model": fingerprint(model)}):
+        columns = {"measured": found.measured, "norm": rows_QD.norm(dim=1).cpu(), "energy": float("nan")}
+        about = {
+            "operator": "identity" if operator is None else operator.label,
+            "projected": self.about["dim"],
+            "modules": len(self.about["modules"]),
+        }
+        return Scores(
+            raw=raw,
+            n_train=self.about["examples"],
+            examples=self.examples,
+            queries=pandas.DataFrame({**asked.table, **columns}),
+            about={**measured(point), **about},
+            norms={"gradient": norms},
+        )
+
+    def check(self, model: nn.Module, task: Task) -> Point:
+        """Raise StaleArtifact unless this was built from `model`, TokenizerMismatch unless `task` reads text as then.
+
+        Returns both as a point to ask. Asked again of the same, it looks at where the weights are, how often they were written
+        to, and at a few of them, instead of hashing them all.
+        """
+        seen = glance(model), {name: id(value) for name, value in vars(task).items()}
+        if self._asked is not None and (self._asked[0].model, self._asked[0].task) == (model, task) and self._asked[1] == seen:
+            return self._asked[0]
+        point = Point(model, task)
+        if self.provenance:
+            self._compare(self.provenance, point)
+        self._asked = point, seen
+        return point
+
+    def _compare(self, built: Mapping[str, Any], point: Point) -> None:
+        if changes := differences({"model": built["model"]}, {"model": point.fingerprint}):
             raise StaleArtifact(
                 "The index was built from another model.",
                 given=("\n" + " " * 11).join(changes),
-                accepted="the model that it was built from, in the same number format",
+                accepted="the model that it was built from, in the same dtype",
                 fix="build an index of this model",
             )
-        then, now = self.provenance["task"], task.settings()
-        if changes := [key for key in ("tokenizer", "chat_template") if then.get(key) != now.get(key)]:
+        if changes := [key for key in ("tokenizer", "chat_template") if built["task"].get(key) != point.settings.get(key)]:
             raise TokenizerMismatch(
                 f"The index was built from text read with another {' and '.join(changes).replace('_', ' ')}.",
                 accepted="the tokenizer and chat template that the model was trained with, for index and queries alike",
                 fix="give the task of the index, or build it again",
             )
 
-    def _sites(self, model: nn.Module, operator: Operator | None) -> dict[str, Site]:
+    def _sites(self, point: Point, operator: Operator | None) -> dict[str, Site]:
         """The modules of the index in the model, on all of which the operator must act."""
         shapes = {name: tuple(shape) for name, shape in self.about["modules"].items()}
-        sites = cover(model, list(shapes)).sites
+        sites = point.cover(list(shapes)).sites
         if {name: site.shape for name, site in sites.items()} != shapes:
             raise StaleArtifact("The index was built from a model with other modules.", given=", ".join(list(shapes)[:5]))
-        if operator is not None and (missing := shapes.keys() - set(operator.names)):
+        if operator is not None and operator.names and (missing := shapes.keys() - set(operator.names)):
             raise UsageError(
                 "The operator does not act on all modules of the index",
                 given=", ".join(sorted(missing)[:5]),
                 fix="build the index of the modules that the curvature was fitted on (curvature=...)",
             )
         return sites
-
-    def _query_projection(self) -> Projection:
-        if self._folder.has(MAPS):
-            maps = self._folder.load(MAPS)
-            sides = ({name: maps[f"{side}/{name}"] for name in self.about["modules"]} for side in ("out", "into"))
-            return Projection(*sides)
-        shapes = {name: (n_out, n_in) for name, (n_out, n_in) in self.about["modules"].items()}
-        return random_projection(shapes, self.about["dim"], self.about["seed"])
 
     def _scan(self, rows_QD: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Inner products with every row, `[Q, N]`, and the rows' norms `[N]`; zero for examples without a loss."""
@@ -162,36 +175,6 @@ class Index:
             raw[:, indices.numpy()] = (rows_QD @ rows_nD.T).cpu().numpy()
             norms[indices.numpy()] = norm.numpy()
         return raw, norms
-
-    def _scores(
-        self,
-        raw: np.ndarray,
-        norms: np.ndarray,
-        rows_QD: Tensor,
-        measured: Tensor,
-        asked: dict[str, list[Any]],
-        task: Task,
-        operator: Operator | None,
-    ) -> Scores:
-        import pandas
-
-        measurement = task.settings().get("measurement", "logprob")
-        about = {
-            "unit": "nats per copy" if measurement in ("logprob", "loss") else f"{measurement} per copy",
-            "measurement": measurement,
-            "operator": "identity" if operator is None else operator.label,
-            "projected": self.about["dim"],
-            "modules": len(self.about["modules"]),
-        }
-        columns = {**asked, "measured": measured, "norm": rows_QD.norm(dim=1).cpu(), "energy": float("nan")}
-        return Scores(
-            raw=raw,
-            n_train=self.about["examples"],
-            examples=self.examples,
-            queries=pandas.DataFrame(columns),
-            about=about,
-            norms={"gradient": norms},
-        )
 
 
 def open_index(path: str | Path) -> Index:

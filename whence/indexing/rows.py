@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from whence.coverage import Site
-from whence.engine.stream import Sink
+from whence.engine.sinks import Table
 from whence.errors import NumericalError
 from whence.gradients import Factored, Gradient
-from whence.indexing.projection import Projection, project
+from whence.operators import Projection
 from whence.tasks.base import Batch
 
 Kept = Literal["int8", "float16", "float32"]
@@ -65,33 +65,20 @@ def _runs(widths: Sequence[int]) -> list[tuple[int, int]]:
     return [(len(list(equal)), width) for width, equal in itertools.groupby(widths)]
 
 
-class ProjectedRows(Sink):
-    """Projects the gradients of each batch into rows `[B, D]` while the backward pass runs, and keeps them compressed.
+class ProjectedRows(Table):
+    """Projects the gradients of each batch into rows `[B, D]` while the backward pass runs, and files them compressed.
 
-    `inputs` are the matrices that `Capture` multiplies the sites' inputs with on the way forward, so that only the products
-    need be kept.
+    Raises NumericalError where a gradient is not finite.
     """
 
-    def __init__(
-        self,
-        projection: Projection,
-        sites: Mapping[str, Site],
-        kept: Kept,
-        operands: torch.dtype,
-        sums: torch.dtype,
-        device: torch.device,
-    ):
-        self.kept: Kept = kept
-        self.operands = operands
-        self.projection = projection.to(torch.empty(0, dtype=operands, device=device))
-        self.inputs = {name: m_I for name, m_I in self.projection.into.items() if sites[name].reads_columns}
-        self.like = torch.empty(0, dtype=sums, device=device)
-        self.restart()
+    axis = 0
 
-    def restart(self) -> None:
-        """Forget all rows."""
-        self.indices: list[int] = []
-        self.parts: list[dict[str, Tensor]] = []
+    def __init__(self, projection: Projection, sites: Mapping[str, Site], kept: Kept, operands: torch.dtype, like: Tensor):
+        super().__init__()
+        self.kept: Kept = kept
+        self.operands, self.like = operands, like
+        self.projection = projection.to(like.to(operands))
+        self.inputs = {name: m_I for name, m_I in self.projection.into.items() if sites[name].reads_columns}
 
     def begin(self, indices: Sequence[int], batch: Batch) -> None:
         """Start the batch's rows."""
@@ -101,28 +88,23 @@ class ProjectedRows(Sink):
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Project the module's gradients."""
         gradient = gradient.to(self.operands)
-        m_O, m_I = self.projection.out[name], self.projection.into[name]
         read_BRP = gradient.a_BRI if isinstance(gradient, Factored) and name in self.inputs else None
-        self._parts[name] = project(gradient, m_O, m_I, read_BRP).flatten(1)
+        self._parts[name] = self.projection.at(name, gradient, read_BRP).w_BOI.flatten(1)
 
     def end(self) -> None:
-        """Keep the rows; a module that none of the batch reached leaves zeros."""
-        self.indices += self._now
+        """File the rows; a module that none of the batch reached leaves zeros."""
         widths = self.projection.widths
         for name, width in zip(self.projection.out, widths, strict=True):
             if name not in self._parts:
                 self._parts[name] = self.like.new_zeros(len(self._now), width)
         rows_BD = torch.cat([self._parts.pop(name) for name in self.projection.out], dim=1)
-        self.parts.append({key: tensor.cpu() for key, tensor in compress(rows_BD, self.kept, widths).items()})
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """`indices [n]` with `codes`, `scale` and `norm`; raises NumericalError where a gradient is not finite."""
-        found = {key: torch.cat([part[key] for part in self.parts]) for key in self.parts[0]}
-        broken = [self.indices[row] for row in (~torch.isfinite(found["norm"])).nonzero().flatten().tolist()]
-        if broken:
+        found = {key: tensor.cpu() for key, tensor in compress(rows_BD, self.kept, widths).items()}
+        if broken := [self._now[row] for row in (~torch.isfinite(found["norm"])).nonzero().flatten().tolist()]:
             raise NumericalError(
-                f"The gradients of {len(broken)} of {len(self.indices)} examples are not finite",
+                f"The gradients of {len(broken)} of {len(self._now)} examples of a batch are not finite",
                 given=f"row {', '.join(map(str, broken[:5]))}{' ...' if len(broken) > 5 else ''}, counted from 0",
                 fix="look at these rows (whence data preview), or use --dtype float32",
             )
-        return {"indices": torch.tensor(self.indices), **found}
+        self.indices += self._now
+        for key, tensor in found.items():
+            self.file(key, tensor.unbind(0))

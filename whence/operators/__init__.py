@@ -1,6 +1,8 @@
-"""Linear maps from gradients to gradients, applied and composed with `@`."""
+"""Linear maps from gradients to gradients, applied and composed with `@`, added and scaled."""
 
-from whence.operators.base import Operator, Product
+from whence.operators.base import Operator, Product, Scaled, Streaming, Sum
 from whence.operators.eigen import BlockDiagonal, EigenBlock
+from whence.operators.identity import Identity
+from whence.operators.projection import Projection
 
-__all__ = ["BlockDiagonal", "EigenBlock", "Operator", "Product"]
+__all__ = ["BlockDiagonal", "EigenBlock", "Identity", "Operator", "Product", "Projection", "Scaled", "Streaming", "Sum"]

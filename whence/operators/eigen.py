@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,9 +111,8 @@ class SharedInputs:
 class _StreamingBlocks(Streaming):
     """One block per module; rotations of shared inputs are shared."""
 
-    def __init__(self, operator: BlockDiagonal):
-        super().__init__(operator)
-        self.blocks, self.inputs = operator.blocks, SharedInputs()
+    def __init__(self, blocks: Mapping[str, EigenBlock]):
+        self.blocks, self.inputs = blocks, SharedInputs()
 
     def apply(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Dense:
         block, gradient = self._prepared(name, gradient, readers)
@@ -125,7 +125,7 @@ class _StreamingBlocks(Streaming):
 
     def _prepared(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> tuple[EigenBlock, Gradient]:
         block, gradient = self.inputs.rotate(self.blocks[name], gradient, readers)
-        return block, gradient.to(self.dtype)
+        return block, gradient.to(block.lam_OI.dtype)
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,18 @@ class BlockDiagonal(Operator):
         """The modules it acts on."""
         return tuple(self.blocks)
 
+    @property
+    def blockwise(self) -> bool:
+        """It is."""
+        return True
+
     def apply_to(self, gradients: Gradients) -> Gradients:
         """Apply each module's block; modules without one are left out."""
         return {name: block @ gradients[name] for name, block in self.blocks.items() if name in gradients}
 
-    def streaming(self) -> Streaming:
+    def streaming(self, like: Tensor | None = None) -> Streaming:
         """Itself, for gradients that arrive module by module; inputs that several modules read are rotated once."""
-        return _StreamingBlocks(self)
+        return _StreamingBlocks(self.blocks if like is None else blocks_to(self.blocks, like))
 
     def dense(self) -> dict[str, Tensor]:
         """Each block as a matrix."""
@@ -182,7 +187,7 @@ class BlockDiagonal(Operator):
             0
         )
 
-    def tensors(self) -> dict[str, Tensor]:
+    def identity(self) -> Any:
         """The eigenvalues: they change with whatever the operator was fitted on."""
         return {name: block.lam_OI for name, block in self.blocks.items()}
 

@@ -16,10 +16,11 @@ from torch import nn
 from whence import cost
 from whence.coverage import Coverage, Site
 from whence.engine.partition import batch_positions, module_groups
+from whence.engine.point import cover_default
 from whence.engine.probe import probe_rows, worth_probing
 from whence.engine.stream import read
 from whence.fitting import Curvature, fit
-from whence.fitting.fit import FitSettings, cover_default
+from whence.fitting.fit import FitSettings
 from whence.fitting.fit import Sample as SampleSize
 from whence.fitting.methods import method_named
 from whence.planning import duration, files, machine, work

@@ -16,7 +16,7 @@ from whence.plots import factors as plots
 from whence.plots.style import save
 from whence.progress import note, stage
 from whence.store.digest import canonical_json, digest
-from whence.store.fingerprint import fingerprint_tensors
+from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder, atomic
 
 GUIDE = {
@@ -251,7 +251,7 @@ def _identity(curvature: Curvature) -> str:
     """What tells these factors from others: what they were made from, or their eigenvalues."""
     if curvature.provenance:
         return digest(canonical_json(curvature.provenance))
-    return fingerprint_tensors(curvature.operator.tensors())
+    return fingerprint_operator(curvature.operator)["identity"]
 
 
 def _known_colours(name: str) -> None:

@@ -8,13 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from whence.errors import DegenerateScores, NumericalError, UsageError, WhenceWarning
+from whence.operators import Operator
 
 NORMS = ("cosine", "relatif")
 """Normalisations that need something computed along with the scores."""
 
 
-def check_choices(per: str, aggregate: Sequence[str], norms: Sequence[str], rescore: int) -> None:
+def check_choices(per: str, aggregate: Sequence[str], norms: Sequence[str], rescore: int, operator: Operator) -> None:
     """Raise UsageError for settings that are not known or don't go together."""
+    if "relatif" in norms and not operator.blockwise:
+        raise UsageError(
+            "The influence of rows on themselves needs an operator that acts on each module by itself",
+            given=operator.label,
+            accepted="blockwise operators, such as curvature.inverse(damping=0.1)",
+        )
     if per not in ("example", "token", "module"):
         raise UsageError(f"per={per!r} is not a granularity", accepted="example, token, module")
     if unknown := [kind for kind in aggregate if kind not in ("queries", "examples")]:

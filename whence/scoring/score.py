@@ -2,14 +2,14 @@
 
 The queries' gradients are multiplied with the operator and stay on the device; then every training example's gradient
 meets all of them as it arises in the backward pass, and is forgotten. The scores of each chunk of the data are saved
-when it is done: a killed run goes on from there, to the same bits.
+when it is done: a killed run resumes from there, to the same bits.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,34 +18,24 @@ import torch
 from torch import Tensor, nn
 
 from whence import dist
-from whence.capture import Capture
-from whence.coverage import Site, cover
-from whence.data.rows import Rows
-from whence.engine.partition import batch_positions, data_chunks, keep, next_round, run_share
+from whence.engine.partition import data_chunks
+from whence.engine.passes import ByChunk, Unsaved, run_pass
+from whence.engine.point import Point, shared_sites
 from whence.engine.probe import settle_products
-from whence.engine.stream import Examples, encode, identify, likelihood, read, stream
-from whence.errors import NumericalError, UsageError
+from whence.engine.queries import Preconditioned, Queries, encode_queries, precondition
+from whence.engine.sinks import Total
 from whence.gradients import Dense, Gradients, Per, dot
-from whence.operators.base import Operator
+from whence.operators import Identity, Operator
 from whence.precision import EXACT, Precision, kept_as, multiplying
-from whence.progress import note, stage
+from whence.progress import note
 from whence.scoring.checks import check_choices, check_scores
-from whence.scoring.queries import Preconditioned, precondition
-from whence.scoring.sinks import (
-    Columns,
-    Quantity,
-    Total,
-    products,
-    products_at,
-    self_products,
-    squared_norms,
-    token_products,
-)
+from whence.scoring.results import tabulated
+from whence.scoring.sinks import Columns, Quantity, products, products_at, token_products
 from whence.store.digest import fingerprint_code
-from whence.store.fingerprint import fingerprint, fingerprint_tensors
+from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder
 from whence.store.memory import Memory, claim
-from whence.store.scores import Scores, describe_queries, describe_rows
+from whence.store.scores import Scores, describe_rows, open_scores
 from whence.tasks.base import Task
 
 FULL_RANK_BYTES = 4 * 2**30
@@ -60,7 +50,7 @@ class ScoreSettings:
 
     per: Per = "example"
     aggregate: tuple[str, ...] = ()
-    rank: int | None = None
+    rank: int | None | Literal["auto"] = "auto"
     rescore: int = 0
     norms: tuple[str, ...] = ()
     seed: int = 0
@@ -104,36 +94,51 @@ def score(
 
     Raises UsageError, NumericalError, DegenerateScores, OutOfMemory, StaleArtifact.
     """
-    query_rows = dist.from_first(read(queries))
-    if not len(query_rows):
-        raise UsageError("There are no queries", accepted="one query or more")
-    work = _Score(model, task, encode(task, train), operator, batch_tokens)
-    weighted = task.encode_queries(query_rows)
     kinds = (aggregate,) if isinstance(aggregate, str) else tuple(aggregate)
-    check_choices(per, kinds, norms, rescore)
-    chosen = work.rank(len(weighted), rank)
-    settings = ScoreSettings(per, kinds, chosen, rescore, tuple(norms), seed, n_train, precision, chunks if out else 1)
-    asked = describe_queries(query_rows, task, weighted)
-    folder = work.claim(out, "score", settings, identify(query_rows)[1], rerun)
+    settings = ScoreSettings(per, kinds, rank, rescore, tuple(norms), seed, n_train, precision, chunks)
+    point = Point(model, task, train, batch_tokens=batch_tokens)
+    return score_points(point, point, queries, operator, out=out, settings=settings, rerun=rerun)
+
+
+def score_points(
+    at: Point,
+    of: Point,
+    queries: Any,
+    operator: Operator | None = None,
+    *,
+    names: Mapping[str, str] | None = None,
+    out: str | Path | None = None,
+    settings: ScoreSettings = ScoreSettings(),
+    rerun: bool = False,
+) -> Scores:
+    """Score the rows of one point against queries asked at another: `grad_at m(query)^T operator grad_of log p(row)`.
+
+    Modules of the two models belong together by name; `names` says what a module of `at` is called in `of` where that
+    differs. What only one of them has is left out, and said. Without an operator this is the gradient dot product. The
+    settings are those of `score`, which is this for one point.
+    """
+    operator = operator or Identity()
+    asked = encode_queries(at.task, queries)
+    work = _Score(at, of, operator, names or {})
+    check_choices(settings.per, settings.aggregate, settings.norms, settings.rescore, operator)
+    rank = work.rank(len(asked), settings.rank)
+    settings = replace(settings, rank=rank, chunks=settings.chunks if out else 1)
+    folder = work.claim(out, "score", settings, asked.fingerprint, rerun)
     try:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
-        with work.multiplying(folder, precision):
-            kept = kept_as(precision.operands("scores", work.dtype), work.device)
-            prepared = work.prepare(weighted, settings, chosen, kept, work.sums)
-            if "examples" in kinds:
-                raw, extra = work.total(prepared, precision), {}
+        with work.multiplying(folder, settings.precision):
+            kept = kept_as(settings.precision.operands("scores", at.dtype), at.device)
+            prepared = work.prepare(asked, settings, rank, kept)
+            if "examples" in settings.aggregate:
+                raw, parts = work.total(prepared, settings.precision), {}
             else:
-                quantities = _quantities(prepared.gradients, operator.to(work.like), settings, work.sums)
-                extra = work.columns(quantities, settings, folder)
-                raw = extra.pop("raw") if "raw" in extra else _sum_modules(extra)
+                parts = work.columns(work.quantities(prepared.gradients, settings), settings, folder)
+                raw = parts.pop("raw") if "raw" in parts else _sum_modules(parts)
         with work.multiplying(folder, EXACT):
-            exact = work.rescore(raw, weighted, settings) if rescore else None
-        check_scores(raw, work.train.ids)
-        result = work.result(raw, extra, prepared, asked, settings, exact)
-        if isinstance(folder, Folder):
-            dist.on_first(result.save, folder)
-        return result
+            exact = work.rescore(raw, asked, settings) if settings.rescore else None
+        check_scores(raw, of.examples.ids)
+        return work.finish(folder, raw, settings, asked, prepared, parts, exact)
     finally:
         folder.close()
 
@@ -152,37 +157,35 @@ def self_influence(
 ) -> Scores:
     """The influence of every training example on its own log-likelihood, `grad log p(z)^T operator grad log p(z)`, `[1, N]`.
 
-    High values mark examples that the model could only learn from themselves: rare, mislabelled or memorised ones.
+    High values mark examples that the model could only learn from themselves: rare, mislabelled or memorised ones. The operator
+    has to act on each module by itself (`Operator.blockwise`).
     """
-    work = _Score(model, task, encode(task, train), operator, batch_tokens)
-    settings = ScoreSettings(precision=precision, chunks=chunks if out else 1)
+    point = Point(model, task, train, batch_tokens=batch_tokens)
+    settings = ScoreSettings(rank=None, precision=precision, chunks=chunks if out else 1)
+    check_choices(settings.per, (), ("relatif",), 0, operator)
+    work = _Score(point, point, operator, {})
     folder = work.claim(out, "self-influence", settings, "", rerun)
     try:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
         with work.multiplying(folder, precision):
-            extra = work.columns({"raw": self_products(operator.to(work.like))}, settings, folder)
-        asked = {"id": ["self"], "text": [""]}
-        nothing = Preconditioned({}, *[torch.full((1,), float("nan"))] * 3)
-        result = work.result(extra["raw"].reshape(1, -1), {}, nothing, asked, settings, None)
-        if isinstance(folder, Folder):
-            dist.on_first(result.save, folder)
-        return result
+            parts = work.columns({"raw": work.self_products()}, settings, folder)
+        return work.finish(folder, parts["raw"].reshape(1, -1), settings)
     finally:
         folder.close()
 
 
 class _Score:
-    """One scoring run at work: what its stages have in common."""
+    """One scoring run at work: what its stages have in common. `sites` are the tracked modules of `at`."""
 
-    def __init__(self, model: nn.Module, task: Task, train: Examples, operator: Operator, batch_tokens: int | None):
-        self.model, self.task, self.train, self.operator = model, task, train, operator
-        self.sites: dict[str, Site] = cover(model, list(operator.names)).sites
-        first = next(model.parameters())
-        self.dtype, self.device = first.dtype, first.device
-        self.sums = torch.promote_types(self.dtype, torch.float32)
-        self.like = torch.empty(0, dtype=self.sums, device=self.device)
-        self.batch_tokens = batch_positions(batch_tokens, self.device)
+    def __init__(self, at: Point, of: Point, operator: Operator, names: Mapping[str, str]):
+        self.at, self.of, self.operator = at, of, operator
+        shared = shared_sites(at, of, operator.names, names)
+        self.sites = {name: site for name, site in at.cover(operator.names or None).sites.items() if name in shared}
+        self.rows = {site.name: site for site in shared.values()}
+        """The same modules of `of`."""
+        self.names = {site.name: name for name, site in shared.items()}
+        """What a module of `of` is called in `at`."""
         self.products = ""
 
     def rank(self, queries: int, rank: int | None | Literal["auto"]) -> int | None:
@@ -199,13 +202,15 @@ class _Score:
         """The folder for the result, or memory where the user wants none."""
 
         def provenance() -> dict[str, Any]:
+            rows = self.of.provenance()
+            elsewhere = {} if self.at is self.of else {"at": self.at.fingerprint, "names": self.names, "rows": rows["task"]}
             return {
                 "stage": name,
-                "model": fingerprint(self.model),
-                "data": {"fingerprint": self.train.fingerprint, "examples": len(self.train)},
+                **rows,
+                **elsewhere,
                 "queries": queries,
-                "task": self.task.settings(),
-                "operator": {"label": self.operator.label, "eigenvalues": fingerprint_tensors(self.operator.tensors())},
+                "task": self.at.settings,
+                "operator": fingerprint_operator(self.operator),
                 "settings": {**vars(settings), "precision": settings.precision.settings()},
                 "code": fingerprint_code(),
             }
@@ -215,213 +220,153 @@ class _Score:
     @contextlib.contextmanager
     def multiplying(self, folder: Folder | Memory, precision: Precision) -> Iterator[None]:
         """Take products as `precision` says; `products` remembers how."""
-        train = self.train
-        given = (self.model, self.task, train, self.sites, train.usable, self.operator.to(self.like))
-        products = dist.on_first(settle_products, folder, precision, *given)
+        operator = self.operator if self.at is self.of else None
+        given = (folder, precision, self.of, self.rows, self.of.examples.usable, operator)
+        products = dist.on_first(settle_products, *given)
         self.products = self.products or products
-        with multiplying(products, self.device):
+        with multiplying(products, self.of.device):
             yield
 
     def prepare(
-        self,
-        weighted: Sequence[Sequence[tuple[Any, float]]],
-        settings: ScoreSettings,
-        rank: int | None,
-        kept: torch.dtype,
-        dtype: torch.dtype,
-        name: str = "queries",
+        self, asked: Queries, settings: ScoreSettings, rank: int | None, kept: torch.dtype, name: str = "queries"
     ) -> Preconditioned:
-        """The queries' gradients, multiplied with the operator."""
-        total = sum(self.task.size(item) for query in weighted for item, _ in query)
-        with Capture(self.model, self.sites) as capture, stage(name, total, "tokens") as advance:
-            prepared = precondition(
-                capture,
-                self.task,
-                weighted,
-                self.operator.to(self.like),
-                rank=rank,
-                dtype=dtype,
-                kept=kept,
-                batch_tokens=self.batch_tokens,
-                seed=settings.seed,
-                together="queries" in settings.aggregate,
-                advance=advance,
-            )
-        if not bool(torch.isfinite(prepared.norms).all()):
-            raise NumericalError("A query's gradient is not finite", fix="look at the query's text, or use float32")
-        return prepared
+        """The queries' gradients, multiplied with the operator, under the names that modules have in `of`."""
+        how: dict[str, Any] = {"rank": rank, "kept": kept, "seed": settings.seed, "together": "queries" in settings.aggregate}
+        found = precondition(self.at, asked, self.sites, self.operator, name=name, **how)
+        return replace(found, gradients={name: found.gradients[here].to(self.of.device) for name, here in self.names.items()})
+
+    def quantities(self, queries: Gradients, settings: ScoreSettings) -> dict[str, Quantity]:
+        """What to add up over the modules for every training example."""
+        quantities: dict[str, Quantity] = {}
+        if settings.per == "module":
+            quantities |= {f"module/{name}": products_at(queries, name) for name in queries}
+        else:
+            quantities["raw"] = products(queries)
+        if settings.per == "token":
+            quantities["tokens"] = token_products(queries)
+        if "cosine" in settings.norms:
+            quantities["norm/gradient"] = Identity().streaming(self.of.like).quadratic
+        if "relatif" in settings.norms:
+            quantities["norm/self"] = self.self_products()
+        return quantities
+
+    def self_products(self) -> Quantity:
+        """`<g, operator g>`: an example's influence on itself, `[B]`."""
+        streaming = self.operator.streaming(self.of.like)
+        return lambda name, gradient, readers: streaming.quadratic(self.names[name], gradient, readers)
 
     def columns(
         self, quantities: Mapping[str, Quantity], settings: ScoreSettings, folder: Folder | Memory
     ) -> dict[str, np.ndarray]:
         """Every quantity for all training examples, `[..., N]` ("tokens": `[Q, all positions]`); chunk by chunk."""
-        sizes = self.train.sizes
-        pieces = data_chunks(self.train.usable, sizes, settings.chunks)
-        names = [f"chunk-{number:04d}" for number in range(len(pieces))]
-        done = [folder.has(name) for name in names]
-        total, behind = sum(sizes), sum(sizes[i] for piece, ready in zip(pieces, done, strict=True) if ready for i in piece)
-        with Capture(self.model, self.sites) as capture, stage("score", total, "tokens", done=behind) as advance:
-            left = [number for number, ready in enumerate(done) if not ready]
-            while left:
-                count = next_round([pieces[number] for number in left], sizes, self.batch_tokens)
-                now, left = left[:count], left[count:]
-                sink = self._stream(capture, [pieces[number] for number in now], quantities, advance)
-                for number in now:
-                    keep(folder, names[number], _on_first(sink.tensors(pieces[number])))
-        found = [folder.load(name) for name in names]
-        return {key: self._assemble(key, found) for key in found[0] if key != "indices"}
+        train = self.of.examples
+        saved = ByChunk(data_chunks(train.usable, train.sizes, settings.chunks), folder, "chunk")
+        return self._assembled(self._sent(quantities, "score", saved, saved.result))
 
-    def _stream(
-        self,
-        capture: Capture,
-        chunks: Sequence[Sequence[int]],
-        quantities: Mapping[str, Quantity],
-        advance: Callable[[int], None],
-    ) -> Columns:
-        """The quantities of the chunks' examples; of several processes each has those of its share."""
-        sink = Columns(self.task, quantities)
-        self._send(capture, chunks, sink, advance)
-        return sink
+    def _sent(self, quantities: Mapping[str, Quantity], name: str, saved: Unsaved, result: Any) -> dict[str, Tensor]:
+        """What the quantities come to for the examples of these chunks."""
+        sink = Columns(self.of.task, quantities)
+        run_pass(self.of, self.rows, self.of.examples, self.of.likelihood, sink, name, saved)
+        return result(sink)
 
-    def _send(
-        self, capture: Capture, chunks: Sequence[Sequence[int]], sink: Columns | Total, advance: Callable[[int], None]
-    ) -> None:
-        """Send the gradients of these training examples to the sinks of all processes, each its share."""
-        train = self.train
-        objective = likelihood(self.task, train)
-
-        def run(batches: list[list[int]], tell: Callable[[int], None]) -> None:
-            stream(capture, self.task, train.items, batches, objective, sink, tell)
-
-        self.batch_tokens = run_share(chunks, train.sizes, self.batch_tokens, run, sink.restart, advance)
-
-    def _assemble(self, key: str, found: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
-        """Put the chunks' columns in the order of the examples; examples without a loss have zeros."""
-        indices = torch.cat([chunk["indices"] for chunk in found])
-        columns = torch.cat([chunk[key] for chunk in found], dim=-1)
-        if key != "tokens":
-            result = columns.new_zeros((*columns.shape[:-1], len(self.train)))
-            result[..., indices] = columns
-            return result.numpy()
-        lengths = torch.tensor(self.train.sizes)
+    def _assembled(self, found: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """The columns in the order of the examples; examples without a loss have zeros."""
+        indices, lengths = found["indices"], torch.tensor(self.of.examples.sizes)
         starts = lengths.cumsum(0) - lengths
-        places = [torch.arange(int(starts[i]), int(starts[i] + lengths[i])) for i in indices.tolist()]
-        result = columns.new_zeros((columns.shape[0], int(lengths.sum())))
-        result[:, torch.cat(places)] = columns
-        return result.numpy()
+        result = {}
+        for key, columns in found.items():
+            if key == "indices":
+                continue
+            places, count = indices, len(lengths)
+            if key == "tokens":
+                places = torch.cat([torch.arange(int(starts[i]), int(starts[i] + lengths[i])) for i in indices.tolist()])
+                count = int(lengths.sum())
+            result[key] = columns.new_zeros((*columns.shape[:-1], count)).index_copy_(-1, places, columns).numpy()
+        return result
 
     def total(self, prepared: Preconditioned, precision: Precision) -> np.ndarray:
         """Scores of the whole training data taken together, `[Q, 1]`."""
-        sink = Total(precision.operands("scores", self.dtype), self.sums)
-        with Capture(self.model, self.sites) as capture, stage("score", sum(self.train.sizes), "tokens") as advance:
-            self._send(capture, [self.train.usable], sink, advance)
-        queries = {name: gradient.to(self.sums) for name, gradient in prepared.gradients.items()}
-        sums = dist.add_up(sink.sums)
-        return dot(queries, {name: Dense(w_OI.unsqueeze(0)) for name, w_OI in sums.items()}).cpu().numpy()
+        of = self.of
+        sink = Total(precision.operands("scores", of.dtype), of.sums, of.device)
+        run_pass(of, self.rows, of.examples, of.likelihood, sink, "score", Unsaved(of.examples.usable))
+        queries = {name: gradient.to(of.sums) for name, gradient in prepared.gradients.items()}
+        sums = {name: Dense(sink.totals[name].unsqueeze(0)) for name in self.rows if name in sink.totals}
+        return dot(queries, sums).cpu().numpy()
 
-    def rescore(self, raw: np.ndarray, weighted: Sequence[Sequence[tuple[Any, float]]], settings: ScoreSettings) -> np.ndarray:
+    def rescore(self, raw: np.ndarray, asked: Queries, settings: ScoreSettings) -> np.ndarray:
         """Compute each query's highest and lowest scores again, at full rank and in float32, in place; says which."""
         exact = np.zeros(raw.shape, dtype=bool)
         order = np.argsort(raw, axis=1, kind="stable")  # the same on every machine of a run
         ends = np.concatenate([order[:, : settings.rescore], order[:, -settings.rescore :]], axis=1)
         np.put_along_axis(exact, ends, True, axis=1)
         usable = np.zeros(raw.shape[1], dtype=bool)
-        usable[self.train.usable] = True
+        usable[self.of.examples.usable] = True
         exact &= usable
         per_query = sum(site.shape[0] * site.shape[1] for site in self.sites.values()) * 4
         step = max(1, FULL_RANK_BYTES // per_query)
-        for start in range(0, len(weighted), step):
+        for start in range(0, len(asked), step):
             rows = slice(start, start + step)
-            prepared = self.prepare(weighted[rows], settings, None, self.sums, self.sums, "queries at full rank")
-            chosen = np.flatnonzero(exact[rows].any(0)).tolist()
-            total = sum(self.train.sizes[index] for index in chosen)
-            with Capture(self.model, self.sites) as capture, stage("rescore", total, "tokens") as advance:
-                sink = self._stream(capture, [chosen], {"raw": products(prepared.gradients)}, advance)
-            found = dist.to_all(_on_first(sink.tensors(chosen)))
+            prepared = self.prepare(asked.take(rows), settings, None, self.at.sums, "queries at full rank")
+            saved = ByChunk([np.flatnonzero(exact[rows].any(0)).tolist()], Memory(), "rescore")
+            found = self._sent({"raw": products(prepared.gradients)}, "rescore", saved, saved.result)
             again = np.zeros_like(raw[rows])
             again[:, found["indices"].numpy()] = found["raw"].numpy()
             raw[rows] = np.where(exact[rows], again, raw[rows])
         return exact
 
-    def result(
+    def finish(
         self,
+        folder: Folder | Memory,
         raw: np.ndarray,
-        extra: Mapping[str, np.ndarray],
-        prepared: Preconditioned,
-        asked: Mapping[str, list[Any]],
         settings: ScoreSettings,
-        exact: np.ndarray | None,
+        asked: Queries | None = None,
+        prepared: Preconditioned | None = None,
+        parts: Mapping[str, np.ndarray] | None = None,
+        exact: np.ndarray | None = None,
     ) -> Scores:
-        """The scores with everything that goes with them."""
-        import pandas
-
-        together = {"id": ["all"], "text": [f"{len(asked['id'])} queries added up"]}
-        columns = together if "queries" in settings.aggregate else asked
-        queries = pandas.DataFrame(
-            {**columns, "measured": prepared.measured, "norm": prepared.norms, "energy": prepared.energy}
-        )
-        rows, train = self.train.rows, self.train
-        if "examples" in settings.aggregate:
-            examples = describe_rows([{}], ["all"], [sum(train.sizes)], None)
-        else:
-            examples = describe_rows(rows, train.ids, train.sizes, rows.copies if isinstance(rows, Rows) else None)
-        if settings.per == "token" and (pieces := [self.task.predicted_tokens(item) for item in train.items])[0] is not None:
-            examples["pieces"] = pieces
-        measurement = self.task.settings().get("measurement", "logprob")
+        """The scores with everything that goes with them, kept in the folder; without queries those of the rows themselves."""
         about = {
-            "unit": "nats per copy" if measurement in ("logprob", "loss") else f"{measurement} per copy",
-            "measurement": measurement,
             "operator": self.operator.label,
             "rank": settings.rank,
             "products": self.products,
             "modules": len(self.sites),
             "rescored": settings.rescore,
         }
-        root = {"gradient": np.sqrt(extra["norm/gradient"])} if "norm/gradient" in extra else {}
-        return Scores(
-            raw=raw,
-            n_train=settings.n_train or len(train.usable),
-            examples=examples,
-            queries=queries,
-            about=about,
-            norms={**root, **({"self": extra["norm/self"]} if "norm/self" in extra else {})},
-            modules={key.removeprefix("module/"): value for key, value in extra.items() if key.startswith("module/")},
-            tokens=extra.get("tokens"),
+        train, parts = self.of.examples, parts or {}
+        if asked is None or prepared is None:
+            table = {"id": ["self"], "text": [""]} | dict.fromkeys(("measured", "norm", "energy"), [float("nan")])
+        else:
+            together = {"id": ["all"], "text": [f"{len(asked)} queries added up"]}
+            table = {**(together if "queries" in settings.aggregate else asked.table), **prepared.columns()}
+        norms = {"self": parts["norm/self"]} if "norm/self" in parts else {}
+        if "norm/gradient" in parts:
+            norms = {"gradient": np.sqrt(parts["norm/gradient"]), **norms}
+        result = tabulated(
+            raw,
+            self.at,
+            self.of,
+            table,
+            about,
+            n_train=settings.n_train,
+            norms=norms,
+            modules={key.removeprefix("module/"): value for key, value in parts.items() if key.startswith("module/")},
+            tokens=parts.get("tokens"),
             exact=exact,
         )
-
-
-def _on_first(columns: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The columns that the processes have, side by side on the first; nothing on the others."""
-    parts = [part for part in dist.to_first(columns) if part]
-    if len(parts) < 2:
-        return parts[0] if parts else {}
-    return {key: torch.cat([part[key] for part in parts], dim=-1) for key in parts[0]}
+        if "examples" in settings.aggregate:
+            result = replace(result, examples=describe_rows([{}], ["all"], [sum(train.sizes)], None))
+        if settings.per == "token" and (pieces := [self.of.task.predicted_tokens(item) for item in train.items])[0] is not None:
+            result.examples["pieces"] = pieces
+        if isinstance(folder, Folder):
+            dist.on_first(result.save, folder)
+        return result
 
 
 def _finished(folder: Folder) -> Scores:
-    from whence.store.scores import open_scores
-
     note(f"{folder.path} is finished and unchanged: nothing to compute")
     return open_scores(folder.path)
 
 
-def _quantities(queries: Gradients, operator: Operator, settings: ScoreSettings, dtype: torch.dtype) -> dict[str, Quantity]:
-    """What to add up over the modules for every training example."""
-    quantities: dict[str, Quantity] = {}
-    if settings.per == "module":
-        quantities |= {f"module/{name}": products_at(queries, name) for name in queries}
-    else:
-        quantities["raw"] = products(queries)
-    if settings.per == "token":
-        quantities["tokens"] = token_products(queries)
-    if "cosine" in settings.norms:
-        quantities["norm/gradient"] = squared_norms(dtype)
-    if "relatif" in settings.norms:
-        quantities["norm/self"] = self_products(operator)
-    return quantities
-
-
-def _sum_modules(extra: Mapping[str, np.ndarray]) -> np.ndarray:
-    parts = [values for key, values in extra.items() if key.startswith("module/")]
-    return np.sum(parts, axis=0, dtype=parts[0].dtype)
+def _sum_modules(parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    values = [each for key, each in parts.items() if key.startswith("module/")]
+    return np.sum(values, axis=0, dtype=values[0].dtype)

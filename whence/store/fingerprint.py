@@ -11,10 +11,14 @@ import torch
 from blake3 import blake3
 from torch import Tensor, nn
 
+from whence.operators import Operator
 from whence.store.digest import canonical_json, digest
 
 CHUNK = 64 * 2**20
 """Bytes of a tensor that are copied to the host at a time."""
+
+SEEN = 16
+"""Numbers of a tensor that a glance takes in, about."""
 
 NOT_THE_FUNCTION = {"_name_or_path", "base_model_name_or_path", "inference_mode", "revision", "transformers_version"}
 """Entries of a model's or an adapter's config that say where it came from, not what it computes."""
@@ -34,6 +38,18 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
     return {"architecture": f"{type(model).__name__} {structure}", "weights": digest(*weights)}
 
 
+def glance(model: nn.Module) -> tuple[Any, ...]:
+    """What a look at a model tells without reading it: where its weights are, how often they were written to, a few of them.
+
+    For asking at once whether anything changed since the last look. Writing through `.data` is seen only where it changes one
+    of the few numbers.
+    """
+    tensors = [tensor for _, tensor in _state(model)]
+    looks = [tensor.detach().flatten()[:: max(1, tensor.numel() // SEEN)].to("cpu", torch.float64) for tensor in tensors]
+    places = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    return (*places, hash(torch.cat(looks).numpy().tobytes()))
+
+
 def fingerprint_tokenizer(tokenizer: Any) -> str:
     """Hash what turns text into ids: vocabulary, merges, normalisation, special tokens and chat template.
 
@@ -51,6 +67,19 @@ def fingerprint_tokenizer(tokenizer: Any) -> str:
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Hash named tensors."""
     return digest(*(_digest_tensor(name, tensor) for name, tensor in tensors.items()))
+
+
+def fingerprint_operator(operator: Operator) -> dict[str, str]:
+    """What an operator is, for people, and a hash of its identity."""
+
+    def hashed(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return _digest_tensor("", value)
+        if isinstance(value, Mapping):
+            return {key: hashed(entry) for key, entry in value.items()}
+        return [hashed(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+    return {"label": operator.label, "identity": digest(canonical_json(hashed(operator.identity())))}
 
 
 def _without_origin(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -198,17 +198,23 @@ class Folder:
         """Delete a shard that was only needed on the way."""
         self._shard(name).unlink(missing_ok=True)
 
-    @_by_first
-    def promote(self, part: str) -> None:
-        """Take the files of a part of the folder (`part/...`) for its own, or those of them that a killed run left there."""
-        for file in sorted((self.path / part).glob("*")):
-            file.replace(self.path / file.name)
-        self.discard(part)
+    def child(self, name: str) -> Folder:
+        """A folder in this one, for work whose files may not stay; it belongs to the same processes."""
+        inner = Folder(self.path / name, self.config)
+        inner.shared = self.shared
+        return inner
 
     @_by_first
-    def discard(self, part: str) -> None:
-        """Delete a part of the folder that was only needed on the way."""
-        shutil.rmtree(self.path / part, ignore_errors=True)
+    def adopt(self, name: str) -> None:
+        """Take a child's files for its own, or those of them that a killed run left there."""
+        for file in sorted((self.path / name).glob("*")):
+            file.replace(self.path / file.name)
+        self.discard(name)
+
+    @_by_first
+    def discard(self, name: str) -> None:
+        """Delete a child with all that is in it."""
+        shutil.rmtree(self.path / name, ignore_errors=True)
 
     @_by_first
     def write_json(self, name: str, value: Any) -> None:

@@ -21,6 +21,7 @@ class Memory:
     def __init__(self) -> None:
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._json: dict[str, Any] = {}
+        self._children: dict[str, Memory] = {}
 
     def has(self, name: str) -> bool:
         """Whether the shard was saved."""
@@ -38,16 +39,19 @@ class Memory:
         """Forget a shard."""
         self._tensors.pop(name, None)
 
-    def promote(self, part: str) -> None:
-        """Take what is kept under `part/...` for its own."""
-        for kept in (self._tensors, self._json):
-            kept.update({name.removeprefix(f"{part}/"): kept.pop(name) for name in list(kept) if name.startswith(f"{part}/")})
+    def child(self, name: str) -> Memory:
+        """Memory in this one, for work that may not stay."""
+        return self._children.setdefault(name, Memory())
 
-    def discard(self, part: str) -> None:
-        """Forget what is kept under `part/...`."""
-        for kept in (self._tensors, self._json):
-            for name in [name for name in kept if name.startswith(f"{part}/")]:
-                del kept[name]
+    def adopt(self, name: str) -> None:
+        """Take what a child keeps for its own."""
+        child = self._children.pop(name)
+        self._tensors |= child._tensors
+        self._json |= child._json
+
+    def discard(self, name: str) -> None:
+        """Forget a child."""
+        self._children.pop(name, None)
 
     def write_json(self, name: str, value: Any) -> None:
         """Keep a JSON value."""

@@ -22,8 +22,7 @@ from whence.data import Rows, as_rows
 from whence.engine.stream import identify, read
 from whence.errors import UsageError
 from whence.fitting import Curvature, fit
-from whence.operators.base import Operator
-from whence.operators.eigen import BlockDiagonal
+from whence.operators import Identity, Operator
 from whence.precision import EXACT
 from whence.scoring import score
 from whence.store.manifest import atomic
@@ -269,7 +268,7 @@ class _Checker:
             )
         self.damping, self.absolute = _damping(scores, damping)
         self.draw = np.random.default_rng(seed)
-        size = 4 * sum(block.lam_OI.numel() for block in curvature.operator.blocks.values())
+        size = 4 * sum(block.lam_OI.numel() for block in curvature.blocks.values())
         self.chosen = _spread(len(scores.queries), max(1, min(asked, BYTES // size)))
         self.every = read(queries) if queries is not None else _asked(scores)
         if len(self.every) != len(scores.queries):
@@ -308,7 +307,7 @@ class _Checker:
             seconds=0.0,
         )
 
-    def _operator(self, times: float, curvature: Curvature | None = None) -> BlockDiagonal:
+    def _operator(self, times: float, curvature: Curvature | None = None) -> Operator:
         """What the scores were made with, with so many times the damping; or the same of another curvature."""
         curvature = curvature or self.curvature
         if self.damping is None:
@@ -397,15 +396,15 @@ class _Checker:
         )
         whole, other = self._operator(1.0), self._operator(1.0, again)
         part = ""
-        if len(other.blocks) < len(whole.blocks):
-            base = self._score(BlockDiagonal({name: whole.blocks[name] for name in other.blocks}, whole.label)).raw
-            part = f", {len(other.blocks)} of {len(whole.blocks)} modules"
+        if len(other.names) < len(whole.names):
+            base = self._score(whole @ Identity(other.names)).raw
+            part = f", {len(other.names)} of {len(whole.names)} modules"
         found = self._stability("factors of another seed", base, self._score(other).raw)
         return found, f"fitted again on {len(rows):,} rows with seed {seed}{part}"
 
     def _affordable(self) -> list[str]:
         """Modules, spread evenly, whose eigenvectors take seconds; all if they do."""
-        blocks = self.curvature.operator.blocks
+        blocks = self.curvature.blocks
         costs = {name: 25 * sum(side**3 for side in block.lam_OI.shape) for name, block in blocks.items()}
         for count in range(len(blocks), 0, -1):
             names = [list(blocks)[place] for place in _spread(len(blocks), count)]

@@ -1,29 +1,58 @@
-"""Two-sided projections of every module's gradient, for the rows of an index and for the queries that meet them."""
+"""Two-sided projections of each module's gradient, an operator into a smaller space: for rows of an index and their queries."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from whence.gradients import Factored, Gradient
+from whence.gradients import Dense, Factored, Gradient, Gradients
 from whence.linalg.project import kronecker_scales, projection
 from whence.linalg.rotation import Rotation
+from whence.operators.base import Operator, Streaming
 from whence.operators.eigen import BlockDiagonal
 
 Shapes = Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
-class Projection:
-    """A matrix for each side of each module, `m_O [O, P]` and `m_I [I, P]`: a gradient becomes `m_O^T w m_I`, flat."""
+class Projection(Operator):
+    """A matrix for each side of each module, `m_O [O, P]` and `m_I [I, P]`: a gradient becomes `m_O^T w m_I`, `[P, P]`."""
 
     out: Mapping[str, Tensor]
     into: Mapping[str, Tensor]
     """Modules that may read the same input have the same tensor here, so that it is projected once."""
+    label: str = "projection"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modules it acts on."""
+        return tuple(self.out)
+
+    @property
+    def blockwise(self) -> bool:
+        """It is."""
+        return True
+
+    def apply_to(self, gradients: Gradients) -> Gradients:
+        """Project each module's gradients."""
+        return {name: self.at(name, gradients[name]) for name in self.out if name in gradients}
+
+    def at(self, name: str, gradient: Gradient, read_BRP: Tensor | None = None) -> Dense:
+        """The gradients of one module projected, in float32 or better; `read_BRP` is `a m_I` where it is known."""
+        return Dense(project(gradient, self.out[name], self.into[name], read_BRP))
+
+    def identity(self) -> Any:
+        """Both sides' matrices."""
+        return {name: [self.out[name], self.into[name]] for name in self.out}
+
+    def streaming(self, like: Tensor | None = None) -> Streaming:
+        """Itself, module by module."""
+        return _StreamingProjection(self if like is None else self.to(like))
 
     @property
     def widths(self) -> list[int]:
@@ -40,6 +69,14 @@ class Projection:
         """The same in the dtype and on the device of `like`; what was shared stays shared."""
         moved = {id(m): m.to(like) for m in (*self.out.values(), *self.into.values())}
         return Projection({n: moved[id(m)] for n, m in self.out.items()}, {n: moved[id(m)] for n, m in self.into.items()})
+
+
+class _StreamingProjection(Streaming):
+    def __init__(self, projection: Projection):
+        self.projection = projection
+
+    def apply(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Gradient:
+        return self.projection.at(name, gradient.to(self.projection.out[name].dtype))
 
 
 def random_projection(shapes: Shapes, dim: int, seed: int) -> Projection:

@@ -12,8 +12,8 @@ from whence.coverage import cover
 from whence.engine.stream import Sink, encode, likelihood, stream
 from whence.fitting import fit
 from whence.gradients import Dense
-from whence.indexing.projection import Projection, in_eigenbasis, project, random_projection
 from whence.indexing.rows import ProjectedRows
+from whence.operators.projection import Projection, in_eigenbasis, project, random_projection
 
 cases = pytest.mark.parametrize("case", named("llama", "neox", "conv", "repeated", "llama-tied"), ids=lambda case: case.name)
 

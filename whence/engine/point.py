@@ -1,0 +1,112 @@
+"""A point of training: a model at some weights, with its task and its rows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whence.coverage import Coverage, Site, cover
+from whence.engine.partition import batch_positions
+from whence.engine.stream import Examples, Objective, encode, likelihood
+from whence.errors import CoverageError, UsageError
+from whence.progress import note
+from whence.store.fingerprint import fingerprint
+from whence.tasks.base import Task
+
+
+class Point:
+    """A model at some weights, its task and its rows, and what all work on gradients asks of them, each found out once.
+
+    The weights may not change while a point is in use: what is at other weights is another point. `rows` are training data as
+    `whence.fit` takes them; a point that is only asked needs none. `batch_tokens` are positions per batch (default: by the
+    device); they are halved for good where memory runs out.
+
+        tuned, base = Point(tuned_model, task), Point(base_model, task, pretraining_rows)
+        scores = whence.score_points(tuned, base, queries, curvature.inverse())
+    """
+
+    def __init__(self, model: nn.Module, task: Task, rows: Any = (), *, batch_tokens: int | None = None):
+        self.model, self.task, self.rows = model, task, rows
+        first = next(model.parameters())
+        self.dtype, self.device = first.dtype, first.device
+        self.sums = torch.promote_types(self.dtype, torch.float32)
+        """The format of sums, of operators and of queries' gradients."""
+        self.batch_tokens = batch_positions(batch_tokens, self.device)
+        self._covered: dict[tuple[str, ...] | str | None, Coverage] = {}
+
+    @property
+    def like(self) -> Tensor:
+        """No numbers, in the format of sums and on the model's device."""
+        return torch.empty(0, dtype=self.sums, device=self.device)
+
+    @functools.cached_property
+    def examples(self) -> Examples:
+        """The rows, encoded. Raises UsageError where there are none."""
+        return encode(self.task, self.rows)
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Of the model: its architecture and its weights."""
+        return fingerprint(self.model)
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What of the task changes numbers."""
+        return self.task.settings()
+
+    def cover(self, modules: str | Sequence[str] | None = None) -> Coverage:
+        """The tracked modules: see `cover_default`."""
+        key = modules if modules is None or isinstance(modules, str) else tuple(modules)
+        if key not in self._covered:
+            self._covered[key] = cover_default(self.model, self.task, modules)
+        return self._covered[key]
+
+    def provenance(self) -> dict[str, Any]:
+        """What decides the gradients of its rows, for folders made from them."""
+        task = {key: value for key, value in self.settings.items() if key != "measurement"}
+        data = {"fingerprint": self.examples.fingerprint, "examples": len(self.examples)}
+        return {"model": self.fingerprint, "data": data, "task": task}
+
+    @property
+    def likelihood(self) -> Objective:
+        """The log-likelihood of each row's own labels, in nats."""
+        return likelihood(self.task, self.examples)
+
+
+def cover_default(model: nn.Module, task: Task, modules: str | Sequence[str] | None) -> Coverage:
+    """The coverage of the selector; without one, of adapters if there are any, else the task's default, else all."""
+    if modules is not None:
+        return cover(model, modules)
+    for selector in ("lora", task.default_modules):
+        try:
+            return cover(model, selector)
+        except CoverageError:
+            continue
+    note(f"no module matches {task.default_modules!r}; tracking 'all' linear layers and convolutions")
+    return cover(model, "all")
+
+
+def shared_sites(at: Point, of: Point, names: Sequence[str], renamed: Mapping[str, str]) -> dict[str, Site]:
+    """The modules `names` of `at` that `of` has too, as its sites; `renamed` gives their names there where they differ.
+
+    Raises CoverageError where there is none, UsageError where one has another shape there.
+    """
+    if at is of and not renamed:
+        return of.cover(names or None).sites
+    here = at.cover(names or None).sites
+    there = of.cover([renamed.get(name, name) for name in here]).sites
+    pairs = {name: there[other] for name in here if (other := renamed.get(name, name)) in there}
+    if other := [name for name, site in pairs.items() if site.shape != here[name].shape]:
+        raise UsageError(
+            f"{len(other)} of {len(here)} modules have another shape in the model of the rows",
+            given=", ".join(f"{name} {here[name].shape} and {pairs[name].shape}" for name in other[:5]),
+            accepted="modules of one shape; those that only one of the models has are left out",
+            fix="leave them out of the operator's modules, or name their counterparts (names={...})",
+        )
+    weights = [sum(site.parameters for site in sites.values()) for sites in (pairs, here)]
+    note(f"{len(pairs)} of {len(here)} modules are in both models, {weights[0] / weights[1]:.1%} of the parameters tracked")
+    return pairs

@@ -1,0 +1,245 @@
+"""What is asked of a model: gradients of the queries' measurements, multiplied with an operator once and for all.
+
+Collect, apply, compress: a blockwise operator is applied as gradients arise, and then nothing but its result is kept; any other
+gets the gradients of all queries once their pass is over, and may run the model itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from whence import dist
+from whence.coverage import Site
+from whence.engine.passes import Unsaved, run_pass
+from whence.engine.sinks import Total
+from whence.engine.stream import Examples, Owner, Sink, everybody, identify, read
+from whence.errors import NumericalError, UsageError
+from whence.gradients import Dense, Factored, Gradient
+from whence.linalg.lowrank import randomized_svd
+from whence.operators import Identity, Operator, Streaming
+from whence.store.scores import describe_queries
+from whence.tasks.base import Batch, Task
+
+if TYPE_CHECKING:
+    from whence.engine.point import Point
+
+CHUNK_BYTES = 2**30
+"""Bound on the memory of one module's full-rank gradients that are processed at a time."""
+
+
+@dataclass(frozen=True)
+class Queries(Examples):
+    """Queries, each a weighted sum of items: `items` has those of one query after those of the other."""
+
+    weighted: Sequence[Sequence[tuple[Any, float]]] = ()
+    table: Mapping[str, list[Any]] = field(default_factory=dict)
+    """What the table of queries says about each: id, text and what that is made of, tokens measured."""
+
+    @functools.cached_property
+    def owners(self) -> list[int]:
+        """The query of each item."""
+        return [number for number, query in enumerate(self.weighted) for _ in query]
+
+    @functools.cached_property
+    def weights(self) -> Tensor:
+        """Of each item, float64."""
+        return torch.tensor([weight for query in self.weighted for _, weight in query], dtype=torch.float64)
+
+    def items_of(self, batch: Sequence[int]) -> Sequence[int]:
+        """The places in `items` of these queries."""
+        starts = [0, *itertools.accumulate(map(len, self.weighted))]
+        return [place for number in batch for place in range(starts[number], starts[number + 1])]
+
+    def take(self, rows: slice) -> Queries:
+        """Some of them, without their table."""
+        weighted = self.weighted[rows]
+        items = [item for query in weighted for item, _ in query]
+        return replace(self, items=items, ids=self.ids[rows], sizes=self.sizes[rows], weighted=weighted, table={})
+
+
+def encode_queries(task: Task, data: Any) -> Queries:
+    """Read, encode and describe queries. Raises UsageError where there are none, or one has nothing to measure."""
+    rows = dist.from_first(read(data))
+    if not len(rows):
+        raise UsageError("There are no queries", accepted="one query or more")
+    weighted = task.encode_queries(rows)
+    table = describe_queries(rows, task, weighted)
+    sizes = tuple(sum(task.size(item) for item, _ in query) for query in weighted)
+    if not all(sizes):
+        raise UsageError(
+            f"Query {sizes.index(0)} has no token to measure", accepted="a completion of one token or more", code=6
+        )
+    items = [item for query in weighted for item, _ in query]
+    return Queries(items, tuple(table["id"]), rows, sizes, identify(rows)[1], weighted, table)
+
+
+@dataclass(frozen=True)
+class Preconditioned:
+    """`operator @ gradient` of every query; `[Q]` each: what was measured, the norm, the energy that a low rank keeps."""
+
+    gradients: dict[str, Gradient]
+    measured: Tensor
+    norms: Tensor
+    energy: Tensor
+
+    def columns(self) -> dict[str, Any]:
+        """What goes into the table of queries."""
+        return {"measured": self.measured, "norm": self.norms, "energy": self.energy}
+
+
+def precondition(
+    point: Point,
+    queries: Queries,
+    sites: Mapping[str, Site],
+    operator: Operator,
+    *,
+    rank: int | None = None,
+    kept: torch.dtype | None = None,
+    seed: int = 0,
+    together: bool = False,
+    name: str = "queries",
+) -> Preconditioned:
+    """Measure every query and multiply its gradient with the operator; keep it in the format `kept`, at rank `rank`.
+
+    With `together` all queries are added up to one before the operator is applied. Of several processes (`whence.dist`) each
+    does this for some of the queries, and all get the result.
+    """
+    dtype, count = point.sums, 1 if together else len(queries)
+    result, whole = QueryGradients(count, rank, kept or dtype, seed), QueryGradients(count, None, dtype, seed)
+    streaming = operator.streaming(point.like) if operator.blockwise else None
+    if together:
+        inner: Sink = Total(dtype, dtype, point.device)
+    elif streaming is not None:
+        inner = _ByQuery(queries, streaming, result)
+    else:
+        inner = _ByQuery(queries, Identity().streaming(point.like), whole)
+    sink = _Measured(point.task, queries, inner)
+    largest = max(math.prod(site.shape) for site in sites.values()) * torch.finfo(dtype).bits // 8
+    every = Unsaved(range(len(queries)))
+    run_pass(point, sites, queries, sink.objective, sink, name, every, most=max(1, CHUNK_BYTES // largest))
+    waiting = whole.gradients  # what the operator has not been applied to
+    if isinstance(inner, Total):
+        waiting = {name: Dense(inner.totals[name].unsqueeze(0)) for name in sites if name in inner.totals}
+    for name, site in sites.items():
+        if name not in waiting and name not in result.parts:  # an expert that no query's token visits
+            waiting[name] = Dense(torch.zeros(count, *site.shape, dtype=dtype, device=point.device))
+    if streaming is not None:
+        applied = {name: streaming.apply(name, gradient, (name,)) for name, gradient in waiting.items()}
+    else:
+        applied = operator @ waiting
+    for name, gradient in applied.items():
+        result.put(name, range(count), gradient.dense().w_BOI)
+    if not bool(torch.isfinite(result.square).all()):
+        raise NumericalError("A query's gradient is not finite", fix="look at the query's text, or use float32")
+    return result.described(sink.measured.sum(0, keepdim=True) if together else sink.measured)
+
+
+class QueryGradients:
+    """The gradients of `count` queries, at full or at low rank, in the format they are kept in."""
+
+    def __init__(self, count: int, rank: int | None, kept: torch.dtype, seed: int):
+        self.count, self.rank, self.kept, self.seed = count, rank, kept, seed
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget them."""
+        self.parts: dict[str, tuple[Tensor, ...]] = {}
+        self.square, self.lost = torch.zeros(2, self.count, dtype=torch.float64)
+
+    def put(self, name: str, rows: Sequence[int], w_QOI: Tensor) -> None:
+        """Keep the gradients of the queries `rows` at one module."""
+        square = torch.linalg.vector_norm(w_QOI, dim=(1, 2)).cpu().double().square()
+        self.square[list(rows)] += square
+        if self.rank is None or self.rank * (w_QOI.shape[1] + w_QOI.shape[2]) >= w_QOI[0].numel():
+            parts: tuple[Tensor, ...] = (w_QOI,)
+        else:
+            g_QRO, a_QRI, share = randomized_svd(w_QOI, self.rank, seed=self.seed)
+            parts = (g_QRO, a_QRI)
+            self.lost[list(rows)] += square * (1 - share.cpu())
+        parts = tuple(part.to(self.kept).contiguous() for part in parts)
+        if list(rows) == list(range(self.count)):
+            self.parts[name] = parts
+            return
+        if name not in self.parts:
+            self.parts[name] = tuple(part.new_zeros((self.count, *part.shape[1:])) for part in parts)
+        for tensor, part in zip(self.parts[name], parts, strict=True):
+            tensor[list(rows)] = part
+
+    def merge(self) -> None:
+        """Bring together what the processes have: each the gradients of its own queries, and zeros for the others."""
+        found = {f"{number}/{name}": part for name, parts in self.parts.items() for number, part in enumerate(parts)}
+        parts: dict[str, dict[int, Tensor]] = {}
+        for key, tensor in dist.add_up(found).items():
+            number, _, name = key.partition("/")
+            parts.setdefault(name, {})[int(number)] = tensor
+        self.parts = {name: tuple(pieces[number] for number in sorted(pieces)) for name, pieces in parts.items()}
+        about = dist.add_up({"square": self.square, "lost": self.lost})
+        self.square, self.lost = about["square"], about["lost"]
+
+    @property
+    def gradients(self) -> dict[str, Gradient]:
+        """Those of each module."""
+        return {name: Dense(*parts) if len(parts) == 1 else Factored(*parts) for name, parts in self.parts.items()}
+
+    def described(self, measured: Tensor) -> Preconditioned:
+        """All of them, with what they are worth."""
+        energy = 1 - self.lost / self.square.clamp(min=torch.finfo(torch.float32).tiny)
+        return Preconditioned(self.gradients, measured, self.square.sqrt(), energy)
+
+
+class _Measured(Sink):
+    """Adds up what is measured of each query, and hands the gradients of its items on."""
+
+    def __init__(self, task: Task, queries: Queries, inner: Sink):
+        self.task, self.queries, self.inner = task, queries, inner
+        self.begin, self.receive, self.end = inner.begin, inner.receive, inner.end
+
+    def objective(self, model: nn.Module, batch: Batch, indices: Sequence[int]) -> Tensor:
+        """The items' weighted measurements, which are also added up query by query."""
+        values = self.task.measurements(model, batch)
+        weighted = values * self.queries.weights[list(indices)].to(values)
+        owners = torch.tensor([self.queries.owners[index] for index in indices])
+        self.measured.index_add_(0, owners, weighted.detach().cpu().double())
+        return weighted
+
+    def load(self, state: Mapping[str, Tensor], owner: Owner = everybody) -> None:
+        self.measured = torch.zeros(len(self.queries), dtype=torch.float64)
+        self.inner.load(state, owner)
+
+    def merge(self, owner: Owner = everybody) -> None:
+        self.measured = dist.add_up({"measured": self.measured})["measured"]
+        self.inner.merge(owner)
+
+
+class _ByQuery(Sink):
+    """Maps the gradients of items as they arise, and adds them up to those of the queries."""
+
+    def __init__(self, queries: Queries, streaming: Streaming, target: QueryGradients):
+        self.queries, self.streaming, self.target = queries, streaming, target
+
+    def begin(self, indices: Sequence[int], batch: Batch) -> None:
+        owners = [self.queries.owners[index] for index in indices]
+        self._rows = list(dict.fromkeys(owners))
+        place = {number: place for place, number in enumerate(self._rows)}
+        self._owners = [place[number] for number in owners]
+
+    def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
+        w_QOI = self.streaming.apply(name, gradient, readers).dense().w_BOI
+        if len(self._owners) > len(self._rows):
+            owners = torch.tensor(self._owners, device=w_QOI.device)
+            w_QOI = w_QOI.new_zeros((len(self._rows), *w_QOI.shape[1:])).index_add_(0, owners, w_QOI)
+        self.target.put(name, self._rows, w_QOI)
+
+    def load(self, state: Mapping[str, Tensor], owner: Owner = everybody) -> None:
+        self.target.restart()
+
+    def merge(self, owner: Owner = everybody) -> None:
+        self.target.merge()
