@@ -12,6 +12,8 @@ import torch
 
 from whence.progress import Silent, report_to
 
+pytest_plugins = ["guards.frozen"]
+
 torch.set_num_threads(1)  # tiny tensors are no faster on more, and sums come out the same on every machine
 
 SENTENCES = [

@@ -57,10 +57,12 @@ def out(path):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_all_files_is_then_skipped_and_changes_rerun_what_depends_on_them(settings, notes):
+def test_a_run_leaves_all_files_is_then_skipped_and_changes_rerun_what_depends_on_them(settings, notes, frozen):
     path = settings()
     assert set(go(path).values()) == {"new"}
     folder = out(path)
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    frozen.text("files.txt", "".join(f"{name}\n" for name in names))
     for place, names in FILES.items():
         for name in names:
             assert (folder / place / name).stat().st_size > 0, f"{place}/{name}"
