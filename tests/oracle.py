@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from whence.coverage import cover
 from whence.engine.stream import draws, encode
+from whence.gradients import Dense
 
 Value = Callable[[nn.Module], Tensor]
 """A number that a model gives, to take gradients of."""
@@ -363,3 +364,14 @@ def agree(found: Any, expected: Any, tolerance: float = 1e-8) -> None:
     assert found.shape == expected.shape, (found.shape, expected.shape)
     error, size = float((found.double() - expected.double()).abs().max()), float(expected.double().abs().max())
     assert error <= tolerance * size, f"differs by {error:.3g}, where the largest entry is {size:.3g}"
+
+
+def matrices_of(curvature):
+    """The curvature's block of each module as a matrix `[O*I, O*I]`."""
+    return {name: block.dense() for name, block in curvature.blocks.items()}
+
+
+def matrix_of(operator, name, shape):
+    """What an operator does at a module, as a matrix `[out, O*I]`: what comes of each number alone being one."""
+    units = torch.eye(math.prod(shape), dtype=torch.float64).unflatten(1, shape)
+    return (operator @ {name: Dense(units)})[name].dense().w_BOI.flatten(1).T

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from models import CASES, HUGE, Case, Routed, overflowing, randomised, small_memory
+from oracle import matrices_of
 from torch import Tensor
 from transformers import GPTNeoXForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401 - imported once for all
 
@@ -68,7 +69,7 @@ def fit_case(name: str, out: Path | None, rows: int | None = None, **settings: A
     """The dense curvature of each module of a case."""
     case = CASES[name]
     settings = {"modules": case.modules, "save_every": 0.0, **CHUNKED, **settings}
-    return fit(case.model(), case.task(), case.train(rows), out=out, **settings).operator.dense()
+    return matrices_of(fit(case.model(), case.task(), case.train(rows), out=out, **settings))
 
 
 def factors(folder: Path) -> dict[str, Any]:
@@ -80,12 +81,13 @@ def factors(folder: Path) -> dict[str, Any]:
     found["until in memory"] = fit_case("mlp", None, until=0.5)
     found["split"] = fit_case("llama", folder / "split", largest_factor=4)
     task = small_memory(CASES["llama"].task(), 12, after=2)
-    found["out of memory"] = fit(
-        CASES["llama"].model(), task, CASES["llama"].train(), modules="all", out=folder / "memory", **CHUNKED
-    ).operator.dense()
-    found["experts"] = fit(
-        randomised(Routed().double()), Classification(), CASES["mlp"].train(), method="diagonal", modules="all", **CHUNKED
-    ).operator.dense()
+    found["out of memory"] = matrices_of(
+        fit(CASES["llama"].model(), task, CASES["llama"].train(), modules="all", out=folder / "memory", **CHUNKED)
+    )
+    experts = randomised(Routed().double())
+    found["experts"] = matrices_of(
+        fit(experts, Classification(), CASES["mlp"].train(), method="diagonal", modules="all", **CHUNKED)
+    )
     return found
 
 

@@ -6,10 +6,9 @@ from models import CASES
 from oracle import agree
 
 from whence import casting
-from whence.coverage import cover
 from whence.engine import probe as probing
+from whence.engine.point import Point
 from whence.engine.probe import agreement, probe, probe_rows, settle_products
-from whence.engine.stream import encode
 from whence.fitting import fit
 from whence.precision import EXACT, Precision, are_short, has_units, multiplying
 from whence.scoring import score, self_influence
@@ -19,10 +18,15 @@ CPU = torch.device("cpu")
 
 
 def setting(name="llama", rows=12):
-    """A model, its task, encoded examples and tracked sites."""
+    """A point, and the sites tracked."""
     case = CASES[name]
-    model, task = case.model(), case.task()
-    return model, task, encode(task, case.train(rows)), cover(model, "all").sites
+    point = Point(case.model(), case.task(), case.train(rows))
+    return point, point.cover("all").sites
+
+
+def in_float32(point):
+    """The same point with shorter weights."""
+    return Point(point.model.float(), point.task, point.rows)
 
 
 def test_agreement_of_scores():
@@ -41,18 +45,19 @@ def test_what_an_example_does_to_itself_is_no_evidence():
 
 
 def test_the_probe_is_the_rows_scores_for_each_other():
-    model, task, examples, sites = setting()
-    rows, case = [0, 3, 5], CASES["llama"]
+    point, sites = setting()
+    rows, case, model, task = [0, 3, 5], CASES["llama"], point.model, point.task
     operator = fit(model, task, case.train(12), modules="all").inverse()
-    found = probe(model, task, examples, sites, rows, operator)
+    found = probe(point, sites, rows, operator)
     chosen = [case.train(12)[row] for row in rows]
     agree(found.diag(), self_influence(model, task, chosen, operator).raw[0])
     agree(found, score(model, task, chosen, chosen, operator).raw)
-    assert not torch.allclose(probe(model, task, examples, sites, rows, None), found)
+    assert not torch.allclose(probe(point, sites, rows, None), found)
 
 
 def test_few_rows_spread_over_all():
-    _, _, examples, sites = setting(rows=60)
+    point, sites = setting(rows=60)
+    examples = point.examples
     rows = probe_rows(examples, sites, examples.usable)
     assert len(rows) == probing.ROWS and max(rows) - min(rows) > 40
     assert probe_rows(examples, sites, [7]) == [7]
@@ -77,9 +82,9 @@ def lowered(monkeypatch, error):
 
 @pytest.mark.parametrize(("error", "expected"), [(1e-3, "bfloat16"), (0.3, "float32")])
 def test_products_are_shortened_where_the_scores_hardly_move(monkeypatch, notes, error, expected):
-    model, task, examples, sites = setting()
+    point, sites = setting()
     seen, folder = lowered(monkeypatch, error), Memory()
-    given = (folder, Precision(), model.float(), task, examples, sites, examples.usable)
+    given = (folder, Precision(), in_float32(point), sites, point.examples.usable)
     assert settle_products(*given) == expected
     assert sorted(seen) == [False, True]
     assert f"multiplying in {expected}" in notes[0] and "rows by" in notes[0]
@@ -89,11 +94,11 @@ def test_products_are_shortened_where_the_scores_hardly_move(monkeypatch, notes,
 
 
 def test_a_float64_model_and_little_work_are_not_probed(monkeypatch):
-    model, task, examples, sites = setting()
-    seen = lowered(monkeypatch, 0.0)
-    assert settle_products(Memory(), Precision(), model, task, examples, sites, examples.usable) == "float32"
+    point, sites = setting()
+    seen, usable = lowered(monkeypatch, 0.0), point.examples.usable
+    assert settle_products(Memory(), Precision(), point, sites, usable) == "float32"
     monkeypatch.setattr(probing, "FLOPS", 1e15)
-    assert settle_products(Memory(), Precision(), model.float(), task, examples, sites, examples.usable) == "float32"
+    assert settle_products(Memory(), Precision(), in_float32(point), sites, usable) == "float32"
     assert not seen
 
 
@@ -127,7 +132,7 @@ def test_short_products_are_close_and_not_exact(monkeypatch):
 
 
 def test_sites_of_one_module_add_up():
-    model, task, examples, sites = setting("mlp")
-    whole = probe(model, task, examples, sites, [0, 1], None)
-    parts = [probe(model, task, examples, {name: site}, [0, 1], None) for name, site in sites.items()]
+    point, sites = setting("mlp")
+    whole = probe(point, sites, [0, 1], None)
+    parts = [probe(point, {name: site}, [0, 1], None) for name, site in sites.items()]
     agree(sum(parts), whole)

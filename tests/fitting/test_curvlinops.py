@@ -11,7 +11,7 @@ it counts their inputs, we don't. Hence tanh here.
 import pytest
 import torch
 from models import CASES, randomised
-from oracle import agree
+from oracle import agree, matrices_of
 from torch import nn
 
 from whence.fitting import fit
@@ -47,7 +47,7 @@ def test_kfac_and_ekfac_of_a_classifier(method):
     )
     dense = operator @ torch.eye(operator.shape[1], dtype=torch.float64)
     curvature = fit(model, case.task(), train, method=method, modules="all", labels="data")
-    found, offset = curvature.operator.dense(), 0
+    found, offset = matrices_of(curvature), 0
     for name, module in model.named_children():
         if isinstance(module, nn.Linear):
             expected, offset = as_matrix(module, name, dense, offset)
@@ -68,7 +68,7 @@ def test_the_exact_fisher_is_the_limit_of_drawn_labels():
         separate_weight_and_bias=False,
     )
     dense = operator @ torch.eye(operator.shape[1], dtype=torch.float64)
-    found, offset = fit(model, case.task(), rows * 2000, method="kfac", modules="all").operator.dense(), 0
+    found, offset = matrices_of(fit(model, case.task(), rows * 2000, method="kfac", modules="all")), 0
     for name, module in model.named_children():
         if isinstance(module, nn.Linear):
             expected, offset = as_matrix(module, name, dense, offset)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import CASES, HUGE, named, overflowing, small_memory
-from oracle import agree, likelihoods, traced, traces
+from oracle import agree, likelihoods, matrices_of, traced, traces
 from oracle import curvature as oracle_curvature
 
 from whence.engine.stream import encode
@@ -35,7 +35,7 @@ def dense(case, method, labels, largest=None):
 def test_operator_is_the_dense_matrix(case, method, labels):
     curvature = fit(case.model(), case.task(), case.train(), method=method, modules=case.modules, labels=labels)
     expected = dense(case, method, labels)
-    found = curvature.operator.dense()
+    found = matrices_of(curvature)
     assert set(found) == set(expected)
     for name in expected:
         agree(found[name], expected[name], case.tolerance)
@@ -46,7 +46,7 @@ def test_operator_is_the_dense_matrix(case, method, labels):
 def test_wide_factors_are_split_into_diagonal_blocks(case, method):
     curvature = fit(case.model(), case.task(), case.train(), method=method, modules=case.modules, largest_factor=4)
     for name, expected in dense(case, method, "model", largest=4).items():
-        agree(curvature.operator.dense()[name], expected, case.tolerance)
+        agree(matrices_of(curvature)[name], expected, case.tolerance)
 
 
 def test_another_seed_draws_other_labels():
@@ -70,7 +70,7 @@ def test_more_draws_are_the_mean_over_labels(case, method):
         for purpose in ("covariance", "eigenvalues")
     ]
     for name, expected in oracle_curvature(method, *both).items():
-        agree(curvature.operator.dense()[name], expected, case.tolerance)
+        agree(matrices_of(curvature)[name], expected, case.tolerance)
     assert curvature.about["draws"] == 3 and curvature.about["examples"] == len(examples)
 
 
@@ -105,7 +105,7 @@ def test_disjoint_samples():
     found = traces(case.model(), ["0", "2", "4"], likelihoods(task, train, [""] * 60, "data", ""))
     expected = oracle_curvature("ekfac", [found[n] for n in first], [found[n] for n in second])
     for name in expected:
-        agree(curvature.operator.dense()[name], expected[name])
+        agree(matrices_of(curvature)[name], expected[name])
 
 
 def test_samples_are_large_enough_and_apart_where_there_is_enough_data(monkeypatch):
@@ -208,8 +208,8 @@ def test_chunks_that_were_not_saved_are_done_again_when_memory_runs_out(tmp_path
         batch_tokens=16,
         save_every=1e9,
     )
-    for name, expected in whole.operator.dense().items():
-        agree(parts.operator.dense()[name], expected, 1e-10)
+    for name, expected in matrices_of(whole).items():
+        agree(matrices_of(parts)[name], expected, 1e-10)
 
 
 def test_disjoint_samples_need_two_parts():
@@ -233,8 +233,8 @@ def test_groups_of_modules_give_the_same_factors(groups):
 def test_chunks_of_data_give_the_same_factors(case, tmp_path):
     whole = fit(case.model(), case.task(), case.train(), modules="all")
     parts = fit(case.model(), case.task(), case.train(), modules="all", out=tmp_path / "factors", chunks=4)
-    for name, expected in whole.operator.dense().items():
-        agree(parts.operator.dense()[name], expected, 1e-10)
+    for name, expected in matrices_of(whole).items():
+        agree(matrices_of(parts)[name], expected, 1e-10)
 
 
 @pytest.mark.parametrize("method", ["diagonal", "kfac", "ekfac"])
@@ -243,9 +243,9 @@ def test_low_precision_operands_stay_close(method):
     model = case.model().float()
     exact = fit(model, case.task(), case.train(), method=method, modules="all")
     rough = fit(model, case.task(), case.train(), method=method, modules="all", precision=Precision(statistics="bfloat16"))
-    for name, expected in exact.operator.dense().items():
+    for name, expected in matrices_of(exact).items():
         assert rough.blocks[name].lam_OI.dtype == torch.float32
-        error = (rough.operator.dense()[name] - expected).norm() / expected.norm()
+        error = (matrices_of(rough)[name] - expected).norm() / expected.norm()
         assert 0 < error < 0.02, (name, error)
 
 
@@ -286,8 +286,8 @@ def test_batches_are_halved_until_they_fit(name, room, after):
     task = small_memory(case.task(), room, after)
     whole = fit(case.model(), case.task(), case.train(), modules="all")
     halved = fit(case.model(), task, case.train(), modules="all", batch_tokens=2 * room)
-    for name, expected in whole.operator.dense().items():
-        agree(halved.operator.dense()[name], expected, 1e-10)
+    for name, expected in matrices_of(whole).items():
+        agree(matrices_of(halved)[name], expected, 1e-10)
 
 
 @pytest.mark.parametrize("room", [3, 0])

@@ -12,6 +12,7 @@ import torch
 import transformers
 from distributed.work import arrays
 from models import randomised, texts, tokenizer
+from oracle import matrices_of
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -74,7 +75,7 @@ def fits(folder: Path, dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
         work["short products"] = ("llama", {"precision": SHORT})
     task, rows = whence.CausalLM(tokenizer()), texts(20, seed=1)
     return {
-        way: whence.fit(model(name, dtype), task, rows, out=folder / way, save_every=0.0, **(PARTS | settings)).operator.dense()
+        way: matrices_of(whence.fit(model(name, dtype), task, rows, out=folder / way, save_every=0.0, **(PARTS | settings)))
         for way, (name, settings) in work.items()
     }
 

@@ -4,11 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import matrix_of
 
 from whence.errors import NumericalError
 from whence.gradients import Dense, Factored, dot
 from whence.linalg.rotation import Rotation, split_sizes
-from whence.operators import BlockDiagonal, EigenBlock, Product
+from whence.operators import BlockDiagonal, EigenBlock, Identity, Operator, Product
+from whence.store.fingerprint import fingerprint_operator
 
 close = torch.testing.assert_close
 quickly = settings(deadline=None, max_examples=40)
@@ -115,11 +117,73 @@ def test_composition_applies_one_after_the_other(left, right, g):
     together, one_by_one = flat(product @ g), flat(left @ (right @ g))
     for name in g:
         close(together[name], one_by_one[name])
-        close(product.dense()[name], left.dense()[name] @ right.dense()[name])
-        close(together[name], flat(g)[name] @ product.dense()[name].T)
-    close(product.quadratic(g), dot(g, product @ g).diagonal())
-    three = (left @ right) @ left
-    close(three.dense()["a"], (left @ (right @ left)).dense()["a"])
+        matrix = matrix_of(product, name, SHAPES[name])
+        close(matrix, left.dense()[name] @ right.dense()[name])
+        close(together[name], flat(g)[name] @ matrix.T)
+    three, other = (left @ right) @ left, left @ (right @ left)
+    close(matrix_of(three, "a", SHAPES["a"]), matrix_of(other, "a", SHAPES["a"]))
+
+
+@quickly
+@given(left=operators(SHAPES), right=operators(SHAPES), g=gradients(), factor=st.floats(-3, 3))
+def test_operators_add_up_and_scale(left, right, g, factor):
+    for operator, matrices in (
+        (left + right, {name: left.dense()[name] + right.dense()[name] for name in SHAPES}),
+        (factor * left, {name: factor * left.dense()[name] for name in SHAPES}),
+        (left + factor * Identity(), {name: left.dense()[name] + factor * eye(name) for name in SHAPES}),
+        ((left + right) @ (0.5 * right), {n: (left.dense()[n] + right.dense()[n]) @ right.dense()[n] / 2 for n in SHAPES}),
+        (left @ Identity(["b"]), {"b": left.dense()["b"]}),
+    ):
+        assert set(operator @ g) == set(matrices)
+        for name, w in flat(operator @ g).items():
+            close(w, flat(g)[name] @ matrices[name].T)
+
+
+@quickly
+@given(left=operators(SHAPES), right=operators(SHAPES), g=gradients())
+def test_what_is_made_of_blockwise_operators_can_be_applied_as_gradients_arise(left, right, g):
+    for operator in (left, left @ right, left + right, 2.0 * left, Identity(), left.apply(torch.sqrt) + Identity()):
+        assert operator.blockwise
+        streaming = operator.streaming(torch.empty(0, dtype=torch.float64))
+        expected = operator @ g
+        for name, gradient in g.items():
+            close(streaming.apply(name, gradient, (name,)).dense().w_BOI, expected[name].dense().w_BOI)
+            close(streaming.quadratic(name, gradient, (name,)), dot({name: g[name]}, {name: expected[name]}).diagonal())
+    assert not (left @ Whole()).blockwise and not (Whole() + left).blockwise and not (2 * Whole()).blockwise
+    with pytest.raises(TypeError, match="apply it to all gradients at once"):
+        Whole().streaming()
+
+
+class Whole(Operator):
+    """One that wants all gradients at once."""
+
+    label, names = "mixed", ()
+
+    def apply_to(self, gradients):
+        return gradients
+
+    def identity(self):
+        return "mixed"
+
+
+def eye(name):
+    return torch.eye(SHAPES[name][0] * SHAPES[name][1], dtype=torch.float64)
+
+
+def test_the_identity_holds_nothing_and_knows_its_functions():
+    g = {"a": Factored(torch.randn(2, 3, 4), torch.randn(2, 3, 5)), "b": Dense(torch.randn(2, 1, 1))}
+    assert (Identity() @ g)["a"] is g["a"] and set(Identity(["b"]) @ g) == {"b"}
+    inverse = Identity().inverse(0.1)
+    assert inverse.label == "identity, inverse with damping 0.1 x mean eigenvalue"
+    close((inverse @ g)["a"].dense().w_BOI, g["a"].dense().w_BOI / 1.1)
+    close((Identity().inverse(absolute=3.0) @ g)["b"].w_BOI, g["b"].w_BOI / 4)
+
+
+def test_identities_tell_operators_apart():
+    one, other = operator_of(torch.ones(1, 2)), operator_of(torch.zeros(1, 2))
+    made = [one, other, one @ other, other @ one, one + other, 2 * one, 3 * one, Identity(), Identity(["layer.3"])]
+    assert len({fingerprint_operator(operator)["identity"] for operator in made}) == len(made)
+    assert fingerprint_operator(one) == fingerprint_operator(operator_of(torch.ones(1, 2)))
 
 
 @quickly
@@ -127,7 +191,7 @@ def test_composition_applies_one_after_the_other(left, right, g):
 def test_a_function_of_the_operator_is_one_of_its_eigenvalues(operator, g):
     root = operator.apply(torch.sqrt, "root")
     for name in SHAPES:
-        close((root @ root).dense()[name], operator.dense()[name])
+        close(matrix_of(root @ root, name, SHAPES[name]), operator.dense()[name])
         exponential = operator.apply(lambda lam_OI: (-lam_OI).exp()).dense()[name]
         close(exponential, torch.linalg.matrix_exp(-operator.dense()[name]))
     assert root.label == "an operator, root"
@@ -147,7 +211,7 @@ def test_the_identity_basis_with_ones_changes_nothing(operator):
         {name: EigenBlock(None, None, torch.ones(shape, dtype=torch.float64)) for name, shape in SHAPES.items()}
     )
     for name in SHAPES:
-        close((identity @ operator).dense()[name], operator.dense()[name])
+        close(matrix_of(identity @ operator, name, SHAPES[name]), operator.dense()[name])
         close(identity.inverse(0.1).dense()[name], torch.eye(len(identity.dense()[name]), dtype=torch.float64) / 1.1)
 
 
@@ -181,9 +245,8 @@ def test_labels_formats_and_tensors():
     assert operator.inverse(absolute=1e-3).label == "diagonal, inverse with damping 0.001"
     product = operator @ operator.inverse()
     assert product.label.startswith("(diagonal) after (diagonal, inverse")
-    assert set(product.tensors()) == {"left/layer.3", "right/layer.3"}
-    lowered = product.to(torch.empty(0, dtype=torch.bfloat16))
-    assert {tensor.dtype for tensor in lowered.tensors().values()} == {torch.bfloat16}
+    lowered = product.streaming(torch.empty(0, dtype=torch.bfloat16))
+    assert lowered.apply("layer.3", Dense(torch.ones(1, 1, 2)), ("layer.3",)).dtype == torch.bfloat16
 
 
 def reading_the_same(count=3, tokens=6, n_in=9, outs=(4, 5), seed=0):

@@ -9,11 +9,11 @@ import torch
 from models import CASES, HUGE, Routed, named, overflowing, randomised, small_memory, tokenizer
 from oracle import agree, curvature, inverse, likelihoods, log_likelihood, scores, traced, traces
 
+from whence.engine.queries import precondition
 from whence.engine.stream import encode
 from whence.errors import DegenerateScores, NumericalError, OutOfMemory, StaleArtifact, UsageError
 from whence.fitting import METHODS, fit
 from whence.precision import Precision
-from whence.scoring.queries import precondition
 from whence.scoring.score import score, self_influence
 from whence.tasks import CausalLM, Classification
 

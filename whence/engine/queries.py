@@ -127,7 +127,7 @@ def precondition(
     run_pass(point, sites, queries, sink.objective, sink, name, every, most=max(1, CHUNK_BYTES // largest))
     waiting = whole.gradients  # what the operator has not been applied to
     if isinstance(inner, Total):
-        waiting = {name: Dense(inner.totals[name].unsqueeze(0)) for name in sites if name in inner.totals}
+        waiting = {name: Dense(w_OI.unsqueeze(0)) for name, w_OI in inner.totals.items() if name != "examples"}
     for name, site in sites.items():
         if name not in waiting and name not in result.parts:  # an expert that no query's token visits
             waiting[name] = Dense(torch.zeros(count, *site.shape, dtype=dtype, device=point.device))

@@ -233,7 +233,9 @@ class _Score:
         """The queries' gradients, multiplied with the operator, under the names that modules have in `of`."""
         how: dict[str, Any] = {"rank": rank, "kept": kept, "seed": settings.seed, "together": "queries" in settings.aggregate}
         found = precondition(self.at, asked, self.sites, self.operator, name=name, **how)
-        return replace(found, gradients={name: found.gradients[here].to(self.of.device) for name, here in self.names.items()})
+        there = {here: name for name, here in self.names.items()}
+        gradients = {there[name]: gradient.to(self.of.device) for name, gradient in found.gradients.items()}
+        return replace(found, gradients=gradients)
 
     def quantities(self, queries: Gradients, settings: ScoreSettings) -> dict[str, Quantity]:
         """What to add up over the modules for every training example."""
@@ -334,7 +336,7 @@ class _Score:
         }
         train, parts = self.of.examples, parts or {}
         if asked is None or prepared is None:
-            table = {"id": ["self"], "text": [""]} | dict.fromkeys(("measured", "norm", "energy"), [float("nan")])
+            table = {"id": ["self"], "text": [""]} | dict.fromkeys(("measured", "norm", "energy"), torch.full((1,), torch.nan))
         else:
             together = {"id": ["all"], "text": [f"{len(asked)} queries added up"]}
             table = {**(together if "queries" in settings.aggregate else asked.table), **prepared.columns()}
