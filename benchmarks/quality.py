@@ -162,9 +162,9 @@ def ekfac_of_training(work: Work) -> np.ndarray | None:
     return whence.score(work.models[0], own.task, own.queries, own.train, operator).raw
 
 
-def words(measure: Callable[[Sequence[str], Sequence[str]], np.ndarray]) -> Method:
+def words(measure: Callable[[Sequence[str], Sequence[str]], whence.Scores]) -> Method:
     """A measure on words, for settings of texts."""
-    return lambda work: measure(*work.setting.texts) if work.setting.texts else None
+    return lambda work: measure(*work.setting.texts).raw if work.setting.texts else None
 
 
 def representations(work: Work) -> np.ndarray:

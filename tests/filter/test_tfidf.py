@@ -7,7 +7,7 @@ DOCUMENTS = ["the cat sat", "the dog sat", "the cat sat on the mat", "a bird"]
 
 
 def test_cosines_of_every_query_with_every_document():
-    scores = tfidf_scores(["the cat", "A BIRD!"], DOCUMENTS)
+    scores = tfidf_scores(["the cat", "A BIRD!"], DOCUMENTS).raw
     assert scores.shape == (2, 4)
     assert scores.argmax(1).tolist() == [0, 3]
     assert scores.min() == 0 and scores[1].tolist() == pytest.approx([0, 0, 0, 1])
@@ -20,8 +20,8 @@ def test_against_the_formula():
     idf = np.log((1 + 3) / (1 + (counts[1:] > 0).sum(0))) + 1
     vectors = counts * idf
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    np.testing.assert_allclose(tfidf_scores(["aa bb"], documents), vectors[:1] @ vectors[1:].T)
+    np.testing.assert_allclose(tfidf_scores(["aa bb"], documents).raw, vectors[:1] @ vectors[1:].T)
 
 
 def test_words_that_no_document_has_score_nothing():
-    assert not tfidf_scores(["zebra"], DOCUMENTS).any()
+    assert not tfidf_scores(["zebra"], DOCUMENTS).raw.any()

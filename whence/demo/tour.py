@@ -26,10 +26,11 @@ from whence.errors import StaleArtifact, WhenceError
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import fit
 from whence.models import load_model
+from whence.operators import Identity
 from whence.progress import note
 from whence.scoring import score
 from whence.store.manifest import atomic
-from whence.store.scores import Scores, row_text
+from whence.store.scores import Scores
 from whence.tasks import CausalLM
 from whence.train.small import train
 
@@ -121,12 +122,12 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
         operator = curvature.inverse(damping=0.1)
         influence = score(model, task, queries, corpus, operator, out=folder / "scores")
     with _timed(seconds, "gradient dot product"):
-        plain = fit(model, task, corpus, method="identity").operator
+        plain = Identity(curvature.operator.names)
         dot = score(model, task, queries, corpus, plain, norms=("cosine",), out=folder / "scores-gradient-dot")
     with _timed(seconds, "TF-IDF"):
-        overlap = tfidf_scores([row_text(row) for row in queries], [row_text(row) for row in corpus])
+        overlap = tfidf_scores(queries, corpus)
     matrices: dict[str, np.ndarray] = dict(
-        zip(METHODS, (influence.raw, dot.raw, dot.normalised("cosine").raw, overlap), strict=True)
+        zip(METHODS, (influence.raw, dot.raw, dot.normalised("cosine").raw, overlap.raw), strict=True)
     )
     tour = Tour(
         folder=folder,

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from whence.filter.texts import scores_of_texts
+from whence.store.scores import Scores
 
 _WORD = re.compile(r"\b\w\w+\b")
 
 
-def bm25_scores(queries: Sequence[str], documents: Sequence[str], k1: float = 1.5, b: float = 0.75) -> np.ndarray:
-    """BM25 `[Q, N]`, 0 or more, of every document for every query (Robertson and Zaragoza, 2009).
+def bm25_scores(queries: Sequence[Any], rows: Sequence[Any], k1: float = 1.5, b: float = 0.75) -> Scores:
+    """BM25 `[Q, N]`, 0 or more, of every row for every query (Robertson and Zaragoza, 2009); either are texts or `Rows`.
 
-    A document's score adds up, over the query's words, `idf * tf / (tf + k1 (1 - b + b length / mean length))` with
+    A row's score adds up, over the query's words, `idf * tf / (tf + k1 (1 - b + b length / mean length))` with
     `idf = log(1 + (N - n + 1/2) / (n + 1/2))` of a word that `n` of `N` documents have, as Lucene and Grosse et al. (2023)
     have it. Words are runs of two or more letters or digits, in lower case, as for TF-IDF.
     """
+    return scores_of_texts("BM25", "BM25", queries, rows, lambda asked, texts: _bm25(asked, texts, k1, b))
+
+
+def _bm25(queries: list[str], documents: list[str], k1: float, b: float) -> np.ndarray:
     import bm25s
 
     words = [_words(text) for text in documents]

@@ -22,7 +22,7 @@ class Words:
         self.documents = Counter(word for text in documents for word in asked & set(_words(text)))
         self.common = max(len(documents) / 2, 2)
         some = any(_words(text) for text in documents)
-        self.cosines: np.ndarray | None = tfidf_scores(queries, documents) if asked and some else None
+        self.cosines: np.ndarray | None = tfidf_scores(queries, documents).raw if asked and some else None
         """`[Q, N]`; None where there are no words to compare."""
 
     def shared(self, query: int, text: str) -> tuple[str, ...]:

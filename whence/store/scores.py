@@ -76,6 +76,78 @@ class Scores:
         """One per column."""
         return list(self.examples["id"])
 
+    def __add__(self, other: Scores) -> Scores:
+        """The sum of the values, for the same queries and examples. What differs between the queries' columns becomes NaN.
+
+        `about` joins both: units and operators where they differ, and all that is known of either under "sum". Norms are
+        dropped, since those of a sum are no sum; parts by module and by token add up where both have them.
+
+        Raises UsageError for other queries or examples.
+        """
+        self._refuse_others(other)
+        size = self.n_train / other.n_train
+
+        def added(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+            return mine + theirs * np.asarray(size, theirs.dtype)
+
+        same = self.modules.keys() == other.modules.keys()
+        per_token = self.tokens is not None and other.tokens is not None
+        return Scores(
+            raw=added(self.raw, other.raw),
+            n_train=self.n_train,
+            examples=self.examples,
+            queries=_joined_columns(self.queries, other.queries),
+            about=_joined_about(self.about, other.about),
+            modules={name: added(part, other.modules[name]) for name, part in self.modules.items()} if same else {},
+            tokens=added(self.tokens, other.tokens) if per_token else None,  # type: ignore[arg-type]
+        )
+
+    def __radd__(self, other: Any) -> Scores:
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __mul__(self, factor: float) -> Scores:
+        """All values times a number; norms of gradients stay those of the gradients."""
+
+        def scaled(values: np.ndarray) -> np.ndarray:
+            return values * np.asarray(factor, values.dtype)
+
+        return replace(
+            self,
+            raw=scaled(self.raw),
+            about={**self.about, "factor": factor * self.about.get("factor", 1.0)},
+            modules={name: scaled(part) for name, part in self.modules.items()},
+            tokens=None if self.tokens is None else scaled(self.tokens),
+        )
+
+    __rmul__ = __mul__
+
+    @staticmethod
+    def mean(scores: Sequence[Scores]) -> Scores:
+        """The mean of the values of several scores; raises UsageError for other queries or examples, or for none."""
+        if not scores:
+            raise UsageError("There are no scores to take the mean of", accepted="one or more")
+        total: Scores = sum(scores[1:], start=scores[0])
+        return total if len(scores) == 1 else replace(total * (1 / len(scores)), about={**total.about, "mean of": len(scores)})
+
+    def named(self, operator: str, unit: str | None = None) -> Scores:
+        """The same, called something else; `unit` for numbers that are no longer in the unit of what they were made from."""
+        return replace(self, about={**self.about, "operator": operator, **({} if unit is None else {"unit": unit})})
+
+    def _refuse_others(self, other: Scores) -> None:
+        """Raise UsageError unless the other scores have the same queries and examples, in the same order."""
+        for what, mine, theirs in (
+            ("queries", self.query_ids, other.query_ids),
+            ("examples", self.example_ids, other.example_ids),
+        ):
+            if mine != theirs:
+                common = len(set(mine) & set(theirs))
+                raise UsageError(
+                    f"These scores have other {what}",
+                    given=f"{len(mine):,} and {len(theirs):,} {what}, {common:,} in common",
+                    accepted=f"the same {what} in the same order",
+                    fix="score the same rows and queries",
+                )
+
     def top(self, query: int | str = 0, k: int = 10, *, lowest: bool = False, fold: bool = True) -> pandas.DataFrame:
         """The `k` examples that raise what was measured the most (with `lowest`, that lower it the most).
 
@@ -245,6 +317,24 @@ class Scores:
             if part != SHARD:
                 folder.drop(part)
         folder.finish({"about": self.about, "n_train": self.n_train})
+
+
+def _joined_columns(mine: pandas.DataFrame, theirs: pandas.DataFrame) -> pandas.DataFrame:
+    """The table of queries; numbers that differ are not known of the sum."""
+    joined = mine.copy()
+    for column in mine.select_dtypes("number").columns.intersection(theirs.columns):
+        joined[column] = mine[column].where(mine[column].to_numpy() == theirs[column].to_numpy())
+    return joined
+
+
+def _joined_about(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """What is the same in both, units and operators of both, and all of either under "sum"."""
+    parts = [part for about in (mine, theirs) for part in about.get("sum", [dict(about)])]
+    joined = {key: value for key, value in mine.items() if key in theirs and theirs[key] == value and key != "factor"}
+    for key in ("unit", "operator"):
+        named = list(dict.fromkeys(str(part[key]) for part in parts if key in part))
+        joined |= {key: " + ".join(named)} if named else {}
+    return joined | {"sum": parts}
 
 
 def open_scores(path: str | Path) -> Scores:

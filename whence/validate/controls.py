@@ -199,7 +199,7 @@ def control_scores(
     if len(scores.raw) > 1:
         found[UNRELATED] = scores.raw[_least_alike(scores)]
     elif _any_words([row_text(row) for row in rows]):
-        alike = tfidf_scores([row_text(queries[0])], [row_text(row) for row in rows])[0]
+        alike = tfidf_scores([row_text(queries[0])], [row_text(row) for row in rows]).raw[0]
         lone = int(np.lexsort((-scores.examples["tokens"].to_numpy(), alike))[0])
         other = score(model, task, [_as_query(rows[lone])], rows, operator).raw.copy()
         other[:, lone] = 0
@@ -239,7 +239,7 @@ def _words(scores: Scores) -> dict[str, np.ndarray]:
     asked, documents = ([str(text) for text in table["text"]] for table in (scores.queries, scores.examples))
     if not _any_words(documents) or not _any_words(asked):
         return {}
-    return {"BM25": bm25_scores(asked, documents), "TF-IDF": tfidf_scores(asked, documents)}
+    return {"BM25": bm25_scores(asked, documents).raw, "TF-IDF": tfidf_scores(asked, documents).raw}
 
 
 def _any_words(texts: Sequence[str]) -> bool:
@@ -263,7 +263,7 @@ def _least_alike(scores: Scores) -> np.ndarray:
     following = (np.arange(count) + 1) % count
     if not _any_words(texts):
         return following
-    alike = tfidf_scores(texts, texts)
+    alike = tfidf_scores(texts, texts).raw
     np.fill_diagonal(alike, np.inf)
     alike[np.arange(count), following] -= 1e-9  # of several that share nothing the next one, so that not all get the same
     return alike.argmin(1)

@@ -243,8 +243,8 @@ def traced(corpus: Corpus, damping: float = 0.1) -> tuple[dict[str, np.ndarray],
         influence.normalised("relatif").raw,
         plain.raw,
         plain.normalised("cosine").raw,
-        bm25_scores(*texts),
-        tfidf_scores(*texts),
+        bm25_scores(*texts).raw,
+        tfidf_scores(*texts).raw,
         draw.random(influence.shape),
     )
     return dict(zip(METHODS, found, strict=True)), asked
