@@ -11,19 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import whence
 from benchmarks.peers import DAMPING, PROJECTION
 from benchmarks.workloads import WORKLOADS, Workload, load, text
 from whence import cost
-from whence.capture import Capture
 from whence.coverage import cover
 from whence.data.batches import plan_batches
 from whence.engine.partition import batch_positions
+from whence.engine.point import Point
+from whence.engine.queries import encode_queries, precondition
 from whence.operators.base import Operator
 from whence.planning.network import network, readers
-from whence.scoring.queries import precondition
 from whence.tasks.tokens import Tokens
 
 EXACT: dict[str, Any] = {
@@ -142,26 +141,8 @@ class TokenIds(whence.CausalLM):
 
 def preconditioned(model: Any, task: whence.Task, queries: Sequence[Any], operator: Operator) -> Any:
     """The query side of a scoring run alone: `whence.score` does the same before it looks at the training data."""
-    like: Tensor = torch.empty(0)
-    with Capture(model, whence_sites(model, operator)) as capture:
-        return precondition(
-            capture,
-            task,
-            task.encode_queries(queries),
-            operator.to(like),
-            rank=None,
-            dtype=like.dtype,
-            kept=like.dtype,
-            batch_tokens=batch_positions(None, like.device),
-            seed=0,
-            together=False,
-            advance=lambda positions: None,
-        )
-
-
-def whence_sites(model: Any, operator: Operator) -> Any:
-    """The tracked weights that the operator acts on."""
-    return cover(model, list(operator.names)).sites
+    point = Point(model, task)
+    return precondition(point, encode_queries(task, queries), point.cover(list(operator.names)).sites, operator)
 
 
 def first_score(folder: Path, out: Path, workload: Workload) -> np.ndarray:

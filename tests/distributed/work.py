@@ -138,6 +138,17 @@ def score_in(factors: Path, out: Path) -> dict[str, np.ndarray]:
     return arrays(score(*given, out=out, rescore=2, rank=1, **CHUNKED))
 
 
+def traced_by_steps(training: Path, queries: Any, rows: Any, out: Path) -> np.ndarray:
+    """TracIn of a training."""
+    from models import tokenizer
+
+    from whence.methods.tracin import tracin
+    from whence.scoring.score import ScoreSettings
+    from whence.tasks import CausalLM
+
+    return tracin(training, CausalLM(tokenizer()), queries, rows, out=out, settings=ScoreSettings(chunks=3)).values
+
+
 def reading_late(work: Any, *arguments: Any) -> Any:
     """Do the work, where all processes but the first take their time to read a file."""
 

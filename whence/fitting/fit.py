@@ -39,7 +39,7 @@ from whence.progress import note, stage
 from whence.store.compact import compact, expand
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
-from whence.store.memory import Memory, claim
+from whence.store.memory import Memory, work
 from whence.tasks.base import Task
 from whence.tasks.tokens import beginning
 
@@ -148,17 +148,21 @@ def fit(
             f"warning: {1 - coverage.share:.0%} of the parameters are not looked at, so influence that went through them "
             f"is not seen [WHENCE-17]; more: modules='all' (--modules all)"
         )
-    folder = _claim(out, point, settings, coverage, rerun)
-    try:
+    method_named(method)
+    _warn_of_wide_modules(settings, coverage)
+
+    def made_from() -> dict[str, Any]:
+        chosen = {**vars(settings), "modules": sorted(coverage.sites), "precision": precision.settings()}
+        return {"stage": "fit", **point.provenance(), "settings": chosen, "code": fingerprint_code()}
+
+    with work(out, made_from, rerun=rerun) as folder:
         if isinstance(folder, Folder) and folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to compute")
             return load_curvature(folder, folder.manifest["about"])
-        work = _Fit(point, coverage, settings, folder, save_every)
-        about = work.grow(until) if until else work.fit(work.samples())
+        run = _Fit(point, coverage, settings, folder, save_every)
+        about = run.grow(until) if until else run.fit(run.samples())
         folder.finish({"about": about})
         return load_curvature(folder, about)
-    finally:
-        folder.close()
 
 
 class _Fit:
@@ -363,9 +367,7 @@ def _enough(sizes: Sequence[int], widest: int) -> int:
     return min(len(sizes), max(ENOUGH_ROWS, bisect.bisect_left(positions, wanted) + 1))
 
 
-def _claim(out: str | Path | None, point: Point, settings: FitSettings, coverage: Coverage, rerun: bool) -> Folder | Memory:
-    """The folder for the result, or memory where the user wants none."""
-    method_named(settings.method)
+def _warn_of_wide_modules(settings: FitSettings, coverage: Coverage) -> None:
     wide = [name for name, site in coverage.sites.items() if max(site.shape) > WIDE and not site.layer.one_hot]
     if wide and settings.method in ("kfac", "ekfac", "shampoo") and settings.largest_factor is None:
         size = max(max(coverage.sites[name].shape) for name in wide)
@@ -375,13 +377,3 @@ def _claim(out: str | Path | None, point: Point, settings: FitSettings, coverage
             WhenceWarning,
             stacklevel=3,
         )
-
-    def provenance() -> dict[str, Any]:
-        return {
-            "stage": "fit",
-            **point.provenance(),
-            "settings": {**vars(settings), "modules": sorted(coverage.sites), "precision": settings.precision.settings()},
-            "code": fingerprint_code(),
-        }
-
-    return claim(out, provenance, rerun=rerun)

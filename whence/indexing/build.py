@@ -27,7 +27,7 @@ from whence.progress import note
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder
-from whence.store.memory import Memory, claim
+from whence.store.memory import Memory, work
 from whence.store.scores import describe_rows
 from whence.tasks.base import Task
 
@@ -93,8 +93,7 @@ def build_index(
             "code": fingerprint_code(),
         }
 
-    folder = claim(out, provenance, rerun=rerun)
-    try:
+    with work(out, provenance, rerun=rerun) as folder:
         if isinstance(folder, Folder) and folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to compute")
             return open_index(folder.path)
@@ -119,8 +118,6 @@ def build_index(
             dist.on_first(table.to_parquet, folder.path / EXAMPLES, index=False)
         folder.finish({"about": about})
         return Index(folder, table, about)
-    finally:
-        folder.close()
 
 
 def _cover(point: Point, modules: str | Sequence[str] | None, curvature: Curvature | None) -> Coverage:

@@ -34,7 +34,7 @@ from whence.scoring.sinks import Columns, Quantity, products, products_at, token
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder
-from whence.store.memory import Memory, claim
+from whence.store.memory import Memory, work
 from whence.store.scores import Scores, describe_rows, open_scores
 from whence.tasks.base import Task
 
@@ -119,28 +119,25 @@ def score_points(
     """
     operator = operator or Identity()
     asked = encode_queries(at.task, queries)
-    work = _Score(at, of, operator, names or {})
+    run = _Score(at, of, operator, names or {})
     check_choices(settings.per, settings.aggregate, settings.norms, settings.rescore, operator)
-    rank = work.rank(len(asked), settings.rank)
+    rank = run.rank(len(asked), settings.rank)
     settings = replace(settings, rank=rank, chunks=settings.chunks if out else 1)
-    folder = work.claim(out, "score", settings, asked.fingerprint, rerun)
-    try:
+    with work(out, lambda: run.provenance("score", settings, asked.fingerprint), rerun=rerun) as folder:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
-        with work.multiplying(folder, settings.precision):
+        with run.multiplying(folder, settings.precision):
             kept = kept_as(settings.precision.operands("scores", at.dtype), at.device)
-            prepared = work.prepare(asked, settings, rank, kept)
+            prepared = run.prepare(asked, settings, rank, kept)
             if "examples" in settings.aggregate:
-                raw, parts = work.total(prepared, settings.precision), {}
+                raw, parts = run.total(prepared, settings.precision), {}
             else:
-                parts = work.columns(work.quantities(prepared.gradients, settings), settings, folder)
+                parts = run.columns(run.quantities(prepared.gradients, settings), settings, folder)
                 raw = parts.pop("raw") if "raw" in parts else _sum_modules(parts)
-        with work.multiplying(folder, EXACT):
-            exact = work.rescore(raw, asked, settings) if settings.rescore else None
+        with run.multiplying(folder, EXACT):
+            exact = run.rescore(raw, asked, settings) if settings.rescore else None
         check_scores(raw, of.examples.ids)
-        return work.finish(folder, raw, settings, asked, prepared, parts, exact)
-    finally:
-        folder.close()
+        return run.finish(folder, raw, settings, asked, prepared, parts, exact)
 
 
 def self_influence(
@@ -163,16 +160,13 @@ def self_influence(
     point = Point(model, task, train, batch_tokens=batch_tokens)
     settings = ScoreSettings(rank=None, precision=precision, chunks=chunks if out else 1)
     check_choices(settings.per, (), ("relatif",), 0, operator)
-    work = _Score(point, point, operator, {})
-    folder = work.claim(out, "self-influence", settings, "", rerun)
-    try:
+    run = _Score(point, point, operator, {})
+    with work(out, lambda: run.provenance("self-influence", settings, ""), rerun=rerun) as folder:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
-        with work.multiplying(folder, precision):
-            parts = work.columns({"raw": work.self_products()}, settings, folder)
-        return work.finish(folder, parts["raw"].reshape(1, -1), settings)
-    finally:
-        folder.close()
+        with run.multiplying(folder, precision):
+            parts = run.columns({"raw": run.self_products()}, settings, folder)
+        return run.finish(folder, parts["raw"].reshape(1, -1), settings)
 
 
 class _Score:
@@ -198,24 +192,20 @@ class _Score:
         note(f"{queries} query gradients would take {size / 2**30:.0f} GiB: kept at rank {AUTO_RANK} (rank=None for full)")
         return AUTO_RANK
 
-    def claim(self, out: str | Path | None, name: str, settings: ScoreSettings, queries: str, rerun: bool) -> Folder | Memory:
-        """The folder for the result, or memory where the user wants none."""
-
-        def provenance() -> dict[str, Any]:
-            rows = self.of.provenance()
-            elsewhere = {} if self.at is self.of else {"at": self.at.fingerprint, "names": self.names, "rows": rows["task"]}
-            return {
-                "stage": name,
-                **rows,
-                **elsewhere,
-                "queries": queries,
-                "task": self.at.settings,
-                "operator": fingerprint_operator(self.operator),
-                "settings": {**vars(settings), "precision": settings.precision.settings()},
-                "code": fingerprint_code(),
-            }
-
-        return claim(out, provenance, rerun=rerun)
+    def provenance(self, name: str, settings: ScoreSettings, queries: str) -> dict[str, Any]:
+        """What decides the scores; `queries` is the fingerprint of what is asked."""
+        rows = self.of.provenance()
+        elsewhere = {} if self.at is self.of else {"at": self.at.fingerprint, "names": self.names, "rows": rows["task"]}
+        return {
+            "stage": name,
+            **rows,
+            **elsewhere,
+            "queries": queries,
+            "task": self.at.settings,
+            "operator": fingerprint_operator(self.operator),
+            "settings": {**vars(settings), "precision": settings.precision.settings()},
+            "code": fingerprint_code(),
+        }
 
     @contextlib.contextmanager
     def multiplying(self, folder: Folder | Memory, precision: Precision) -> Iterator[None]:

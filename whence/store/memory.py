@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +69,21 @@ class Memory:
     def finish(self, extra: Mapping[str, Any] | None = None) -> None:
         """Nothing more to do."""
 
-    def close(self) -> None:
-        """Nothing to let go of."""
 
+@contextlib.contextmanager
+def work(
+    out: str | Path | None, made_from: Callable[[], Mapping[str, Any]], *, rerun: bool = False
+) -> Iterator[Folder | Memory]:
+    """The folder for work that is made from this (see `Folder.claim`), or memory where the user wants no folder.
 
-def claim(out: str | Path | None, provenance: Callable[[], Mapping[str, Any]], *, rerun: bool = False) -> Folder | Memory:
-    """The folder for work described by the provenance (see `Folder.claim`), or memory where the user wants no folder.
-
-    Raises WhenceError where another process of the run is at other work.
+    It is let go of at the end. `made_from` is asked only where it matters, since it hashes models. Raises StaleArtifact, and
+    WhenceError where another process of the run is at other work.
     """
-    if out is not None:
-        return Folder.claim(out, provenance(), rerun=rerun)
-    if dist.world() > 1:
-        own = provenance()
-        refuse_other_work(dist.from_first(plain(own)), own)
-    return Memory()
+    if out is None:
+        if dist.world() > 1:
+            own = made_from()
+            refuse_other_work(dist.from_first(plain(own)), own)
+        yield Memory()
+        return
+    with Folder.claim(out, made_from(), rerun=rerun) as folder:
+        yield folder

@@ -24,7 +24,8 @@ from whence.fitting import fit
 from whence.scoring import score
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
-from whence.store.memory import Memory, claim
+from whence.store.memory import Memory
+from whence.store.memory import work as working
 from whence.tasks import Classification, Regression
 from whence.validate.agreement import agree, markdown
 from whence.validate.exact import gauss_newton, influence
@@ -155,11 +156,8 @@ def check_loo(
         "settings": {"rows": rows, "queries": queries, "seeds": list(seeds), "seed": seed},
         "code": fingerprint_code(),
     }
-    folder = claim(out, lambda: provenance, rerun=rerun)
-    try:
+    with working(out, lambda: provenance, rerun=rerun) as folder:
         return _check(setting, folder, rows, setting.queries[:queries], seeds, damping, methods, seed)
-    finally:
-        folder.close()
 
 
 def _check(

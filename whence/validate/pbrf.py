@@ -30,7 +30,8 @@ from whence.progress import note, stage
 from whence.scoring import score
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
-from whence.store.memory import Memory, claim
+from whence.store.memory import Memory
+from whence.store.memory import work as working
 from whence.validate.agreement import Agreement, agree, correlations, markdown
 from whence.validate.exact import Way, gauss_newton, influence
 from whence.validate.ladder import LADDER, Climb, Ladder
@@ -242,11 +243,8 @@ def check_pbrf(
         "settings": {**settings, "queries": queries, "seed": seed, "solver": [TOLERANCE, STEPS, LOOSE, LARGE_STEPS]},
         "code": fingerprint_code(),
     }
-    folder = claim(out, lambda: provenance, rerun=rerun)
-    try:
+    with working(out, lambda: provenance, rerun=rerun) as folder:
         return work.run(folder, methods, ladder, way)
-    finally:
-        folder.close()
 
 
 class _Check:

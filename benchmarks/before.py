@@ -1,0 +1,124 @@
+"""Whether a change made anything slower or larger: whence as it is beside whence of another commit, phase by phase.
+
+    python -m benchmarks.before c90f8ff
+
+Either runs from its own checkout, with its own benchmark's `Worker`, in a process of its own. Phase after phase and round after
+round they take turns; the other one begins each time. What counts is the median over the rounds of CPU seconds and of peak
+memory. Exits with 1 where a phase takes more than `WORSE` times what it took before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import PHASES
+from benchmarks.worker import ONE_THREAD
+from benchmarks.workloads import CACHE, WORKLOADS, prepare
+
+WORSE = 1.03
+SERVE = """
+import json, os, sys
+from pathlib import Path
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+import torch
+torch.set_num_threads(1)
+from benchmarks.worker import Worker
+worker = Worker("whence", Path(sys.argv[1]))
+for line in sys.stdin:
+    method, arguments = json.loads(line)
+    answers.write(json.dumps(getattr(worker, method)(*arguments)) + "\\n")
+    answers.flush()
+"""
+
+
+def main(given: list[str] | None = None) -> int:
+    """Measure and print; 0 where nothing is worse."""
+    options = arguments(given)
+    root = Path(__file__).parents[1]
+    with tempfile.TemporaryDirectory(prefix="whence-before-") as scratch:
+        checkout = Path(scratch) / "before"
+        git = ["git", "-C", str(root), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(checkout), options.commit], check=True)
+        try:
+            sides = {"before": Side(checkout, Path(scratch) / "work-before"), "now": Side(root, Path(scratch) / "work-now")}
+            worst = max(compared(sides, workload, options) for workload in options.workloads)
+            for side in sides.values():
+                side.close()
+        finally:
+            subprocess.run([*git, "remove", "--force", str(checkout)], check=True)
+            shutil.rmtree(checkout, ignore_errors=True)
+    print(f"at most {worst:.3f} of what it took before (target: {WORSE})")
+    return int(worst > WORSE)
+
+
+class Side:
+    """One checkout at work, in its own process."""
+
+    def __init__(self, root: Path, scratch: Path):
+        environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(root)}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        command = [sys.executable, "-W", "ignore", "-c", SERVE, str(scratch)]
+        self.process = subprocess.Popen(command, cwd=root, env=environment, text=True, **pipes)
+
+    def ask(self, method: str, *words: str) -> Any:
+        """Call a method of its `Worker`."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps([method, words]) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{method} {' '.join(words)} failed in {self.process.args}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compared(sides: dict[str, Side], workload: str, options: argparse.Namespace) -> float:
+    """Print a line for each phase of a workload; returns the largest ratio that counts."""
+    prepare(WORKLOADS[workload], options.cache)
+    for side in sides.values():
+        side.ask("open", workload, str(options.cache.resolve()))
+    worst = 0.0
+    for phase in options.phases:
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        for number in range(options.repeats):
+            for name in sorted(sides, reverse=bool(number % 2)):
+                runs[name].append(sides[name].ask("run", phase))
+        cells = []
+        for key in ("cpu_s", "peak_mb"):
+            before, now = (statistics.median(run[key] for run in runs[name]) for name in ("before", "now"))
+            cells.append(f"{key} {before:8.2f} -> {now:8.2f}  {now / before:.3f}")
+            worst = max(worst, now / before)
+        print(f"{workload:<14} {phase:<6} {'   '.join(cells)}", flush=True)
+    return worst
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.before", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    listed = {"type": lambda text: [word for word in text.split(",") if word]}
+    parser.add_argument("commit", help="what to compare with")
+    parser.add_argument("--workloads", **listed, default=["llama-S-mlp", "llama-S-all", "neox-S-mlp"])
+    parser.add_argument("--phases", **listed, default=list(PHASES))
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where the models are kept")
+    return parser.parse_args(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""TracIn is the sum over checkpoints of learning rate times gradient dot product, however it is computed."""
+
+import numpy as np
+import pytest
+import torch
+from distributed import work
+from distributed.processes import run
+from models import llama, randomised, texts, tokenizer
+from oracle import agree
+
+from whence.config.schema import Train
+from whence.data import as_rows
+from whence.errors import StaleArtifact, UsageError
+from whence.methods.tracin import tracin
+from whence.models import load_model
+from whence.progress import Silent, report_to
+from whence.scoring.score import ScoreSettings
+from whence.tasks import CausalLM
+from whence.train.finetune import finetune
+from whence.train.record import read_training
+
+ROWS, QUERIES = as_rows(texts(8, seed=1)), as_rows(texts(6, seed=2)[::2])
+EXACT = ScoreSettings(chunks=2)
+
+
+def trained(folder, **changes):
+    torch.manual_seed(0)
+    settings = Train(learning_rate=1e-2, epochs=2, batch_size=2, save_steps=2, log_steps=1, keep=3, **changes)
+    finetune(randomised(llama()).eval(), CausalLM(tokenizer()), ROWS, settings, out=folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("tracin") / "train")
+
+
+def gradient(model, task, item, names):
+    """Of an item's log-likelihood with respect to the weights, as one vector."""
+    weights = [model.get_submodule(name).weight for name in names]
+    (loss,) = task.losses(model, task.collate([item]))
+    return torch.cat([part.flatten() for part in torch.autograd.grad(-loss, weights)])
+
+
+def sum_of_dots(training):
+    """The same in float64, example by example, with plain autograd."""
+    task, total = CausalLM(tokenizer()), 0
+    for checkpoint in read_training(training).checkpoints:
+        model = load_model(checkpoint.path)[0].double()
+        names = [name for name, module in model.named_modules() if name.endswith(("gate_proj", "up_proj", "down_proj"))]
+        rows = torch.stack([gradient(model, task, item, names) for item in task.encode(ROWS)])
+        queries = [sum(w * gradient(model, task, item, names) for item, w in query) for query in task.encode_queries(QUERIES)]
+        total = total + checkpoint.learning_rate * torch.stack(queries) @ rows.T
+    return total
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+class Killer(Silent):
+    """Raises at the `left`-th end of a stage called "score"."""
+
+    def __init__(self, left):
+        self.left, self.begun = left, 0
+
+    def begin(self, stage):
+        self.begun += stage.name == "score"
+
+    def end(self, stage):
+        self.left -= stage.name == "score"
+        if not self.left:
+            raise Killed
+
+
+def test_it_is_the_sum_of_dots(training):
+    record = read_training(training)
+    assert len(record.checkpoints) == 3 and len({each.learning_rate for each in record.checkpoints}) > 1
+    found = tracin(training, CausalLM(tokenizer()), QUERIES, ROWS)
+    agree(found.values, sum_of_dots(training), 1e-4)
+    assert found.unit == "nats per step on the row" and found.about["operator"] == "TracIn"
+    assert [part["factor"] for part in found.about["sum"]] == [each.learning_rate for each in record.checkpoints]
+    assert found.queries["measured"].isna().all(), "it differs from checkpoint to checkpoint"
+
+
+def test_a_killed_run_resumes_and_another_training_is_refused(training, tmp_path):
+    given = (CausalLM(tokenizer()), QUERIES, ROWS)
+    whole = tracin(training, *given, settings=EXACT, out=tmp_path / "whole")
+    with pytest.raises(Killed), report_to(Killer(2)):
+        tracin(training, *given, settings=EXACT, out=tmp_path / "killed")
+    with report_to(left := Killer(-1)):
+        resumed = tracin(training, *given, settings=EXACT, out=tmp_path / "killed")
+    np.testing.assert_array_equal(resumed.raw, whole.raw)
+    assert left.begun == 2, "the first checkpoint is not scored again"
+    assert {file.name for file in (tmp_path / "killed").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
+    again = tracin(training, *given, settings=EXACT, out=tmp_path / "whole")
+    np.testing.assert_array_equal(again.raw, whole.raw)
+    assert again.about == whole.about and again.n_train == 1
+    with pytest.raises(StaleArtifact, match="rates"):
+        tracin(trained(tmp_path / "other", schedule="constant"), *given, settings=EXACT, out=tmp_path / "whole")
+
+
+def test_several_processes_give_the_same(training, tmp_path):
+    expected = tracin(training, CausalLM(tokenizer()), QUERIES, ROWS)
+    for found in run(work.traced_by_steps, training, QUERIES, ROWS, tmp_path / "two"):
+        agree(found, expected.values, 1e-5)
+
+
+def test_a_training_without_checkpoints(training, tmp_path, monkeypatch):
+    monkeypatch.setattr("whence.train.record.find_checkpoints", lambda folder: [])
+    with pytest.raises(UsageError, match="has no checkpoints"):
+        tracin(training, CausalLM(tokenizer()), QUERIES, ROWS)

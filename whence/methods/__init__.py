@@ -1,0 +1,1 @@
+"""Methods that are a few lines over points, operators and scores; each file is one."""
