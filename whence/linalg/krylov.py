@@ -17,10 +17,12 @@ from torch import Tensor
 from whence.errors import NumericalError
 
 ROUNDING = 1e-3
-"""Residual that is still taken for rounding where the recurrence has converged, and beginning again at its end gains nothing."""
+"""Residual that is still taken for rounding where the recurrence has converged, and starting again gains nothing."""
 
 Block = Mapping[str, Tensor]
 Map = Callable[[dict[str, Tensor]], Block]
+Basis = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
+"""`q`, `z` and the coefficients of what they are a basis of."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,14 @@ def block_cg(
 ) -> Solution:
     """Solve `A x_q = b_q` for all q in one block Krylov space, until each residual is at most `tolerance` of `|b_q|`.
 
-    O'Leary (1980) with the residuals `r = c^T q` held as coefficients of a basis `q` that is orthonormal in the preconditioner's
-    inner product, as in BCGrQ of Dubrulle (2001): right-hand sides that nearly depend on each other, or have converged, drop out of
-    it instead of breaking it. A step takes one product with `R` vectors. `precondition` is near `A^-1`, symmetric positive definite.
+    O'Leary (1980), with the residuals `r = c^T q` held as coefficients of a basis `q` that is orthonormal in the inner product
+    of the preconditioner, as in BCGrQ of Dubrulle (2001): right-hand sides that nearly depend on each other drop out of it
+    instead of breaking it. A step takes one product with `R` vectors. `precondition` is near `A^-1`, and symmetric positive
+    definite.
 
-    `after(state, residual_Q)` is told the state and the residuals after each step that is not the last; `state` goes on from there
-    to the same bits. Raises NumericalError where `iterations` are not enough, or the operator or the preconditioner is not one matrix
-    that is symmetric positive definite.
+    `after(state, residual_Q)` gets the state and the relative residuals after each step but the last; given that `state`, the
+    search resumes to the same bits. Raises NumericalError where `iterations` are not enough, or where the operator or the
+    preconditioner is not one symmetric positive definite matrix.
     """
     norm_Q = _norms(b)
     goal_Q, steps, reached = tolerance * norm_Q, 0, torch.inf
@@ -73,7 +76,7 @@ def block_cg(
                 raise NumericalError(
                     "Conjugate gradients met a direction along which the operator is not finite, or does not curve upwards",
                     given=f"step {steps + 1}",
-                    fix="use a larger damping, or a matrix that is positive semidefinite (Gauss-Newton or Fisher, not the Hessian)",
+                    fix="use a larger damping, or a matrix that is never negative (Gauss-Newton or Fisher, not the Hessian)",
                 )
             length_RR = torch.cholesky_inverse(curvature)
             x = _sum(x, combine((length_RR @ c_RQ).T, p))
@@ -129,7 +132,7 @@ def _symmetric(gram: Tensor) -> Tensor:
     return (gram + gram.T) / 2
 
 
-def _start(r: Block, precondition: Map, coupled: Callable[[Tensor], Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+def _start(r: Block, precondition: Map, coupled: Callable[[Tensor], Tensor]) -> Basis:
     """The basis of residuals, the first directions, and the residuals in the basis."""
     norm_Q = _norms(r)
     t = combine(torch.where(norm_Q > 0, 1 / norm_Q, 0.0).diag(), r)
@@ -137,9 +140,7 @@ def _start(r: Block, precondition: Map, coupled: Callable[[Tensor], Tensor]) -> 
     return q, z, s_RQ * norm_Q
 
 
-def _orthonormal(
-    t: dict[str, Tensor], z: Block, coupled: Callable[[Tensor], Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+def _orthonormal(t: dict[str, Tensor], z: Block, coupled: Callable[[Tensor], Tensor]) -> Basis:
     """`q` and `z = M^-1 q` with `<q, z> = 1`, and `s` with `t = s^T q`; what of `t` is rounding is left out.
 
     Twice by the Gram matrix's eigenvectors, since the first time small eigenvalues are lost in the rounding of large ones; in
@@ -148,7 +149,7 @@ def _orthonormal(
     least = torch.finfo(next(iter(t.values())).dtype).eps ** 0.5
     gram_RR = coupled(inner(t, z))
     if not torch.isfinite(gram_RR).all():
-        raise NumericalError("Right-hand sides, or what the preconditioner makes of them, are not finite", fix="look at the gradients")
+        raise NumericalError("A right-hand side, or what the preconditioner makes of it, is not finite")
     turn_RR = torch.linalg.eigh(_symmetric(gram_RR)).eigenvectors.T
     size_R = inner(combine(turn_RR, t), combine(turn_RR, z)).diag().clamp(min=0).sqrt()
     turn_RR, size_R = (part[size_R > least * size_R.norm()] for part in (turn_RR, size_R))
