@@ -1,4 +1,4 @@
-"""Attention in whole float32 where the other products are taken in a shorter format.
+"""Attention in whole float32 where other products are taken in a shorter format, and as plain products for second derivatives.
 
 The fused attention of CPUs is made of many small products, and runs five times slower where these are rounded to bfloat16
 than where they are not: it is the one product that has nothing to win.
@@ -49,6 +49,15 @@ class _Whole(torch.autograd.Function):
         with _whole_products():
             found = iter(torch.autograd.grad(ctx.output, wanted, grads))
         return None, *(next(found) if tensor.requires_grad else None for tensor in ctx.inputs)
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention as matrix products, which can be differentiated forwards, and more than once; fused kernels can't."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @contextmanager

@@ -6,10 +6,15 @@ Everything else here has a default that fits tensors in batches; `CausalLM` and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from whence.errors import UsageError
+
+if TYPE_CHECKING:
+    from whence.tasks.outputs import Outputs
 
 Batch = Mapping[str, Any]
 """What `collate` returns and the model's job reads; tensors in it are moved to the model's device."""
@@ -39,6 +44,14 @@ class Task:
     def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
         """What is asked about each query, `[B]`: by default the log-likelihood of its labels, in nats."""
         return -self.losses(model, batch)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """What the loss is a function of, for exact curvature; raises UsageError where it is not known."""
+        raise UsageError(
+            "The outputs of this task are not known, which the Gauss-Newton matrix and the Hessian are made from.",
+            given=type(self).__name__,
+            accepted="CausalLM, Seq2Seq, Classification, Regression, or a task with a method `outputs`",
+        )
 
     def encode(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Turn rows of the data into items that `collate` can batch; the default leaves them as they are."""

@@ -25,6 +25,7 @@ from whence.tasks.measurements import (
     measurement_name,
     negative_log_likelihood,
 )
+from whence.tasks.outputs import Outputs, classes
 from whence.tasks.questions import answer_of, span_in_answer, variants
 from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize
 
@@ -69,6 +70,10 @@ class CausalLM(Task):
         if not isinstance(self.measurement, str):
             return self.measurement(model, batch)
         return _measured(model, batch, NAMED[self.measurement])
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Return the logits of the positions that `collate` kept, all at once."""
+        return classes(next_token_logits(model, batch), _at(batch["labels"], batch))
 
     def encode(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokenise rows; notes what is cut and what has nothing in the loss.

@@ -21,6 +21,7 @@ from whence.tasks.measurements import (
     measurement_name,
     negative_log_likelihood,
 )
+from whence.tasks.outputs import Outputs, classes
 from whence.tasks.supervised import predict
 from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize
 
@@ -68,6 +69,11 @@ class Classification(Task):
             return self.measurement(model, batch)
         logits, labels = predict(model, batch)
         return NAMED[self.measurement](logits.unsqueeze(1), labels.unsqueeze(1))
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Return the logits."""
+        logits, labels = predict(model, batch)
+        return classes(logits.unsqueeze(1), labels.unsqueeze(1))
 
     def encode(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Tokenise rows of text; without a tokenizer examples stay as they are."""

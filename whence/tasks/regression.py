@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from whence.tasks.base import Batch, Task
 from whence.tasks.measurements import full_precision, measurement_name
+from whence.tasks.outputs import Outputs
 from whence.tasks.supervised import predict, target_of
 
 
@@ -38,6 +39,12 @@ class Regression(Task):
     def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the measurement of each query, `[B]`."""
         return -self.losses(model, batch) if self.measurement is None else self.measurement(model, batch)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Return the predictions."""
+        prediction, target = predict(model, batch)
+        h_BV = full_precision(prediction).flatten(1) if prediction.dim() > 1 else full_precision(prediction)[:, None]
+        return Outputs(h_BV[:, None], target.to(h_BV).reshape(h_BV[:, None].shape), "gaussian")
 
     def noise_shape(self, item: Any) -> tuple[int, ...]:
         """Return the shape of the target: one number for each output."""

@@ -22,6 +22,7 @@ from whence.tasks.measurements import (
     measurement_name,
     negative_log_likelihood,
 )
+from whence.tasks.outputs import Outputs, classes
 from whence.tasks.questions import answer_of, span_in_answer, variants
 from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize
 
@@ -64,6 +65,10 @@ class Seq2Seq(Task):
         if not isinstance(self.measurement, str):
             return self.measurement(model, batch)
         return NAMED[self.measurement](_decode(model, batch), batch["labels"])
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Return the decoder's logits."""
+        return classes(_decode(model, batch), batch["labels"])
 
     def encode(self, rows: Sequence[Any]) -> list[TokenPair]:
         """Tokenise rows of prompt and completion; notes what is cut and what has no completion."""
