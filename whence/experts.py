@@ -32,6 +32,7 @@ def expert_layers(module: nn.Module) -> dict[str, Layer]:
             reads=_reads,
             parameters=partial(_parameters, name),
             piece=expert,
+            parts=partial(_parts, expert),
         )
         for name in (_first(module), "down_proj")
         for expert in range(module.num_experts)  # type: ignore[arg-type]
@@ -63,6 +64,12 @@ def _bias(module: Any, name: str, expert: int) -> Tensor | None:
 
 def _parameters(name: str, module: Any) -> list[nn.Parameter]:
     return [getattr(module, name), *([getattr(module, f"{name}_bias")] if module.has_bias else [])]
+
+
+def _parts(expert: int, module: Any, tensors: list[Tensor]) -> list[Tensor]:
+    weight, *bias = tensors
+    matrix = weight[..., expert, :, :]
+    return [matrix.mT if module.is_transposed else matrix, *(part[..., expert, :, None] for part in bias)]
 
 
 def _shape(name: str, expert: int, module: Any) -> tuple[int, int]:

@@ -38,6 +38,10 @@ class Layer:
     """The parameters that hold the weight, itself first."""
     piece: int | None = None
     """Which row of these parameters is the weight; None for all of them."""
+    parts: Callable[[Any, list[Tensor]], list[Tensor]] = lambda module, tensors: _linear_parts(tensors)
+    """Views of tensors of the parameters' shapes (after any further dimensions) that make up the matrix `[..., O, I]`."""
+    side: int = -1
+    """Along which of the two the parts lie side by side."""
 
 
 def layer_of(module: nn.Module) -> Layer | None:
@@ -60,6 +64,11 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _linear_shape(module: Any) -> tuple[int, int]:
     return module.out_features, module.in_features + (module.bias is not None)
+
+
+def _linear_parts(tensors: list[Tensor]) -> list[Tensor]:
+    weight, *bias = tensors
+    return [weight, *(part.unsqueeze(-1) for part in bias)]
 
 
 def _by_example(x: Tensor, examples: int) -> Tensor:
@@ -87,6 +96,11 @@ def _is_transposed_linear(module: nn.Module) -> bool:
 
 def _transposed_shape(module: Any) -> tuple[int, int]:
     return module.weight.shape[1], module.weight.shape[0] + 1
+
+
+def _transposed_parts(module: Any, tensors: list[Tensor]) -> list[Tensor]:
+    weight, bias = tensors
+    return [weight.mT, bias.unsqueeze(-1)]
 
 
 # nn.MultiheadAttention: its output projection, which is never called as a module
@@ -119,6 +133,10 @@ def _attention_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gra
 
 def _conv_shape(module: Any) -> tuple[int, int]:
     return module.out_channels, math.prod(module.weight.shape[1:]) + (module.bias is not None)
+
+
+def _conv_parts(module: Any, tensors: list[Tensor]) -> list[Tensor]:
+    return _linear_parts([tensors[0].flatten(-3), *tensors[1:]])
 
 
 def _conv_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gradient:
@@ -169,6 +187,10 @@ def _norm_shape(module: Any) -> tuple[int, int]:
     return 1 + (getattr(module, "bias", None) is not None), module.weight.numel()
 
 
+def _norm_parts(module: Any, tensors: list[Tensor]) -> list[Tensor]:
+    return [part.unsqueeze(-2) for part in tensors]
+
+
 def _norm_gradient(normalised: Tensor, module: Any, g: Tensor, examples: int) -> Gradient:
     width = module.weight.numel()
     rows = [(g * normalised).reshape(examples, -1, width).sum(1)]
@@ -198,8 +220,8 @@ LAYERS = (
         parameters=lambda m: list(m.out_proj.parameters()),
     ),
     Layer("linear", _is_linear, _linear_shape, _linear_gradient, columns=_with_ones),
-    Layer("linear", _is_transposed_linear, _transposed_shape, _linear_gradient, columns=_with_ones),
-    Layer("convolution", lambda m: isinstance(m, nn.Conv2d), _conv_shape, _conv_gradient),
+    Layer("linear", _is_transposed_linear, _transposed_shape, _linear_gradient, columns=_with_ones, parts=_transposed_parts),
+    Layer("convolution", lambda m: isinstance(m, nn.Conv2d), _conv_shape, _conv_gradient, parts=_conv_parts),
     Layer(
         "embedding",
         _is_embedding,
@@ -207,6 +229,13 @@ LAYERS = (
         _embedding_gradient,
         one_hot=True,
     ),
-    Layer("norm", lambda m: isinstance(m, nn.LayerNorm) and m.elementwise_affine, _norm_shape, _layer_norm_gradient),
-    Layer("norm", _is_rms_norm, _norm_shape, _rms_norm_gradient),
+    Layer(
+        "norm",
+        lambda m: isinstance(m, nn.LayerNorm) and m.elementwise_affine,
+        _norm_shape,
+        _layer_norm_gradient,
+        parts=_norm_parts,
+        side=-2,
+    ),
+    Layer("norm", _is_rms_norm, _norm_shape, _rms_norm_gradient, parts=_norm_parts, side=-2),
 )
