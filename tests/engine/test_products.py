@@ -14,10 +14,10 @@ from whence.attention import plain_attention
 from whence.capture import Capture
 from whence.coverage import cover
 from whence.engine.products import FisherProduct, Weights, curvature_product, gauss_newton, hessian
+from whence.engine.stream import Sink, drawn_likelihood, encode, likelihood, stream
 from whence.errors import CoverageError, UsageError
 from whence.gradients import Dense, dot
 from whence.linalg.krylov import block_cg
-from whence.stream import Sink, drawn_likelihood, encode, likelihood, stream
 from whence.tasks import CausalLM, Classification, Regression, Task
 
 TEXT = {"llama": llama, "gpt2": gpt2, "neox": neox}

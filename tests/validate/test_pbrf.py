@@ -11,6 +11,7 @@ from torch import nn
 
 from whence.errors import StaleArtifact, UsageError
 from whence.tasks import Classification, Regression
+from whence.tasks.outputs import Outputs
 from whence.validate import pbrf
 from whence.validate.agreement import agree
 from whence.validate.exact import exact_scores, gauss_newton
@@ -18,7 +19,7 @@ from whence.validate.ladder import LADDER
 from whence.validate.minimise import minimise
 from whence.validate.objectives import Objectives, solve_row
 from whence.validate.pbrf import EXACT, check_pbrf
-from whence.validate.problem import Outputs, Problem
+from whence.validate.problem import Problem
 from whence.validate.settings import Setting
 from whence.validate.trainer import Recipe
 
@@ -60,7 +61,6 @@ def objectives(relative=0.3):
 @pytest.mark.parametrize("family", ["softmax", "gaussian"])
 def test_divergence_is_the_bregman_divergence_of_the_loss(family):
     h, s = torch.randn(4, 1, 5, dtype=torch.float64), torch.randn(4, 1, 5, dtype=torch.float64)
-    counted = torch.ones(4, 1, dtype=torch.bool)
     label = torch.tensor([0, 3, 1, 1]) if family == "softmax" else torch.randn(4, 5, dtype=torch.float64)
     loss = (
         (lambda y: nn.functional.cross_entropy(y[:, 0], label, reduction="none"))
@@ -70,15 +70,18 @@ def test_divergence_is_the_bregman_divergence_of_the_loss(family):
     at = s.clone().requires_grad_()
     (slope,) = torch.autograd.grad(loss(at).sum(), at)
     expected = loss(h) - loss(s) - (slope * (h - s)).sum((1, 2))
-    oracle.agree(Outputs(h, counted, family).divergence(Outputs(s, counted, family)), expected, 1e-12)
+    labels = label[:, None]
+    oracle.agree(Outputs(h, labels, family).losses(), loss(h), 1e-12)
+    oracle.agree(Outputs(h, labels, family).divergence(Outputs(s, labels, family)), expected, 1e-12)
 
 
 @pytest.mark.parametrize("family", ["softmax", "gaussian"])
 def test_curvature_of_outputs_is_the_second_derivative_of_the_divergence(family):
     s, u = torch.randn(1, 2, 4, dtype=torch.float64), torch.randn(1, 2, 4, dtype=torch.float64)
     counted = torch.tensor([[True, False]]) if family == "softmax" else torch.tensor([[True, True]])
-    target = Outputs(s, counted, family)
-    hessian = torch.autograd.functional.hessian(lambda h: Outputs(h, counted, family).divergence(target).sum(), s)
+    labels = torch.tensor([[1, -100]]) if family == "softmax" else torch.zeros(1, 2, 4, dtype=torch.float64)
+    target = Outputs(s, labels, family)
+    hessian = torch.autograd.functional.hessian(lambda h: Outputs(h, labels, family).divergence(target).sum(), s)
     oracle.agree(target.curve(u).flatten(), hessian.reshape(8, 8) @ u.flatten(), 1e-10)
     root = target.root()
     oracle.agree((root @ root.mT @ u[..., None])[..., 0] * counted[..., None], target.curve(u), 1e-12)

@@ -19,9 +19,9 @@ from torch.func import functional_call, jvp, vmap
 from whence.attention import plain_attention
 from whence.capture import Capture
 from whence.coverage import Site
+from whence.engine.stream import Sink, to_device
 from whence.errors import CoverageError
 from whence.gradients import Dense, Gradient, chunks, dot
-from whence.stream import Sink, to_device
 from whence.tasks.base import Batch, Task
 from whence.tasks.outputs import Outputs, check_outputs
 

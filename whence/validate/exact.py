@@ -9,8 +9,7 @@ with conjugate gradients and products that never form anything. All weights inte
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 
 from whence.data.rows import Rows
 from whence.engine.stream import read
-from whence.errors import NumericalError, UsageError
+from whence.errors import UsageError
+from whence.linalg.krylov import block_cg
 from whence.progress import stage
 from whence.store.scores import Scores, describe_queries, describe_rows
 from whence.tasks.base import Task
@@ -32,8 +32,13 @@ LARGEST = 6000
 """Side of a matrix that is formed and decomposed."""
 LARGEST_ROWS = 2**28
 """Numbers of the dual form's rows, 2 GiB."""
-PROBES = 64
-"""Random vectors that the trace is estimated with where nothing is formed."""
+PROBES, TOGETHER = 64, 8
+"""Random vectors that the trace is estimated with where nothing is formed, and how many of them are multiplied at a time."""
+
+Solve = Callable[[Tensor], Tensor]
+"""From vectors `[K, P]` to the solutions."""
+Form = tuple[float, Callable[[float], Solve]]
+"""The trace of the curvature, and what solves with it for an absolute damping."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +51,31 @@ class Damping:
     """Mean eigenvalue, trace / P."""
 
 
-class GaussNewton(abc.ABC):
-    """The Gauss-Newton matrix of the mean training loss at a model's weights."""
+@dataclass(frozen=True)
+class Inverse:
+    """`(G + absolute)^-1` as a map of vectors `[K, P]`."""
 
-    kind: Way
+    problem: Problem
+    absolute: float
+    solve: Solve
 
-    def __init__(self, problem: Problem):
+    def __call__(self, v_KP: Tensor) -> Tensor:
+        """Apply it to each row."""
+        return self.solve(v_KP)
+
+    def residual(self, v_KP: Tensor, u_KP: Tensor) -> float:
+        """The largest `|(G + absolute) u - v| / |v|`, by products that never form the matrix."""
+        left = self.problem.gauss_newton(u_KP) + self.absolute * u_KP - v_KP
+        return float((left.norm(dim=1) / v_KP.norm(dim=1).clamp(min=torch.finfo(v_KP.dtype).tiny)).max())
+
+
+class GaussNewton:
+    """The Gauss-Newton matrix of the mean training loss at a model's weights, in the form `kind`."""
+
+    def __init__(self, problem: Problem, kind: Way):
         self.problem = problem
-
-    @property
-    @abc.abstractmethod
-    def trace(self) -> float:
-        """Sum of the eigenvalues."""
-
-    @abc.abstractmethod
-    def inverse(self, absolute: float) -> Inverse:
-        """`(G + absolute)^-1`."""
+        self.kind: Way = kind
+        self.trace, self._solver = {"dense": dense, "dual": dual, "cg": iterative}[kind](problem)
 
     def damping(self, relative: float, absolute: float | None = None) -> Damping:
         """`relative` times the mean eigenvalue as a number, unless an absolute one is given."""
@@ -71,140 +85,9 @@ class GaussNewton(abc.ABC):
             raise UsageError("The damping must be above zero", given=f"{chosen:g}", fix="damping=0.1, or absolute=1e-3")
         return Damping(chosen, chosen / mean, mean)
 
-
-class Inverse(abc.ABC):
-    """`(G + absolute)^-1` as a map of vectors."""
-
-    def __init__(self, problem: Problem, absolute: float):
-        self.problem, self.absolute = problem, absolute
-
-    @abc.abstractmethod
-    def __call__(self, v_KP: Tensor) -> Tensor:
-        """Apply it to each row."""
-
-    def residual(self, v_KP: Tensor, u_KP: Tensor) -> float:
-        """The largest `|(G + absolute) u - v| / |v|`, by products that never form the matrix."""
-        worst = 0.0
-        for v, u in zip(v_KP, u_KP, strict=True):
-            left = self.problem.gauss_newton(u) + self.absolute * u - v
-            worst = max(worst, float(left.norm() / v.norm().clamp(min=torch.finfo(v.dtype).tiny)))
-        return worst
-
-
-class Dense(GaussNewton):
-    """The matrix itself, `[P, P]`."""
-
-    kind: Way = "dense"
-
-    def __init__(self, problem: Problem):
-        super().__init__(problem)
-        size = problem.size
-        self.matrix = torch.zeros(size, size).to(problem.theta)
-        for part in _blocks(problem, "Gauss-Newton"):
-            self.matrix.addmm_(part.T, part, alpha=1 / len(problem.rows))
-
-    @property
-    def trace(self) -> float:
-        return float(self.matrix.trace())
-
     def inverse(self, absolute: float) -> Inverse:
-        return _DenseInverse(self, absolute)
-
-
-class _DenseInverse(Inverse):
-    def __init__(self, curvature: Dense, absolute: float):
-        super().__init__(curvature.problem, absolute)
-        damped = curvature.matrix.clone()
-        damped.diagonal().add_(absolute)
-        self.factor = torch.linalg.cholesky(damped)
-
-    def __call__(self, v_KP: Tensor) -> Tensor:
-        return torch.cholesky_solve(v_KP.T, self.factor).T
-
-
-class Dual(GaussNewton):
-    """The rows `j [M, P]` whose mean square it is, and their products with each other."""
-
-    kind: Way = "dual"
-
-    def __init__(self, problem: Problem):
-        super().__init__(problem)
-        self.j_MP = torch.cat(list(_blocks(problem, "Jacobian")))
-        self.gram = self.j_MP @ self.j_MP.T
-
-    @property
-    def trace(self) -> float:
-        return float(self.gram.trace()) / len(self.problem.rows)
-
-    def inverse(self, absolute: float) -> Inverse:
-        return _DualInverse(self, absolute)
-
-
-class _DualInverse(Inverse):
-    def __init__(self, curvature: Dual, absolute: float):
-        super().__init__(curvature.problem, absolute)
-        self.j_MP = curvature.j_MP
-        damped = curvature.gram.clone()
-        damped.diagonal().add_(len(curvature.problem.rows) * absolute)
-        self.factor = torch.linalg.cholesky(damped)
-
-    def __call__(self, v_KP: Tensor) -> Tensor:
-        inner = torch.cholesky_solve(self.j_MP @ v_KP.T, self.factor)
-        return (v_KP - inner.T @ self.j_MP) / self.absolute
-
-
-class Iterative(GaussNewton):
-    """Products only; the trace is an estimate (Hutchinson 1990) with `PROBES` seeded vectors of signs."""
-
-    kind: Way = "cg"
-
-    def __init__(self, problem: Problem, tolerance: float = 1e-8, iterations: int = 5000):
-        super().__init__(problem)
-        self.tolerance, self.iterations = tolerance, iterations
-        self._trace: float | None = None
-
-    @property
-    def trace(self) -> float:
-        if self._trace is None:
-            draw = torch.Generator().manual_seed(0)
-            signs = torch.randint(0, 2, (PROBES, self.problem.size), generator=draw).to(self.problem.theta) * 2 - 1
-            found = []
-            with stage("trace", PROBES, "products") as advance:
-                for sign in signs:
-                    found.append(float(sign @ self.problem.gauss_newton(sign)))
-                    advance(1)
-            self._trace = float(np.mean(found))
-        return self._trace
-
-    def inverse(self, absolute: float) -> Inverse:
-        return _IterativeInverse(self, absolute)
-
-
-class _IterativeInverse(Inverse):
-    def __init__(self, curvature: Iterative, absolute: float):
-        super().__init__(curvature.problem, absolute)
-        self.tolerance, self.iterations = curvature.tolerance, curvature.iterations
-
-    def __call__(self, v_KP: Tensor) -> Tensor:
-        return torch.stack([self._solve(v) for v in v_KP])
-
-    def _solve(self, v: Tensor) -> Tensor:
-        """Conjugate gradients (Hestenes & Stiefel 1952) from zero until the residual is `tolerance` of `|v|`."""
-        u, r = torch.zeros_like(v), v.clone()
-        p, square, goal = r.clone(), float(r @ r), self.tolerance**2 * float(v @ v)
-        for _ in range(self.iterations):
-            if square <= goal:
-                return u
-            applied = self.problem.gauss_newton(p) + self.absolute * p
-            step = square / float(p @ applied)
-            u, r = u + step * p, r - step * applied
-            square, before = float(r @ r), square
-            p = r + square / before * p
-        raise NumericalError(
-            f"Conjugate gradients did not come down to a residual of {self.tolerance:g}",
-            given=f"{(square / float(v @ v)) ** 0.5:.1e} after {self.iterations} products, damping {self.absolute:g}",
-            fix="use a larger damping",
-        )
+        """`(G + absolute)^-1`."""
+        return Inverse(self.problem, absolute, self._solver(absolute))
 
 
 def gauss_newton(problem: Problem, way: Way = "auto") -> GaussNewton:
@@ -214,10 +97,52 @@ def gauss_newton(problem: Problem, way: Way = "auto") -> GaussNewton:
         fits = rows <= LARGEST and rows * problem.size <= LARGEST_ROWS
         formed = "dense" if problem.size <= LARGEST else "dual" if fits else "cg"
         way = "dual" if fits and rows <= problem.size else formed
-    known = {"dense": Dense, "dual": Dual, "cg": Iterative}
-    if way not in known:
-        raise UsageError(f"There is no way {way!r} to the exact curvature", accepted="auto, " + ", ".join(known))
-    return known[way](problem)
+    if way not in ("dense", "dual", "cg"):
+        raise UsageError(f"There is no way {way!r} to the exact curvature", accepted="auto, dense, dual, cg")
+    return GaussNewton(problem, way)
+
+
+def dense(problem: Problem) -> Form:
+    """The matrix itself, `[P, P]`."""
+    matrix = torch.zeros(problem.size, problem.size).to(problem.theta)
+    for part in _blocks(problem, "Gauss-Newton"):
+        matrix.addmm_(part.T, part, alpha=1 / len(problem.rows))
+
+    def solver(absolute: float) -> Solve:
+        factor = torch.linalg.cholesky(matrix + absolute * torch.eye(len(matrix)).to(matrix))
+        return lambda v_KP: torch.cholesky_solve(v_KP.T, factor).T
+
+    return float(matrix.trace()), solver
+
+
+def dual(problem: Problem) -> Form:
+    """The rows `j [M, P]` whose mean square it is, and their products with each other."""
+    j_MP = torch.cat(list(_blocks(problem, "Jacobian")))
+    gram = j_MP @ j_MP.T
+
+    def solver(absolute: float) -> Solve:
+        factor = torch.linalg.cholesky(gram + len(problem.rows) * absolute * torch.eye(len(gram)).to(gram))
+        return lambda v_KP: (v_KP - torch.cholesky_solve(j_MP @ v_KP.T, factor).T @ j_MP) / absolute
+
+    return float(gram.trace()) / len(problem.rows), solver
+
+
+def iterative(problem: Problem, tolerance: float = 1e-8, iterations: int = 5000) -> Form:
+    """Products only; the trace is an estimate (Hutchinson 1990) with `PROBES` seeded vectors of signs."""
+    draw, found = torch.Generator().manual_seed(0), []
+    signs = torch.randint(0, 2, (PROBES, problem.size), generator=draw).to(problem.theta) * 2 - 1
+    with stage("trace", PROBES, "products") as advance:
+        for part in signs.split(TOGETHER):
+            found += (part * problem.gauss_newton(part)).sum(1).tolist()
+            advance(len(part))
+
+    def solver(absolute: float) -> Solve:
+        def damped(v: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"theta": problem.gauss_newton(v["theta"]) + absolute * v["theta"]}
+
+        return lambda v_KP: block_cg(damped, {"theta": v_KP}, tolerance=tolerance, iterations=iterations).x["theta"]
+
+    return float(np.mean(found)), solver
 
 
 def exact_scores(

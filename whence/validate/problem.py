@@ -1,74 +1,30 @@
 """A small model, what it was trained on and what it is asked, as functions of all its weights in one vector, in float64.
 
 `P` weights, `N` training rows, `Q` queries, `B` rows of a batch, `T` predictions of a row, `V` numbers per prediction (the
-logits of a class or token, the outputs of a regression). Autograd on the vector; no part of the engine's mathematics.
+logits of a class or token, the outputs of a regression). Autograd on the vector; of the engine only its Gauss-Newton product.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from whence.attention import plain_attention
 from whence.coverage import cover
+from whence.engine.products import gauss_newton, with_weights
 from whence.engine.stream import encode, read
-from whence.errors import UsageError
-from whence.tasks import CausalLM, Classification, Regression
 from whence.tasks.base import Batch, Task
-from whence.tasks.causal_lm import next_token_logits
-from whence.tasks.measurements import IGNORED
-from whence.tasks.supervised import predict
+from whence.tasks.outputs import Outputs, check_outputs
 
 POSITIONS = 4096
 """Positions of a batch."""
 
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From weights `[P]` to a number and its gradient `[P]`."""
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What the model says `h_BTV`, and which of the predictions are in the loss, `[B, T]`."""
-
-    h_BTV: Tensor
-    counted_BT: Tensor
-    family: Literal["softmax", "gaussian"]
-
-    def divergence(self, target: Outputs) -> Tensor:
-        """Bregman divergence of the loss between these outputs and others, `[B]`: the labels have dropped out.
-
-        `KL(p_target || p)` summed over predictions for cross-entropy; half the squared distance for squared error
-        (Bae et al. 2022, section 4.1).
-        """
-        if self.family == "gaussian":
-            return (self.h_BTV - target.h_BTV).square().sum((1, 2)) / 2
-        q_BTV, moved = target.h_BTV.softmax(-1), self.h_BTV - target.h_BTV
-        moved = moved - (q_BTV * moved).sum(-1, keepdim=True)
-        excess = (q_BTV * (moved.expm1() - moved)).sum(-1)  # log sum q e^moved, without rounding to 1 first
-        return (excess.log1p() * self.counted_BT).sum(1)
-
-    def curve(self, u_BTV: Tensor) -> Tensor:
-        """The loss's Hessian with respect to the outputs, times `u`."""
-        if self.family == "gaussian":
-            return u_BTV
-        p_BTV = self.h_BTV.softmax(-1)
-        return p_BTV * (u_BTV - (p_BTV * u_BTV).sum(-1, keepdim=True)) * self.counted_BT[..., None]
-
-    def root(self) -> Tensor:
-        """`b` with `b b^T` the loss's Hessian at each prediction, `[B, T, V, V]`: `diag(sqrt p) - p sqrt(p)^T` for softmax."""
-        n_v = self.h_BTV.shape[-1]
-        eye = torch.eye(n_v).to(self.h_BTV)
-        if self.family == "gaussian":
-            return eye.expand(*self.h_BTV.shape, n_v)
-        p_BTV = self.h_BTV.softmax(-1)
-        root = p_BTV.sqrt()
-        return (root[..., None] * eye - p_BTV[..., None] * root[..., None, :]) * self.counted_BT[..., None, None]
 
 
 class Problem:
@@ -94,8 +50,8 @@ class Problem:
         self.asked = [
             [(self._batch([item]), weight) for item, weight in query] for query in self.weighted
         ]  # one at a time: their gradients are needed one by one
-        self._call = _Call(self.model)
-        self._check_outputs()
+        with torch.no_grad():
+            check_outputs(task, self.model, self.batches[0])
 
     @property
     def size(self) -> int:
@@ -119,12 +75,12 @@ class Problem:
 
     def at(self, theta: Tensor, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(model, *arguments)` where the model has the weights `theta`."""
-        swapped = {f"model.{name}": weight for name, weight in self.named(theta).items()}
-        return functional_call(self._call, swapped, (function, *arguments))
+        return with_weights(self.model, self.named(theta), function, *arguments)
 
     def outputs(self, theta: Tensor, batch: Batch) -> Outputs:
         """What the model with the weights `theta` says of a batch."""
-        return self.at(theta, outputs_of, self.task, batch)
+        with plain_attention():
+            return self.at(theta, self.task.outputs, batch)
 
     def losses(self, theta: Tensor) -> Tensor:
         """Loss of every row that has one, `[N]`."""
@@ -158,16 +114,15 @@ class Problem:
             value += term.detach()
         return value, gradient
 
-    def gauss_newton(self, v_P: Tensor) -> Tensor:
-        """The Gauss-Newton matrix of the mean loss times a vector, `1/N sum_n J_n^T H_n J_n v`, never formed."""
-        total = torch.zeros_like(v_P)
+    def gauss_newton(self, v_KP: Tensor) -> Tensor:
+        """The Gauss-Newton matrix of the mean loss times each vector, `1/N sum_n J_n^T H_n J_n v`, never formed."""
+        total = torch.zeros_like(v_KP)
         for batch in self.batches:
-            at = self.theta.detach().requires_grad_()
-            found = self.outputs(at, batch)
-            u = torch.zeros_like(found.h_BTV).requires_grad_()
-            (transposed,) = torch.autograd.grad(found.h_BTV, at, u, create_graph=True)  # J^T u, linear in u
-            (along,) = torch.autograd.grad(transposed, u, v_P)  # J v
-            total += torch.autograd.grad(found.h_BTV, at, found.curve(along).detach())[0]
+
+            def outputs(weights: dict[str, Tensor], batch: Batch = batch) -> Outputs:
+                return self.outputs(weights["theta"], batch)
+
+            total += gauss_newton(outputs, {"theta": self.theta}, {"theta": v_KP})["theta"]
         return total / len(self.rows)
 
     def jacobian_rows(self) -> Iterator[Tensor]:
@@ -212,66 +167,8 @@ class Problem:
 
         return {key: moved(value) for key, value in self.task.collate(items).items()}
 
-    @torch.no_grad()
-    def _check_outputs(self) -> None:
-        """Refuse a task whose loss is not the one that `outputs_of` stands for."""
-        batch = self.batches[0]
-        found = self.outputs(self.theta, batch)
-        label = batch.get("labels", batch.get("targets", batch.get("label", batch.get("target"))))
-        assert label is not None
-        if found.family == "gaussian":
-            expected = (found.h_BTV[:, 0] - label.to(found.h_BTV).reshape(found.h_BTV[:, 0].shape)).square().sum(1) / 2
-        else:
-            label = label[:, batch["kept"]] if "kept" in batch else label.reshape(found.counted_BT.shape)
-            chosen = found.h_BTV.log_softmax(-1).gather(-1, label.clamp(min=0)[..., None])[..., 0]
-            expected = -(chosen * found.counted_BT).sum(1)
-        if not torch.allclose(expected, self.at(self.theta, self.task.losses, batch).to(expected), rtol=1e-6, atol=1e-9):
-            raise UsageError(
-                "The exact curvature and the PBRF are known for cross-entropy and squared error only.",
-                given=f"{type(self.task).__name__}, whose loss is another one",
-                accepted="CausalLM, Classification, Regression",
-            )
-
-
-def outputs_of(model: nn.Module, task: Task, batch: Batch) -> Outputs:
-    """The outputs that the loss of a task is a function of; raises UsageError for tasks that are not known here."""
-    if isinstance(task, CausalLM):
-        labels = batch["labels"][:, batch["kept"]] if "kept" in batch else batch["labels"]
-        with _plain_attention():
-            return Outputs(next_token_logits(model, batch), labels != IGNORED, "softmax")
-    if isinstance(task, Classification | Regression):
-        h = predict(model, batch)[0]
-        h_BV = h.flatten(1) if h.dim() > 1 else h[:, None]
-        everywhere = torch.ones(len(h_BV), 1, dtype=torch.bool, device=h.device)
-        return Outputs(h_BV[:, None], everywhere, "gaussian" if isinstance(task, Regression) else "softmax")
-    raise UsageError(
-        "The outputs of this task are not known here.",
-        given=type(task).__name__,
-        accepted="CausalLM, Classification, Regression",
-    )
-
-
-class _Call(nn.Module):
-    """Calls a function with the model, so that the model's weights can be swapped around the call."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(self.model, *arguments)
-
 
 def _tracked(model: nn.Module, modules: str | Sequence[str]) -> set[str]:
     """Names of the weights that the engine tracks with the selector."""
     used = {id(own) for site in cover(model, modules).sites.values() for module, _ in site.uses for own in module.parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in used}
-
-
-@contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as matrix products, which can be differentiated twice."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
