@@ -78,6 +78,15 @@ def report_to(reporter: Reporter) -> Iterator[None]:
         _reporter.reset(token)
 
 
+@contextlib.contextmanager
+def notes_only() -> Iterator[None]:
+    """Report the notes of the enclosed work, but not its stages: they are parts of one that is reported already."""
+    inner = Silent()
+    inner.note = _reporter.get().note  # type: ignore[method-assign]
+    with report_to(inner):
+        yield
+
+
 def note(text: str) -> None:
     """Say one line that a user should see (coverage, truncation, a halved batch)."""
     _reporter.get().note(text)

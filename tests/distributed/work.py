@@ -149,6 +149,20 @@ def traced_by_steps(training: Path, queries: Any, rows: Any, out: Path) -> np.nd
     return tracin(training, CausalLM(tokenizer()), queries, rows, out=out, settings=ScoreSettings(chunks=3)).values
 
 
+def solved(rows: Any, queries: Any) -> np.ndarray:
+    """Scores with the Gauss-Newton matrix, inverted by conjugate gradients."""
+    from engine.test_products import language_model
+    from models import tokenizer
+
+    from whence.engine.point import Point
+    from whence.methods.cg import gauss_newton_inverse
+    from whence.tasks import CausalLM
+
+    model, task = language_model("llama"), CausalLM(tokenizer())
+    curvature = fit(model, task, rows, modules="last-1,all", examples="all", disjoint=False)
+    return score(model, task, queries, rows, gauss_newton_inverse(Point(model, task, rows), curvature, tolerance=1e-10)).raw
+
+
 def reading_late(work: Any, *arguments: Any) -> Any:
     """Do the work, where all processes but the first take their time to read a file."""
 

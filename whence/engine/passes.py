@@ -7,7 +7,7 @@ What is saved, and when, is one of three things: `Unsaved`, `ByClock` for sums, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +38,26 @@ def run_pass(
     saved: Unsaved,
     most: int | None = None,
 ) -> None:
-    """Send the gradients of the chunks that are left to the sink; `name` is the stage that progress is told of.
+    """Send the gradients of the chunks that are left to the sink; see `share_out`, which this is for gradients."""
+    with Capture(point.model, dict(sites), sink.inputs) as capture:
+
+        def send(batches: list[list[int]], tell: Tell) -> None:
+            cut = [batch[start:][:most] for batch in batches for start in range(0, len(batch), most or len(batch))]
+            stream(capture, point.task, examples.items, [examples.items_of(batch) for batch in cut], objective, sink, tell)
+
+        share_out(point, examples, send, sink, name, saved, most)
+
+
+def share_out(
+    point: Point,
+    examples: Examples,
+    send: Callable[[list[list[int]], Tell], None],
+    sink: Sink,
+    name: str,
+    saved: Unsaved,
+    most: int | None = None,
+) -> None:
+    """Let `send` work through the chunks that are left, batch by batch, for the sink; `name` is the stage that is reported.
 
     Batches have `point.batch_tokens` positions and `most` examples at most. One that does not fit in memory is halved, and so
     are those after it. Of several processes each does its share, and the sink merges what they hold. Raises OutOfMemory,
@@ -49,7 +68,7 @@ def run_pass(
     saved.begin(sink)
     total = sum(sizes[index] for chunk in saved.chunks for index in chunk)
     behind = total - sum(sizes[index] for number in saved.left for index in saved.chunks[number])
-    with Capture(point.model, dict(sites), sink.inputs) as capture, stage(name, total, "tokens", done=behind) as advance:
+    with stage(name, total, "tokens", done=behind) as advance:
 
         def work(batches: list[list[int]], tell: Tell) -> None:
             largest = max(len(batch) * max(sizes[index] for index in batch) for batch in batches)
@@ -58,10 +77,6 @@ def run_pass(
                 send([[chunk[place] for place in batch] for batch in planned], tell)
             send(batches, tell)
             again.clear()
-
-        def send(batches: list[list[int]], tell: Tell) -> None:
-            cut = [batch[start:][:most] for batch in batches for start in range(0, len(batch), most or len(batch))]
-            stream(capture, point.task, examples.items, [examples.items_of(batch) for batch in cut], objective, sink, tell)
 
         def undo() -> None:
             again[:] = saved.undo(sink)

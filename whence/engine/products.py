@@ -19,7 +19,8 @@ from torch.func import functional_call, jvp, vmap
 from whence.attention import plain_attention
 from whence.capture import Capture
 from whence.coverage import Site
-from whence.engine.stream import Sink, to_device
+from whence.engine.sinks import Sums
+from whence.engine.stream import to_device
 from whence.errors import CoverageError
 from whence.gradients import Dense, Gradient, chunks, dot
 from whence.tasks.base import Batch, Task
@@ -70,20 +71,27 @@ def curvature_product(
     return sums
 
 
-class FisherProduct(Sink):
+class FisherProduct(Sums):
     """Sum over the rows whose gradients are streamed of `g_n <g_n, v>`: the objective's Fisher matrix times each vector."""
 
     def __init__(self, vectors: Block):
         self.vectors = {name: Dense(w_KOI) for name, w_KOI in vectors.items()}
-        self.sums = {name: torch.zeros_like(w_KOI) for name, w_KOI in vectors.items()}
+        like = next(iter(vectors.values()))
+        super().__init__(like.dtype, like.device)
+
+    def restart(self) -> None:
+        """Forget what came since the last `merge`."""
+        super().restart()
+        self.sums |= {name: torch.zeros_like(vector.w_BOI) for name, vector in self.vectors.items()}
 
     def begin(self, indices: Sequence[int], batch: Batch) -> None:
         """Forget the batch before."""
+        super().begin(indices, batch)
         self.gradients: dict[str, Gradient] = {}
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Keep a site's gradients until all have come."""
-        self.gradients[name] = gradient.to(self.sums[name].dtype)
+        self.gradients[name] = gradient.to(self.dtype)
 
     def end(self) -> None:
         """Add the batch."""

@@ -43,6 +43,14 @@ class Curvature:
         shapes = {name: self.about["modules"][name] for name in self.operator.names}
         return {name: EigenBlock(None, None, torch.ones(()).expand(*shape)) for name, shape in shapes.items()}
 
+    @property
+    def mean_eigenvalue(self) -> float:
+        """Over all modules together: the trace over the number of weights."""
+        eigenvalues = [block.lam_OI for block in self.blocks.values()]
+        return sum(float(lam_OI.sum(dtype=torch.float64)) for lam_OI in eigenvalues) / sum(
+            lam_OI.numel() for lam_OI in eigenvalues
+        )
+
     def inverse(self, damping: float = 0.1, *, absolute: float | None = None) -> Operator:
         """The damped inverse, see `BlockDiagonal.inverse`; damping is `damping` times each module's mean eigenvalue."""
         return self.operator.inverse(damping, absolute=absolute)

@@ -10,6 +10,7 @@ Influence between two points of training is a product of operators, a damped cur
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, overload
 
@@ -57,6 +58,17 @@ class Operator(abc.ABC):
     def streaming(self, like: Tensor | None = None) -> Streaming:
         """Itself, if it is blockwise, for one module's gradients after the other; in the dtype and on the device of `like`."""
         raise TypeError(f"{self.label} does not act on each module by itself: apply it to all gradients at once")
+
+    def on_tensors(self, like: Tensor) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+        """Itself as a map of matrices by module, `{module: w_KOI}`, as `whence.linalg.krylov` takes them."""
+        one = self.streaming(like) if self.blockwise else None
+
+        def apply(w: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            given: dict[str, Gradient] = {name: Dense(w_KOI) for name, w_KOI in w.items()}
+            found = {name: one.apply(name, g, (name,)) for name, g in given.items()} if one else self.apply_to(given)
+            return {name: gradient.dense().w_BOI for name, gradient in found.items()}
+
+        return apply
 
     @overload
     def __matmul__(self, other: Operator) -> Operator: ...

@@ -1,0 +1,161 @@
+"""Conjugate gradients for all queries at once, against the dense damped Gauss-Newton matrix in float64."""
+
+import numpy as np
+import pytest
+import torch
+from distributed import work
+from distributed.processes import run
+from engine.test_products import language_model
+from models import texts, tokenizer
+from oracle import agree
+
+from whence.engine.matrices import Fisher, GaussNewton, Hessian
+from whence.engine.point import Point
+from whence.engine.queries import encode_queries, precondition
+from whence.errors import NumericalError, UsageError
+from whence.fitting import fit
+from whence.gradients import Dense
+from whence.methods.cg import ConjugateGradients, gauss_newton_inverse
+from whence.operators import Identity
+from whence.progress import Silent, report_to
+from whence.scoring import score, self_influence
+from whence.scoring.score import score_points
+from whence.tasks import CausalLM
+
+ROWS, QUERIES = texts(12, seed=1), texts(6, seed=2)[::2]
+MODELS = ("llama", "gpt2", "neox")
+TIGHT = {"tolerance": 1e-11, "iterations": 500}
+
+
+def setting(kind):
+    """A point, and the curvature of its last layer's modules."""
+    model, task = language_model(kind), CausalLM(tokenizer())
+    return Point(model, task, ROWS), fit(model, task, ROWS, modules="last-1,all", examples="all", disjoint=False)
+
+
+def dense(matrix):
+    """A matrix in its columns, all modules together, and how to make one vector of gradients."""
+    shapes = {name: site.shape for name, site in matrix.sites.items()}
+    sizes = [o * i for o, i in shapes.values()]
+    units = torch.eye(sum(sizes), dtype=torch.float64).split(sizes, 1)
+    given = {name: Dense(part.unflatten(1, shape)) for (name, shape), part in zip(shapes.items(), units, strict=True)}
+    return flat(matrix @ given, shapes)
+
+
+def flat(gradients, names):
+    return torch.cat([gradients[name].dense().w_BOI.flatten(1) for name in names], 1)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_it_is_the_dense_inverse(kind):
+    point, curvature = setting(kind)
+    operator = gauss_newton_inverse(point, curvature, **TIGHT)
+    names = operator.names
+    matrix = dense(GaussNewton(point, names)) + 0.1 * curvature.mean_eigenvalue * torch.eye(
+        sum(block.lam_OI.numel() for block in curvature.blocks.values()), dtype=torch.float64
+    )
+    asked, sites = encode_queries(point.task, QUERIES), point.cover(names).sites
+    plain = precondition(point, asked, sites, Identity(names)).gradients
+    solved = torch.linalg.solve(matrix, flat(plain, names).T).T
+    agree(flat(precondition(point, asked, sites, operator).gradients, names), solved, 1e-6)
+    rows = torch.cat(
+        [flat(precondition(point, encode_queries(point.task, [row]), sites, Identity(names)).gradients, names) for row in ROWS]
+    )
+    found = score(point.model, point.task, QUERIES, ROWS, operator)
+    agree(found.raw, solved @ rows.T, 1e-6)
+    assert "inverse by conjugate gradients" in found.about["operator"]
+
+
+def test_the_preconditioner_saves_two_thirds_of_the_steps_or_more(notes):
+    point, curvature = setting("llama")
+    for near in (None, Identity(curvature.operator.names)):
+        operator = gauss_newton_inverse(point, curvature, damping=1e-3, tolerance=1e-4, iterations=2000)
+        operator.near = near or operator.near
+        point.model.zero_grad()
+        score(point.model, point.task, QUERIES, ROWS, operator)
+    steps = [int(text.split()[2]) for text in notes if text.startswith("conjugate gradients")]
+    assert 3 * steps[0] <= steps[1], steps
+
+
+def test_matrices():
+    point, _ = setting("neox")
+    names = ["gpt_neox.layers.1.mlp.dense_h_to_4h"]
+    exact, hessian = dense(GaussNewton(point, names)), dense(Hessian(point, names))
+    drawn = sum(dense(Fisher(point, names, seed=seed)) for seed in range(40)) / 40
+    empirical = dense(Fisher(point, names, labels="data"))
+    for matrix in (exact, drawn, empirical, hessian):
+        agree(matrix, matrix.T, 1e-9)
+    assert torch.linalg.eigvalsh(exact)[0] > -1e-12 and torch.linalg.eigvalsh(hessian)[0] < 0
+    assert (drawn - exact).norm() < 0.3 * exact.norm() < (empirical - exact).norm()
+    damped = GaussNewton(point, names) + 0.5 * Identity(names)
+    assert not damped.blockwise and "0.5 x (identity)" in damped.label
+    one = {names[0]: Dense(torch.randn(2, *point.cover(names).sites[names[0]].shape, dtype=torch.float64))}
+    agree(flat(damped @ one, names), flat(one, names) @ (exact + 0.5 * torch.eye(len(exact))), 1e-9)
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+class Killer(Silent):
+    """Raises after so many steps."""
+
+    def __init__(self, left):
+        self.left, self.resumed = left, None
+
+    def begin(self, stage):
+        if stage.name == "solve":
+            self.resumed = stage.resumed
+
+    def advance(self, stage):
+        self.left -= stage.name == "solve"
+        if not self.left:
+            raise Killed
+
+
+def test_a_killed_search_resumes_to_the_same_bits(tmp_path):
+    point, curvature = setting("llama")
+
+    def found(name):
+        operator = gauss_newton_inverse(point, curvature, out=tmp_path / name, save_every=0.0, **TIGHT)
+        return score(point.model, point.task, QUERIES, ROWS, operator, out=tmp_path / f"{name}-scores").raw
+
+    whole = found("whole")
+    with pytest.raises(Killed), report_to(Killer(4)):
+        found("killed")
+    with report_to(seen := Killer(-1)):
+        np.testing.assert_array_equal(found("killed"), whole)
+    assert seen.resumed == 3
+
+
+def test_several_processes_solve_the_same():
+    point, curvature = setting("llama")
+    operator = gauss_newton_inverse(point, curvature, tolerance=1e-10)
+    expected = score(point.model, point.task, QUERIES, ROWS, operator).raw
+    for each in run(work.solved, ROWS, QUERIES):
+        agree(each, expected, 1e-8)
+
+
+def test_what_needs_a_blockwise_operator_says_so():
+    point, curvature = setting("llama")
+    operator = gauss_newton_inverse(point, curvature)
+    with pytest.raises(UsageError, match="acts on each module by itself"):
+        self_influence(point.model, point.task, ROWS, operator)
+    with pytest.raises(UsageError, match="acts on each module by itself"):
+        score(point.model, point.task, QUERIES, ROWS, operator, norms=("relatif",))
+    with pytest.raises(NumericalError, match="more iterations"):
+        few = ConjugateGradients(operator.matrix, Identity(operator.names), tolerance=1e-10, iterations=2)
+        score_points(point, point, QUERIES, few)
+
+
+def test_other_ways_to_ask_give_the_same_numbers():
+    point, curvature = setting("llama")
+    operator = gauss_newton_inverse(point, curvature, **TIGHT)
+    pairs = score(point.model, point.task, QUERIES, ROWS, operator).raw
+    for settings, expected in (
+        ({"per": "module"}, pairs),
+        ({"aggregate": "queries"}, pairs.sum(0, keepdims=True)),
+        ({"aggregate": "examples"}, pairs.sum(1, keepdims=True)),
+        ({"rank": 1, "rescore": len(ROWS)}, pairs),
+    ):
+        agree(score(point.model, point.task, QUERIES, ROWS, operator, **settings).raw, expected, 1e-8)

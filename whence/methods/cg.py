@@ -1,0 +1,56 @@
+"""Conjugate gradients: the inverse of a whole curvature matrix on all queries at once, nothing formed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from whence.engine.matrices import GaussNewton
+from whence.engine.point import Point
+from whence.engine.search import searching
+from whence.fitting.curvature import Curvature
+from whence.gradients import Dense, Gradients
+from whence.linalg.krylov import block_cg
+from whence.operators import Identity, Operator
+from whence.progress import note
+from whence.store.fingerprint import fingerprint_operator, fingerprint_tensors
+
+
+def gauss_newton_inverse(point: Point, curvature: Curvature, damping: float = 0.1, **settings: Any) -> ConjugateGradients:
+    """`(G + lambda)^-1`, G being the Gauss-Newton matrix of the point's rows, over all modules of the curvature together.
+
+    lambda is `damping` times the curvature's mean eigenvalue over all modules; `settings` are those of `ConjugateGradients`.
+    """
+    absolute, names = damping * curvature.mean_eigenvalue, curvature.operator.names
+    matrix = GaussNewton(point, names) + absolute * Identity(names)
+    return ConjugateGradients(matrix, curvature.inverse(absolute=absolute), **settings)
+
+
+class ConjugateGradients(Operator):
+    """`matrix^-1` by block conjugate gradients (O'Leary 1980), preconditioned by an operator `near` it.
+
+    Each solution has a residual of at most `tolerance`. `saving` is where the search is kept (`out`), so that a killed one
+    resumes, and how often (`save_every` seconds).
+    """
+
+    def __init__(self, matrix: Operator, near: Operator, *, tolerance: float = 1e-4, iterations: int = 200, **saving: Any):
+        self.matrix, self.near, self.saving = matrix, near, saving
+        self.tolerance, self.iterations, self.names = tolerance, iterations, near.names
+        self.label = f"({matrix.label}), inverse by conjugate gradients to {tolerance:g}"
+
+    def identity(self) -> Any:
+        """The matrix, and how closely it is inverted; the preconditioner moves nothing but the time."""
+        return {"inverse": self.matrix.identity(), "tolerance": self.tolerance}
+
+    def apply_to(self, gradients: Gradients) -> Gradients:
+        """Solve for all gradients at once. Raises NumericalError where `iterations` are not enough."""
+        b = {name: gradients[name].dense().w_BOI for name in self.names}
+        matrix, near = (operator.on_tensors(b[self.names[0]]) for operator in (self.matrix, self.near))
+
+        def made_from() -> dict[str, Any]:
+            return {"stage": "solve", **fingerprint_operator(self), "of": fingerprint_tensors(b)}
+
+        with searching(made_from, self.iterations, **self.saving) as (state, after):
+            limits: dict[str, Any] = {"tolerance": self.tolerance, "iterations": self.iterations}
+            found = block_cg(matrix, b, near, state=state, after=after, **limits)
+        note(f"conjugate gradients: {found.steps} steps, residual at most {float(found.residual_Q.max()):.1e}")
+        return {name: Dense(w_QOI) for name, w_QOI in found.x.items()}
