@@ -215,7 +215,7 @@ def state(model):
 
 
 class Cubed(torch.autograd.Function):
-    """Without a forward derivative."""
+    """Without a forward derivative; `Once` without a second one, too."""
 
     @staticmethod
     def forward(ctx, x):
@@ -227,25 +227,44 @@ class Cubed(torch.autograd.Function):
         return 3 * ctx.saved_tensors[0] ** 2 * g[0]
 
 
+class Once(Cubed):
+    backward = torch.autograd.function.once_differentiable(Cubed.backward)
+
+
 class Cubes(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
     def forward(self, x):
-        return Cubed.apply(x)
+        return x**3 if self.function is None else self.function.apply(x)
 
 
-def test_the_model_is_borrowed_and_what_has_no_forward_derivative_is_named():
+def test_the_model_is_borrowed_also_where_it_can_not_be_differentiated():
     model, task, rows, modules = setting("mlp")
     model.train()
     model[2].weight.requires_grad_(False)
     items, sites = encode(task, rows).items, cover(model, modules).sites
-    before = state(model)
-    curvature_product(gauss_newton, model, task, sites, items, [[0, 1]], vectors(sites))
+    v, before = vectors(sites), state(model)
+    curvature_product(gauss_newton, model, task, sites, items, [[0, 1]], v)
     assert state(model) == before
-    model[1] = Cubes()
+    model[1] = Cubes(Once)
     before = state(model)
-    with pytest.raises(CoverageError, match="Cubes has no forward derivative") as raised:
-        curvature_product(gauss_newton, model, task, sites, items, [[0, 1]], vectors(sites))
+    with pytest.raises(CoverageError, match="Cubes can't be differentiated forwards or twice") as raised:
+        curvature_product(gauss_newton, model, task, sites, items, [[0, 1]], v)
     assert "attention" in raised.value.fix and state(model) == before
-    assert curvature_product(hessian, model, task, sites, items, [[0, 1]], vectors(sites)), "the Hessian needs none"
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        curvature_product(hessian, model, task, sites, items, [[0, 1]], v)
+
+
+def test_without_a_forward_derivative_there_are_two_backward_passes():
+    model, task, rows, modules = setting("mlp")
+    items, sites = encode(task, rows).items, cover(model, modules).sites
+    v, found = vectors(sites), []
+    for function in (None, Cubed):
+        model[1] = Cubes(function)
+        found.append(curvature_product(gauss_newton, model, task, sites, items, [[0, 1, 2]], v))
+    assert all(relative(found[1][name], found[0][name]) < 1e-12 for name in v)
 
 
 def test_checkpoints_are_off_and_the_fused_head_is_not_used(monkeypatch):
@@ -254,7 +273,6 @@ def test_checkpoints_are_off_and_the_fused_head_is_not_used(monkeypatch):
     v = vectors(sites)
     expected = [curvature_product(of, model, task, sites, items, [[0, 1]], v) for of in (gauss_newton, hessian)]
     model.activation_checkpointing_enable()
-    model.disable_input_require_grads()  # a hook, which forward derivatives don't go through
     model.train()
     monkeypatch.setattr("whence.tasks.head.LOGITS", 4)
     for of, block in zip((gauss_newton, hessian), expected, strict=True):

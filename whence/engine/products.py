@@ -106,7 +106,8 @@ class FisherProduct(Sums):
 def gauss_newton(outputs: Function, weights: Block, vectors: Block) -> Block:
     """`J^T H J v` of each vector: forwards through the model, through the loss, and backwards.
 
-    The forward derivatives of many vectors are one pass (`vmap`), whose attention is made of plain products.
+    The forward derivatives of many vectors are one pass (`vmap`), whose attention is made of plain products. Models with a
+    function that has none go through it backwards twice instead, which takes longer.
     """
     at = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     with torch.enable_grad():
@@ -114,15 +115,38 @@ def gauss_newton(outputs: Function, weights: Block, vectors: Block) -> Block:
     fixed, columns = Outputs(found.h_BTV.detach(), found.labels, found.family), []
     step = max(1, TANGENTS // (found.h_BTV[..., 0].numel() * max(found.h_BTV.shape[-1], WIDTH)))
     for part in zip(*(w.split(step) for w in vectors.values()), strict=True):
-        with plain_attention(), torch.no_grad():
-            try:
-                moved = vmap(lambda *tangents: jvp(_named(outputs, weights), tuple(weights.values()), tangents)[1])(*part)
-            except (NotImplementedError, RuntimeError) as error:
-                raise _not_forwards(error) from error
-        for u_BTV in fixed.curve(moved):
+        for u_BTV in fixed.curve(_moved(outputs, at, part)):
             back = torch.autograd.grad(found.h_BTV, list(at.values()), u_BTV, retain_graph=True, materialize_grads=True)
             columns.append(back)
     return {name: torch.stack(column) for name, column in zip(at, zip(*columns, strict=True), strict=True)}
+
+
+def _moved(outputs: Function, at: Block, vectors: Sequence[Tensor]) -> Tensor:
+    """`J v` of each vector, `[K, B, T, V]`."""
+
+    def along(*tangents: Tensor) -> Tensor:
+        weights = tuple(weight.detach() for weight in at.values())
+        return jvp(lambda *values: outputs(dict(zip(at, values, strict=True))).h_BTV, weights, tangents)[1]
+
+    try:
+        with plain_attention(), torch.no_grad():
+            return vmap(along)(*vectors)
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("forward AD", "functorch", "vmap")):
+            raise
+        try:
+            return _moved_by_two_backward_passes(outputs, at, vectors)
+        except RuntimeError as again:
+            raise _not_differentiable(error) from again
+
+
+def _moved_by_two_backward_passes(outputs: Function, at: Block, vectors: Sequence[Tensor]) -> Tensor:
+    """The same: `J^T u` is linear in `u`, and its derivative along `v` is `J v`."""
+    with torch.enable_grad(), plain_attention():
+        h_BTV = outputs(at).h_BTV
+        u_BTV = torch.zeros_like(h_BTV, requires_grad=True)
+        slopes = torch.autograd.grad(h_BTV, list(at.values()), u_BTV, create_graph=True, materialize_grads=True)
+    return torch.stack([_along(slopes, [u_BTV], vector)[0] for vector in zip(*vectors, strict=True)])
 
 
 def hessian(outputs: Function, weights: Block, vectors: Block) -> Block:
@@ -131,22 +155,20 @@ def hessian(outputs: Function, weights: Block, vectors: Block) -> Block:
     with torch.enable_grad(), plain_attention():
         loss = outputs(at).losses().sum()
         slopes = torch.autograd.grad(loss, list(at.values()), create_graph=True, materialize_grads=True)
-    curved = [number for number, slope in enumerate(slopes) if slope.requires_grad]
-    columns = [
-        torch.autograd.grad(
-            [slopes[number] for number in curved],
-            list(at.values()),
-            [vector[number] for number in curved],
-            retain_graph=True,
-            materialize_grads=True,
-        )
-        for vector in zip(*vectors.values(), strict=True)
-    ]
+    columns = [_along(slopes, list(at.values()), vector) for vector in zip(*vectors.values(), strict=True)]
     return {name: torch.stack(column) for name, column in zip(at, zip(*columns, strict=True), strict=True)}
 
 
-def _named(outputs: Function, weights: Block) -> Callable[..., Tensor]:
-    return lambda *values: outputs(dict(zip(weights, values, strict=True))).h_BTV
+def _along(slopes: Sequence[Tensor], leaves: Sequence[Tensor], vector: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of `<slopes, vector>`.
+
+    A backward pass through all of it: `torch.autograd.grad` would leave out what can't be differentiated twice, in silence.
+    """
+    for leaf in leaves:
+        leaf.grad = None
+    pairs = [(slope, v) for slope, v in zip(slopes, vector, strict=True) if slope.requires_grad]
+    torch.autograd.backward([slope for slope, _ in pairs], [v for _, v in pairs], retain_graph=True)
+    return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
 
 
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor], function: Callable[..., Any], *arguments: Any) -> Any:
@@ -205,16 +227,14 @@ class Weights:
         }
 
 
-def _not_forwards(error: Exception) -> Exception:
-    """What to say of a module without a forward derivative; errors of another kind as they are."""
-    if "forward AD" not in str(error) and "functorch" not in str(error):
-        return error
+def _not_differentiable(error: Exception) -> CoverageError:
+    """What to say where a module has neither a forward derivative nor a second one; the error's frames know which it is."""
     frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = [module for module in frames if isinstance(module, nn.Module)]
     configs = [module.config for module in modules if hasattr(module, "config")]
     attention = getattr(configs[-1], "_attn_implementation", None) if configs else None
     return CoverageError(
-        f"{type(modules[-1]).__name__} has no forward derivative, which products with the Gauss-Newton matrix take",
+        f"{type(modules[-1]).__name__} can't be differentiated forwards or twice, as products with the Gauss-Newton matrix are",
         given=str(error).splitlines()[0] + (f"; attention {attention!r}" if attention else ""),
-        fix='load_model(..., attention="sdpa") or "eager", no activation checkpointing; or the Fisher matrix',
+        fix='load_model(..., attention="sdpa") or "eager"; or use the Fisher matrix, which takes one backward pass',
     )
