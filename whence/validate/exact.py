@@ -9,6 +9,7 @@ with conjugate gradients and products that never form anything. All weights inte
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,7 +38,7 @@ PROBES, TOGETHER = 64, 8
 
 Solve = Callable[[Tensor], Tensor]
 """From vectors `[K, P]` to the solutions."""
-Form = tuple[float, Callable[[float], Solve]]
+Form = tuple[Callable[[], float], Callable[[float], Solve]]
 """The trace of the curvature, and what solves with it for an absolute damping."""
 
 
@@ -75,7 +76,12 @@ class GaussNewton:
     def __init__(self, problem: Problem, kind: Way):
         self.problem = problem
         self.kind: Way = kind
-        self.trace, self._solver = {"dense": dense, "dual": dual, "cg": iterative}[kind](problem)
+        self._trace, self._solver = {"dense": dense, "dual": dual, "cg": iterative}[kind](problem)
+
+    @functools.cached_property
+    def trace(self) -> float:
+        """Sum of the eigenvalues."""
+        return self._trace()
 
     def damping(self, relative: float, absolute: float | None = None) -> Damping:
         """`relative` times the mean eigenvalue as a number, unless an absolute one is given."""
@@ -112,7 +118,7 @@ def dense(problem: Problem) -> Form:
         factor = torch.linalg.cholesky(matrix + absolute * torch.eye(len(matrix)).to(matrix))
         return lambda v_KP: torch.cholesky_solve(v_KP.T, factor).T
 
-    return float(matrix.trace()), solver
+    return lambda: float(matrix.trace()), solver
 
 
 def dual(problem: Problem) -> Form:
@@ -124,17 +130,20 @@ def dual(problem: Problem) -> Form:
         factor = torch.linalg.cholesky(gram + len(problem.rows) * absolute * torch.eye(len(gram)).to(gram))
         return lambda v_KP: (v_KP - torch.cholesky_solve(j_MP @ v_KP.T, factor).T @ j_MP) / absolute
 
-    return float(gram.trace()) / len(problem.rows), solver
+    return lambda: float(gram.trace()) / len(problem.rows), solver
 
 
 def iterative(problem: Problem, tolerance: float = 1e-8, iterations: int = 5000) -> Form:
     """Products only; the trace is an estimate (Hutchinson 1990) with `PROBES` seeded vectors of signs."""
-    draw, found = torch.Generator().manual_seed(0), []
-    signs = torch.randint(0, 2, (PROBES, problem.size), generator=draw).to(problem.theta) * 2 - 1
-    with stage("trace", PROBES, "products") as advance:
-        for part in signs.split(TOGETHER):
-            found += (part * problem.gauss_newton(part)).sum(1).tolist()
-            advance(len(part))
+
+    def trace() -> float:
+        draw, found = torch.Generator().manual_seed(0), []
+        signs = torch.randint(0, 2, (PROBES, problem.size), generator=draw).to(problem.theta) * 2 - 1
+        with stage("trace", PROBES, "products") as advance:
+            for part in signs.split(TOGETHER):
+                found += (part * problem.gauss_newton(part)).sum(1).tolist()
+                advance(len(part))
+        return float(np.mean(found))
 
     def solver(absolute: float) -> Solve:
         def damped(v: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -142,7 +151,7 @@ def iterative(problem: Problem, tolerance: float = 1e-8, iterations: int = 5000)
 
         return lambda v_KP: block_cg(damped, {"theta": v_KP}, tolerance=tolerance, iterations=iterations).x["theta"]
 
-    return float(np.mean(found)), solver
+    return trace, solver
 
 
 def exact_scores(
