@@ -4,6 +4,7 @@ The dense Gauss-Newton matrix is made of the logits' Jacobian, the Hessian of au
 gradients, one example at a time, over all tracked weights together.
 """
 
+import architectures
 import pytest
 import torch
 from models import CASES, gpt2, llama, neox, randomised, texts, tokenizer
@@ -17,7 +18,7 @@ from whence.engine.products import FisherProduct, Weights, curvature_product, ga
 from whence.engine.stream import Sink, drawn_likelihood, encode, likelihood, stream
 from whence.errors import CoverageError, UsageError
 from whence.gradients import Dense, dot
-from whence.linalg.krylov import block_cg
+from whence.linalg.krylov import block_cg, inner
 from whence.tasks import CausalLM, Classification, Regression, Task
 
 TEXT = {"llama": llama, "gpt2": gpt2, "neox": neox}
@@ -299,3 +300,15 @@ def test_mistakes_are_named():
     model[0].weight = nn.Parameter(model[0].weight.data.to(torch.uint8), requires_grad=False)
     with pytest.raises(CoverageError, match="The weight of 0 is packed"):
         curvature_product(gauss_newton, model, task, sites, items, [[0]], vectors(sites))
+
+
+@pytest.mark.parametrize("name", ["T5", "GPT-OSS", "BLOOM"])
+def test_encoders_and_decoders_experts_and_functions_without_forward_derivatives(name):
+    """The matrix is symmetric, and its products go forwards one way and backwards the other."""
+    architecture = next(each for each in architectures.ALL if each.name == name)
+    model, task, rows = architecture.model().double(), architecture.task(tokenizer()), architecture.rows()
+    items, sites = encode(task, rows).items, cover(model, "all").sites
+    u, v = vectors(sites), vectors(sites)
+    gu, gv = (curvature_product(gauss_newton, model, task, sites, items, [[0, 1]], block) for block in (u, v))
+    agree(inner(u, gv), inner(gu, v), 1e-5)  # some norms are in float32
+    assert (inner(v, gv).diag() > 0).all()
