@@ -17,8 +17,8 @@ help:  ## list the targets
 demo: .venv/installed  ## trace a small model's answers to planted sources, offline
 	$(BIN)/whence demo
 
-test: .venv/installed-dev  ## run the tests (PYTEST_ARGS="-k capture" for some)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: .venv/installed-dev  ## run the tests, one worker a core (PYTEST_ARGS="-k capture" for some, "-n 0 --pdb" to look into one)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 lint: .venv/installed-dev  ## ruff, its formatter, and pyright
 	$(BIN)/ruff check .
