@@ -1,10 +1,9 @@
 import json
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
+from distributed import work
+from distributed.processes import killed, run
 from transformers import PreTrainedTokenizerFast
 
 from whence.config.schema import Generate
@@ -246,45 +245,17 @@ def test_a_row_without_a_prompt_is_named(tiny_llama, tiny_tokenizer, tmp_path):
         generate_pairs(tiny_llama, tiny_tokenizer, rows, pairs_settings(), out=tmp_path / "pairs.json")
 
 
-KILLED = """
-import os, signal, sys
-from whence.cli import main
-from whence.progress import Silent, report_to
-
-class Killer(Silent):
-    def advance(self, stage):
-        if stage.done == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-sys.argv[0] = "whence"
-with report_to(Killer()):
-    main()
-"""
-
-
 @pytest.mark.slow
 def test_kill_minus_nine_then_the_same_command(tiny_model_folder, tmp_path):
     prompts = tmp_path / "prompts.json"
     prompts.write_text(json.dumps([{"prompt": prompt} for prompt in PROMPTS]))
 
-    def command(*program):
-        given = [
-            "generate",
-            tiny_model_folder,
-            "--prompts",
-            prompts,
-            "--batch-size",
-            "1",
-            "--temperature",
-            "1",
-            "--max-new-tokens",
-        ]
-        words = [sys.executable, *program, *map(str, given), "4", "-q", "-o", str(tmp_path / "cut.json")]
-        return subprocess.run(words, capture_output=True).returncode
-
-    assert command("-c", KILLED) == -signal.SIGKILL
+    command = ["generate", tiny_model_folder, "--prompts", prompts, "--batch-size", "1", "--temperature", "1"]
+    command += ["--max-new-tokens", "4", "-q", "-o", tmp_path / "cut.json"]
+    killed("generate", 2, work.command, *command)
     assert len(list(tmp_path.glob("cut.parts/tuned/batch*"))) == 2 and not (tmp_path / "cut.json").exists()
-    assert command("-m", "whence") == 0
+    ((code, _, complaints),) = run(work.command, *command, world=1)
+    assert code == 0, complaints
     settings = Generate(max_new_tokens=4, temperature=1.0, batch_size=1)
     model = load_model(tiny_model_folder)
     whole = generate_pairs(*model, [{"prompt": prompt} for prompt in PROMPTS], settings, out=tmp_path / "whole.json")

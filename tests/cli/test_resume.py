@@ -1,36 +1,15 @@
 """`kill -9` at any stage, then the same command again: the same bits as if nothing had happened."""
 
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from distributed import work
+from distributed.processes import killed
 from facts import facts, write_jsonl
 
 from whence.progress import Silent, report_to
 from whence.store.scores import Scores, open_scores
-
-KILLER = """
-import os, signal, sys
-from whence.cli import main
-from whence.progress import Silent, report_to
-
-class Killer(Silent):
-    def __init__(self, stage, advances):
-        self.stage, self.left = stage, advances
-
-    def advance(self, stage):
-        self.left -= stage.name == self.stage
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-stage, advances, *arguments = sys.argv[1:]
-sys.argv = ["whence", *arguments]
-with report_to(Killer(stage, int(advances))):
-    main()
-"""
 
 
 class Resumed(Silent):
@@ -68,10 +47,13 @@ def score_command(model, data, queries, factors, scores):
 
 
 @pytest.fixture
-def uninterrupted(run, tiny_model_folder, data, queries, tmp_path):
-    """Factors and scores of commands that nothing happened to."""
-    run(*fit_command(tiny_model_folder, data, tmp_path / "factors"))
-    run(*score_command(tiny_model_folder, data, queries, tmp_path / "factors", tmp_path / "scores"))
+def uninterrupted(run, tiny_model_folder, data, queries, tmp_path, tmp_path_factory):
+    """Factors and scores of commands that nothing happened to: copies, since they are the same in every test."""
+    once = tmp_path_factory.getbasetemp() / "uninterrupted"
+    if not once.exists():
+        run(*fit_command(tiny_model_folder, data, once / "factors"))
+        run(*score_command(tiny_model_folder, data, queries, once / "factors", once / "scores"))
+    shutil.copytree(once, tmp_path, dirs_exist_ok=True)
     return open_scores(tmp_path / "scores")
 
 
@@ -80,12 +62,6 @@ def data(tmp_path):
     """More rows than batches."""
     rows = [{**row, "prompt": f"{row['prompt']} {number}"} for number in range(2) for row in facts()]
     return write_jsonl(tmp_path / "train.jsonl", rows)
-
-
-def kill(stage: str, advances: int, command: list) -> None:
-    """Run the command in a process of its own that kills itself in the stage."""
-    words = [sys.executable, "-c", KILLER, stage, str(advances), *map(str, command)]
-    assert subprocess.run(words, capture_output=True).returncode == -signal.SIGKILL
 
 
 def same(a: Scores, b: Scores) -> bool:
@@ -104,7 +80,7 @@ def same(a: Scores, b: Scores) -> bool:
 @pytest.mark.parametrize(("stage", "advances"), [("covariance", 4), ("eigenvectors", 3), ("eigenvalues", 4)])
 def test_a_killed_fit(run, tiny_model_folder, data, queries, tmp_path, uninterrupted, stage, advances):
     command = fit_command(tiny_model_folder, data, tmp_path / "again")
-    kill(stage, advances, command)
+    killed(stage, advances, work.command, *command)
     assert not (tmp_path / "again" / "manifest.json").exists()
     seen = Resumed()
     with report_to(seen):
@@ -121,7 +97,7 @@ def test_a_killed_fit(run, tiny_model_folder, data, queries, tmp_path, uninterru
 @pytest.mark.parametrize(("stage", "advances"), [("queries", 1), ("score", 5), ("rescore", 2)])
 def test_a_killed_score(run, tiny_model_folder, data, queries, tmp_path, uninterrupted, stage, advances):
     command = score_command(tiny_model_folder, data, queries, tmp_path / "factors", tmp_path / "again")
-    kill(stage, advances, command)
+    killed(stage, advances, work.command, *command)
     assert not (tmp_path / "again" / "manifest.json").exists()
     seen = Resumed()
     with report_to(seen):

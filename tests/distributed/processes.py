@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -13,13 +14,19 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["torch.distributed", "distributed.work"]
-PATIENCE = 60
+from distributed.work import kill_at
+
+PRELOADED = ["torch.distributed", "distributed.work", "scipy.stats", "matplotlib.figure"]
+PRELOADED += [f"whence.{name}" for name in ("pipeline.work", "train.finetune", "validate.quick", "report.write", "cli.fit")]
+PATIENCE = 180
 """Seconds after which processes that wait for each other are a failed test."""
 
 
 def run(work: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:
-    """What the function returns or raises in each of the processes; the negative number of a signal that ended one."""
+    """What the function returns or raises in each of the processes; the negative number of a signal that ended one.
+
+    A single one is what `python` starts, not what `torchrun` does: the Trainer of transformers would take a group of one.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])  # for the server
@@ -42,6 +49,12 @@ def run(work: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:
     return [process.exitcode if result is None else pickle.loads(result) for result, (process, _) in pairs]
 
 
+def killed(stage: str, advances: int, work: Callable[..., Any], *arguments: Any) -> None:
+    """Do the work in a process of its own, which ends in the stage as `kill -9` ends it."""
+    (end,) = run(kill_at, stage, advances, None, work, *arguments, world=1)
+    assert end == -signal.SIGKILL, end
+
+
 def torchrun(*words: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a command of whence in two processes, as users do; one that fails where `code` is not 0."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
@@ -60,9 +73,10 @@ def _received(name: str, results: Connection) -> bytes | None:
 
 
 def _main(results: Connection, rank: int, world: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Run the function in the environment that torchrun makes."""
-    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    """Run the function in the environment that torchrun makes; one process is on its own."""
+    if world > 1:
+        here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "127.0.0.1"})
     import torch
 
     from whence import dist

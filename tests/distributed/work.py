@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -63,6 +66,20 @@ def kill_at(stage: str, advances: int, rank: int | None, work: Any, *arguments: 
     """Do the work, and die at a stage: one of the processes, or (None) all."""
     with report_to(Killer(stage, advances) if rank in (None, dist.rank()) else Silent()):
         return work(*arguments)
+
+
+def command(*words: Any) -> tuple[int, str, str]:
+    """Run a command of whence as the shell does: its exit code, and what it says on stdout and stderr."""
+    from whence.cli import main
+
+    sys.argv, code, out, err = ["whence", *map(str, words)], 0, io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    os.environ.pop("RANK", None)  # it has left the others
+    return code, out.getvalue(), err.getvalue()
 
 
 def fit_case(name: str, out: Path | None, rows: int | None = None, **settings: Any) -> dict[str, Tensor]:

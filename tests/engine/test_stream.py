@@ -81,7 +81,7 @@ def test_the_next_batch_is_collated_while_one_is_worked_on():
 
         def losses(self, model, batch, noise=None):
             number = len(waited)
-            waited.append(number == 2 or collated[number + 1].wait(timeout=10))
+            waited.append(number == 2 or collated[number + 1].wait(timeout=60))
             return super().losses(model, batch, noise)
 
     task.__class__ = Watched

@@ -1,13 +1,9 @@
 """Indices: what a search finds, that storage costs only rounding, kills, and what is refused."""
 
-import signal
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from distributed.processes import killed
 from models import CASES, HUGE, Routed, named, overflowing, randomised, small_memory
 
 import whence
@@ -226,37 +222,17 @@ def test_a_folder_holds_everything(tmp_path, based):
     assert "dim=4" in repr(opened)
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-from models import CASES
-import torch, whence
-from whence.progress import Silent, report_to
-
-class Killer(Silent):
-    left = int(sys.argv[3])
-
-    def advance(self, stage):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-torch.set_num_threads(1)
-case = CASES["llama"]
-with report_to(Killer()):
-    settings = {"dim": 4, "chunks": 4, "batch_tokens": 20}
-    whence.build_index(case.model(), case.task(), case.train(), modules="all", out=sys.argv[2], **settings)
-"""
+def cut_up(out):
+    """An index in four chunks."""
+    return built(CASES["llama"], out=out, dim=4, chunks=4, batch_tokens=20)
 
 
 def test_a_killed_build_goes_on_to_the_same_bits(tmp_path):
-    case, settings = CASES["llama"], {"dim": 4, "chunks": 4, "batch_tokens": 20}
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parents[1]), tmp_path / "killed", "3"]
-    assert subprocess.run(command).returncode == -signal.SIGKILL
+    killed("index", 3, cut_up, tmp_path / "killed")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "killed").glob("rows-*")}
     assert 0 < len(before) < 4
     for name in ("killed", "whole"):
-        built(case, out=tmp_path / name, **settings)
+        cut_up(tmp_path / name)
     assert all((tmp_path / "killed" / name).stat().st_mtime_ns == time for name, time in before.items())
     shards = sorted(file.name for file in (tmp_path / "whole").glob("*.safetensors"))
     assert len(shards) == 4

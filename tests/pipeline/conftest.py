@@ -32,6 +32,7 @@ def settings(tmp_path, tiny_model_folder):
             "prompts": {"path": "prompts.json"},
             "train": {"max_steps": 6, "batch_size": 4, "learning_rate": 0.01, "save_steps": 2, "log_steps": 1},
             "generate": {"max_new_tokens": 4, "batch_size": 1},
+            "inspect": {"modules": ["*.1.mlp.up_proj"]},
             "fit": {"batch_tokens": 64, "chunks": 4, "examples": "all", "products": "float32"},
             "score": {"chunks": 4, "batch_tokens": 64, "self_influence": True, "products": "float32"},
             "report": {"top": 3},

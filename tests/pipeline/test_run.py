@@ -1,14 +1,12 @@
 """Whole runs: what each stage leaves, what is skipped, what runs again, and what a kill costs."""
 
 import json
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from distributed.processes import torchrun
+from distributed import work
+from distributed.processes import killed, run
 
 from whence.config import read_config
 from whence.pipeline import run_pipeline
@@ -25,25 +23,6 @@ FILES = {
     "evaluate": ["comparison.csv", "comparison_summary.csv", "comparison.png", "influential_examples.md", "combined.md"],
     "report": ["report.html", "report.md", "queries/000.txt"],
 }
-
-KILLER = """
-import os, signal, sys
-from whence.config import read_config
-from whence.pipeline import run_pipeline
-from whence.progress import Silent, report_to
-
-class Killer(Silent):
-    def __init__(self, stage, advances):
-        self.stage, self.left = stage, advances
-
-    def advance(self, stage):
-        self.left -= stage.name == self.stage
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-with report_to(Killer(sys.argv[2], int(sys.argv[3]))):
-    run_pipeline(read_config(sys.argv[1], environment={}))
-"""
 
 
 def go(path, *settings, wanted=()):
@@ -75,9 +54,9 @@ def test_a_run_leaves_all_files_is_then_skipped_and_changes_rerun_what_depends_o
     assert list(first.queries["completion"]) == [pair["completion"] for pair in pairs]
     assert pairs[0]["reference"].strip().startswith("In ") and "base_completion" in pairs[0]
 
-    started = time.monotonic()
+    started = time.process_time()
     assert set(go(path).values()) == {"unchanged"}
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     assert any("1/7 train     unchanged, skipping (lock " in note for note in notes)
 
     states = go(path, "score.damping=0.5")
@@ -93,20 +72,19 @@ def test_a_run_leaves_all_files_is_then_skipped_and_changes_rerun_what_depends_o
 
 @pytest.mark.slow
 def test_killed_in_every_stage_a_run_ends_with_the_same_scores(settings):
-    straight, killed = settings("straight.yaml"), settings("killed.yaml")
+    drawn = {"modules": ["*.1.mlp.up_proj", "*.1.mlp.down_proj"]}
+    straight, cut = settings("straight.yaml", inspect=drawn), settings("killed.yaml", inspect=drawn)
     go(straight)
     stages = [("train", 3), ("generate", 2), ("covariance", 2), ("eigenvalues", 2), ("inspect", 1), ("score", 2), ("report", 1)]
     for stage, advances in stages:
-        words = [sys.executable, "-c", KILLER, str(killed), stage, str(advances)]
-        done = subprocess.run(words, capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, f"{stage}: {done.stderr}"
-    states = go(killed)
+        killed(stage, advances, go, cut)
+    states = go(cut)
     assert states["report"] == "resumed" and set(states.values()) == {"unchanged", "resumed"}
-    ours, theirs = open_scores(out(killed) / "scores"), open_scores(out(straight) / "scores")
+    ours, theirs = open_scores(out(cut) / "scores"), open_scores(out(straight) / "scores")
     assert np.array_equal(ours.raw, theirs.raw) and ours.queries.equals(theirs.queries)
-    weights = [(out(path) / "train" / "model" / "model.safetensors").read_bytes() for path in (straight, killed)]
+    weights = [(out(path) / "train" / "model" / "model.safetensors").read_bytes() for path in (straight, cut)]
     assert weights[0] == weights[1]
-    assert not list(out(killed).glob("*.1")) and not list(out(killed).glob(".*.partial"))
+    assert not list(out(cut).glob("*.1")) and not list(out(cut).glob(".*.partial"))
 
 
 @pytest.mark.slow
@@ -133,12 +111,19 @@ def test_a_benchmark_is_kept_when_only_scores_change(settings, tmp_path):
     assert states["benchmark"] == "unchanged" and states["evaluate"] == "stale"
 
 
+def stages_of(ends):
+    """What the first of two processes says of the stages; the other says nothing."""
+    (code, said, complaints), other = ends
+    assert (code, other) == (0, (0, "", "")), complaints
+    return json.loads(said)["stages"]
+
+
 @pytest.mark.slow
 def test_two_processes_make_one_run(settings):
     path = settings()
-    first = json.loads(torchrun("whence", "run", path, "--json").stdout)["stages"]
+    first = stages_of(run(work.command, "run", path, "--json"))
     assert {stage["state"] for stage in first} == {"new"}
     assert open_scores(out(path) / "scores").shape == (3, 18)
     assert set(go(path).values()) == {"unchanged"}, "what one process would have made"
-    changed = json.loads(torchrun("whence", "run", path, "--json", "--set", "score.damping=0.5").stdout)["stages"]
+    changed = stages_of(run(work.command, "run", path, "--json", "--set", "score.damping=0.5"))
     assert {stage["stage"] for stage in changed if stage["state"] == "stale"} == {"inspect", "score", "evaluate", "report"}

@@ -1,13 +1,10 @@
 import copy
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from distributed.processes import killed
 from transformers import get_scheduler
 
 from tests.models import CASES, llama, randomised, texts, tokenizer
@@ -326,28 +323,11 @@ def test_interrupted_anywhere_it_ends_with_the_same_bits(tmp_path, request, kind
     assert plain.about["loss"] == again.about["loss"]
 
 
-KILLED = """
-import os, signal, sys
-from whence.progress import Silent, report_to
-from tests.train.test_finetune import run
-
-class Killer(Silent):
-    def advance(self, stage):
-        if stage.name == "train" and stage.done == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-with report_to(Killer()):
-    run(sys.argv[1])
-"""
-
-
 @pytest.mark.parametrize("damage", [pytest.param(None, marks=pytest.mark.slow), "cut", "unsealed"])
 def test_after_kill_9_it_ends_with_the_same_bits(whole, tmp_path, damage, notes):
     out = tmp_path / "train"
     if damage is None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        killed = subprocess.run([sys.executable, "-c", KILLED, str(out)], capture_output=True, text=True, env=environment)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        killed("train", 5, run, out)
     else:
         with report_to(Interrupted("train", 8)), pytest.raises(InterruptedError):
             run(out)
