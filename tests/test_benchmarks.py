@@ -17,7 +17,7 @@ import torch
 from benchmarks import breakdown, compare, products, quiet, report
 from benchmarks.compare import arguments, better_peer
 from benchmarks.report import TARGETS, Cell, judge, make_row
-from benchmarks.worker import Worker, memory, settle
+from benchmarks.worker import ONE_THREAD, Worker, memory, settle
 from benchmarks.workloads import WORKLOADS, prepare, text
 
 ROOT = Path(__file__).parents[1]
@@ -291,7 +291,10 @@ def test_short_runs_are_not_repeated():
 
 
 def test_waiting_ends_when_it_is_quiet_or_patience_does(monkeypatch):
+    now = [0.0]
     monkeypatch.setattr(quiet.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(quiet.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(quiet, "_busy", lambda: now.append(now.pop() + 1))
     for patience, expected in ((100.0, 6), (1.5, 4)):
         clock = iter([0.0, 0.5, 0.5, 1.0, 1.0, 1.0])
         asked = []
@@ -343,12 +346,14 @@ def test_unknown_names_are_refused_with_what_there_is(capsys):
 
 
 @pytest.mark.slow
-def test_the_command_measures_whence_alone(cache, tmp_path):
+def test_the_command_measures_whence_alone(cache, tmp_path, monkeypatch):
     out = tmp_path / "alone.json"
     options = ["--workloads", "tiny", "--defaults-on", "tiny", "--peers", "", "--repeats", "1", "--cache", str(cache)]
-    command = [sys.executable, "-m", "benchmarks.compare", *options, "--out", str(out)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+    monkeypatch.setattr(compare, "PATIENCE", 0.0)  # other tests run beside it
+    for name, value in ONE_THREAD.items():  # as the command sets them
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    assert compare.main([*options, "--out", str(out)]) == 0
     found = {row["phase"]: row for row in json.loads(out.read_text())["rows"]}
     assert set(found) == {*report.EXACT, "defaults", *report.START}
     assert not [row["reason"] for row in found.values() if row["reason"]]
@@ -356,8 +361,7 @@ def test_the_command_measures_whence_alone(cache, tmp_path):
         assert found[phase]["ours_s"] > 0 and found[phase]["floor_s"] > 0 and found[phase]["peak_mb_ours"] > 0
     assert found["fit"]["disk_bytes_ours"] > 1e5 and found["first score"]["ours_s"] > found["import"]["ours_s"] > 0
     assert "| tiny | fit |" in out.with_suffix(".md").read_text()
-    more = [*command, "--add", "--phases", "index"]
-    assert subprocess.run(more, cwd=ROOT, capture_output=True, text=True).returncode == 0
+    assert compare.main([*options, "--out", str(out), "--add", "--phases", "index"]) == 0
     again = {row["phase"]: row for row in json.loads(out.read_text())["rows"]}
     assert set(again) == set(found) and again["fit"] == found["fit"] and again["index"] != found["index"]
     assert out.with_suffix(".md").read_text().count("--out") == 2, "both commands"
