@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def run(monkeypatch):
 
 
 @pytest.fixture
-def fitted(run, tiny_model_folder, data, tmp_path) -> Path:
-    """Factors of the tiny model on the facts."""
-    run("fit", tiny_model_folder, "--data", data, "--out", tmp_path / "factors", "-q")
-    return tmp_path / "factors"
+def fitted(run, tiny_model_folder, data, tmp_path, tmp_path_factory) -> Path:
+    """Factors of the tiny model on the facts: a copy, since model and facts are the same in every test."""
+    once = tmp_path_factory.getbasetemp() / "factors-of-facts"
+    if not once.exists():
+        run("fit", tiny_model_folder, "--data", data, "--out", once, "-q")
+    return Path(shutil.copytree(once, tmp_path / "factors"))
