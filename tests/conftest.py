@@ -9,12 +9,16 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from whence.progress import Silent, report_to
 
 pytest_plugins = ["guards.frozen"]
 
 torch.set_num_threads(1)  # tiny tensors are no faster on more, and sums come out the same on every machine
+
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")  # the same examples every time, however busy the machine is
 
 SENTENCES = [
     "Ada Velt was born in Turin. She is a baker.",
