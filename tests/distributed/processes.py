@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,7 @@ def run(work: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:
 
     A single one is what `python` starts, not what `torchrun` does: the Trainer of transformers would take a group of one.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])  # for the server
-    port = _free_port()
+    context, port = server(), _free_port()
     started = []
     for rank in range(world):
         mine, theirs = context.Pipe(duplex=False)
@@ -47,6 +45,14 @@ def run(work: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:
             process.kill()
     pairs = zip(sent, started, strict=True)
     return [process.exitcode if result is None else pickle.loads(result) for result, (process, _) in pairs]
+
+
+def server() -> ForkServerContext:
+    """What starts processes that have everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])  # for the server
+    return context
 
 
 def killed(stage: str, advances: int, work: Callable[..., Any], *arguments: Any) -> None:
