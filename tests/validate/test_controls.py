@@ -1,19 +1,20 @@
 import numpy as np
 import pandas
 import pytest
-from models import CASES
 
-from whence import score
-from whence.errors import UsageError
 from whence.filter.bm25 import bm25_scores
-from whence.fitting import fit
 from whence.store.scores import Scores
-from whence.validate.controls import NORM, SWAPPED, UNRELATED, best_rank, control_scores, controls, known_sources, reformatted
+from whence.validate.controls import NORM, SWAPPED, UNRELATED, best_rank, controls
 
 QUERIES = 6
 ROWS = [f"row number{n} speaks of topic{n % QUERIES} and thing{n % 7}" for n in range(60)]
 ASKED = [f"what is topic{n} of thing{n}" for n in range(QUERIES)]
 SOURCES = [[n + 6 * 3, n + 6 * 7] for n in range(QUERIES)]  # of the topic, but two of its ten rows
+
+
+def known_sources(sources):
+    """The reciprocal rank of each query's best source."""
+    return lambda matrix: np.array([1 / best_rank(row, where) for row, where in zip(matrix, sources, strict=True)])
 
 
 def made(raw, norms=None):
@@ -91,32 +92,3 @@ def test_ties_count_against_a_ranking():
     assert best_rank(np.zeros(10), [3, 4]) == 9
     assert best_rank(np.array([1.0, 0, 0]), [0]) == 1
     assert known_sources([[3, 4]])(np.zeros((1, 10))).tolist() == [1 / 9]
-
-
-def test_other_formats_keep_the_words():
-    plain = {"prompt": "Where is Oslo?", "completion": " Norway"}
-    asked = reformatted(plain)
-    assert asked == {"prompt": "Question: Where is Oslo?\nAnswer:", "completion": " Norway"}
-    assert reformatted(asked) == plain
-    assert reformatted({"text": "Oslo"})["completion"] == " Oslo"
-    with pytest.raises(UsageError, match="no other format"):
-        reformatted({"messages": []})
-
-
-@pytest.mark.parametrize("asked", [2, 1])
-def test_controls_of_a_model(asked):
-    case = CASES["llama"]
-    model, task, rows = case.model(), case.task(), case.train()
-    queries = [{"prompt": "w1 w2", "completion": " w3 w4"}, {"prompt": "w5", "completion": " w6 w7"}][:asked]
-    operator = fit(model, task, rows, modules="all", examples="all").inverse(0.1)
-    scores = score(model, task, queries, rows, operator, norms=("cosine",))
-    found = control_scores(scores, model, task, rows, operator, queries)
-    np.testing.assert_allclose(found[NORM], np.tile(scores.norms["gradient"], (asked, 1)))
-    again = score(model, task, [reformatted(query) for query in queries], rows, operator).raw
-    np.testing.assert_allclose(found[SWAPPED], again)
-    if asked == 2:
-        np.testing.assert_allclose(found[UNRELATED], scores.raw[::-1])
-    else:
-        assert found[UNRELATED].shape == scores.raw.shape and (found[UNRELATED] == 0).sum() == 1
-    table = controls(scores, found).table()
-    assert [row["control"] for row in table][-1] == "random" and all(-1 <= row["correlation"] <= 1 for row in table)

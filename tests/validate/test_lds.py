@@ -4,7 +4,7 @@ import pytest
 from whence.errors import UsageError
 from whence.validate.bank import Bank, Spec, plain_spec
 from whence.validate.intervals import ends, ranks, resampled_spearman, spearman
-from whence.validate.lds import ceiling, compare, corrected, correlate, lds, mean_scores, predictions
+from whence.validate.lds import ceiling, compare, correlate, lds, predictions
 
 ROWS, QUERIES = 80, 12
 
@@ -40,7 +40,6 @@ def test_shuffled_scores_are_no_better_than_chance():
     shuffled = np.random.default_rng(5).permuted(effects, axis=1)
     found = lds(shuffled, bank)
     assert abs(found.mean) < 0.1 and not found.beats_chance
-    assert "chance" in found.summary()[-1]
     other_queries = effects[np.roll(np.arange(QUERIES), 1)]
     assert not lds(other_queries, bank).beats_chance
 
@@ -71,7 +70,8 @@ def test_more_seeds_come_closer_and_the_ceiling_says_how_close():
     single = correlate(bank.changes[1].T, bank.changes[0].T).mean
     # noise as large as the signal: reliability 1/2, the best predictor reaches its root
     assert single == pytest.approx(0.48, abs=0.05) and one.mean == pytest.approx(single**0.5, abs=0.05)
-    assert all_.mean == pytest.approx(corrected(single, 4) ** 0.5, abs=0.05)
+    corrected = 4 * single / (1 + 3 * single)  # Spearman-Brown: the reliability of a mean over four seeds
+    assert all_.mean == pytest.approx(corrected**0.5, abs=0.05)
     assert single < ceiling(bank).mean < one.mean  # three trainings predict better than one, the truth best
 
 
@@ -130,4 +130,4 @@ def test_wrong_scores_are_refused():
 def test_the_mean_of_scores_of_several_seeds():
     effects, bank = linear_bank()
     noisy = [effects + 2 * np.random.default_rng(10 + s).standard_normal(effects.shape) for s in range(6)]
-    assert lds(mean_scores(noisy), bank).mean > lds(noisy[0], bank).mean + 0.1
+    assert lds(np.mean(noisy, axis=0), bank).mean > lds(noisy[0], bank).mean + 0.1

@@ -34,9 +34,6 @@ LEVELS = 32767
 SAVED = 32
 """Retrainings between two saves."""
 
-TOLERANCE = 0.01
-"""Of a subset that is retrained as a check: its largest difference, as a share of the spread over subsets."""
-
 SOURCES = ("validate/trainer", "validate/settings", "validate/bank", "stream", "tasks")
 
 
@@ -97,20 +94,6 @@ class Bank:
         return chosen if chosen.ndim == 2 else chosen.mean(0)
 
 
-@dataclass(frozen=True)
-class Recheck:
-    """What retraining one subset again gave."""
-
-    subset: int
-    difference: float
-    """Largest difference over queries, as a share of the query's spread over subsets."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether it is the bank's numbers, up to rounding."""
-        return self.difference <= TOLERANCE
-
-
 def make_bank(setting: Setting, spec: Spec, path: str | Path) -> Bank:
     """The bank of the setting in the file `path`: opened where it is finished, else made, going on where a killed run stopped.
 
@@ -137,7 +120,7 @@ def make_bank(setting: Setting, spec: Spec, path: str | Path) -> Bank:
         for s, members in todo:
             if not np.isnan(found[s, members]).any():
                 continue
-            measured_KQ, took = _measured(setting, weights_KN[members], spec.seeds[s])
+            measured_KQ, took = measured(setting, weights_KN[members], spec.seeds[s])
             found[s, members], seconds = measured_KQ, seconds + took
             _write(unfinished, {"measured": found}, wanted | {"seconds": seconds})
             advance(len(members))
@@ -184,19 +167,6 @@ def open_bank(path: str | Path) -> Bank:
     return bank
 
 
-def recheck(bank: Bank, setting: Setting, subset: int = 0, seed: int = 0) -> Recheck:
-    """Retrain one subset again, alone, with the seed at this place: the numbers must be the bank's.
-
-    Raises StaleArtifact where the bank is of another setting.
-    """
-    refuse_other("The bank", bank.about, {"setting": setting.describe()})
-    weights = np.stack([bank.spec.weights(bank.kept)[subset], np.ones(bank.kept.shape[1])])
-    measured_2Q, _ = _measured(setting, weights, bank.spec.seeds[seed])
-    spread_Q = bank.changes[seed].std(0)
-    off = np.abs(measured_2Q[0] - measured_2Q[1] - bank.changes[seed, subset]) / np.maximum(spread_Q, np.finfo(np.float32).tiny)
-    return Recheck(subset, float(off.max()))
-
-
 def refuse_other(what: Any, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise StaleArtifact where something decides the numbers and is different."""
     changed = [
@@ -223,7 +193,7 @@ def spec_of(about: dict[str, Any]) -> Spec:
     return Spec(**{**about["spec"], "seeds": tuple(about["spec"]["seeds"])})
 
 
-def _measured(setting: Setting, weights_KN: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+def measured(setting: Setting, weights_KN: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
     """Measurements `[K, Q]` after training with these weights, and the processor time it took."""
     before, count = time.process_time(), len(weights_KN)
     replicas: Replicas = retrain(

@@ -14,16 +14,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from whence.errors import UsageError
 from whence.evaluate.intervals import Interval, bootstrap
 from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
-from whence.operators.base import Operator
-from whence.scoring import score
-from whence.store.scores import Scores, row_text
-from whence.tasks.base import Task
+from whence.store.scores import Scores
 from whence.validate.intervals import spearman
 
 TOP = 10
@@ -147,8 +143,8 @@ def controls(
     """Compare scores with what needs no attribution: words, chance, and the `others`, matrices `[Q, N]` by name.
 
     Without `others` these are the gradients' norms, if they were kept, and each query's scores for another query of the
-    same scores; `control_scores` computes better ones. `truth` tells how good a matrix of scores is, query by query
-    (`known_sources`, or an LDS against a bank); a control that the method does not beat, beyond the 95 % interval of the
+    same scores. `truth` tells how good a matrix of scores is, query by query (the reciprocal rank of a known source, say, or
+    an LDS against a bank); a control that the method does not beat, beyond the 95 % interval of the
     paired difference over the queries, is flagged.
     """
     raw, given = scores.raw, dict(others or {})
@@ -166,15 +162,6 @@ def controls(
     return Controls(tuple(found), raw.shape[0], raw.shape[1], truth_name if truth else "", quality)
 
 
-def known_sources(sources: Sequence[Sequence[int]]) -> Measure:
-    """The reciprocal rank of the best true source of each query; ties count against it."""
-
-    def reciprocal(matrix: np.ndarray) -> np.ndarray:
-        return np.array([1 / best_rank(row, where) for row, where in zip(matrix, sources, strict=True)])
-
-    return reciprocal
-
-
 def best_rank(scores: np.ndarray, sources: Sequence[int]) -> int:
     """The rank of the best source among the rows `[N]` that are none; ties count against it: not telling is no merit."""
     best = scores[list(sources)].max()
@@ -184,54 +171,6 @@ def best_rank(scores: np.ndarray, sources: Sequence[int]) -> int:
 def top_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
     """Share of the `k` highest of `a [N]` that are among the `k` highest of `b`."""
     return len(set(np.argsort(-a, kind="stable")[:k]) & set(np.argsort(-b, kind="stable")[:k])) / k
-
-
-def control_scores(
-    scores: Scores, model: nn.Module, task: Task, rows: Any, operator: Operator, queries: Sequence[Mapping[str, Any]]
-) -> dict[str, np.ndarray]:
-    """The controls that need the model, as matrices `[Q, N]`: gradient norm, unrelated query, and the query in another format.
-
-    `rows` and `queries` are those that were scored. The unrelated query is, of the run's own, the one that shares the fewest
-    words; of a lone query, the row that does, whose own column is then left at zero.
-    """
-    swapped = score(model, task, [reformatted(query) for query in queries], rows, operator, norms=("cosine",))
-    found = {NORM: np.broadcast_to(swapped.norms["gradient"], scores.raw.shape), SWAPPED: swapped.raw}
-    if len(scores.raw) > 1:
-        found[UNRELATED] = scores.raw[_least_alike(scores)]
-    elif _any_words([row_text(row) for row in rows]):
-        alike = tfidf_scores([row_text(queries[0])], [row_text(row) for row in rows]).raw[0]
-        lone = int(np.lexsort((-scores.examples["tokens"].to_numpy(), alike))[0])
-        other = score(model, task, [_as_query(rows[lone])], rows, operator).raw.copy()
-        other[:, lone] = 0
-        found[UNRELATED] = other
-    return found
-
-
-_ASKED = re.compile(
-    r"^\s*(?:Question|Q|Instruction|User|Human|Prompt)\s*:\s*(.*?)\s*(?:Answer|A|Response|Assistant)\s*:\s*$", re.S | re.I
-)
-
-
-def reformatted(query: Mapping[str, Any]) -> dict[str, Any]:
-    """The query's own words in another prompt format: `Question: ... Answer:` around them, or taken away if it is there."""
-    prompt, completion = query.get("prompt"), query.get("completion")
-    if prompt is None or completion is None:
-        if "text" not in query:
-            raise UsageError(
-                "A query has no other format.", given=repr(dict(query))[:80], accepted="prompt and completion, or text"
-            )
-        prompt, completion = "", query["text"]
-    asked = _ASKED.match(prompt)
-    swapped = asked[1] if asked else f"Question: {prompt.strip()}\nAnswer:"
-    spaced = completion if completion[:1].isspace() else f" {completion}"
-    return {"prompt": swapped, "completion": spaced}
-
-
-def _as_query(row: Mapping[str, Any] | str) -> dict[str, Any]:
-    """A training row as something to ask about."""
-    if isinstance(row, str):
-        return {"text": row}
-    return {key: row[key] for key in ("text", "prompt", "completion", "messages", "label") if key in row}
 
 
 def _words(scores: Scores) -> dict[str, np.ndarray]:

@@ -9,7 +9,6 @@ the measurement, so that what is kept adds up: the right sign gives a positive L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,20 +49,6 @@ class LDS:
         """The difference to another method on the same bank, resampled together."""
         return Interval(self.mean - other.mean, *ends(self.draws - other.draws), len(self.per_query))
 
-    def summary(self) -> list[str]:
-        """For people."""
-        found = self.interval
-        line = f"LDS {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}] over {found.n} queries and {self.subsets} subsets"
-        return [line, *([] if self.beats_chance else ["no better than chance: the interval reaches zero"])]
-
-    def table(self) -> list[dict[str, Any]]:
-        """One row per query."""
-        return [{"query": q, "lds": float(value)} for q, value in enumerate(self.per_query)]
-
-    def as_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"lds": self.interval.as_dict(), "subsets": self.subsets, "per_query": self.per_query.round(4).tolist()}
-
 
 def predictions(scores_QN: np.ndarray, bank: Bank) -> np.ndarray:
     """The sum of the scores over the rows that each subset keeps, `[Q, K]`."""
@@ -99,14 +84,6 @@ def ceiling(bank: Bank, seed: int = 0) -> LDS:
     return correlate(bank.changes[others].mean(0).T, bank.changes[seed].T)
 
 
-def corrected(reliability: float, seeds: int) -> float:
-    """Reliability of a mean over `seeds` from that of one (Spearman-Brown): the correlation of two such means.
-
-    The best LDS against a mean is the root of this, that of a prediction free of noise.
-    """
-    return seeds * reliability / (1 + (seeds - 1) * reliability)
-
-
 def correlate(predicted_QK: np.ndarray, measured_QK: np.ndarray) -> LDS:
     """Spearman's correlation of each query, and resamples of the mean."""
     return LDS(spearman(predicted_QK, measured_QK), resampled_spearman(predicted_QK, measured_QK), predicted_QK.shape[1])
@@ -120,8 +97,3 @@ def compare(methods: dict[str, LDS], reference: str) -> list[dict[str, Any]]:
         difference = {} if name == reference else {"behind": gap.mean, "behind_low": gap.low, "behind_high": gap.high}
         rows.append({"method": name, "lds": found.mean, "low": found.low, "high": found.high, **difference})
     return rows
-
-
-def mean_scores(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """Average scores of models of different seeds, `[Q, N]`: their noise differs, what they agree on stays."""
-    return np.mean(np.stack(scores), axis=0)

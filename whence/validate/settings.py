@@ -15,7 +15,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,6 @@ class Setting:
     """What is tracked: all that is trained."""
     texts: tuple[list[str], list[str]] | None = None
     """Of queries and training rows, for measures on words."""
-    sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
