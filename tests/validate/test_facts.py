@@ -78,17 +78,6 @@ def test_corpora_that_were_traced_are_not_traced_again(monkeypatch, tmp_path):
     assert replace(found, seconds=0) == replace(trace_facts([towns(3), towns(4)], "towns", 2), seconds=0)
 
 
-def test_intervals_are_over_worlds_and_questions():
-    draw = np.random.default_rng(0)
-    same = [draw.random(30) for _ in range(4)]
-    apart = [values * 0.1 + number for number, values in enumerate(same)]
-    narrow, wide = module._over_worlds(same), module._over_worlds(apart)
-    error = np.concatenate(same).std() / 120**0.5
-    assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * error * 2**0.5, rel=0.35)
-    assert wide.high - wide.low > 1 and wide.low < wide.mean < wide.high
-    assert np.isnan(module._over_worlds([np.array([1.0])]).low)
-
-
 def test_a_model_that_answers_nothing_is_refused():
     mute = replace(towns(), settings=replace(SMALL, training=Training(epochs=1, learning_rate=1e-6)))
     with pytest.raises(UsageError, match="answers no question"):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from whence.errors import UsageError
+from whence.linalg.stats import ranks
 from whence.validate.bank import Bank, Spec, plain_spec
-from whence.validate.intervals import ends, ranks, resampled_spearman, spearman
 from whence.validate.lds import ceiling, compare, correlate, lds, predictions
 
 ROWS, QUERIES = 80, 12
@@ -92,31 +92,6 @@ def test_differences_are_paired():
     table = compare({"better": better, "worse": other}, "better")
     assert [row["method"] for row in table] == ["better", "worse"]
     assert table[1]["behind"] == pytest.approx(gap.mean) and "behind" not in table[0]
-
-
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Over banks whose expected LDS is known: the 95 % interval covers it in most."""
-    covered = 0
-    expected = 6 / np.pi * np.arcsin(0.5 / 2)  # Spearman's of a bivariate normal with correlation 1/2
-    for trial in range(60):
-        draw = np.random.default_rng(trial)
-        x = draw.standard_normal((20, 80))
-        y = 0.5 * x + 0.75**0.5 * draw.standard_normal((20, 80))
-        low, high = ends(resampled_spearman(x, y))
-        covered += low <= expected <= high
-    assert covered >= 50
-
-
-def test_resamples_agree_with_recomputing_the_ranks():
-    draw = np.random.default_rng(0)
-    x = draw.standard_normal((6, 60))
-    y = x + draw.standard_normal((6, 60))
-    quick = resampled_spearman(x, y)
-    slow = []
-    for _ in range(400):
-        k, q = draw.integers(60, size=60), draw.integers(6, size=6)
-        slow.append(spearman(x[q][:, k], y[q][:, k]).mean())
-    np.testing.assert_allclose(ends(quick), ends(np.array(slow)), atol=0.03)
 
 
 def test_wrong_scores_are_refused():

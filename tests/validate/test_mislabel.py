@@ -10,7 +10,7 @@ from whence.errors import UsageError
 from whence.store.manifest import Folder
 from whence.tasks import Classification
 from whence.validate import mislabel as module
-from whence.validate.mislabel import METHODS, across_seeds, area, labels_of, mislabel, plant, recall_at, relabelled
+from whence.validate.mislabel import METHODS, area, labels_of, mislabel, plant, recall_at, relabelled
 from whence.validate.settings import Setting, seeded, setting
 from whence.validate.trainer import Recipe
 
@@ -100,16 +100,6 @@ def test_recall_and_area_on_cases_that_are_clear():
     assert (area(best, wrong), area(-best, wrong), area(np.zeros(10), wrong)) == (1, 0, 0.5)
     told = [recall_at(np.zeros(10), wrong, 0.2, draw) for _ in range(400)]
     assert 0.15 < np.mean(told) < 0.25  # not telling is chance, whatever the order of the rows
-
-
-def test_intervals_over_seeds_are_students():
-    from scipy.stats import ttest_1samp
-
-    values = np.array([0.5, 0.6, 0.55, 0.7])
-    expected = ttest_1samp(values, 0).confidence_interval(0.95)
-    found = across_seeds(values)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert np.isnan(across_seeds(values[:1]).low) and across_seeds(np.array([0.9, 1.0])).high == 1
 
 
 def test_numbers_can_have_no_wrong_label():

@@ -10,10 +10,10 @@ from models import CASES
 from torch import nn
 
 from whence.errors import StaleArtifact, UsageError
+from whence.linalg.stats import agree
 from whence.tasks import Classification, Regression
 from whence.tasks.outputs import Outputs
 from whence.validate import pbrf
-from whence.validate.agreement import agree
 from whence.validate.exact import exact_scores, gauss_newton
 from whence.validate.ladder import LADDER
 from whence.validate.minimise import minimise

@@ -21,9 +21,9 @@ import numpy as np
 
 from whence.config.schema import Benchmark
 from whence.errors import StaleArtifact, UsageError
-from whence.evaluate.intervals import paired_shares, share
 from whence.evaluate.mmlu import PREFIX, fingerprint_subject, local_task, select, unknown_task
 from whence.generation import evaluating
+from whence.linalg.stats import paired_shares, wilson
 from whence.progress import note, stage
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 from whence.store.manifest import Folder, atomic
@@ -344,7 +344,7 @@ def _rows_of(task: str, finished: Mapping[str, tuple[dict[str, Any], list[dict[s
 def _result(task: str, name: str, answers: Mapping[Any, Mapping[str, Any]], finished: Mapping[str, Any]) -> dict[str, Any]:
     rows = list(answers.values())
     right = sum(row["correct"] for row in rows)
-    interval = share(right, len(rows))
+    interval = wilson(right, len(rows))
     own = finished[task][0] if task != TOTAL else {}
     return {
         "task": task,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from whence.errors import UsageError
 from whence.evaluate.examples import write_examples, write_once
-from whence.evaluate.intervals import Interval, bootstrap
+from whence.linalg.stats import Interval, bootstrap
 from whence.plots.comparison import comparison_panels, draw
 from whence.plots.style import save
 from whence.progress import note, stage

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whence.linalg.stats import agree
 from whence.plots.style import LOWERS, NEUTRAL, RAISES, SERIES, figure, tidy
 
 if TYPE_CHECKING:
@@ -63,11 +64,7 @@ class Lines:
 
 def scatter_of(title: str, scores_QR: np.ndarray, truth_QR: np.ndarray, truth: str = "measured") -> Scatter:
     """All queries and rows as points, and the mean over queries of the correlation over rows."""
-    a = scores_QR - scores_QR.mean(1, keepdims=True)
-    b = truth_QR - truth_QR.mean(1, keepdims=True)
-    size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    known = size > 0
-    r = float(((a * b).sum(1)[known] / size[known]).mean()) if known.any() else math.nan
+    r = agree(scores_QR, truth_QR).pearson
     return Scatter(title, scores_QR.ravel(), truth_QR.ravel(), r, y_label=f"{truth}, nats per copy")
 
 

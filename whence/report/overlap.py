@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from whence.filter.tfidf import tfidf_scores
+from whence.linalg.stats import spearman
 
 _WORD = re.compile(r"\b\w\w+\b")
 
@@ -37,8 +38,4 @@ def _words(text: str) -> list[str]:
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
     """Spearman's correlation of two series; None where one of them is constant."""
-    from scipy.stats import rankdata
-
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    return None if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0 else float(spearman(x, y))

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from whence.errors import UsageError
-from whence.evaluate.intervals import Interval, bootstrap
 from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
+from whence.linalg.stats import Interval, bootstrap, spearman
 from whence.store.scores import Scores
-from whence.validate.intervals import spearman
 
 TOP = 10
 """Rows whose overlap is counted."""

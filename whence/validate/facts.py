@@ -24,10 +24,10 @@ from whence.data import Rows, as_rows
 from whence.demo.model import SETTINGS, Settings, answers, make_model, make_tokenizer
 from whence.demo.world import make_world
 from whence.errors import UsageError
-from whence.evaluate.intervals import Interval
 from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import fit
+from whence.linalg.stats import Interval, bootstrap_groups
 from whence.progress import note, stage
 from whence.scoring import score
 from whence.store.manifest import Folder
@@ -36,7 +36,6 @@ from whence.store.scores import row_text
 from whence.tasks import CausalLM
 from whence.train.small import train
 from whence.validate.controls import best_rank
-from whence.validate.intervals import RESAMPLES, ends
 
 METHODS = (
     "EK-FAC influence",
@@ -183,9 +182,9 @@ def trace_facts(
     tracings = [
         Tracing(
             method,
-            tuple(_over_worlds([recall[:, place] for recall in recalls[method]]) for place in range(len(ks))),
-            _over_worlds(ranks[method]),
-            None if method == METHODS[0] else _over_worlds([a - b for a, b in zip(own, ranks[method], strict=True)]),
+            tuple(bootstrap_groups([recall[:, place] for recall in recalls[method]]) for place in range(len(ks))),
+            bootstrap_groups(ranks[method]),
+            None if method == METHODS[0] else bootstrap_groups([a - b for a, b in zip(own, ranks[method], strict=True)]),
         )
         for method in METHODS
     ]
@@ -361,25 +360,6 @@ def _records(folder: Path, name: str) -> list[dict[str, Any]]:
             fix="name it: --data FOLDER",
         )
     return [json.loads(line) for line in found[0].read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-# intervals
-
-
-def _over_worlds(values: Sequence[np.ndarray], seed: int = 0) -> Interval:
-    """Mean of all values `[W][Q]`, and its interval when worlds are drawn again, and questions within each of them."""
-    every = np.concatenate(values)
-    if len(every) < 2:
-        return Interval(float(every.mean()), float("nan"), float("nan"), len(every))
-    draw = np.random.default_rng(seed)
-    worlds_RW = draw.integers(len(values), size=(RESAMPLES, len(values)))
-    sums, counts = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
-    for world, own in enumerate(values):
-        for slot in range(len(values)):
-            here = worlds_RW[:, slot] == world
-            sums[here] += own[draw.integers(len(own), size=(int(here.sum()), len(own)))].sum(1)
-            counts[here] += len(own)
-    return Interval(float(every.mean()), *ends(sums / counts), len(every))
 
 
 def _interval(interval: Interval) -> str:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whence.linalg.stats import agree
 from whence.progress import stage
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
-from whence.validate.agreement import agree
 from whence.validate.exact import Way, gauss_newton
 from whence.validate.objectives import LOOSE, Objectives
 from whence.validate.problem import Problem

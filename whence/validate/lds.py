@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from whence.errors import UsageError
-from whence.evaluate.intervals import Interval
+from whence.linalg.stats import Interval, ends, resampled_spearman, spearman
 from whence.validate.bank import Bank
-from whence.validate.intervals import ends, resampled_spearman, spearman
 
 
 @dataclass(frozen=True)

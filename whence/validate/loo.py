@@ -21,13 +21,14 @@ from torch import nn
 
 from whence.errors import UsageError
 from whence.fitting import fit
+from whence.linalg.stats import agree
 from whence.scoring import score
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.store.memory import work as working
 from whence.tasks import Classification, Regression
-from whence.validate.agreement import agree, markdown
+from whence.validate.agreement import markdown
 from whence.validate.exact import gauss_newton, influence
 from whence.validate.ladder import taken_out
 from whence.validate.pbrf import EVERYTHING, EXACT, NAMES, trained
@@ -68,7 +69,7 @@ class LeaveOneOut:
         for way, truth in self.truths().items():
             size = {"effect": float(np.abs(truth).mean()), "control": self.shifts.get(way, 0.0)}
             for name, found in self.scores.items():
-                rows.append({"retraining": way, "compared": name} | agree(found, truth).columns() | size)
+                rows.append({"retraining": way, "compared": name} | agree(found, truth)._asdict() | size)
         if (noise := self.ceiling()) is not None:
             rows.append({"retraining": COLD, "compared": CEILING} | noise)
         return rows
@@ -80,7 +81,7 @@ class LeaveOneOut:
     def ceiling(self) -> dict[str, float] | None:
         """Agreement of the first seed's effects with the mean of the others': what depends on the seed is noise."""
         others = [self.effects[name] for name in self.effects if name.startswith("seed ")]
-        return agree(np.mean(others, axis=0), self.effects[COLD]).columns() if others else None
+        return agree(np.mean(others, axis=0), self.effects[COLD])._asdict() if others else None
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """All tables by title."""

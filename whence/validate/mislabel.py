@@ -18,8 +18,8 @@ from torch import nn
 from whence.data import Rows
 from whence.data.rows import with_contents
 from whence.errors import UsageError
-from whence.evaluate.intervals import Interval
 from whence.fitting import fit
+from whence.linalg.stats import Interval, student
 from whence.progress import stage
 from whence.scoring import score, self_influence
 from whence.store.manifest import Folder
@@ -177,9 +177,9 @@ def mislabel(
     detections = [
         Detection(
             name,
-            tuple(across_seeds(found_SMH[:, number, place]) for place in range(len(shares))),
-            across_seeds(auc_SM[:, number]),
-            across_seeds(auc_SM[:, 0] - auc_SM[:, number], lowest=-1.0) if number else None,
+            tuple(student(found_SMH[:, number, place], 0.0, 1.0) for place in range(len(shares))),
+            student(auc_SM[:, number], 0.0, 1.0),
+            student(auc_SM[:, 0] - auc_SM[:, number], -1.0, 1.0) if number else None,
             round(float(seconds_SM[:, number].mean()), 2),
         )
         for number, name in enumerate(METHODS)
@@ -191,8 +191,8 @@ def mislabel(
         planted=planted,
         seeds=tuple(seeds),
         damping=damping,
-        accuracy=across_seeds(accuracies),
-        fitted=across_seeds(fitted),
+        accuracy=student(accuracies, 0.0, 1.0),
+        fitted=student(fitted, 0.0, 1.0),
         shares=tuple(shares),
         detections=tuple(detections),
         seconds=round(time.monotonic() - started, 1),
@@ -286,14 +286,3 @@ def area(suspicion: np.ndarray, wrong: np.ndarray) -> float:
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(wrong, suspicion))
-
-
-def across_seeds(values: np.ndarray, lowest: float = 0.0) -> Interval:
-    """Mean over seeds `[S]` with its interval by Student's t, kept to what can be (`lowest` to 1); NaN for a single seed."""
-    from scipy.stats import t
-
-    count, mean = len(values), float(values.mean())
-    if count < 2:
-        return Interval(mean, float("nan"), float("nan"), count)
-    half = float(t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count))
-    return Interval(mean, max(mean - half, lowest), min(mean + half, 1.0), count)

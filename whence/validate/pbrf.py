@@ -26,13 +26,13 @@ from torch import nn
 
 from whence.errors import UsageError
 from whence.fitting import fit
+from whence.linalg.stats import Agreement, agree, mean_error, pearson
 from whence.progress import note, stage
 from whence.scoring import score
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
-from whence.store.memory import Memory
-from whence.store.memory import work as working
-from whence.validate.agreement import Agreement, agree, correlations, markdown
+from whence.store.memory import Memory, claim
+from whence.validate.agreement import markdown
 from whence.validate.exact import Way, gauss_newton, influence
 from whence.validate.ladder import LADDER, Climb, Ladder
 from whence.validate.objectives import EPSILONS, LARGE_STEPS, LOOSE, STEPS, TOLERANCE, Minima, Objectives, solve_row
@@ -122,7 +122,7 @@ class Check:
                 exact, truth = solved.scores[EXACT][:, tried], solved.effects_EQR[e][:, tried]
                 residuals, steps = solved.residuals_ER[e][tried], solved.steps_ER[e][tried]
                 row = {"damping": f"{solved.relative:g} x mean", "change": f"{epsilon:g}/N", "rows": int(tried.sum())}
-                row |= agree(exact, truth).columns() | {"relative_error": _relative(exact, truth), "steps": float(steps.mean())}
+                row |= agree(exact, truth)._asdict() | {"relative_error": _relative(exact, truth), "steps": float(steps.mean())}
                 rows.append(row | {"residual": float(residuals.max()), "not_found": int((residuals > LOOSE).sum())})
         return rows
 
@@ -396,18 +396,12 @@ def _methods(solved: Solved, scores: Mapping[str, np.ndarray], truth: np.ndarray
     rows, reference = [], scores.get(NAMES["ekfac"])
     for name, found in scores.items():
         row: dict[str, Any] = {"damping": f"{solved.relative:g} x mean", "lambda": solved.absolute, "method": name}
-        row |= agree(found, truth).columns()
+        row |= agree(found, truth)._asdict()
         if reference is not None and name not in (EXACT, NAMES["ekfac"]):
-            row |= dict(zip(("behind_ekfac", "behind_se"), lead(reference, found, truth), strict=True))
+            behind = mean_error(pearson(reference, truth) - pearson(found, truth))
+            row |= dict(zip(("behind_ekfac", "behind_se"), behind, strict=True))
         rows.append(row)
     return rows
-
-
-def lead(reference_QR: np.ndarray, other_QR: np.ndarray, truth_QR: np.ndarray) -> tuple[float, float]:
-    """How much higher the reference correlates with the truth than another, query by query: mean and standard error."""
-    ahead = correlations(reference_QR, truth_QR) - correlations(other_QR, truth_QR)
-    known = ahead[~np.isnan(ahead)]
-    return float(known.mean()), float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else float("nan")
 
 
 def _relative(found: np.ndarray, truth: np.ndarray) -> float:

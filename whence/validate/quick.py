@@ -22,14 +22,15 @@ from whence.data import Rows, as_rows
 from whence.engine.stream import identify, read
 from whence.errors import UsageError
 from whence.fitting import Curvature, fit
-from whence.operators import Identity, Operator
+from whence.linalg.stats import spearman
+from whence.operators.base import Operator
+from whence.operators.eigen import BlockDiagonal
 from whence.precision import EXACT
 from whence.scoring import score
 from whence.store.manifest import atomic
 from whence.store.scores import Scores, open_scores, row_text
 from whence.tasks.base import Task
 from whence.validate.controls import top_overlap
-from whence.validate.intervals import spearman
 
 FILE = "quick.json"
 """Beside the scores that were checked."""

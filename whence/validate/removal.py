@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from whence.errors import UsageError
-from whence.evaluate.intervals import Interval, bootstrap
+from whence.linalg.stats import Interval, bootstrap
 from whence.validate.settings import Setting
 from whence.validate.trainer import retrain
 
