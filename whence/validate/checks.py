@@ -74,7 +74,13 @@ class LDSCheck:
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values."""
         plain = ("setting", "about", "kind", "subsets", "seconds")
-        return {"check": "lds", **{n: getattr(self, n) for n in plain}, "summary": self.summary(), "tables": self.tables()}
+        return {
+            "check": "lds",
+            **{n: getattr(self, n) for n in plain},
+            "summary": self.summary(),
+            "tables": self.tables(),
+            "flags": [],
+        }
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class RemovalCheck:
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values."""
         plain = {name: getattr(self, name) for name in ("setting", "about", "seconds")}
-        return {"check": "removal", **plain, "summary": self.summary(), "tables": self.tables()}
+        return {"check": "removal", **plain, "summary": self.summary(), "tables": self.tables(), "flags": []}
 
 
 def check_lds(

@@ -128,7 +128,8 @@ class Controls:
 
     def as_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        return {**asdict(self), "flags": self.flags}
+        own = {"check": "controls", **asdict(self)}
+        return {**own, "summary": self.summary(), "tables": {"": self.table()}, "flags": self.flags}
 
 
 def controls(

@@ -136,7 +136,8 @@ class Facts:
 
     def as_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        return {**asdict(self), "flags": self.flags}
+        own = {"check": "facts", **asdict(self)}
+        return {**own, "summary": self.summary(), "tables": {"": self.table()}, "flags": self.flags}
 
 
 def demo_facts(seeds: Sequence[int] = FRESH, *, damping: float = 0.1, folder: Folder | Memory | None = None) -> Facts:

@@ -121,6 +121,7 @@ class LeaveOneOut:
             "seeds": list(self.seeds),
             "summary": self.summary(),
             "tables": self.tables(),
+            "flags": [],
             "effects": {name: found.tolist() for name, found in self.effects.items()},
             "scores": {name: found.tolist() for name, found in self.scores.items()},
         }

@@ -140,7 +140,8 @@ class Mislabel:
 
     def as_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        return {**asdict(self), "passed": self.passed, "flags": self.flags}
+        own = {**asdict(self), "passed": self.passed}
+        return {"check": "mislabel", **own, "summary": self.summary(), "tables": {"": self.table()}, "flags": self.flags}
 
 
 def mislabel(

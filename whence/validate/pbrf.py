@@ -186,6 +186,7 @@ class Check:
             "rows": list(self.rows),
             "summary": self.summary(),
             "tables": self.tables(),
+            "flags": list(self.notes),
             "effects": [
                 {
                     "damping": solved.relative,

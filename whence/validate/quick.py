@@ -182,7 +182,8 @@ class Quick:
 
     def as_json(self) -> dict[str, Any]:
         """Everything as JSON values; `read_quick` takes it back."""
-        return {**asdict(self), "badge": self.badge, "checks": self.checks, "warnings": self.warnings}
+        own = {"check": "quick", **asdict(self), "badge": self.badge, "checks": self.checks, "warnings": self.warnings}
+        return {**own, "summary": self.summary(), "tables": {"": self.table()}, "flags": self.warnings}
 
 
 def quick(
