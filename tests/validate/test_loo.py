@@ -11,7 +11,7 @@ from whence.errors import UsageError
 from whence.tasks import Classification
 from whence.validate import ladder
 from whence.validate.loo import COLD, MEAN, WARM, check_loo, is_convex, loo_setting
-from whence.validate.pbrf import EXACT
+from whence.validate.methods import EXACT
 from whence.validate.settings import Setting, seeded
 from whence.validate.trainer import Recipe
 

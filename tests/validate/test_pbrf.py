@@ -16,10 +16,11 @@ from whence.tasks.outputs import Outputs
 from whence.validate import pbrf
 from whence.validate.exact import exact_scores, gauss_newton
 from whence.validate.ladder import LADDER
+from whence.validate.methods import EXACT, NAMES
 from whence.validate.minimise import minimise
 from whence.validate.objectives import Objectives, solve_row
-from whence.validate.pbrf import EXACT, check_pbrf
-from whence.validate.problem import Problem
+from whence.validate.pbrf import check_pbrf
+from whence.validate.problem import Outputs, Problem
 from whence.validate.settings import Setting
 from whence.validate.trainer import Recipe
 
@@ -140,11 +141,11 @@ def test_check_says_what_agrees_and_what_not(tiny):
     assert [row["rows"] for row in found.convergence()] == [5, 5, 8], "large changes are tried on some rows"
     behind = {row["method"]: row.get("behind_ekfac") for row in found.table()}
     assert behind["gradient dot"] == pytest.approx(found.agreement("EK-FAC").pearson - found.agreement("gradient dot").pearson)
-    assert {row["method"] for row in found.table()} == {EXACT, *pbrf.NAMES.values()}
-    approximate = [found.agreement(name).pearson for name in pbrf.NAMES.values()]
+    assert {row["method"] for row in found.table()} == {EXACT, *NAMES.values()}
+    approximate = [found.agreement(name).pearson for name in NAMES.values()]
     assert max(approximate) < found.agreement().pearson, "no approximation is as close as the exact one"
     own = found.solved[0]
-    assert {row["method"] for row in found.stand_in()} == set(pbrf.NAMES.values())
+    assert {row["method"] for row in found.stand_in()} == set(NAMES.values())
     np.testing.assert_array_equal(own.whole["EK-FAC"][:, found.rows], own.scores["EK-FAC"])
     assert own.whole[EXACT].shape == (5, 40) and "By the exact influence of all 40 rows: EK-FAC" in found.summary()[3]
     assert found.stand_in()[0]["pearson"] == agree(own.whole["EK-FAC"], own.whole[EXACT]).pearson

@@ -14,14 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from whence.fitting import fit
-from whence.scoring import score
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.validate.agreement import markdown
 from whence.validate.bank import Spec, make_bank
 from whence.validate.lds import LDS, ceiling, compare, lds
-from whence.validate.pbrf import NAMES
+from whence.validate.methods import scored
 from whence.validate.removal import Removed, removal
 from whence.validate.settings import Setting
 
@@ -156,7 +154,8 @@ def check_lds(
     began = time.monotonic()
     spec = Spec(kind, subsets=subsets, seeds=(seed, seed + 1))
     bank = make_bank(setting, spec, Path(out) / f"bank-{kind}.npz")
-    found = {name: lds(scores, bank) for name, scores in scored(setting, methods, damping, seed).items()}
+    model = setting.trained((seed,)).copy_of(0)
+    found = {name: lds(scores(damping), bank) for name, scores in scored(setting, model, methods, seed).items()}
     return LDSCheck(setting.name, setting.about, kind, subsets, found, ceiling(bank), time.monotonic() - began)
 
 
@@ -185,24 +184,10 @@ def check_removal(
         own = kept.load(part)
         return Removed(share, int(own["rows"]), *(own[side].numpy() for side in sides))
 
-    found = {
-        name: [removed(name, scores, share) for share in shares]
-        for name, scores in scored(setting, methods, damping, seed).items()
-    }
+    model = setting.trained((seed,)).copy_of(0)
+    scores = {name: at(damping) for name, at in scored(setting, model, methods, seed).items()}
+    found = {name: [removed(name, own, share) for share in shares] for name, own in scores.items()}
     return RemovalCheck(setting.name, setting.about, found, time.monotonic() - began)
-
-
-def scored(setting: Setting, methods: Sequence[str], damping: float, seed: int) -> dict[str, np.ndarray]:
-    """Scores `[Q, N]` of the setting's model, trained with the seed, by method."""
-    model, found = setting.trained((seed,)).copy_of(0), {}
-    for method in methods:
-        kind = "identity" if method == "cosine" else method
-        curvature = fit(model, setting.task, setting.train, method=kind, modules=setting.modules, seed=seed)
-        operator = curvature.inverse(0.0 if kind == "identity" else damping)
-        norms = ("cosine",) if method == "cosine" else ()
-        scores = score(model, setting.task, setting.queries, setting.train, operator, norms=norms)
-        found[NAMES[method]] = (scores.normalised("cosine") if method == "cosine" else scores).values
-    return found
 
 
 def as_page(result: Any) -> str:

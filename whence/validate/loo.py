@@ -20,9 +20,7 @@ import torch
 from torch import nn
 
 from whence.errors import UsageError
-from whence.fitting import fit
 from whence.linalg.stats import agree
-from whence.scoring import score
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
@@ -31,7 +29,8 @@ from whence.tasks import Classification, Regression
 from whence.validate.agreement import markdown
 from whence.validate.exact import gauss_newton, influence
 from whence.validate.ladder import taken_out
-from whence.validate.pbrf import EVERYTHING, EXACT, NAMES, trained
+from whence.validate.methods import EVERYTHING, EXACT, refuse_unknown, scored
+from whence.validate.pbrf import trained
 from whence.validate.problem import Problem
 from whence.validate.settings import Setting, seeded, setting
 from whence.validate.trainer import Recipe
@@ -150,23 +149,24 @@ def check_loo(
     """
     if not seeds:
         raise UsageError("Leaving one out takes a seed", accepted="one or more; from two on there is a noise ceiling")
-    if unknown := [name for name in methods if name not in NAMES]:
-        raise UsageError(f"There is no method {unknown[0]!r} to compare", accepted=", ".join(NAMES))
+    refuse_unknown(methods)
     provenance = {
         "stage": "loo",
         "of": setting.describe(),
         "settings": {"rows": rows, "queries": queries, "seeds": list(seeds), "seed": seed},
         "code": fingerprint_code(),
     }
-    with working(out, lambda: provenance, rerun=rerun) as folder:
-        return _check(setting, folder, rows, setting.queries[:queries], seeds, damping, methods, seed)
+    folder = claim(out, lambda: provenance, rerun=rerun)
+    try:
+        return _check(replace(setting, queries=setting.queries[:queries]), folder, rows, seeds, damping, methods, seed)
+    finally:
+        folder.close()
 
 
 def _check(
     setting: Setting,
     folder: Folder | Memory,
     count: int,
-    queries: Sequence[Any],
     seeds: Sequence[int],
     damping: float,
     methods: Sequence[str],
@@ -174,7 +174,7 @@ def _check(
 ) -> LeaveOneOut:
     began, recipes = time.monotonic(), [replace(setting.recipe, seed=own, order_seed=own) for own in seeds]
     model = trained(setting, recipes[0], folder)
-    problem = Problem(model, setting.task, setting.train, queries)
+    problem = Problem(model, setting.task, setting.train, setting.queries)
     size = min(count, len(problem.rows))
     rows = sorted(int(row) for row in np.random.default_rng(seed).choice(problem.rows, size=size, replace=False))
     before = problem.measured().numpy(force=True)
@@ -192,11 +192,8 @@ def _check(
     convex = is_convex(model)
     absolute = curvature.damping(damping, setting.recipe.weight_decay if convex else None).absolute
     raw, _ = influence(problem, curvature.inverse(absolute), rows)
-    scores = {EXACT: raw / len(problem.rows)}
-    for method in methods:
-        fitted = fit(model, setting.task, setting.train, method=method, modules=setting.modules, seed=seed, **EVERYTHING)
-        operator = fitted.inverse(0.0) if method == "identity" else fitted.inverse(absolute=absolute)
-        scores[NAMES[method]] = score(model, setting.task, queries, setting.train, operator).values[:, rows]
+    found = scored(setting, model, methods, seed, **EVERYTHING)
+    scores = {EXACT: raw / len(problem.rows)} | {name: at(absolute=absolute)[:, rows] for name, at in found.items()}
     return LeaveOneOut(
         setting.name,
         setting.about,

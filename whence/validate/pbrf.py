@@ -15,7 +15,7 @@ mind, training again from new weights without the row, to influence, one step at
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,34 +25,19 @@ import torch
 from torch import nn
 
 from whence.errors import UsageError
-from whence.fitting import fit
 from whence.linalg.stats import Agreement, agree, mean_error, pearson
 from whence.progress import note, stage
-from whence.scoring import score
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
 from whence.store.memory import Memory, claim
 from whence.validate.agreement import markdown
 from whence.validate.exact import Way, gauss_newton, influence
 from whence.validate.ladder import LADDER, Climb, Ladder
+from whence.validate.methods import EVERYTHING, EXACT, NAMES, refuse_unknown, scored
 from whence.validate.objectives import EPSILONS, LARGE_STEPS, LOOSE, STEPS, TOLERANCE, Minima, Objectives, solve_row
 from whence.validate.problem import Problem
 from whence.validate.settings import Setting, perceptron, seeded
 from whence.validate.trainer import Recipe, retrain
-
-NAMES = {
-    "ekfac": "EK-FAC",
-    "shampoo": "Shampoo",
-    "kfac": "K-FAC",
-    "diagonal": "diagonal",
-    "identity": "gradient dot",
-    "cosine": "gradient cosine",
-}
-"""Methods of the engine; Shampoo is its eigenbasis with eigenvalues corrected as EK-FAC's are."""
-EXACT = "exact damped GGN"
-
-EVERYTHING: dict[str, Any] = {"examples": "all", "eigenvalue_examples": "all", "draws": 8}
-"""The engine sees what the exact curvature sees: all rows, and nearly all labels."""
 
 DAMPINGS = (0.1, 0.01)
 CLIMBED = 0.1
@@ -232,12 +217,11 @@ def check_pbrf(
 
     Raises UsageError, StaleArtifact.
     """
-    if unknown := [name for name in methods if name not in NAMES]:
-        raise UsageError(f"There is no method {unknown[0]!r} to compare", accepted=", ".join(NAMES))
+    refuse_unknown(methods)
     if list(epsilons) != sorted(epsilons, reverse=True) or min(epsilons) <= 0:
         raise UsageError("The sizes of the change go down, to a number above zero", given=str(list(epsilons)))
     settings = {"rows": rows, "large": large, "dampings": tuple(dampings), "epsilons": tuple(epsilons)}
-    work = _Check(setting, setting.queries[:queries], seed, settings)
+    work = _Check(replace(setting, queries=setting.queries[:queries]), seed, settings)
     provenance = {
         "stage": "pbrf",
         "of": setting.describe(),
@@ -251,8 +235,8 @@ def check_pbrf(
 class _Check:
     """One check at work: what its parts have in common."""
 
-    def __init__(self, setting: Setting, queries: Sequence[Any], seed: int, settings: Mapping[str, Any]):
-        self.began, self.setting, self.queries, self.seed, self.settings = time.monotonic(), setting, queries, seed, settings
+    def __init__(self, setting: Setting, seed: int, settings: Mapping[str, Any]):
+        self.began, self.setting, self.seed, self.settings = time.monotonic(), setting, seed, settings
         self.recipe: Recipe = replace(setting.recipe, seed=seed, order_seed=seed)
         self.notes: list[str] = []
 
@@ -260,17 +244,19 @@ class _Check:
         """Everything, in order."""
         self.folder = folder
         self.model = trained(self.setting, self.recipe, folder)
-        self.problem = Problem(self.model, self.setting.task, self.setting.train, self.queries)
+        self.problem = Problem(self.model, self.setting.task, self.setting.train, self.setting.queries)
         drawn = np.random.default_rng(self.seed).permutation(self.problem.rows).tolist()
         self.rows = sorted(drawn[: self.settings["rows"]])
         self.large = sorted(drawn[: min(self.settings["large"], self.settings["rows"])])
         curvature = gauss_newton(self.problem, way)
-        found, solved, residuals, ladders = self.fitted(methods), [], [], []
+        found = scored(self.setting, self.model, methods, self.seed, **EVERYTHING)
+        solved: list[Solved] = []
+        residuals, ladders = [], []
         for number, relative in enumerate(self.settings["dampings"]):
             chosen = curvature.damping(relative)
             objectives = Objectives(self.problem, curvature.inverse(chosen.absolute), self.weight_decay)
             raw, residual = influence(self.problem, objectives.inverse)
-            scores = {EXACT: raw / len(self.problem.rows)} | {name: of(chosen.absolute) for name, of in found.items()}
+            scores = {EXACT: raw / len(self.problem.rows)} | {name: at(absolute=chosen.absolute) for name, at in found.items()}
             solved.append(self.solve(number, relative, objectives, scores))
             residuals.append(residual)
             if ladder and number == 0:
@@ -293,24 +279,6 @@ class _Check:
     def weight_decay(self) -> float:
         """That of the training objective; decoupled decay is in no objective."""
         return 0.0 if self.recipe.optimizer == "adamw" else self.recipe.weight_decay
-
-    def fitted(self, methods: Sequence[str]) -> dict[str, Callable[[float], np.ndarray]]:
-        """The engine's scores of all rows `[Q, N]` as functions of an absolute damping, by method."""
-        given = (self.model, self.setting.task, self.setting.train)
-        model, task, train = given
-        found: dict[str, Callable[[float], np.ndarray]] = {}
-        for method in methods:
-            kind = "identity" if method == "cosine" else method
-            curvature = fit(*given, method=kind, modules=self.setting.modules, seed=self.seed, **EVERYTHING)
-
-            def scored(absolute: float, curvature: Any = curvature, method: str = method) -> np.ndarray:
-                plain = method in ("identity", "cosine")
-                operator = curvature.inverse(0.0) if plain else curvature.inverse(absolute=absolute)
-                scores = score(model, task, self.queries, train, operator, norms=("cosine",))
-                return (scores.normalised("cosine") if method == "cosine" else scores).values
-
-            found[NAMES[method]] = scored
-        return found
 
     def solve(self, number: int, relative: float, objectives: Objectives, scores: Mapping[str, np.ndarray]) -> Solved:
         """The minima of one damping for all rows."""

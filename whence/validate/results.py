@@ -16,7 +16,8 @@ from whence.store.digest import plain
 from whence.store.manifest import atomic
 from whence.validate.checks import LDSCheck, RemovalCheck, as_page
 from whence.validate.loo import COLD, LeaveOneOut
-from whence.validate.pbrf import EXACT, NAMES, Check
+from whence.validate.methods import EXACT, NAMES
+from whence.validate.pbrf import Check
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
