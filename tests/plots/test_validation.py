@@ -20,13 +20,6 @@ LADDER = [
     {"change": "1/N", "objective": "linear", "pearson_influence": 1.0},
 ]
 
-BANK = [
-    {"setting": "digits", "method": "EK-FAC", "measure": "lds", "value": 0.4, "ci_low": 0.35, "ci_high": 0.45},
-    {"setting": "digits", "method": "exact", "measure": "lds", "value": 0.5, "ci_low": 0.45, "ci_high": 0.55},
-    {"setting": "lm", "method": "EK-FAC", "measure": "lds", "value": 0.2, "ci_low": 0.1, "ci_high": 0.3},
-    {"setting": "lm", "method": "EK-FAC", "measure": "auc", "value": 0.9, "ci_low": 0.8, "ci_high": 0.95},
-]
-
 
 def test_scatter_has_all_points_and_the_mean_correlation():
     scores, truth = np.array([[1.0, 2, 3], [1, 2, 3]]), np.array([[2.0, 4, 6], [3, 2, 1]])
@@ -71,22 +64,15 @@ def test_convergence_is_a_curve_per_damping_on_logarithmic_axes():
     assert axes.get_xscale() == axes.get_yscale() == "log" and len(axes.lines) == 2
 
 
-def test_lds_is_a_panel_per_setting_best_first():
-    digits, lm = plots.lds_bars(BANK)
-    assert digits.labels == ["exact", "EK-FAC"] and digits.ends["LDS"][0] == (0.45, 0.55)
-    assert lm.labels == ["EK-FAC"], "other measures are left out"
-    assert len(plots.lds_figure(BANK).axes) == 2
-
-
 def test_removal_has_a_band_per_method_and_random_dashed():
     rows = [
-        {"method": method, "share": share, "value": share * 3, "ci_low": 0.0, "ci_high": 1.0}
-        for method in ("EK-FAC", "random")
+        {"method": method, "share": share, "removed": removed, "mean": share * 3, "low": 0.0, "high": 1.0}
+        for method, removed in (("EK-FAC", "top"), ("EK-FAC", "bottom"), ("random", "random"))
         for share in (0.05, 0.01)
     ]
     lines = plots.removal_lines(rows)
     assert lines.curves["EK-FAC"] == [pytest.approx((1.0, 0.03)), pytest.approx((5.0, 0.15))], "in order, in percent"
-    axes = plots.removal_figure(rows).axes[0]
+    axes = plots.lines_figure(lines).axes[0]
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--"] and len(axes.collections) == 2
 
 
@@ -94,4 +80,6 @@ def test_bars_with_given_ends(tmp_path):
     table = [{"method": "a", "auc": 0.9, "auc_low": 0.8, "auc_high": 0.95}]
     bars = plots.interval_bars(table, "auc", "AUC")
     assert bars.series["AUC"] == [0.9] and bars.ends["AUC"] == [(0.8, 0.95)]
+    plain = plots.interval_bars([{"method": "a", "lds": 0.5, "low": 0.4, "high": 0.6}], "lds", "LDS", "digits lds halves")
+    assert plain.ends["LDS"] == [(0.4, 0.6)] and plain.title == "digits lds halves"
     assert save(plots.bars_figure([bars]), tmp_path / "a.png").stat().st_size > 1000

@@ -38,8 +38,8 @@ def flags(raw, **settings):
 def test_scores_that_know_the_sources_beat_every_control():
     found = controls(made(good()), truth=known_sources(SOURCES), truth_name="reciprocal rank")
     assert found.flags == []
-    assert {control.name for control in found.controls} == {"BM25", "TF-IDF", "random", UNRELATED}
-    assert found.quality.mean == 1 and all(control.beaten for control in found.controls)
+    assert {row["control"] for row in found.tables[""]} == {"BM25", "TF-IDF", "random", UNRELATED}
+    assert found.about["quality"]["mean"] == 1 and all(row["beaten"] for row in found.tables[""])
 
 
 @pytest.mark.parametrize("spoil", [lambda raw: -raw, lambda raw: np.random.default_rng(1).permuted(raw, axis=1)])
@@ -50,9 +50,9 @@ def test_shuffled_or_negated_scores_are_flagged(spoil):
 
 
 def test_a_word_search_is_recognised():
-    found = controls(made(bm25_scores(ASKED, ROWS).raw))
-    bm25 = found.controls[[control.name for control in found.controls].index("BM25")]
-    assert bm25.correlation.mean == pytest.approx(1) and bm25.overlap.mean == 1
+    found = controls(made(bm25_scores(ASKED, ROWS)))
+    bm25 = found.row(control="BM25")
+    assert bm25["correlation"] == pytest.approx(1) and bm25["overlap"] == 1
     assert any(flag.startswith("BM25 alone gives nearly this ranking") for flag in found.flags)
     assert not any("random" in flag for flag in found.flags)
 
@@ -62,8 +62,8 @@ def test_sizes_that_are_those_of_the_gradients_are_flagged():
     norms = draw.exponential(size=len(ROWS))
     raw = draw.choice([-1, 1], (QUERIES, len(ROWS))) * norms * draw.uniform(0.95, 1.05, (QUERIES, len(ROWS)))
     found = controls(made(raw, {"gradient": norms}))
-    norm = found.controls[0]
-    assert norm.name == NORM and norm.sizes.mean > 0.95 and abs(norm.correlation.mean) < 0.5
+    norm = found.tables[""][0]
+    assert norm["control"] == NORM and norm["sizes"] > 0.95 and abs(norm["correlation"]) < 0.5
     assert any("gradients" in flag and "cosine" in flag for flag in found.flags)
     assert controls(made(good(), {"gradient": norms})).flags == []
 
@@ -84,7 +84,7 @@ def test_one_query_has_no_interval_and_gets_no_verdict():
     scores = made(good())
     one = Scores(scores.raw[:1], scores.n_train, scores.examples, scores.queries.iloc[:1])
     found = controls(one, truth=known_sources(SOURCES[:1]))
-    assert [control.beaten for control in found.controls] == [None, None, None]
+    assert [row.get("beaten") for row in found.tables[""]] == [None, None, None]
     assert "not better" not in " ".join(found.flags)
 
 

@@ -1,7 +1,5 @@
 """Leaving rows out of training, beside influence."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from torch import nn
 from whence.errors import UsageError
 from whence.tasks import Classification
 from whence.validate import ladder
-from whence.validate.loo import COLD, MEAN, WARM, check_loo, is_convex, loo_setting
+from whence.validate.loo import CEILING, COLD, MEAN, WARM, check_loo, is_convex, loo_result, loo_setting
 from whence.validate.methods import EXACT
 from whence.validate.settings import Setting, seeded
 from whence.validate.trainer import Recipe
@@ -41,24 +39,24 @@ def crowded():
 
 def test_convex_model_is_predicted_from_any_start(convex):
     found = check_loo(convex, **SMALL, seeds=(0, 1))
-    assert found.convex and found.damping == 0.05, "its own weight decay is its damping"
+    assert found.about["convex"] and found.about["damping"] == 0.05, "its own weight decay is its damping"
     for way in (COLD, MEAN, WARM):
-        assert found.correlation(way=way) > 0.99
-    assert found.ceiling()["pearson"] > 0.999 and found.shifts[WARM] < 0.01
-    assert "predicts" in found.summary()[1]
-    truth = found.effects[COLD]
-    assert 0.8 < np.linalg.norm(found.scores[EXACT]) / np.linalg.norm(truth) < 1.2, "in nats per copy, not only in rank"
+        assert found.row(retraining=way, compared=EXACT)["pearson"] > 0.99
+    assert found.row(compared=CEILING)["pearson"] > 0.999 and found.row(retraining=WARM)["control"] < 0.01
+    assert "predicts" in found.says[1]
+    effects, scores = found.arrays["effects"], found.arrays["scores"]
+    size = np.linalg.norm(scores[EXACT]) / np.linalg.norm(effects[COLD])
+    assert 0.8 < size < 1.2, "in nats per copy, not only in rank"
     for spoil in (lambda x: -x, lambda x: np.random.default_rng(0).permutation(x.T).T):
-        spoilt = dataclasses.replace(found, scores={EXACT: spoil(found.scores[EXACT])})
-        assert "NOT" in spoilt.summary()[1]
+        assert "NOT" in loo_result(found.about, effects, {EXACT: spoil(scores[EXACT])}, 0.0).says[1]
 
 
 def test_crowded_network_is_not_and_that_is_said(crowded, convex):
     found = check_loo(crowded, **SMALL, seeds=(0, 1))
-    assert not found.convex and found.correlation() < 0.9
-    assert "does NOT predict well" in found.summary()[1] and "cannot" not in found.summary()[1]
-    assert found.ceiling()["pearson"] < 0.9, "another seed does not agree either"
-    assert "trusted" in found.summary()[-1]
+    assert not found.about["convex"] and found.row(retraining=COLD, compared=EXACT)["pearson"] < 0.9
+    assert "does NOT predict well" in found.says[1] and "cannot" not in found.says[1]
+    assert found.row(compared=CEILING)["pearson"] < 0.9, "another seed does not agree either"
+    assert "trusted" in found.says[-1]
     page = found.markdown()
     assert "another seed" in page and "| warm start |" in page
 
@@ -79,7 +77,8 @@ def test_killed_check_goes_on(convex, tmp_path, monkeypatch):
     monkeypatch.setattr(ladder, "retrain", lambda *given, **options: trained.append("more") or plain(*given, **options))
     found = check_loo(convex, **settings, out=tmp_path / "loo")
     assert trained.count("more") == 2, "one of three trainings was kept"
-    np.testing.assert_array_equal(found.effects[COLD], check_loo(convex, **settings).effects[COLD])
+    fresh = check_loo(convex, **settings)
+    np.testing.assert_array_equal(found.arrays["effects"][COLD], fresh.arrays["effects"][COLD])
 
 
 def test_settings_by_name():

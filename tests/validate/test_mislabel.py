@@ -34,14 +34,14 @@ def clouds():
 
 def test_influence_finds_planted_errors(clouds):
     found = mislabel(clouds, seeds=(0, 1))
-    assert found.passed and found.found(METHODS[0]).mean >= 0.9
-    assert found.found(METHODS[1]).mean >= 0.7 and found.found("random").mean < 0.6
-    assert found.accuracy.mean > 0.9 and found.fitted.mean < 0.3
-    assert [row["method"] for row in found.table()] == list(METHODS)
-    assert "as it should" in "\n".join(found.summary())
+    assert found.about["passed"] and found.row(method=METHODS[0])["found in 20%"] >= 0.9
+    assert found.row(method=METHODS[1])["found in 20%"] >= 0.7 and found.row(method="random")["found in 20%"] < 0.6
+    assert found.about["accuracy"]["mean"] > 0.9 and found.about["fitted"]["mean"] < 0.3
+    assert [row["method"] for row in found.tables[""]] == list(METHODS)
+    assert "as it should" in "\n".join(found.says)
     assert not any("better than random" in flag for flag in found.flags)
     with pytest.raises(UsageError, match="was not measured"):
-        found.found(METHODS[0], 0.33)
+        found.row(method="LiSSA")
 
 
 @pytest.mark.parametrize("spoil", [lambda raw: -raw, lambda raw: np.random.default_rng(3).permuted(raw, axis=1)])
@@ -49,8 +49,8 @@ def test_it_fails_where_scores_are_negated_or_shuffled(clouds, monkeypatch, spoi
     whole = module.self_influence
     monkeypatch.setattr(module, "self_influence", lambda *given: replace(it := whole(*given), raw=spoil(it.raw)))
     found = mislabel(clouds, seeds=(0, 1))
-    assert not found.passed and found.found(METHODS[0]).mean < 0.6
-    assert "FLAG less than 90%" in "\n".join(found.summary())
+    assert not found.about["passed"] and found.row(method=METHODS[0])["found in 20%"] < 0.6
+    assert "FLAG less than 90%" in "\n".join(found.says)
     assert {"gradient norm", "loss", "random"} == {flag.split("better than ")[1].split(":")[0] for flag in found.flags}
 
 
@@ -73,8 +73,8 @@ def test_seeds_that_were_measured_are_not_measured_again(clouds, monkeypatch, tm
                 found = mislabel(clouds, seeds=(0, 1), folder=folder)
     assert retrained == [[0], [1], [1]]
     fresh = mislabel(clouds, seeds=(0, 1))
-    assert [replace(it, seconds=0) for it in found.detections] == [replace(it, seconds=0) for it in fresh.detections]
-    assert (found.accuracy, found.fitted) == (fresh.accuracy, fresh.fitted)
+    assert [row | {"seconds": 0} for row in found.tables[""]] == [row | {"seconds": 0} for row in fresh.tables[""]]
+    assert all(found.about[name] == fresh.about[name] for name in ("accuracy", "fitted"))
 
 
 def test_only_the_chosen_labels_are_wrong():

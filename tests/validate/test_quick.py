@@ -12,7 +12,7 @@ from whence.errors import UsageError
 from whence.fitting import fit
 from whence.report import build_report, gather
 from whence.tasks import Classification
-from whence.validate.quick import FILE, Stability, quick, quick_from_run, read_quick
+from whence.validate.quick import FILE, quick, quick_from_run, quick_result, read_quick
 
 ASKED = [{"prompt": "w1 w2 w3", "completion": " w4 w5 w6"}, {"prompt": "w7 w9", "completion": " w8 w10 w11 w1"}]
 
@@ -42,23 +42,24 @@ def spoilt(scores, raw):
 
 
 def test_sound_scores_pass(made):
-    found = made.check()
-    assert found.ranks == (1, 1) and found.signs == (True, True)
-    assert found.damping == 0.1 and not found.absolute and found.rows == found.of_rows == 40
-    assert found.batch < 1e-8 and found.precision < 1e-5 and found.precision_correlation == pytest.approx(1)
-    assert [check.what for check in found.dampings] == ["0.1x damping", "10x damping"]
-    assert all(0.3 < check.correlation < 1 for check in found.dampings)
-    assert found.seeds is not None and 0.3 < found.seeds.correlation < 1 and "with seed 1" in found.seeds_note
-    assert found.badge.startswith("trust  self-retrieval 2/2, damping rho .")
-    assert found.badge.endswith("LDS not measured") and "batch" in found.badge
+    found = made.check().about
+    assert found["ranks"] == [1, 1] and found["signs"] == [True, True]
+    assert found["damping"] == 0.1 and not found["absolute"] and found["rows"] == found["of_rows"] == 40
+    assert found["batch"] < 1e-8 and found["precision"] < 1e-5 and found["precision_correlation"] == pytest.approx(1)
+    assert [check["what"] for check in found["dampings"]] == ["0.1x damping", "10x damping"]
+    assert all(0.3 < check["correlation"] < 1 for check in found["dampings"])
+    assert 0.3 < found["seeds"]["correlation"] < 1 and "with seed 1" in found["seeds_note"]
+    assert found["badge"].startswith("trust  self-retrieval 2/2, damping rho .")
+    assert found["badge"].endswith("LDS not measured") and "batch" in found["badge"]
 
 
 def test_dampings_are_those_that_the_scores_say(made):
     whole = score(made.model, made.task, ASKED, made.rows, made.curvature.inverse(absolute=0.02))
-    found = made.check(whole)
-    assert (found.damping, found.absolute) == (0.02, True) and found.precision < 1e-5
+    found = made.check(whole).about
+    assert (found["damping"], found["absolute"]) == (0.02, True) and found["precision"] < 1e-5
     plain = score(made.model, made.task, ASKED, made.rows, made.curvature.operator)
-    assert made.check(plain).dampings == () and "damping not measured" in made.check(plain).badge
+    found = made.check(plain).about
+    assert found["dampings"] == [] and "damping not measured" in found["badge"]
 
 
 @pytest.mark.parametrize("spoil", ["shuffled", "negated", "another damping"])
@@ -68,38 +69,39 @@ def test_spoilt_scores_are_noticed(made, spoil):
         found = made.check(damping=10.0)
     else:
         found = made.check(spoilt(made.scores, -raw if spoil == "negated" else np.random.default_rng(0).permuted(raw, axis=1)))
-    assert found.precision > 0.05 and found.precision_correlation < 0.98
-    assert any("the stored scores differ" in warning for warning in found.warnings)
-    assert not any("the stored scores differ" in warning for warning in made.check().warnings)
+    assert found.about["precision"] > 0.05 and found.about["precision_correlation"] < 0.98
+    assert any("the stored scores differ" in flag for flag in found.flags)
+    assert not any("the stored scores differ" in flag for flag in made.check().flags)
 
 
 def test_a_copy_that_is_outranked_is_noticed(made):
     raw = made.scores.raw.copy()
     raw[0, :3] = 1e6
     found = made.check(spoilt(made.scores, raw))
-    assert found.ranks[0] == 4 and found.first == 1 and "ranks 4, 1" in found.checks["self-retrieval"]
-    assert any("does not come first" in warning for warning in found.warnings)
+    assert found.about["ranks"] == [4, 1] and "1 of 2 copies of a question rank first (ranks 4, 1)" in found.says[1]
+    assert any("does not come first" in flag for flag in found.flags)
 
 
 def test_the_loss_has_the_other_sign(made):
     task = CASES["llama"].task(measurement="loss")
     scores = score(made.model, task, ASKED, made.rows, made.curvature.inverse(0.1))
-    found = quick(scores, made.model, task, made.rows, made.curvature)
-    assert found.signs == (True, True) and found.ranks == (1, 1)
+    found = quick(scores, made.model, task, made.rows, made.curvature).about
+    assert found["signs"] == [True, True] and found["ranks"] == [1, 1]
 
 
 def test_instability_is_said_in_words(made):
-    low = Stability("0.1x damping", 0.4, 0.3, 0.15, 20)
-    warnings = dataclasses.replace(made.check(), dampings=(low,), signs=(True, False), batch=0.1).warnings
+    low = {"what": "0.1x damping", "correlation": 0.4, "lowest": 0.3, "overlap": 0.15, "top": 20}
+    flags = quick_result(made.check().about | {"dampings": [low], "signs": [True, False], "batch": 0.1}).flags
     assert any(
-        "top-20 overlap 0.15 between 0.1x damping and the scores: do not trust the order [WHENCE-19]" in it for it in warnings
+        "top-20 overlap 0.15 between 0.1x damping and the scores: do not trust the order [WHENCE-19]" in it for it in flags
     )
-    assert any("wrong sign" in it for it in warnings) and any("batched with" in it for it in warnings)
+    assert any("wrong sign" in it for it in flags) and any("batched with" in it for it in flags)
 
 
 def test_a_sample_says_that_it_is_one(made):
-    found = made.check(sample=12, asked=1)
-    assert found.queries == 1 and 12 <= found.rows < 40 and f"{found.rows} of 40 rows looked at" in found.checks["damping"]
+    found = made.check(sample=12, asked=1).about
+    assert found["queries"] == 1 and 12 <= found["rows"] < 40
+    assert f"{found['rows']} of 40 rows looked at" in found["checks"]["damping"]
 
 
 def test_what_does_not_belong_to_the_scores_is_refused(made):
@@ -115,7 +117,7 @@ def test_what_does_not_belong_to_the_scores_is_refused(made):
     scores = dataclasses.replace(made.scores, queries=made.scores.queries.assign(text="user: w1"))
     with pytest.raises(UsageError, match="whole text"):
         made.check(scores)
-    assert made.check(scores, queries=ASKED).ranks == (1, 1)
+    assert made.check(scores, queries=ASKED).about["ranks"] == [1, 1]
 
 
 def test_tensors_are_asked_about_again():
@@ -125,8 +127,8 @@ def test_tensors_are_asked_about_again():
     scores = score(model, task, case.queries(), rows, curvature.inverse(0.1))
     with pytest.raises(UsageError, match="queries"):
         quick(scores, model, task, rows, curvature)
-    found = quick(scores, model, task, rows, curvature, queries=case.queries())
-    assert found.signs == (True,) * 3 and found.precision < 1e-5
+    found = quick(scores, model, task, rows, curvature, queries=case.queries()).about
+    assert found["signs"] == [True] * 3 and found["precision"] < 1e-5
 
 
 def test_it_is_kept_beside_the_scores_and_goes_into_the_report(made, tmp_path):
@@ -143,12 +145,13 @@ def test_it_is_kept_beside_the_scores_and_goes_into_the_report(made, tmp_path):
     )
     found = quick_from_run(shop, lds="LDS .41 (.38 to .44)")
     assert read_quick(folder) == found
-    assert json.loads((folder / FILE).read_text())["badge"] == found.badge
-    checks = {check.name: check.result for check in build_report(made.scores, checks=found.checks).checks}
-    assert checks["Another damping"] == found.checks["damping"] and checks["LDS"] == "LDS .41 (.38 to .44)"
+    badge, own = found.about["badge"], found.about["checks"]
+    assert json.loads((folder / FILE).read_text())["badge"] == badge
+    checks = {check.name: check.result for check in build_report(made.scores, checks=own).checks}
+    assert checks["Another damping"] == own["damping"] and checks["LDS"] == "LDS .41 (.38 to .44)"
     assert "rank first" in checks["Self-retrieval"] and "Batches" in checks
-    assert found.summary()[0] == found.badge and len(found.table()) == len(found.checks)
-    (folder / FILE).write_text(json.dumps(dataclasses.replace(found, batch=0.1).as_json()))
+    assert found.says[0] == badge and len(found.tables[""]) == len(own)
+    (folder / FILE).write_text(json.dumps(quick_result(found.about | {"batch": 0.1}).as_json()))
     shown = {check.name: check.result for check in build_report(**gather(folder)).checks}
-    (warning,) = dataclasses.replace(found, batch=0.1, dampings=()).warnings
+    (warning,) = quick_result(found.about | {"batch": 0.1, "dampings": []}).flags
     assert warning in shown.values() and "Warning 1" in shown, "a warning is in the report too"

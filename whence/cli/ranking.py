@@ -11,7 +11,7 @@ from whence.cli.snippet import LOWERS, RAISES, marked, snippet
 from whence.report import words
 from whence.report.words import missing, three_digits
 from whence.store.scores import Normalisation, Scores
-from whence.validate.quick import Quick
+from whence.validate.results import Result
 
 
 class Ranking:
@@ -24,7 +24,7 @@ class Ranking:
         top: int,
         lowest: int,
         coloured: bool = False,
-        trust: Quick | None = None,
+        trust: Result | None = None,
     ):
         self.plain, self.scores = scores, scores.normalised(norm) if norm else scores
         self.top, self.lowest, self.coloured, self.trust = top, lowest, coloured, trust
@@ -106,7 +106,7 @@ class Ranking:
         *doubts, unchecked = words.doubts(self.plain, len(self.hubs))
         if self.trust is None:
             return [*doubts, unchecked]
-        return [*doubts, self.trust.badge, *(f"warning: {text}" for text in self.trust.warnings)]
+        return [*doubts, self.trust.about["badge"], *(f"warning: {text}" for text in self.trust.flags)]
 
 
 def _quoted(text: str, limit: int = 240) -> str:

@@ -88,12 +88,10 @@ def validate(
         else:
             done = list(_on_settings(mode, on, data, out, rows, queries, damping, seed, rerun))
     if as_json:
-        from whence.validate.results import values
-
-        print(json.dumps(values([_document(result, files) for result, files in done]), ensure_ascii=False))
+        print(json.dumps([_document(result, files) for result, files in done], ensure_ascii=False))
         return
     for result, files in done:
-        for line in result.summary():
+        for line in result.says:
             say(line)
         if mode not in ("quick", "mislabel", "facts"):  # their summaries are their tables
             _show(result)
@@ -205,7 +203,7 @@ def _loo(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed:
 
 
 def _lds(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
-    from whence.validate.checks import check_lds
+    from whence.validate.lds import check_lds
 
     subsets: dict[str, Any] = {"subsets": sizes["rows"]} if "rows" in sizes else {}
     with _folder(place, "lds", {**subsets, "damping": damping, "seed": seed}, setting, rerun):
@@ -213,7 +211,7 @@ def _lds(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed:
 
 
 def _removal(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
-    from whence.validate.checks import check_removal
+    from whence.validate.removal import check_removal
 
     asked: dict[str, Any] = {"queries": sizes["queries"]} if "queries" in sizes else {}
     with _folder(place, "removal", {**asked, "damping": damping, "seed": seed}, setting, rerun) as folder:
@@ -244,7 +242,7 @@ def _folder(place: Path, stage: str, settings: dict[str, Any], setting: Any, rer
 
 def _document(result: Any, files: list[Path]) -> dict[str, Any]:
     """A result as JSON values, without the long lists that `result.json` has."""
-    document = {key: value for key, value in result.as_json().items() if key not in ("effects", "scores", "ladders")}
+    document = {key: value for key, value in result.as_json().items() if key not in result.arrays}
     return {**document, "files": [str(file) for file in files]}
 
 
@@ -253,14 +251,13 @@ def _show(result: Any) -> None:
     from rich.table import Table
 
     from whence.cli.console import say, show_table
-    from whence.validate.agreement import shown
+    from whence.validate.results import columns, shown
 
-    tables = result.tables() if hasattr(result, "tables") else {"": result.table()}
-    for title, rows in tables.items():
+    for title, rows in result.tables.items():
         say("")
         if title:
             say(title, "bold")
-        drawn, names = Table(box=None), list(dict.fromkeys(name for row in rows for name in row))
+        drawn, names = Table(box=None), columns(rows)
         for name in names:
             drawn.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0].get(name), str) else "right")
         for row in rows:

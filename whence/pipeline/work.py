@@ -187,7 +187,7 @@ def _finish(shop: Workshop, found: Scores, out: Path) -> None:
         path.unlink(missing_ok=True)  # half-written, if the stage was killed
         found.export(path)
     if settings.check:
-        note(quick_from_run(shop).badge)
+        note(quick_from_run(shop).about["badge"])
 
 
 def asked_about(shop: Workshop, model: Any, task: Any) -> Rows:

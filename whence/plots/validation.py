@@ -68,9 +68,9 @@ def scatter_of(title: str, scores_QR: np.ndarray, truth_QR: np.ndarray, truth: s
     return Scatter(title, scores_QR.ravel(), truth_QR.ravel(), r, y_label=f"{truth}, nats per copy")
 
 
-def agreement_bars(table: Sequence[Mapping[str, Any]], group: str = "damping") -> Bars:
-    """Pearson's correlation by method and `group` (damping, retraining), with twice its standard error (about 95 %)."""
-    name = "method" if "method" in table[0] else "compared"
+def agreement_bars(table: Sequence[Mapping[str, Any]]) -> Bars:
+    """Pearson's correlation by method and by damping or retraining, with twice its standard error (about 95 %)."""
+    group, name = ("damping", "method") if "method" in table[0] else ("retraining", "compared")
     groups = list(dict.fromkeys(row[group] for row in table))
     labels = list(dict.fromkeys(row[name] for row in table))
     found = {(row[group], row[name]): row for row in table}
@@ -117,41 +117,26 @@ def convergence_lines(table: Sequence[Mapping[str, Any]]) -> Lines:
     )
 
 
-def interval_bars(table: Sequence[Mapping[str, Any]], value: str, unit: str) -> Bars:
-    """One bar per method of a table with the columns method, `value`, `value`_low and `value`_high."""
-    ends = [(row[f"{value}_low"], row[f"{value}_high"]) for row in table]
+def interval_bars(table: Sequence[Mapping[str, Any]], value: str, unit: str, title: str = "") -> Bars:
+    """One bar per method of a table with the columns method, `value`, and `value`_low and `value`_high (or low and high)."""
+    low, high = (f"{value}_{end}" if f"{value}_{end}" in table[0] else end for end in ("low", "high"))
     labels, values = [row["method"] for row in table], [row[value] for row in table]
-    return Bars(unit[:1].upper() + unit[1:], f"{unit}; lines: 95 % intervals", labels, {unit: values}, {unit: ends})
+    ends = [(row[low], row[high]) for row in table]
+    return Bars(title or unit[:1].upper() + unit[1:], f"{unit}; lines: 95 % intervals", labels, {unit: values}, {unit: ends})
 
 
-def lds_bars(rows: Sequence[Mapping[str, Any]]) -> list[Bars]:
-    """One panel per setting: LDS by method with its interval.
-
-    Rows have setting, method, value, ci_low, ci_high, and measure "lds" or one that begins so; others are left out.
-    """
-    wanted = [row for row in rows if str(row.get("measure", "lds")).startswith("lds")]
-    panels = []
-    for setting, measure in dict.fromkeys((row.get("setting", ""), row.get("measure", "lds")) for row in wanted):
-        own = [row for row in wanted if (row.get("setting", ""), row.get("measure", "lds")) == (setting, measure)]
-        own.sort(key=lambda row: -row["value"])
-        ends = {"LDS": [(row["ci_low"], row["ci_high"]) for row in own]}
-        values = {"LDS": [row["value"] for row in own]}
-        panels.append(
-            Bars(f"{setting} {measure}".strip(), "LDS; lines: 95 % intervals", [row["method"] for row in own], values, ends)
-        )
-    return panels
-
-
-def removal_lines(rows: Sequence[Mapping[str, Any]]) -> Lines:
+def removal_lines(table: Sequence[Mapping[str, Any]]) -> Lines:
     """How much the queries' loss rises after retraining without each method's top rows, by share removed.
 
-    Rows have method, share (of the rows removed), value (rise of the loss, nats), ci_low, ci_high.
+    Rows have method, share (of the rows removed), removed (other rows than top and random are left out), mean (rise of the
+    loss, nats), low, high.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     bands: dict[str, list[tuple[float, float]]] = {}
-    for row in sorted(rows, key=lambda row: row["share"]):
-        curves.setdefault(row["method"], []).append((100 * row["share"], row["value"]))
-        bands.setdefault(row["method"], []).append((row["ci_low"], row["ci_high"]))
+    for row in sorted(table, key=lambda row: row["share"]):
+        if row["removed"] in ("top", "random"):
+            curves.setdefault(row["method"], []).append((100 * row["share"], row["mean"]))
+            bands.setdefault(row["method"], []).append((row["low"], row["high"]))
     return Lines(
         "Retrained without each query's top rows", "rows removed, %", "fall of log p, nats (bands: 95 %)", curves, bands
     )
@@ -211,16 +196,6 @@ def lines_figure(lines: Lines) -> Figure:
     axes.tick_params(labelsize=8)
     axes.legend(fontsize=8, frameon=False)
     return drawing
-
-
-def lds_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """LDS by method and setting, see `lds_bars`."""
-    return bars_figure(lds_bars(rows))
-
-
-def removal_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """The removal curve, see `removal_lines`."""
-    return lines_figure(removal_lines(rows))
 
 
 def _bars(axes: Axes, panel: Bars) -> None:

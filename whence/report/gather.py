@@ -35,7 +35,8 @@ def gather(
     own = path if folder != path else None  # what lies beside a folder of scores may belong to others
     given: dict[str, Any] = {"scores": open_scores(folder), "provenance": Folder.open(folder).config}
     if found := read_quick(folder):
-        given["checks"] = found.checks | {f"Warning {number}": text for number, text in enumerate(found.warnings, start=1)}
+        warnings = {f"Warning {number}": text for number, text in enumerate(found.flags, start=1)}
+        given["checks"] = found.about["checks"] | warnings
     files = {
         "pairs": _named(pairs) or _there(own, "generate/generated.json"),
         "health": None if factors else _there(own, "inspect/health.json"),

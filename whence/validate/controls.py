@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
 from whence.linalg.stats import Interval, bootstrap, spearman
 from whence.store.scores import Scores
+from whence.validate.results import Result
 
 TOP = 10
 """Rows whose overlap is counted."""
@@ -33,105 +33,6 @@ Measure = Callable[[np.ndarray], np.ndarray]
 """How good scores `[Q, N]` are for each query, `[Q]`; higher is better (an LDS, a reciprocal rank)."""
 
 
-@dataclass(frozen=True)
-class Control:
-    """What one control explains of the method's ranking: means over the queries, with 95 % intervals."""
-
-    name: str
-    correlation: Interval
-    """Spearman's, of the scores with the control's."""
-    sizes: Interval
-    """Spearman's, of the scores' absolute values with the control's."""
-    overlap: Interval
-    """Share of the first `TOP` rows that are among the control's."""
-    quality: Interval | None = None
-    """What the control reaches where a truth is known."""
-    lead: Interval | None = None
-    """By how much the method is better, query by query."""
-
-    @property
-    def beaten(self) -> bool | None:
-        """Whether the method is better than the control beyond doubt; None where no truth is known, or one query only."""
-        return None if self.lead is None or math.isnan(self.lead.low) else self.lead.low > 0
-
-
-@dataclass(frozen=True)
-class Controls:
-    """The controls of one method, and what is known of the truth."""
-
-    controls: tuple[Control, ...]
-    queries: int
-    rows: int
-    truth: str = ""
-    """What the quality is; empty where no truth is known."""
-    quality: Interval | None = None
-    """The method's own."""
-
-    @property
-    def flags(self) -> list[str]:
-        """What speaks against the ranking."""
-        found = []
-        for control in self.controls:
-            if control.correlation.mean >= EXPLAINED or control.overlap.mean >= EXPLAINED:
-                found.append(
-                    f"{control.name} alone gives nearly this ranking (rank correlation {control.correlation.mean:.2f}, "
-                    f"top-{TOP} overlap {control.overlap.mean:.2f})"
-                )
-            elif control.name == NORM and control.sizes.mean >= EXPLAINED:
-                found.append(
-                    f"the sizes of the scores are those of the rows' gradients (rank correlation {control.sizes.mean:.2f}): "
-                    f"try --norm cosine or relatif"
-                )
-            if control.beaten is False and control.name != SWAPPED and control.lead and control.quality:
-                found.append(
-                    f"not better than {control.name}: {self.truth} {_interval(self.quality)} against "
-                    f"{_interval(control.quality)}, lead {_interval(control.lead)}"
-                )
-        named = {control.name: control for control in self.controls}
-        if UNRELATED in named and SWAPPED in named:
-            other, same = named[UNRELATED].correlation, named[SWAPPED].correlation
-            if same.mean <= other.mean:
-                found.append(
-                    f"the ranking follows the form of the question, not what it asks: rank correlation {same.mean:.2f} with "
-                    f"the same question in another format, {other.mean:.2f} with another question"
-                )
-        return found
-
-    def table(self) -> list[dict[str, Any]]:
-        """One row per control."""
-        rows = []
-        for control in self.controls:
-            row: dict[str, Any] = {"control": control.name}
-            for key in ("correlation", "sizes", "overlap", "quality", "lead"):
-                interval: Interval | None = getattr(control, key)
-                if interval is not None:
-                    row |= {key: interval.mean, f"{key}_low": interval.low, f"{key}_high": interval.high}
-            rows.append(row | ({} if control.beaten is None else {"beaten": control.beaten}))
-        return rows
-
-    def summary(self) -> list[str]:
-        """Lines for people."""
-        chance = min(TOP, self.rows) / self.rows
-        lines = [
-            f"What needs no attribution ({self.queries} queries, {self.rows:,} rows; chance has an overlap of {chance:.2f})"
-        ]
-        for control in self.controls:
-            line = (
-                f"  {control.name:<16} rank correlation {_interval(control.correlation)}  top-{TOP} {control.overlap.mean:.2f}"
-            )
-            if control.quality is not None:
-                line += f"  {self.truth} {_interval(control.quality)}"
-            lines.append(line)
-        if self.quality is not None:
-            lines.append(f"  {'the method':<16} {self.truth} {_interval(self.quality)}")
-        return [*lines, *(f"  FLAG {flag}" for flag in self.flags)]
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        own = {"check": "controls", **asdict(self)}
-        return {**own, "summary": self.summary(), "tables": {"": self.table()}, "flags": self.flags}
-
-
 def controls(
     scores: Scores,
     others: Mapping[str, np.ndarray] | None = None,
@@ -139,13 +40,13 @@ def controls(
     truth: Measure | None = None,
     truth_name: str = "quality",
     seed: int = 0,
-) -> Controls:
+) -> Result:
     """Compare scores with what needs no attribution: words, chance, and the `others`, matrices `[Q, N]` by name.
 
     Without `others` these are the gradients' norms, if they were kept, and each query's scores for another query of the
     same scores. `truth` tells how good a matrix of scores is, query by query (the reciprocal rank of a known source, say, or
-    an LDS against a bank); a control that the method does not beat, beyond the 95 % interval of the
-    paired difference over the queries, is flagged.
+    an LDS against a bank): a control is flagged where the 95 % interval of the paired difference to it over the queries is not
+    above 0.
     """
     raw, given = scores.raw, dict(others or {})
     if others is None:
@@ -157,9 +58,81 @@ def controls(
         if matrix.shape != raw.shape:
             raise UsageError(f"The control {name!r} is of another shape.", given=str(matrix.shape), accepted=str(raw.shape))
     own = truth(raw) if truth else None
-    found = [_control(name, matrix, raw, truth(matrix) if truth else None, own) for name, matrix in given.items()]
-    quality = bootstrap(own) if own is not None else None
-    return Controls(tuple(found), raw.shape[0], raw.shape[1], truth_name if truth else "", quality)
+    found = {name: _compared(raw, matrix, own, truth) for name, matrix in given.items()}
+    quality, told = bootstrap(own) if own is not None else None, truth_name if truth else ""
+    queries, rows = raw.shape
+    says = [
+        f"What needs no attribution ({queries} queries, {rows:,} rows; chance has an overlap of {min(TOP, rows) / rows:.2f})"
+    ]
+    table = []
+    for name, intervals in found.items():
+        row: dict[str, Any] = {"control": name}
+        for key, interval in intervals.items():
+            row |= interval.columns(key) if interval else {}
+        lead = intervals["lead"]
+        table.append(row | ({} if lead is None or math.isnan(lead.low) else {"beaten": lead.low > 0}))
+        line = f"  {name:<16} rank correlation {_interval(intervals['correlation'])}  top-{TOP} {row['overlap']:.2f}"
+        says.append(line + (f"  {told} {_interval(intervals['quality'])}" if own is not None else ""))
+    if quality is not None:
+        says.append(f"  {'the method':<16} {told} {_interval(quality)}")
+    flags = _flags(found, told, quality)
+    about = {
+        "controls": [
+            {"name": name} | {key: interval and interval.as_dict() for key, interval in intervals.items()}
+            for name, intervals in found.items()
+        ],
+        "queries": queries,
+        "rows": rows,
+        "truth": told,
+        "quality": quality and quality.as_dict(),
+    }
+    return Result("controls", about, {"": table}, [*says, *(f"  FLAG {flag}" for flag in flags)], flags)
+
+
+def _compared(raw: np.ndarray, matrix: np.ndarray, own: np.ndarray | None, truth: Measure | None) -> dict[str, Any]:
+    """What a control explains of the scores: means over the queries.
+
+    Spearman's correlation with them, and with their sizes; the share of their first `TOP` rows that are its own; where a truth
+    is known what the control reaches, and by how much the method is better.
+    """
+    k, reached = min(TOP, raw.shape[1]), truth(matrix) if truth else None
+    return {
+        "correlation": bootstrap(spearman(raw, matrix)),
+        "sizes": bootstrap(spearman(np.abs(raw), matrix)),
+        "overlap": bootstrap(np.array([top_overlap(row, other, k) for row, other in zip(raw, matrix, strict=True)])),
+        "quality": bootstrap(reached) if reached is not None else None,
+        "lead": bootstrap(own - reached) if own is not None and reached is not None else None,
+    }
+
+
+def _flags(found: Mapping[str, Mapping[str, Any]], truth: str, quality: Interval | None) -> list[str]:
+    """Evidence against the ranking."""
+    flags = []
+    for name, own in found.items():
+        correlation, sizes, overlap, lead = (own[key] for key in ("correlation", "sizes", "overlap", "lead"))
+        if correlation.mean >= EXPLAINED or overlap.mean >= EXPLAINED:
+            flags.append(
+                f"{name} alone gives nearly this ranking (rank correlation {correlation.mean:.2f}, "
+                f"top-{TOP} overlap {overlap.mean:.2f})"
+            )
+        elif name == NORM and sizes.mean >= EXPLAINED:
+            flags.append(
+                f"the sizes of the scores are those of the rows' gradients (rank correlation {sizes.mean:.2f}): "
+                f"try --norm cosine or relatif"
+            )
+        if lead and lead.low <= 0 and name != SWAPPED:
+            flags.append(
+                f"not better than {name}: {truth} {_interval(quality)} against {_interval(own['quality'])}, "
+                f"lead {_interval(lead)}"
+            )
+    if UNRELATED in found and SWAPPED in found:
+        other, same = found[UNRELATED]["correlation"], found[SWAPPED]["correlation"]
+        if same.mean <= other.mean:
+            flags.append(
+                f"the ranking follows the form of the question, not what it asks: rank correlation {same.mean:.2f} with "
+                f"the same question in another format, {other.mean:.2f} with another question"
+            )
+    return flags
 
 
 def best_rank(scores: np.ndarray, sources: Sequence[int]) -> int:
@@ -206,20 +179,6 @@ def _least_alike(scores: Scores) -> np.ndarray:
     np.fill_diagonal(alike, np.inf)
     alike[np.arange(count), following] -= 1e-9  # of several that share nothing the next one, so that not all get the same
     return alike.argmin(1)
-
-
-def _control(name: str, matrix: np.ndarray, raw: np.ndarray, reached: np.ndarray | None, own: np.ndarray | None) -> Control:
-    k = min(TOP, raw.shape[1])
-    pairs = list(zip(raw, matrix, strict=True))
-    lead = own - reached if own is not None and reached is not None else None
-    return Control(
-        name,
-        correlation=bootstrap(spearman(raw, matrix)),
-        sizes=bootstrap(spearman(np.abs(raw), matrix)),
-        overlap=bootstrap(np.array([top_overlap(row, other, k) for row, other in pairs])),
-        quality=bootstrap(reached) if reached is not None else None,
-        lead=bootstrap(lead) if lead is not None else None,
-    )
 
 
 def _interval(interval: Interval | None) -> str:

@@ -13,8 +13,8 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from whence.store.scores import row_text
 from whence.tasks import CausalLM
 from whence.train.small import train
 from whence.validate.controls import best_rank
+from whence.validate.results import Result
 
 METHODS = (
     "EK-FAC influence",
@@ -66,81 +67,7 @@ class Corpus:
     """Of the model that learns it."""
 
 
-@dataclass(frozen=True)
-class Tracing:
-    """What one method finds: means over the questions, with 95 % intervals over worlds and questions."""
-
-    method: str
-    recall: tuple[Interval, ...]
-    """Share of a question's sources (of `k` at most) among its first `k` rows, for each of `ks`."""
-    mrr: Interval
-    """Mean reciprocal rank of the best source."""
-    lead: Interval | None = None
-    """By how much the first method's reciprocal rank is better, question by question; None for itself."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the methods find of known sources."""
-
-    name: str
-    seeds: tuple[int, ...]
-    questions: int
-    """That the models answer as they were taught; the others have no known source."""
-    unanswered: int
-    rows: int
-    """Of one corpus, on average."""
-    ks: tuple[int, ...]
-    damping: float
-    tracings: tuple[Tracing, ...]
-    seconds: float
-
-    def of(self, method: str) -> Tracing:
-        """What that method finds."""
-        found = next((tracing for tracing in self.tracings if tracing.method == method), None)
-        if found is None:
-            raise UsageError(f"{method!r} was not measured", accepted=", ".join(METHODS))
-        return found
-
-    @property
-    def flags(self) -> list[str]:
-        """What the first method does not beat beyond doubt."""
-        return [
-            f"{METHODS[0]} is not better than {it.method}: its reciprocal rank is {it.lead.mean:+.3f} above "
-            f"({it.lead.low:+.3f} to {it.lead.high:+.3f})"
-            for it in self.tracings
-            if it.lead is not None and it.method != METHODS[1] and not it.lead.low > 0
-        ]
-
-    def table(self) -> list[dict[str, Any]]:
-        """One row per method."""
-        rows = []
-        for it in self.tracings:
-            row: dict[str, Any] = {"method": it.method}
-            for k, recall in zip(self.ks, it.recall, strict=True):
-                row |= {f"recall@{k}": recall.mean, f"recall@{k}_low": recall.low, f"recall@{k}_high": recall.high}
-            rows.append(row | {"mrr": it.mrr.mean, "mrr_low": it.mrr.low, "mrr_high": it.mrr.high})
-        return rows
-
-    def summary(self) -> list[str]:
-        """Lines for people."""
-        lines = [
-            f"Fact tracing, {self.name}: {self.questions} questions on {len(self.seeds)} corpora of about {self.rows:,} rows "
-            f"(seeds {', '.join(map(str, self.seeds))}), {self.unanswered} more left out that the models answer otherwise",
-            f"  {'':<22}" + "".join(f"{f'recall@{k}':<20}" for k in self.ks) + "MRR",
-        ]
-        for it in self.tracings:
-            cells = "".join(f"{_interval(recall):<20}" for recall in it.recall)
-            lines.append(f"  {it.method:<22}{cells}{_interval(it.mrr)}")
-        return [*lines, *(f"  FLAG {flag}" for flag in self.flags)]
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        own = {"check": "facts", **asdict(self)}
-        return {**own, "summary": self.summary(), "tables": {"": self.table()}, "flags": self.flags}
-
-
-def demo_facts(seeds: Sequence[int] = FRESH, *, damping: float = 0.1, folder: Folder | Memory | None = None) -> Facts:
+def demo_facts(seeds: Sequence[int] = FRESH, *, damping: float = 0.1, folder: Folder | Memory | None = None) -> Result:
     """Trace the facts of the demo's world, in worlds that it was not designed on."""
     corpora = (demo_corpus(seed) for seed in seeds)
     return trace_facts(corpora, "the demo's world", len(seeds), damping=damping, folder=folder)
@@ -148,7 +75,7 @@ def demo_facts(seeds: Sequence[int] = FRESH, *, damping: float = 0.1, folder: Fo
 
 def real_facts(
     data: str | Path, seeds: Sequence[int] = (0, 1, 2), *, damping: float = 0.1, folder: Folder | Memory | None = None
-) -> Facts:
+) -> Result:
     """Trace real facts from one wording to another; `data` holds ParaRel (`trex_lms_vocab` and `pattern_data`)."""
     corpora = (real_corpus(data, seed) for seed in seeds)
     return trace_facts(corpora, "real facts (T-REx)", len(seeds), damping=damping, folder=folder)
@@ -162,7 +89,7 @@ def trace_facts(
     damping: float = 0.1,
     ks: Sequence[int] = KS,
     folder: Folder | Memory | None = None,
-) -> Facts:
+) -> Result:
     """Teach each corpus to a small model, ask its questions, and look for the rows with every method.
 
     What a corpus gave is kept in the `folder`, if there is one, and not measured again.
@@ -179,27 +106,47 @@ def trace_facts(
     ranks, recalls = (
         {method: [np.array(one[what][method]) for one in found] for method in METHODS} for what in ("ranks", "recalls")
     )
-    own = ranks[METHODS[0]]
-    tracings = [
-        Tracing(
-            method,
-            tuple(bootstrap_groups([recall[:, place] for recall in recalls[method]]) for place in range(len(ks))),
-            bootstrap_groups(ranks[method]),
-            None if method == METHODS[0] else bootstrap_groups([a - b for a, b in zip(own, ranks[method], strict=True)]),
-        )
-        for method in METHODS
+    about = {
+        "name": name,
+        "seeds": [one["seed"] for one in found],
+        "questions": sum(map(len, ranks[METHODS[0]])),
+        "unanswered": sum(one["unanswered"] for one in found),
+        "rows": round(float(np.mean([one["rows"] for one in found]))),
+        "ks": list(ks),
+        "damping": damping,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return facts_result(about, ranks, recalls)
+
+
+def facts_result(
+    about: dict[str, Any], ranks: Mapping[str, list[np.ndarray]], recalls: Mapping[str, list[np.ndarray]]
+) -> Result:
+    """What every method found, corpus by corpus and question by question (reciprocal ranks, and recalls `[Q, len(ks)]`)."""
+    ks, seeds = about["ks"], about["seeds"]
+    says = [
+        f"Fact tracing, {about['name']}: {about['questions']} questions on {len(seeds)} corpora of about {about['rows']:,} "
+        f"rows (seeds {', '.join(map(str, seeds))}), {about['unanswered']} more left out that the models answer otherwise",
+        f"  {'':<22}" + "".join(f"{f'recall@{k}':<20}" for k in ks) + "MRR",
     ]
-    return Facts(
-        name=name,
-        seeds=tuple(one["seed"] for one in found),
-        questions=sum(len(values) for values in own),
-        unanswered=sum(one["unanswered"] for one in found),
-        rows=round(float(np.mean([one["rows"] for one in found]))),
-        ks=tuple(ks),
-        damping=damping,
-        tracings=tuple(tracings),
-        seconds=round(time.monotonic() - started, 1),
-    )
+    table, tracings, flags = [], [], []
+    for method in METHODS:
+        recall = [bootstrap_groups([each[:, place] for each in recalls[method]]) for place in range(len(ks))]
+        mrr, lead = bootstrap_groups(ranks[method]), None
+        if method != METHODS[0]:
+            lead = bootstrap_groups([a - b for a, b in zip(ranks[METHODS[0]], ranks[method], strict=True)])
+        tracing = {"method": method, "recall": [each.as_dict() for each in recall], "mrr": mrr.as_dict()}
+        tracings.append(tracing | {"lead": lead and lead.as_dict()})
+        row: dict[str, Any] = {"method": method}
+        for k, each in zip(ks, recall, strict=True):
+            row |= each.columns(f"recall@{k}")
+        table.append(row | mrr.columns("mrr"))
+        says.append(f"  {method:<22}" + "".join(f"{_interval(each):<20}" for each in recall) + _interval(mrr))
+        if lead and method != METHODS[1] and not lead.low > 0:
+            ahead = f"{lead.mean:+.3f} above ({lead.low:+.3f} to {lead.high:+.3f})"
+            flags.append(f"{METHODS[0]} is not better than {method}: its reciprocal rank is {ahead}")
+    says += [f"  FLAG {flag}" for flag in flags]
+    return Result("facts", about | {"tracings": tracings}, {"": table}, says, flags)
 
 
 def of_corpus(corpus: Corpus, damping: float, ks: Sequence[int]) -> dict[str, Any]:

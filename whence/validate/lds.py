@@ -9,14 +9,55 @@ the measurement, so that what is kept adds up: the right sign gives a positive L
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from whence.errors import UsageError
 from whence.linalg.stats import Interval, ends, resampled_spearman, spearman
-from whence.validate.bank import Bank
+from whence.validate.bank import Bank, Spec, make_bank
+from whence.validate.methods import scored
+from whence.validate.results import Result
+from whence.validate.settings import Setting
+
+METHODS = ("ekfac", "kfac", "diagonal", "identity", "cosine")
+CEILING = "another seed (noise ceiling)"
+
+
+def check_lds(
+    setting: Setting,
+    out: str | Path,
+    *,
+    kind: Literal["halves", "removals"] = "removals",
+    subsets: int = 64,
+    damping: float = 0.1,
+    methods: Sequence[str] = METHODS,
+    seed: int = 0,
+) -> Result:
+    """Retrain on subsets, kept in the folder `out` as a bank, and see how well each method's sums predict what happens."""
+    began = time.monotonic()
+    spec = Spec(kind, subsets=subsets, seeds=(seed, seed + 1))
+    bank = make_bank(setting, spec, Path(out) / f"bank-{kind}.npz")
+    model = setting.trained((seed,)).copy_of(0)
+    found = {name: lds(scores(damping), bank) for name, scores in scored(setting, model, methods, seed).items()}
+    (first, own), *others = found.items()
+    noise, at = ceiling(bank).interval, own.interval
+    verdict = "" if own.beats_chance else ": no better than chance"
+    behind = [name for name, other in others if own.minus(other).low > 0]
+    what = "half of the rows" if kind == "halves" else "a few rows"
+    says = [
+        f"{setting.about}: retrained on {subsets} subsets, each without {what}",
+        f"{first}: LDS {at.mean:.3f} [{at.low:.3f}, {at.high:.3f}]{verdict}; training from another seed predicts "
+        f"the same to {noise.mean:.3f}",
+        f"beyond doubt (paired 95 %) better than: {', '.join(behind) or 'none of the others'}",
+    ]
+    rows = [*compare(found, first), {"method": CEILING, "lds": noise.mean, "low": noise.low, "high": noise.high}]
+    about = {"setting": setting.name, "about": setting.about, "kind": kind, "subsets": subsets}
+    return Result("lds", about | {"seconds": time.monotonic() - began}, {f"LDS, {kind}": rows}, says)
 
 
 @dataclass(frozen=True)
@@ -27,7 +68,6 @@ class LDS:
     """`[Q]`."""
     draws: np.ndarray
     """The mean over queries in resamples of queries and subsets, `[R]`; those of two methods are paired."""
-    subsets: int
 
     @property
     def mean(self) -> float:
@@ -85,7 +125,7 @@ def ceiling(bank: Bank, seed: int = 0) -> LDS:
 
 def correlate(predicted_QK: np.ndarray, measured_QK: np.ndarray) -> LDS:
     """Spearman's correlation of each query, and resamples of the mean."""
-    return LDS(spearman(predicted_QK, measured_QK), resampled_spearman(predicted_QK, measured_QK), predicted_QK.shape[1])
+    return LDS(spearman(predicted_QK, measured_QK), resampled_spearman(predicted_QK, measured_QK))
 
 
 def compare(methods: dict[str, LDS], reference: str) -> list[dict[str, Any]]:

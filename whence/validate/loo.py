@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.store.memory import work as working
 from whence.tasks import Classification, Regression
-from whence.validate.agreement import markdown
 from whence.validate.exact import gauss_newton, influence
 from whence.validate.ladder import taken_out
 from whence.validate.methods import EVERYTHING, EXACT, refuse_unknown, scored
 from whence.validate.pbrf import trained
 from whence.validate.problem import Problem
+from whence.validate.results import Result
 from whence.validate.settings import Setting, seeded, setting
 from whence.validate.trainer import Recipe
 
@@ -39,91 +39,6 @@ METHODS = ("ekfac", "identity")
 COLD, WARM, MEAN, CEILING = "cold start", "warm start", "cold start, mean of seeds", "another seed"
 GOOD = 0.9
 """Correlation from which influence is said to predict leaving one out."""
-
-
-@dataclass(frozen=True)
-class LeaveOneOut:
-    """Influence beside training again without a row."""
-
-    setting: str
-    about: str
-    convex: bool
-    parameters: int
-    train: int
-    rows: tuple[int, ...]
-    damping: float
-    """Absolute."""
-    seeds: tuple[int, ...]
-    effects: Mapping[str, np.ndarray]
-    """By way of retraining, `[Q, R]`, nats: measurement of the control minus that without the row."""
-    scores: Mapping[str, np.ndarray]
-    """By method, `[Q, R]`, nats per copy."""
-    shifts: Mapping[str, float]
-    """Mean size of what the control alone does to a measurement: training again with all rows, nats."""
-    seconds: float = 0.0
-
-    def table(self) -> list[dict[str, Any]]:
-        """Agreement of every method, and of another seed, with every way of retraining."""
-        rows = []
-        for way, truth in self.truths().items():
-            size = {"effect": float(np.abs(truth).mean()), "control": self.shifts.get(way, 0.0)}
-            for name, found in self.scores.items():
-                rows.append({"retraining": way, "compared": name} | agree(found, truth)._asdict() | size)
-        if (noise := self.ceiling()) is not None:
-            rows.append({"retraining": COLD, "compared": CEILING} | noise)
-        return rows
-
-    def truths(self) -> dict[str, np.ndarray]:
-        """The ways of retraining that scores are compared with, `[Q, R]`."""
-        return {way: self.effects[way] for way in (COLD, MEAN, WARM) if way in self.effects}
-
-    def ceiling(self) -> dict[str, float] | None:
-        """Agreement of the first seed's effects with the mean of the others': what depends on the seed is noise."""
-        others = [self.effects[name] for name in self.effects if name.startswith("seed ")]
-        return agree(np.mean(others, axis=0), self.effects[COLD])._asdict() if others else None
-
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
-        """All tables by title."""
-        return {"Agreement with leaving one out": self.table()}
-
-    def correlation(self, method: str = EXACT, way: str = COLD) -> float:
-        """Pearson's, mean over queries."""
-        return agree(self.scores[method], self.effects[way]).pearson
-
-    def summary(self) -> list[str]:
-        """Lines that say what it means."""
-        found = self.correlation()
-        lines = [
-            f"{self.about}: {self.parameters:,} weights, {self.train} training rows; {len(self.rows)} left out one at a time, "
-            f"{next(iter(self.effects.values())).shape[0]} queries, damping {self.damping:.3g}",
-            f"Influence {'predicts' if found >= GOOD else 'does NOT predict well'} training again without a row: "
-            f"r = {found:.3f}",
-        ]
-        if (noise := self.ceiling()) is not None:
-            lines.append(f"Training from another seed agrees with that to r = {noise['pearson']:.3f}: no method can be better")
-        if not self.convex and found < GOOD:
-            lines.append("One row's effect is not what these scores can be trusted for here; groups of rows are (LDS, removal)")
-        return lines
-
-    def markdown(self) -> str:
-        """The same as a page."""
-        parts = [f"# Leaving one out: {self.setting}\n", "\n".join(f"* {line}" for line in self.summary()) + "\n"]
-        return "\n".join([*parts, *(f"## {title}\n\n{markdown(rows)}" for title, rows in self.tables().items())])
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as JSON values, with all effects."""
-        plain = ("setting", "about", "convex", "parameters", "train", "damping", "seconds")
-        return {
-            "check": "loo",
-            **{name: getattr(self, name) for name in plain},
-            "rows": list(self.rows),
-            "seeds": list(self.seeds),
-            "summary": self.summary(),
-            "tables": self.tables(),
-            "flags": [],
-            "effects": {name: found.tolist() for name, found in self.effects.items()},
-            "scores": {name: found.tolist() for name, found in self.scores.items()},
-        }
 
 
 def check_loo(
@@ -137,7 +52,7 @@ def check_loo(
     seed: int = 0,
     out: str | Path | None = None,
     rerun: bool = False,
-) -> LeaveOneOut:
+) -> Result:
     """Train the setting's model again without each of `rows` rows, cold and warm, and compare scores with what changed.
 
     The first of `seeds` trains the model that is attributed, and is left out of again from the same weights in the same
@@ -171,21 +86,21 @@ def _check(
     damping: float,
     methods: Sequence[str],
     seed: int,
-) -> LeaveOneOut:
+) -> Result:
     began, recipes = time.monotonic(), [replace(setting.recipe, seed=own, order_seed=own) for own in seeds]
     model = trained(setting, recipes[0], folder)
     problem = Problem(model, setting.task, setting.train, setting.queries)
     size = min(count, len(problem.rows))
     rows = sorted(int(row) for row in np.random.default_rng(seed).choice(problem.rows, size=size, replace=False))
     before = problem.measured().numpy(force=True)
-    effects, shifts = {}, {}
+    effects = {}
     for recipe in recipes:
         given = (setting, model, recipe, rows, problem, folder)
         control, without = taken_out(*given, start="initial", prefix=f"seed-{recipe.seed}/")
         effects[COLD if recipe is recipes[0] else f"seed {recipe.seed}"] = control[:, None] - without
     onward = replace(recipes[0], order_seed=recipes[0].order_seed + 1000)
     control, without = taken_out(setting, model, onward, rows, problem, folder, start="given")
-    effects[WARM], shifts[WARM] = control[:, None] - without, float(np.abs(control - before).mean())
+    effects[WARM], shift = control[:, None] - without, float(np.abs(control - before).mean())
     if len(seeds) > 1:
         effects[MEAN] = np.mean([effects[name] for name in effects if name == COLD or name.startswith("seed ")], axis=0)
     curvature = gauss_newton(problem)
@@ -194,20 +109,48 @@ def _check(
     raw, _ = influence(problem, curvature.inverse(absolute), rows)
     found = scored(setting, model, methods, seed, **EVERYTHING)
     scores = {EXACT: raw / len(problem.rows)} | {name: at(absolute=absolute)[:, rows] for name, at in found.items()}
-    return LeaveOneOut(
-        setting.name,
-        setting.about,
-        convex,
-        problem.size,
-        len(problem.rows),
-        tuple(rows),
-        absolute,
-        tuple(seeds),
-        effects,
-        scores,
-        shifts,
-        time.monotonic() - began,
-    )
+    about = {
+        "setting": setting.name,
+        "about": setting.about,
+        "convex": convex,
+        "parameters": problem.size,
+        "train": len(problem.rows),
+        "damping": absolute,
+        "seconds": time.monotonic() - began,
+        "rows": rows,
+        "seeds": list(seeds),
+    }
+    return loo_result(about, effects, scores, shift)
+
+
+def loo_result(
+    about: dict[str, Any], effects: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray], shift: float
+) -> Result:
+    """The scores by method, nats per copy, beside the effects by way of retraining, nats, both `[Q, R]`.
+
+    An effect is the measurement of the control minus that without the row; `shift` is the mean size of what training on with
+    all rows alone does to a measurement.
+    """
+    table = []
+    for way in (COLD, MEAN, WARM):
+        if way in effects:
+            size = {"effect": float(np.abs(effects[way]).mean()), "control": shift if way == WARM else 0.0}
+            for name, own in scores.items():
+                table.append({"retraining": way, "compared": name} | agree(own, effects[way])._asdict() | size)
+    r, (queries, rows) = table[0]["pearson"], effects[COLD].shape
+    says = [
+        f"{about['about']}: {about['parameters']:,} weights, {about['train']} training rows; {rows} left out one at a time, "
+        f"{queries} queries, damping {about['damping']:.3g}",
+        f"Influence {'predicts' if r >= GOOD else 'does NOT predict well'} training again without a row: r = {r:.3f}",
+    ]
+    if others := [effects[name] for name in effects if name.startswith("seed ")]:
+        noise = agree(np.mean(others, axis=0), effects[COLD])  # what depends on the seed no method can know
+        table.append({"retraining": COLD, "compared": CEILING} | noise._asdict())
+        says.append(f"Training from another seed agrees with that to r = {noise.pearson:.3f}: no method can be better")
+    if not about["convex"] and r < GOOD:
+        says.append("One row's effect is not what these scores can be trusted for here; groups of rows are (LDS, removal)")
+    arrays, heading = {"effects": effects, "scores": scores}, f"Leaving one out: {about['setting']}"
+    return Result("loo", about, {"Agreement with leaving one out": table}, says, [], arrays, heading)
 
 
 def is_convex(model: nn.Module) -> bool:

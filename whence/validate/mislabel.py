@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.tasks import Classification
 from whence.tasks.base import Task
+from whence.validate.results import Result
 from whence.validate.settings import Setting
 from whence.validate.trainer import Replicas, retrain
 
@@ -48,102 +48,6 @@ GOAL, GOAL_SHARE = 0.9, 0.2
 """Share of the wrong labels that should be found in the first so large share of the rows."""
 
 
-@dataclass(frozen=True)
-class Detection:
-    """What one ranking finds: means over the seeds, with 95 % intervals."""
-
-    method: str
-    recall: tuple[Interval, ...]
-    """Share of the wrong labels among the first `shares` of the rows."""
-    auc: Interval
-    """Probability that a wrong row stands before a right one."""
-    lead: Interval | None
-    """By how much the AUC of the first method is above it, seed by seed; None for itself."""
-    seconds: float
-    """Of ranking the rows of one seed."""
-
-
-@dataclass(frozen=True)
-class Mislabel:
-    """What the rankings find of planted label errors."""
-
-    setting: str
-    rows: int
-    classes: int
-    planted: float
-    """Share of the rows whose label was replaced by another."""
-    seeds: tuple[int, ...]
-    damping: float
-    accuracy: Interval
-    """Of the models trained on these labels, on rows that they have not seen."""
-    fitted: Interval
-    """Share of the wrong labels that the models give back: what is learnt by heart shows less in the loss."""
-    shares: tuple[float, ...]
-    detections: tuple[Detection, ...]
-    seconds: float
-
-    def found(self, method: str, share: float = GOAL_SHARE) -> Interval:
-        """Recall of a method at one of the `shares`."""
-        detection = next((it for it in self.detections if it.method == method), None)
-        if detection is None or share not in self.shares:
-            raise UsageError(f"{method!r} at {share:g} was not measured", accepted=f"{', '.join(METHODS)}; {self.shares}")
-        return detection.recall[self.shares.index(share)]
-
-    @property
-    def passed(self) -> bool:
-        """Whether self-influence finds 90 % of the wrong labels in the first 20 %, on average over the seeds."""
-        return self.found(METHODS[0]).mean >= GOAL
-
-    @property
-    def flags(self) -> list[str]:
-        """Which controls self-influence does not beat beyond doubt."""
-        return [
-            f"{METHODS[0]} is not better than {it.method}: its AUC is {it.lead.mean:+.3f} above "
-            f"({it.lead.low:+.3f} to {it.lead.high:+.3f})"
-            for it in self.detections
-            if it.method in CONTROLS and it.lead is not None and not it.lead.low > 0
-        ]
-
-    def table(self) -> list[dict[str, Any]]:
-        """One row per method."""
-        return [
-            {
-                "method": it.method,
-                **{f"found in {share:.0%}": recall.mean for share, recall in zip(self.shares, it.recall, strict=True)},
-                "found_low": it.recall[self.shares.index(GOAL_SHARE)].low,
-                "found_high": it.recall[self.shares.index(GOAL_SHARE)].high,
-                "auc": it.auc.mean,
-                "auc_low": it.auc.low,
-                "auc_high": it.auc.high,
-                "seconds": it.seconds,
-            }
-            for it in self.detections
-        ]
-
-    def summary(self) -> list[str]:
-        """Lines for people."""
-        lines = [
-            f"Wrong labels in {self.setting}: {self.planted:.0%} of {self.rows:,} rows, {self.classes} classes, "
-            f"{len(self.seeds)} seeds; the models are right on {self.accuracy.mean:.1%} of unseen rows and give back "
-            f"{self.fitted.mean:.0%} of the wrong labels",
-            f"  {'found when inspecting':<34}" + "".join(f"{share:>7.0%}" for share in self.shares) + "      AUC (95 %)",
-        ]
-        for it in self.detections:
-            recalls = "".join(f"{recall.mean:>7.1%}" for recall in it.recall)
-            lines.append(f"  {it.method:<34}{recalls}      {it.auc.mean:.3f} ({it.auc.low:.3f} to {it.auc.high:.3f})")
-        at = self.found(METHODS[0])
-        lines.append(
-            f"  {METHODS[0]} finds {at.mean:.1%} ({at.low:.1%} to {at.high:.1%}) in the first {GOAL_SHARE:.0%}: "
-            f"{'as it should' if self.passed else 'FLAG less than ' + format(GOAL, '.0%')}"
-        )
-        return [*lines, *(f"  FLAG {flag}" for flag in self.flags)]
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        own = {**asdict(self), "passed": self.passed}
-        return {"check": "mislabel", **own, "summary": self.summary(), "tables": {"": self.table()}, "flags": self.flags}
-
-
 def mislabel(
     setting: Setting,
     *,
@@ -152,7 +56,7 @@ def mislabel(
     damping: float = 0.1,
     shares: Sequence[float] = SHARES,
     folder: Folder | Memory | None = None,
-) -> Mislabel:
+) -> Result:
     """Replace `planted` of the labels of a classification setting, train on them, and rank the rows.
 
     Each seed draws other wrong labels, first weights and order of the rows. The clean rows are the setting's queries. What a
@@ -175,29 +79,55 @@ def mislabel(
     found_SMH, auc_SM, seconds_SM, accuracies, fitted = (
         np.array([kept.read_json(file)[key] for file in files]) for key in ("found", "auc", "seconds", "accuracy", "fitted")
     )
-    detections = [
-        Detection(
-            name,
-            tuple(student(found_SMH[:, number, place], 0.0, 1.0) for place in range(len(shares))),
-            student(auc_SM[:, number], 0.0, 1.0),
-            student(auc_SM[:, 0] - auc_SM[:, number], -1.0, 1.0) if number else None,
-            round(float(seconds_SM[:, number].mean()), 2),
-        )
-        for number, name in enumerate(METHODS)
+    about = {
+        "setting": setting.name,
+        "rows": len(labels),
+        "classes": classes,
+        "planted": planted,
+        "seeds": list(seeds),
+        "damping": damping,
+        "accuracy": _over_seeds(accuracies).as_dict(),
+        "fitted": _over_seeds(fitted).as_dict(),
+        "shares": list(shares),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return mislabel_result(about, found_SMH, auc_SM, seconds_SM.mean(0))
+
+
+def mislabel_result(about: dict[str, Any], found_SMH: np.ndarray, auc_SM: np.ndarray, seconds_M: np.ndarray) -> Result:
+    """What every method found with every seed, at each of the shares, in words and numbers."""
+    shares, unseen, learnt = about["shares"], about["accuracy"]["mean"], about["fitted"]["mean"]
+    says = [
+        f"Wrong labels in {about['setting']}: {about['planted']:.0%} of {about['rows']:,} rows, {about['classes']} classes, "
+        f"{len(about['seeds'])} seeds; the models are right on {unseen:.1%} of unseen rows and give back {learnt:.0%} of the "
+        "wrong labels",
+        f"  {'found when inspecting':<34}" + "".join(f"{share:>7.0%}" for share in shares) + "      AUC (95 %)",
     ]
-    return Mislabel(
-        setting=setting.name,
-        rows=len(labels),
-        classes=classes,
-        planted=planted,
-        seeds=tuple(seeds),
-        damping=damping,
-        accuracy=student(accuracies, 0.0, 1.0),
-        fitted=student(fitted, 0.0, 1.0),
-        shares=tuple(shares),
-        detections=tuple(detections),
-        seconds=round(time.monotonic() - started, 1),
+    rows, detections, flags = [], [], []
+    for number, name in enumerate(METHODS):
+        recall, auc = [_over_seeds(values) for values in found_SMH[:, number].T], _over_seeds(auc_SM[:, number])
+        lead = student(auc_SM[:, 0] - auc_SM[:, number], -1.0, 1.0) if number else None
+        seconds, at = round(float(seconds_M[number]), 2), recall[shares.index(GOAL_SHARE)]
+        detection = {"method": name, "recall": [each.as_dict() for each in recall], "auc": auc.as_dict()}
+        detections.append(detection | {"lead": lead and lead.as_dict(), "seconds": seconds})
+        row = {"method": name} | {f"found in {share:.0%}": each.mean for share, each in zip(shares, recall, strict=True)}
+        rows.append(row | {"found_low": at.low, "found_high": at.high} | auc.columns("auc") | {"seconds": seconds})
+        recalls = "".join(f"{each.mean:>7.1%}" for each in recall)
+        says.append(f"  {name:<34}{recalls}      {auc.mean:.3f} ({auc.low:.3f} to {auc.high:.3f})")
+        if lead and name in CONTROLS and not lead.low > 0:
+            ahead = f"{lead.mean:+.3f} above ({lead.low:+.3f} to {lead.high:+.3f})"
+            flags.append(f"{METHODS[0]} is not better than {name}: its AUC is {ahead}")
+    best, low, high = (rows[0][name] for name in (f"found in {GOAL_SHARE:.0%}", "found_low", "found_high"))
+    says.append(
+        f"  {METHODS[0]} finds {best:.1%} ({low:.1%} to {high:.1%}) in the first {GOAL_SHARE:.0%}: "
+        f"{'as it should' if best >= GOAL else 'FLAG less than ' + format(GOAL, '.0%')}"
     )
+    says += [f"  FLAG {flag}" for flag in flags]
+    return Result("mislabel", about | {"detections": detections, "passed": best >= GOAL}, {"": rows}, says, flags)
+
+
+def _over_seeds(shares: np.ndarray) -> Interval:
+    return student(shares, 0.0, 1.0)
 
 
 def of_seed(

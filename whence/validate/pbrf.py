@@ -25,17 +25,17 @@ import torch
 from torch import nn
 
 from whence.errors import UsageError
-from whence.linalg.stats import Agreement, agree, mean_error, pearson
+from whence.linalg.stats import agree, mean_error, pearson
 from whence.progress import note, stage
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
 from whence.store.memory import Memory, claim
-from whence.validate.agreement import markdown
 from whence.validate.exact import Way, gauss_newton, influence
 from whence.validate.ladder import LADDER, Climb, Ladder
 from whence.validate.methods import EVERYTHING, EXACT, NAMES, refuse_unknown, scored
 from whence.validate.objectives import EPSILONS, LARGE_STEPS, LOOSE, STEPS, TOLERANCE, Minima, Objectives, solve_row
 from whence.validate.problem import Problem
+from whence.validate.results import Result, Row
 from whence.validate.settings import Setting, perceptron, seeded
 from whence.validate.trainer import Recipe, retrain
 
@@ -67,132 +67,6 @@ class Solved:
     """The same for all rows that have a loss, `[Q, N]`."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """Influence beside the PBRF on one setting."""
-
-    setting: str
-    about: str
-    parameters: int
-    train: int
-    rows: tuple[int, ...]
-    way: str
-    residual: float
-    """Of the exact influence's linear systems, at worst."""
-    solved: tuple[Solved, ...]
-    """One per damping; the first has all sizes of the change, the others those below a whole copy."""
-    ladders: tuple[Ladder, ...] = ()
-    """One per size of the change, at the first damping."""
-    seconds: float = 0.0
-    notes: tuple[str, ...] = ()
-
-    def table(self) -> list[dict[str, Any]]:
-        """Agreement of every method with the PBRF at every damping, at the smallest change."""
-        return [row for solved in self.solved for row in _methods(solved, solved.scores, solved.effects_EQR[-1])]
-
-    def stand_in(self) -> list[dict[str, Any]]:
-        """Agreement with the exact influence of all rows, which where it is the PBRF tells methods apart by more rows."""
-        return [
-            row
-            for solved in self.solved
-            for row in _methods(solved, {k: v for k, v in solved.whole.items() if k != EXACT}, solved.whole[EXACT])
-        ]
-
-    def convergence(self) -> list[dict[str, Any]]:
-        """By size of the change: agreement of the exact influence with the PBRF, and how well the minima were found."""
-        rows = []
-        for solved in self.solved:
-            for e, epsilon in enumerate(solved.epsilons):
-                tried = ~np.isnan(solved.residuals_ER[e])
-                exact, truth = solved.scores[EXACT][:, tried], solved.effects_EQR[e][:, tried]
-                residuals, steps = solved.residuals_ER[e][tried], solved.steps_ER[e][tried]
-                row = {"damping": f"{solved.relative:g} x mean", "change": f"{epsilon:g}/N", "rows": int(tried.sum())}
-                row |= agree(exact, truth)._asdict() | {"relative_error": _relative(exact, truth), "steps": float(steps.mean())}
-                rows.append(row | {"residual": float(residuals.max()), "not_found": int((residuals > LOOSE).sum())})
-        return rows
-
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
-        """All tables by title."""
-        found = {
-            "Agreement with the PBRF": self.table(),
-            "Convergence in the size of the change": self.convergence(),
-            f"Agreement with exact influence, all {self.train} rows": self.stand_in(),
-        }
-        climbed = [row for ladder in self.ladders for row in ladder.table()]
-        return found | ({"From retraining to influence": climbed} if climbed else {})
-
-    def agreement(self, method: str = EXACT, damping: int = 0) -> Agreement:
-        """Of a method with the PBRF at the smallest change."""
-        return agree(self.solved[damping].scores[method], self.solved[damping].effects_EQR[-1])
-
-    def summary(self) -> list[str]:
-        """Lines that say what it means."""
-        first, exact = self.solved[0], self.agreement()
-        lines = [
-            f"{self.about}: {self.parameters:,} weights, {self.train} training rows; {len(self.rows)} of them tried on "
-            f"{first.effects_EQR.shape[1]} queries, damping {first.relative:g} x mean eigenvalue = {first.absolute:.3g}",
-            f"Exact influence {'agrees' if exact.pearson >= FAITHFUL else 'does NOT agree'} with the PBRF: "
-            f"r = {exact.pearson:.4f} at a change of {self.solved[0].epsilons[-1]:g}/N",
-        ]
-        others = {name: self.agreement(name).pearson for name in first.scores if name != EXACT}
-        if others:
-            order = sorted(others, key=lambda name: -others[name])
-            lines.append("Approximations, best first: " + ", ".join(f"{name} {others[name]:.3f}" for name in order))
-        if exact.pearson >= FAITHFUL:
-            told = [
-                f"{row['method']} {row['pearson']:.3f}"
-                + (f" (behind by {row['behind_ekfac']:.4f} ± {row['behind_se']:.4f})" if "behind_ekfac" in row else "")
-                for row in self.stand_in()
-                if row["lambda"] == first.absolute
-            ]
-            lines.append(f"By the exact influence of all {self.train} rows: {', '.join(told)}")
-        for ladder in self.ladders:
-            cold = agree(ladder.of(LADDER[-1]), ladder.of(LADDER[0])).pearson
-            lines.append(
-                f"With {ladder.change:g} of a copy out, influence correlates {cold:.2f} with training again from new weights: "
-                "the PBRF is what it approximates, retraining is another question"
-            )
-        small = max(float(solved.residuals_ER[-1].max()) for solved in self.solved)
-        lines.append(f"Residuals at worst: {small:.1e} of the row's gradient at the smallest change, {self.residual:.1e} exact")
-        return [*lines, *(f"WARNING {text}" for text in self.notes)]
-
-    def markdown(self) -> str:
-        """The same as a page."""
-        parts = [f"# Influence and the PBRF: {self.setting}\n", "\n".join(f"* {line}" for line in self.summary()) + "\n"]
-        parts += [f"## {title}\n\n{markdown(rows)}" for title, rows in self.tables().items()]
-        return "\n".join(parts)
-
-    def as_json(self) -> dict[str, Any]:
-        """The same as JSON values, with all effects."""
-        plain = ("setting", "about", "parameters", "train", "way", "residual", "seconds")
-        return {
-            "check": "pbrf",
-            **{name: getattr(self, name) for name in plain},
-            "rows": list(self.rows),
-            "summary": self.summary(),
-            "tables": self.tables(),
-            "flags": list(self.notes),
-            "effects": [
-                {
-                    "damping": solved.relative,
-                    "lambda": solved.absolute,
-                    "epsilons": list(solved.epsilons),
-                    "pbrf": solved.effects_EQR.tolist(),
-                    "scores": {name: found.tolist() for name, found in solved.scores.items()},
-                }
-                for solved in self.solved
-            ],
-            "ladders": [
-                {
-                    "change": ladder.change,
-                    "found": ladder.found_R.tolist(),
-                    "effects": {name: found.tolist() for name, found in ladder.effects.items()},
-                }
-                for ladder in self.ladders
-            ],
-        }
-
-
 def check_pbrf(
     setting: Setting,
     *,
@@ -207,7 +81,7 @@ def check_pbrf(
     seed: int = 0,
     out: str | Path | None = None,
     rerun: bool = False,
-) -> Check:
+) -> Result:
     """Train the setting's model, minimise the proximal objective for `rows` of its rows, and compare scores with that.
 
     `dampings` are in units of the mean eigenvalue of the exact curvature; every method gets the same absolute damping.
@@ -240,7 +114,7 @@ class _Check:
         self.recipe: Recipe = replace(setting.recipe, seed=seed, order_seed=seed)
         self.notes: list[str] = []
 
-    def run(self, folder: Folder | Memory, methods: Sequence[str], ladder: bool, way: Way) -> Check:
+    def run(self, folder: Folder | Memory, methods: Sequence[str], ladder: bool, way: Way) -> Result:
         """Everything, in order."""
         self.folder = folder
         self.model = trained(self.setting, self.recipe, folder)
@@ -261,19 +135,17 @@ class _Check:
             residuals.append(residual)
             if ladder and number == 0:
                 ladders = self.climb(objectives, solved[0], curvature.kind)
-        return Check(
-            self.setting.name,
-            self.setting.about,
-            self.problem.size,
-            len(self.problem.rows),
-            tuple(self.rows),
-            curvature.kind,
-            max(residuals),
-            tuple(solved),
-            tuple(ladders),
-            time.monotonic() - self.began,
-            tuple(self.notes),
-        )
+        about = {
+            "setting": self.setting.name,
+            "about": self.setting.about,
+            "parameters": self.problem.size,
+            "train": len(self.problem.rows),
+            "way": curvature.kind,
+            "residual": max(residuals),
+            "seconds": time.monotonic() - self.began,
+            "rows": self.rows,
+        }
+        return pbrf_result(about, solved, ladders, self.notes)
 
     @property
     def weight_decay(self) -> float:
@@ -360,11 +232,68 @@ def small(setting: Setting) -> Setting:
     return replace(setting, model=model, about=f"{setting.name}: {inputs}-32-32-10 tanh, cross-entropy")
 
 
-def _methods(solved: Solved, scores: Mapping[str, np.ndarray], truth: np.ndarray) -> list[dict[str, Any]]:
+def pbrf_result(
+    about: dict[str, Any], solved: Sequence[Solved], ladders: Sequence[Ladder] = (), notes: Sequence[str] = ()
+) -> Result:
+    """Influence beside the PBRF, one `Solved` per damping; the first has all sizes of the change."""
+    first, title = solved[0], f"Agreement with exact influence, all {about['train']} rows"
+    tables = {
+        "Agreement with the PBRF": [row for own in solved for row in _methods(own, own.scores, own.effects_EQR[-1])],
+        "Convergence in the size of the change": [row for own in solved for row in _convergence(own)],
+        # where exact influence is the PBRF, this tells methods apart by more rows
+        title: [row for own in solved for row in _methods(own, without(own.whole, EXACT), own.whole[EXACT])],
+    }
+    if climbed := [row for ladder in ladders for row in ladder.table()]:
+        tables["From retraining to influence"] = climbed
+    r = {row["method"]: row["pearson"] for row in tables["Agreement with the PBRF"] if row["lambda"] == first.absolute}
+    says = [
+        f"{about['about']}: {about['parameters']:,} weights, {about['train']} training rows; {len(about['rows'])} of them "
+        f"tried on {first.effects_EQR.shape[1]} queries, damping {first.relative:g} x mean eigenvalue = {first.absolute:.3g}",
+        f"Exact influence {'agrees' if r[EXACT] >= FAITHFUL else 'does NOT agree'} with the PBRF: "
+        f"r = {r[EXACT]:.4f} at a change of {first.epsilons[-1]:g}/N",
+    ]
+    if others := sorted(without(r, EXACT), key=lambda name: -r[name]):
+        says.append("Approximations, best first: " + ", ".join(f"{name} {r[name]:.3f}" for name in others))
+    if r[EXACT] >= FAITHFUL:
+        told = [
+            f"{row['method']} {row['pearson']:.3f}"
+            + (f" (behind by {row['behind_ekfac']:.4f} ± {row['behind_se']:.4f})" if "behind_ekfac" in row else "")
+            for row in tables[title]
+            if row["lambda"] == first.absolute
+        ]
+        says.append(f"By the exact influence of all {about['train']} rows: {', '.join(told)}")
+    for ladder in ladders:
+        cold = agree(ladder.of(LADDER[-1]), ladder.of(LADDER[0])).pearson
+        says.append(
+            f"With {ladder.change:g} of a copy out, influence correlates {cold:.2f} with training again from new weights: "
+            "the PBRF is what it approximates, retraining is another question"
+        )
+    smallest = max(float(own.residuals_ER[-1].max()) for own in solved)
+    says.append(
+        f"Residuals at worst: {smallest:.1e} of the row's gradient at the smallest change, {about['residual']:.1e} exact"
+    )
+    says += [f"WARNING {text}" for text in notes]
+    arrays = {
+        "effects": [
+            {
+                "damping": own.relative,
+                "lambda": own.absolute,
+                "epsilons": list(own.epsilons),
+                "pbrf": own.effects_EQR,
+                "scores": own.scores,
+            }
+            for own in solved
+        ],
+        "ladders": [{"change": own.change, "found": own.found_R, "effects": own.effects} for own in ladders],
+    }
+    return Result("pbrf", about, tables, says, list(notes), arrays, f"Influence and the PBRF: {about['setting']}")
+
+
+def _methods(solved: Solved, scores: Mapping[str, np.ndarray], truth: np.ndarray) -> list[Row]:
     """A line per method: its agreement with the truth, and how far it is behind EK-FAC, paired."""
     rows, reference = [], scores.get(NAMES["ekfac"])
     for name, found in scores.items():
-        row: dict[str, Any] = {"damping": f"{solved.relative:g} x mean", "lambda": solved.absolute, "method": name}
+        row: Row = {"damping": f"{solved.relative:g} x mean", "lambda": solved.absolute, "method": name}
         row |= agree(found, truth)._asdict()
         if reference is not None and name not in (EXACT, NAMES["ekfac"]):
             behind = mean_error(pearson(reference, truth) - pearson(found, truth))
@@ -373,5 +302,20 @@ def _methods(solved: Solved, scores: Mapping[str, np.ndarray], truth: np.ndarray
     return rows
 
 
-def _relative(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.linalg.norm(found - truth) / max(np.linalg.norm(truth), 1e-300))
+def _convergence(solved: Solved) -> list[Row]:
+    """By size of the change: agreement of the exact influence with the PBRF, and how well the minima were found."""
+    rows = []
+    for e, epsilon in enumerate(solved.epsilons):
+        tried = ~np.isnan(solved.residuals_ER[e])
+        exact, truth = solved.scores[EXACT][:, tried], solved.effects_EQR[e][:, tried]
+        residuals, steps = solved.residuals_ER[e][tried], solved.steps_ER[e][tried]
+        error = float(np.linalg.norm(exact - truth) / max(np.linalg.norm(truth), 1e-300))
+        row: Row = {"damping": f"{solved.relative:g} x mean", "change": f"{epsilon:g}/N", "rows": int(tried.sum())}
+        row |= agree(exact, truth)._asdict() | {"relative_error": error, "steps": float(steps.mean())}
+        rows.append(row | {"residual": float(residuals.max()), "not_found": int((residuals > LOOSE).sum())})
+    return rows
+
+
+def without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """All but one."""
+    return {key: value for key, value in values.items() if key != name}

@@ -11,7 +11,6 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from whence.store.manifest import atomic
 from whence.store.scores import Scores, open_scores, row_text
 from whence.tasks.base import Task
 from whence.validate.controls import top_overlap
+from whence.validate.results import Result
 
 FILE = "quick.json"
 """Beside the scores that were checked."""
@@ -49,143 +49,6 @@ LOW_OVERLAP, LOW_CORRELATION, LARGE_DIFFERENCE, LARGE_ERROR = 0.5, 0.8, 1e-3, 0.
 """Where a warning begins: of the first rows and of all under another damping or seed; of batches; of the stored scores."""
 
 
-@dataclass(frozen=True)
-class Stability:
-    """How much of a ranking stays when something that should not matter is changed: means over the queries."""
-
-    what: str
-    correlation: float
-    """Spearman's over the rows that were drawn at random."""
-    lowest: float
-    """That of the query where it is lowest."""
-    overlap: float
-    """Share of the first `top` rows that are still among them."""
-    top: int
-
-    def __str__(self) -> str:
-        return f"rank correlation {self.correlation:.2f} (lowest {self.lowest:.2f}), top-{self.top} overlap {self.overlap:.2f}"
-
-
-@dataclass(frozen=True)
-class Quick:
-    """What the quick checks found."""
-
-    queries: int
-    """Asked again, of the rows that are scored again."""
-    rows: int
-    """Scored again."""
-    of_rows: int
-    damping: float | None
-    """None where the operator was no inverse, such as the identity."""
-    absolute: bool
-    """Whether the damping is absolute, not times the mean eigenvalue."""
-    ranks: tuple[int, ...]
-    """Of a copy of each of some queries among all rows; 1 is right."""
-    signs: tuple[bool, ...]
-    """Whether each copy's effect has the sign that it must have."""
-    dampings: tuple[Stability, ...]
-    """Under a tenth and ten times the damping."""
-    seeds: Stability | None
-    """With factors of labels drawn again; None where nothing is drawn, or a fit takes too long."""
-    seeds_note: str
-    """What the other factors were fitted on, or why there are none."""
-    batch: float
-    """Largest difference between scores of rows in batches and one at a time, relative to the query's largest."""
-    precision: float
-    """The same between the stored scores and those in float32 at full rank."""
-    precision_correlation: float
-    """Spearman's between them, the lowest of the queries."""
-    seconds: float
-    lds: str | None = None
-    """What retraining said, if it was asked: "LDS .41 (.38 to .44)"."""
-
-    @property
-    def first(self) -> int:
-        """How many copies come first."""
-        return sum(rank == 1 for rank in self.ranks)
-
-    @property
-    def badge(self) -> str:
-        """All of it in one line."""
-        damping = min((check.correlation for check in self.dampings), default=None)
-        parts = [
-            f"self-retrieval {self.first}/{len(self.ranks)}",
-            *([] if all(self.signs) else [f"signs {sum(self.signs)}/{len(self.signs)}"]),
-            f"damping rho {_short(damping)}" if damping is not None else "damping not measured",
-            f"seeds rho {_short(self.seeds.correlation)}" if self.seeds else "seeds not measured",
-            f"batch {self.batch:.0e}".replace("e-0", "e-").replace("e+00", ""),
-            self.lds or "LDS not measured",
-        ]
-        return "trust  " + ", ".join(parts)
-
-    @property
-    def checks(self) -> dict[str, str]:
-        """What `build_report(checks=...)` takes: results by name."""
-        looked = "" if self.rows == self.of_rows else f"; {self.rows:,} of {self.of_rows:,} rows looked at"
-        copies = f"{self.first} of {len(self.ranks)} copies of a question rank first"
-        copies += "" if self.first == len(self.ranks) else f" (ranks {', '.join(map(str, self.ranks))})"
-        found = {"self-retrieval": f"{copies}; {sum(self.signs)} have the right sign"}
-        if self.dampings:
-            found["damping"] = "; ".join(f"{check.what}: {check}" for check in self.dampings) + looked
-        if self.seeds:
-            found["seeds"] = f"{self.seeds}; {self.seeds_note}{looked}"
-        if self.lds:
-            found["lds"] = self.lds
-        found["Batches"] = f"rows one at a time differ from rows in batches by {self.batch:.1e} of the largest score"
-        found["Precision"] = (
-            f"the stored scores differ from those in float32 at full rank by {self.precision:.1e} of the largest, "
-            f"rank correlation {self.precision_correlation:.3f}"
-        )
-        return found
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader of the scores has to know."""
-        found = []
-        if self.first < len(self.ranks):
-            others = ", ".join(map(str, self.ranks))
-            found.append(
-                f"a copy of the question does not come first (ranks {others}): long or odd rows win; try --norm relatif"
-            )
-        if not all(self.signs):
-            wrong = len(self.signs) - sum(self.signs)
-            found.append(
-                f"{wrong} copies of {len(self.signs)} questions have the wrong sign: raises and lowers can't be told apart"
-            )
-        for check in [*self.dampings, *([self.seeds] if self.seeds else [])]:
-            if check.overlap < LOW_OVERLAP:
-                found.append(
-                    f"top-{check.top} overlap {check.overlap:.2f} between {check.what} and the scores: do not trust the order "
-                    f"[WHENCE-19]"
-                )
-            elif check.correlation < LOW_CORRELATION:
-                found.append(f"rank correlation {check.correlation:.2f} between {check.what} and the scores [WHENCE-19]")
-        if self.batch > LARGE_DIFFERENCE:
-            found.append(f"a row's score depends on what it is batched with: by {self.batch:.1e} of the largest score")
-        if self.precision > LARGE_ERROR:
-            found.append(
-                f"the stored scores differ from exact ones by {self.precision:.1e} of the largest: a low rank or precision, or "
-                f"other factors, damping or rows than they were made with"
-            )
-        return found
-
-    def table(self) -> list[dict[str, Any]]:
-        """One row per check."""
-        return [{"check": name, "result": result} for name, result in self.checks.items()]
-
-    def summary(self) -> list[str]:
-        """Lines for people."""
-        lines = [self.badge, *(f"  {name:<15}{result}" for name, result in self.checks.items())]
-        if self.seeds is None:
-            lines.append(f"  {'seeds':<15}not measured: {self.seeds_note}")
-        return [*lines, *(f"  WARNING {text}" for text in self.warnings)]
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything as JSON values; `read_quick` takes it back."""
-        own = {"check": "quick", **asdict(self), "badge": self.badge, "checks": self.checks, "warnings": self.warnings}
-        return {**own, "summary": self.summary(), "tables": {"": self.table()}, "flags": self.warnings}
-
-
 def quick(
     scores: Scores,
     model: nn.Module,
@@ -201,7 +64,7 @@ def quick(
     seed: int = 0,
     lds: str | None = None,
     batch_tokens: int | None = None,
-) -> Quick:
+) -> Result:
     """Check scores of `model` on its training `rows`, made with the inverse of `curvature`.
 
     The damping is what the scores say they were made with, unless given. `queries` are needed only where the scores don't
@@ -212,14 +75,14 @@ def quick(
     """
     started = time.monotonic()
     checker = _Checker(scores, model, task, rows, curvature, damping, queries, sample, asked, seed, batch_tokens)
-    found = replace(checker.run(), seconds=round(time.monotonic() - started, 2), lds=lds)
+    found = quick_result({**checker.run(), "seconds": round(time.monotonic() - started, 2), "lds": lds})
     if out is not None:
         with atomic(Path(out) / FILE) as temporary:
             temporary.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
     return found
 
 
-def quick_from_run(shop: Any, **settings: Any) -> Quick:
+def quick_from_run(shop: Any, **settings: Any) -> Result:
     """Check the scores of a run, a `whence.pipeline.work.Workshop`; kept in its folder of scores."""
     model, tokenizer = shop.tuned
     task = shop.task(model, tokenizer, shop.config.score.measurement)
@@ -227,17 +90,87 @@ def quick_from_run(shop: Any, **settings: Any) -> Quick:
     return quick(open_scores(folder), model, task, shop.rows, shop.curvature, out=folder, **settings)
 
 
-def read_quick(folder: str | Path) -> Quick | None:
+def read_quick(folder: str | Path) -> Result | None:
     """What was found of the scores in a folder; None where they were not checked."""
     path = Path(folder) / FILE
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    values: dict[str, Any] = {field.name: found[field.name] for field in fields(Quick)}
-    values["dampings"] = tuple(Stability(**check) for check in found["dampings"])
-    values["seeds"] = Stability(**found["seeds"]) if found["seeds"] else None
-    values |= {"ranks": tuple(found["ranks"]), "signs": tuple(found["signs"])}
-    return Quick(**values)
+    return quick_result(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def quick_result(found: Mapping[str, Any]) -> Result:
+    """What `_Checker.run` found, in words; `checks` are what `build_report` takes."""
+    measured = {name: value for name, value in found.items() if name not in ("check", "summary", "tables", "flags")}
+    checks, flags = _checks(measured), _flags(measured)
+    about = measured | {"badge": _badge(measured), "checks": checks, "warnings": flags}
+    says = [about["badge"], *(f"  {name:<15}{result}" for name, result in checks.items())]
+    says += [] if about["seeds"] else [f"  {'seeds':<15}not measured: {about['seeds_note']}"]
+    says += [f"  WARNING {text}" for text in flags]
+    return Result("quick", about, {"": [{"check": name, "result": result} for name, result in checks.items()]}, says, flags)
+
+
+def _badge(about: Mapping[str, Any]) -> str:
+    """All of it in one line."""
+    ranks, signs, seeds = about["ranks"], about["signs"], about["seeds"]
+    damping = min((each["correlation"] for each in about["dampings"]), default=None)
+    parts = [
+        f"self-retrieval {ranks.count(1)}/{len(ranks)}",
+        *([] if all(signs) else [f"signs {sum(signs)}/{len(signs)}"]),
+        f"damping rho {_short(damping)}" if damping is not None else "damping not measured",
+        f"seeds rho {_short(seeds['correlation'])}" if seeds else "seeds not measured",
+        f"batch {about['batch']:.0e}".replace("e-0", "e-").replace("e+00", ""),
+        about["lds"] or "LDS not measured",
+    ]
+    return "trust  " + ", ".join(parts)
+
+
+def _checks(about: Mapping[str, Any]) -> dict[str, str]:
+    """Results by name."""
+    ranks, seeds = about["ranks"], about["seeds"]
+    looked = "" if about["rows"] == about["of_rows"] else f"; {about['rows']:,} of {about['of_rows']:,} rows looked at"
+    copies = f"{ranks.count(1)} of {len(ranks)} copies of a question rank first"
+    copies += "" if ranks.count(1) == len(ranks) else f" (ranks {', '.join(map(str, ranks))})"
+    found = {"self-retrieval": f"{copies}; {sum(about['signs'])} have the right sign"}
+    if about["dampings"]:
+        found["damping"] = "; ".join(f"{each['what']}: {_stable(each)}" for each in about["dampings"]) + looked
+    if seeds:
+        found["seeds"] = f"{_stable(seeds)}; {about['seeds_note']}{looked}"
+    if about["lds"]:
+        found["lds"] = about["lds"]
+    found["Batches"] = f"rows one at a time differ from rows in batches by {about['batch']:.1e} of the largest score"
+    found["Precision"] = (
+        f"the stored scores differ from those in float32 at full rank by {about['precision']:.1e} of the largest, "
+        f"rank correlation {about['precision_correlation']:.3f}"
+    )
+    return found
+
+
+def _flags(about: Mapping[str, Any]) -> list[str]:
+    """What a reader of the scores has to know."""
+    ranks, signs, found = about["ranks"], about["signs"], []
+    if ranks.count(1) < len(ranks):
+        others = ", ".join(map(str, ranks))
+        found.append(f"a copy of the question does not come first (ranks {others}): long or odd rows win; try --norm relatif")
+    if not all(signs):
+        wrong = f"{len(signs) - sum(signs)} copies of {len(signs)} questions"
+        found.append(f"{wrong} have the wrong sign: raises and lowers can't be told apart")
+    for each in [*about["dampings"], *([about["seeds"]] if about["seeds"] else [])]:
+        between = f"between {each['what']} and the scores"
+        if each["overlap"] < LOW_OVERLAP:
+            found.append(f"top-{each['top']} overlap {each['overlap']:.2f} {between}: do not trust the order [WHENCE-19]")
+        elif each["correlation"] < LOW_CORRELATION:
+            found.append(f"rank correlation {each['correlation']:.2f} {between} [WHENCE-19]")
+    if about["batch"] > LARGE_DIFFERENCE:
+        found.append(f"a row's score depends on what it is batched with: by {about['batch']:.1e} of the largest score")
+    if about["precision"] > LARGE_ERROR:
+        found.append(
+            f"the stored scores differ from exact ones by {about['precision']:.1e} of the largest: a low rank or precision, or "
+            f"other factors, damping or rows than they were made with"
+        )
+    return found
+
+
+def _stable(found: Mapping[str, Any]) -> str:
+    lowest = f"rank correlation {found['correlation']:.2f} (lowest {found['lowest']:.2f})"
+    return f"{lowest}, top-{found['top']} overlap {found['overlap']:.2f}"
 
 
 class _Checker:
@@ -281,7 +214,7 @@ class _Checker:
         self.raw = scores.raw[self.chosen].astype(np.float64)
         self.drawn, self.places = self._sample(sample)
 
-    def run(self) -> Quick:
+    def run(self) -> dict[str, Any]:
         """Make all checks."""
         exact = self._score(self._operator(1.0))
         self._refuse_others(exact)
@@ -290,24 +223,23 @@ class _Checker:
         dampings = [] if self.damping is None else [1 / FACTOR, FACTOR]
         seeds, seeds_note = self._seeds(base)
         stored = self.raw[:, self.places]
-        return Quick(
-            queries=len(self.chosen),
-            rows=len(self.places),
-            of_rows=self.scores.shape[1],
-            damping=self.damping,
-            absolute=self.absolute,
-            ranks=ranks,
-            signs=signs,
-            dampings=tuple(
+        return {
+            "queries": len(self.chosen),  # asked again, of the rows that are scored again
+            "rows": len(self.places),
+            "of_rows": self.scores.shape[1],
+            "damping": self.damping,  # None where the operator was no inverse, such as the identity
+            "absolute": self.absolute,  # not times the mean eigenvalue
+            "ranks": ranks,  # of a copy of each of some queries among all rows; 1 is right
+            "signs": signs,  # whether each copy's effect has the sign that it must have
+            "dampings": [
                 self._stability(f"{times:g}x damping", base, self._score(self._operator(times)).raw) for times in dampings
-            ),
-            seeds=seeds,
-            seeds_note=seeds_note,
-            batch=self._batch(base),
-            precision=_difference(stored, base),
-            precision_correlation=float(spearman(stored, base).min()),
-            seconds=0.0,
-        )
+            ],
+            "seeds": seeds,  # with labels drawn again; None where nothing is drawn, or a fit takes too long
+            "seeds_note": seeds_note,  # what the other factors were fitted on, or why there are none
+            "batch": self._batch(base),
+            "precision": _difference(stored, base),  # of the stored scores from those in float32 at full rank
+            "precision_correlation": float(spearman(stored, base).min()),  # of the query where it is lowest
+        }
 
     def _operator(self, times: float, curvature: Curvature | None = None) -> Operator:
         """What the scores were made with, with so many times the damping; or the same of another curvature."""
@@ -351,7 +283,7 @@ class _Checker:
                 accepted="the model, task and queries that the scores were made with",
             )
 
-    def _copies(self) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    def _copies(self) -> tuple[list[int], list[bool]]:
         """Rank and sign of a copy of each of some queries, put among all rows."""
         sign = -1.0 if self.scores.about.get("measurement") == "loss" else 1.0
         places, step = _spread(len(self.every), COPIES), len(self.chosen)
@@ -365,16 +297,22 @@ class _Checker:
             above = sign * self.scores.raw[some] > own[:, None] + 1e-3 * np.abs(own[:, None])  # other copies are no rivals
             ranks += (above.sum(1) + 1).tolist()
             signs += (own > 0).tolist()
-        return tuple(ranks), tuple(signs)
+        return ranks, signs
 
-    def _stability(self, what: str, base: np.ndarray, other: np.ndarray) -> Stability:
-        """Compare scores of the sample."""
+    def _stability(self, what: str, base: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+        """How much of the ranking stays when something that should not matter is changed: means over the queries."""
         found = spearman(base[:, self.drawn], other[:, self.drawn])
         top = max(1, min(TOP, base.shape[1] // 4))
         overlaps = [top_overlap(x, y, top) for x, y in zip(base, other, strict=True)]
-        return Stability(what, float(found.mean()), float(found.min()), float(np.mean(overlaps)), top)
+        return {
+            "what": what,
+            "correlation": float(found.mean()),  # Spearman's over the rows that were drawn at random
+            "lowest": float(found.min()),
+            "overlap": float(np.mean(overlaps)),  # share of the first `top` rows that are still among them
+            "top": top,
+        }
 
-    def _seeds(self, base: np.ndarray) -> tuple[Stability | None, str]:
+    def _seeds(self, base: np.ndarray) -> tuple[dict[str, Any] | None, str]:
         """Fit again, on other rows and labels, and compare."""
         about, names = self.curvature.about, self._affordable()
         if about["method"] == "identity":
