@@ -24,13 +24,13 @@ from torch import nn
 
 import whence
 from benchmarks import quality_report
+from whence.engine.stream import encode
 from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import Curvature
 from whence.linalg.stats import Interval
 from whence.progress import Silent, Stage, report_to
 from whence.store.manifest import atomic
-from whence.engine.stream import encode
 from whence.validate.bank import Bank, Spec, make_bank, measured, refuse_other
 from whence.validate.exact import gauss_newton, influence
 from whence.validate.lds import LDS, ceiling, lds

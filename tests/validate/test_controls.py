@@ -50,7 +50,7 @@ def test_shuffled_or_negated_scores_are_flagged(spoil):
 
 
 def test_a_word_search_is_recognised():
-    found = controls(made(bm25_scores(ASKED, ROWS)))
+    found = controls(made(bm25_scores(ASKED, ROWS).raw))
     bm25 = found.row(control="BM25")
     assert bm25["correlation"] == pytest.approx(1) and bm25["overlap"] == 1
     assert any(flag.startswith("BM25 alone gives nearly this ranking") for flag in found.flags)

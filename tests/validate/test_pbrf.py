@@ -20,7 +20,7 @@ from whence.validate.methods import EXACT, NAMES
 from whence.validate.minimise import minimise
 from whence.validate.objectives import Objectives, solve_row
 from whence.validate.pbrf import check_pbrf
-from whence.validate.problem import Outputs, Problem
+from whence.validate.problem import Problem
 from whence.validate.settings import Setting
 from whence.validate.trainer import Recipe
 

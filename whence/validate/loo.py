@@ -23,8 +23,7 @@ from whence.errors import UsageError
 from whence.linalg.stats import agree
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
-from whence.store.memory import Memory
-from whence.store.memory import work as working
+from whence.store.memory import Memory, work
 from whence.tasks import Classification, Regression
 from whence.validate.exact import gauss_newton, influence
 from whence.validate.ladder import taken_out
@@ -71,11 +70,9 @@ def check_loo(
         "settings": {"rows": rows, "queries": queries, "seeds": list(seeds), "seed": seed},
         "code": fingerprint_code(),
     }
-    folder = claim(out, lambda: provenance, rerun=rerun)
-    try:
-        return _check(replace(setting, queries=setting.queries[:queries]), folder, rows, seeds, damping, methods, seed)
-    finally:
-        folder.close()
+    asked = replace(setting, queries=setting.queries[:queries])
+    with work(out, lambda: provenance, rerun=rerun) as folder:
+        return _check(asked, folder, rows, seeds, damping, methods, seed)
 
 
 def _check(

@@ -29,7 +29,7 @@ from whence.linalg.stats import agree, mean_error, pearson
 from whence.progress import note, stage
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
-from whence.store.memory import Memory, claim
+from whence.store.memory import Memory, work
 from whence.validate.exact import Way, gauss_newton, influence
 from whence.validate.ladder import LADDER, Climb, Ladder
 from whence.validate.methods import EVERYTHING, EXACT, NAMES, refuse_unknown, scored
@@ -95,15 +95,15 @@ def check_pbrf(
     if list(epsilons) != sorted(epsilons, reverse=True) or min(epsilons) <= 0:
         raise UsageError("The sizes of the change go down, to a number above zero", given=str(list(epsilons)))
     settings = {"rows": rows, "large": large, "dampings": tuple(dampings), "epsilons": tuple(epsilons)}
-    work = _Check(replace(setting, queries=setting.queries[:queries]), seed, settings)
+    check = _Check(replace(setting, queries=setting.queries[:queries]), seed, settings)
     provenance = {
         "stage": "pbrf",
         "of": setting.describe(),
         "settings": {**settings, "queries": queries, "seed": seed, "solver": [TOLERANCE, STEPS, LOOSE, LARGE_STEPS]},
         "code": fingerprint_code(),
     }
-    with working(out, lambda: provenance, rerun=rerun) as folder:
-        return work.run(folder, methods, ladder, way)
+    with work(out, lambda: provenance, rerun=rerun) as folder:
+        return check.run(folder, methods, ladder, way)
 
 
 class _Check:

@@ -22,8 +22,7 @@ from whence.engine.stream import identify, read
 from whence.errors import UsageError
 from whence.fitting import Curvature, fit
 from whence.linalg.stats import spearman
-from whence.operators.base import Operator
-from whence.operators.eigen import BlockDiagonal
+from whence.operators import Identity, Operator
 from whence.precision import EXACT
 from whence.scoring import score
 from whence.store.manifest import atomic
