@@ -4,7 +4,7 @@
     python -m benchmarks.breakdown --workload neox-S-mlp
 
 One thread; torch's profiler, of each operator the time of its own; "the rest" is what it does not see: Python, hashing and
-files. The last column is the time as a multiple of the FLOPs of `whence.cost` at the rate of a large product.
+files. The last column is the time as a multiple of the FLOPs that it counts at the rate of a large product.
 """
 
 from __future__ import annotations

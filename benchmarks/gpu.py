@@ -5,7 +5,7 @@
     python -m benchmarks.gpu --device cpu --sizes tiny              only to see that the script runs
 
 Needs no network: weights are random, made on the device. Phases of whence are timed between the events of its own progress
-report. Each is run once, after a warm-up of the model. FLOPs are the model's by formula (`whence.cost`), not counted.
+report. Each is run once, after a warm-up of the model. FLOPs are counted on one batch that is rehearsed without numbers.
 
 Factors in float32 of all MLP layers take 83 GB at 8B and again as much while their eigenvectors are found, which no single
 card holds: there and at 1.5B the last layers are tracked (`last` below, `--last`), and the passes go back only to them.
@@ -33,9 +33,9 @@ from torch import nn
 
 import whence
 from benchmarks.peers.whence_ import TokenIds
-from whence import cost
 from whence.coverage import cover
-from whence.progress import Silent, Stage, report_to
+from whence.planning.rehearsal import Rehearsal
+from whence.progress import Silent, Stage, report_to, stage
 
 RESULTS = Path(__file__).parent / "results"
 DAMPING, PROJECTION, QUERIES = 0.1, 16, 16
@@ -178,10 +178,10 @@ class Meter:
 
 
 class Stages(Silent):
-    """Files a row for every stage that whence reports; `names` says which phase it is, of what FLOPs."""
+    """Files a row for every stage that whence reports, with its FLOPs; `names` says which phase it is, if not its own."""
 
-    def __init__(self, cell: Cell, names: Mapping[str, tuple[str, float | None]]):
-        self.cell, self.names = cell, names
+    def __init__(self, cell: Cell, flops: Mapping[str, float], names: Mapping[str, str]):
+        self.cell, self.flops, self.names = cell, flops, names
 
     def begin(self, stage: Stage) -> None:
         """Start the clock."""
@@ -189,9 +189,9 @@ class Stages(Silent):
 
     def end(self, stage: Stage) -> None:
         """Stop it; of a stage that broke off there is no row, its phase says why."""
-        name, flops = self.names.get(stage.name, (stage.name, None))
+        name = self.names.get(stage.name, stage.name)
         if sys.exc_info()[0] is None:
-            self.cell.file(name, *self.meter.lap(), flops=flops, queries=stage.name == "queries")
+            self.cell.file(name, *self.meter.lap(), flops=self.flops.get(name), queries=name == "queries")
 
 
 def size_of(folder: Path) -> int:
@@ -230,28 +230,6 @@ def build(shape: Shape, dtype: torch.dtype, device: torch.device) -> nn.Module:
     return model.eval()
 
 
-def network(shape: Shape) -> cost.Network:
-    """The model as matrix products, its MLP layers tracked from the first of the last `shape.last` on."""
-    d, inner, kv = shape.width, shape.inner, shape.width * shape.heads_kv // shape.heads
-    first = shape.layers - shape.last
-    weights = []
-    for layer in range(shape.layers):
-        tracked, after = layer >= first, layer > first
-        attention = [(d, d), (kv, d), (kv, d), (d, d)] if shape.family == "llama" else [(3 * d, d), (d, d)]
-        weights += [cost.Weight(n_out, n_in, passes_back=after) for n_out, n_in in attention]
-        gates = 2 if shape.family == "llama" else 1
-        weights += [cost.Weight(inner, d, tracked=tracked, shared=gates, passes_back=after)] * gates
-        weights.append(cost.Weight(d, inner, tracked=tracked, passes_back=tracked))
-    weights.append(cost.Weight(shape.vocabulary, d))
-    return cost.Network(tuple(weights), attention=d * shape.layers, attention_back=d * (shape.last - 1))
-
-
-def projecting(net: cost.Network, tokens: int) -> float:
-    """FLOPs of projecting both sides of every tracked gradient, and of the small outer products."""
-    sides = sum(w.count * (w.n_out + w.n_in / w.shared + PROJECTION) for w in net.tracked)
-    return 2 * PROJECTION * tokens * sides
-
-
 def tokenizer() -> Any:
     """One that is never asked: the rows are token ids."""
     from tokenizers import Tokenizer, models
@@ -274,69 +252,88 @@ def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
 # the libraries
 
 
-def floor(cell: Cell) -> None:
+def floor(model: Any, shape: Shape, train: torch.Tensor) -> None:
     """Forward, and backward to the first tracked layer without any weight's gradient, over the training data."""
-    cell.model.requires_grad_(False)
-    root = torch.zeros((), device=cell.device, dtype=next(cell.model.parameters()).dtype, requires_grad=True)
-    modules = [module for site in cover(cell.model, cell.shape.modules).sites.values() for module, _ in site.uses]
+    model.requires_grad_(False)
+    first = next(model.parameters())
+    root = torch.zeros((), device=first.device, dtype=first.dtype, requires_grad=True)
+    modules = [module for site in cover(model, shape.modules).sites.values() for module, _ in site.uses]
 
     def start(module: nn.Module, args: Any, out: Any) -> Any:
         return out if out.requires_grad else out + root
 
     hooks = [module.register_forward_hook(start) for module in modules]
-    step = max(1, (CONTEXT if cell.device.type == "cuda" else 4096) // cell.shape.length)
-    for ids in cell.train.to(cell.device).split(step):
-        logits = cell.model(input_ids=ids[:, :-1], use_cache=False).logits  # pyright: ignore
-        nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    with stage("floor", len(train)):
+        for ids in train.to(first.device).split(per_batch(shape, first.device)):
+            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+            nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
     for hook in hooks:
         hook.remove()
+
+
+def per_batch(shape: Shape, device: torch.device) -> int:
+    """Examples in a batch."""
+    return max(1, (CONTEXT if device.type == "cuda" else 4096) // shape.length)
+
+
+def count_flops(cell: Cell, precision: whence.Precision) -> dict[str, float]:
+    """FLOPs of whence's phases: of one batch at work without numbers, times how often it goes into the data."""
+    shape, few = cell.shape, cell.train[: per_batch(cell.shape, cell.device)]
+    batch, queries = ([{"input_ids": ids.numpy()} for ids in part] for part in (few, cell.queries))
+    rehearsal = Rehearsal(cell.model, TokenIds(tokenizer(), max_length=shape.length + 1), str(cell.device))
+    to: dict[str, Any] = {"precision": precision}
+    everything: dict[str, Any] = {"modules": shape.modules, "labels": "data", "examples": "all", "disjoint": False, **to}
+
+    def counted(work: Callable[[Any, Any], Any]) -> tuple[dict[str, float], Any]:
+        stages, result = rehearsal.run(work, last="score")  # what comes after looks at the scores
+        return {name: seen.flops for name, seen in stages.items()}, result
+
+    found, operator = counted(lambda model, task: whence.fit(model, task, batch, **everything).inverse(damping=DAMPING))
+    found |= counted(lambda model, task: floor(model, shape, few))[0]
+    found |= counted(lambda model, task: whence.build_index(model, task, batch, dim=PROJECTION, modules=shape.modules, **to))[0]
+    found["self-influence"] = counted(lambda model, task: whence.self_influence(model, task, batch, operator, **to))[0]["score"]
+    found |= counted(lambda model, task: whence.score(model, task, queries, batch, operator, rank=None, **to))[0]
+    times = cell.examples / len(few)
+    return {name: flops * (1 if name in ("eigenvectors", "queries") else times) for name, flops in found.items()}
 
 
 def run_whence(cell: Cell) -> np.ndarray | None:
     """The public functions, each with its results in a folder; the scores."""
     shape, model, out = cell.shape, cell.model, cell.out
     task = TokenIds(tokenizer(), max_length=shape.length + 1)
-    train, queries = ([{"input_ids": ids} for ids in part] for part in (cell.train, cell.queries))
+    train, queries = ([{"input_ids": ids.numpy()} for ids in part] for part in (cell.train, cell.queries))
     kept: Any = "bfloat16" if cell.format == "bfloat16" else "float32"
     precision = whence.Precision(statistics=kept, scores=kept, products="bfloat16" if cell.format == "tf32" else "float32")
-    net, n, t = network(shape), cell.examples, shape.length
-    fit_stages = {
-        "covariance": ("covariance", cost.covariance_pass(net, n, t).flops),
-        "eigenvectors": ("eigenvectors", cost.eigendecompositions(net).flops),
-        "eigenvalues": ("eigenvalues", cost.eigenvalue_pass(net, n, t).flops),
-    }
-    score_stages = {
-        "queries": ("queries", cost.query_pass(net, QUERIES, t).flops),
-        "score": ("score", cost.score_pass(net, n, t, QUERIES).flops),
-    }
-    self_stages = {"score": ("self-influence", cost.self_influence_pass(net, n, t).flops)}
-    lower = cost.floor(net, n, t).flops
-    index_stages = {"index": ("index", lower + projecting(net, n * t))}
+    flops = count_flops(cell, precision)
 
-    def staged(names: Mapping[str, tuple[str, float | None]], run: Callable[[], Any]) -> Any:
-        with report_to(Stages(cell, names)):
+    def staged(run: Callable[[], Any], **names: str) -> Any:
+        """Run, and file a row for every stage, which is the phase of its own name or of that given for it."""
+        with report_to(Stages(cell, flops, names)):
             return run()
 
-    floor(cell)  # warms up
-    cell.phase("floor", lambda: floor(cell), flops=lower)
+    def floor_of_all() -> None:
+        floor(model, shape, cell.train)
+
+    floor_of_all()  # warms up
+    cell.phase("floor", floor_of_all, flops=flops["floor"])
     settings: dict[str, Any] = {"modules": shape.modules, "labels": "data", "precision": precision, "chunks": 1}
     settings |= {"method": "ekfac", "out": out / "fit"}
-    curvature = cell.phase("fit, in all", lambda: staged(fit_stages, lambda: whence.fit(model, task, train, **settings)))
+    curvature = cell.phase("fit, in all", lambda: staged(lambda: whence.fit(model, task, train, **settings)))
     index = {"dim": PROJECTION, "modules": shape.modules, "precision": precision, "chunks": 1, "out": out / "index"}
-    cell.phase("index, in all", lambda: staged(index_stages, lambda: whence.build_index(model, task, train, **index)))
+    cell.phase("index, in all", lambda: staged(lambda: whence.build_index(model, task, train, **index)))
     if curvature is None:
         return None
     operator = curvature.inverse(damping=DAMPING)
     to = {"precision": precision, "chunks": 1}
     scores = cell.phase(
         "score, in all",
-        lambda: staged(
-            score_stages, lambda: whence.score(model, task, queries, train, operator, rank=None, out=out / "score", **to)
-        ),
+        lambda: staged(lambda: whence.score(model, task, queries, train, operator, rank=None, out=out / "score", **to)),
     )
     cell.phase(
         "self-influence, in all",
-        lambda: staged(self_stages, lambda: whence.self_influence(model, task, train, operator, out=out / "self", **to)),
+        lambda: staged(
+            lambda: whence.self_influence(model, task, train, operator, out=out / "self", **to), score="self-influence"
+        ),
     )
     return None if scores is None else scores.raw
 

@@ -125,7 +125,7 @@ def ratio_of(key: str) -> Callable[[Row], float | None]:
 
 
 def at_floor(row: Row) -> float | None:
-    """Time as a multiple of the floor with the FLOPs that the phase adds to it by the cost model."""
+    """Time as a multiple of the floor with the FLOPs that the phase adds to it."""
     return divided(row["floor_ratio"], row.get("flops_per_floor"))
 
 
@@ -219,7 +219,7 @@ COLUMNS = {
 }
 LEGEND = (
     "Seconds are CPU seconds (user + system), medians of interleaved runs; ratio = theirs / ours; floor = forward + backward "
-    "without weight gradients over the same tokens; FLOPs = those of whence.cost at this machine's rate of float32 products; "
+    "without weight gradients over the same tokens; FLOPs = those of whence at this machine's rate of float32 products; "
     "peak MB = highest resident memory above the phase's start. Ours : theirs. The index is held against the floor times what "
     "its projections add to the floor's FLOPs."
 )

@@ -99,7 +99,7 @@ class Worker:
         }
 
     def flops(self, phases: list[str]) -> dict[str, float]:
-        """What each phase multiplies by the cost model; only whence says so, of its own phases."""
+        """What each phase multiplies; only whence says so, of its own phases."""
         assert self.peer is not None
         count = getattr(self.peer, "flops", None)
         return {phase: count(phase) for phase in phases} if count and self.fitted else {}

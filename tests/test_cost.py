@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from whence import cost
-from whence.cost import Choice, Network, Weight
+from whence.cost import Choice
 
 WIDTHS = (1, 3, 16, 64, 255, 256, 704, 1024, 4096, 11008)
 TOKENS = (1, 7, 64, 128, 256, 700, 1024, 5000)
@@ -139,46 +139,6 @@ def test_choices_are_made_once():
 
 def test_a_choice_says_why():
     assert str(Choice("form", 2e9, 1, rejected=(Choice("tokens", 3.5e12, 1),))) == "form (2 GFLOP, not tokens (3.5 T))"
-
-
-LLAMA = (
-    Network(  # one layer: width 8, head width 8, two heads of keys, feed-forward 20, vocabulary 50; all tracked but the head
-        weights=(
-            Weight(16, 8, tracked=True, shared=3, passes_back=False),
-            Weight(8, 8, count=2, tracked=True, shared=3, passes_back=False),
-            Weight(8, 16, tracked=True),
-            Weight(20, 8, count=2, tracked=True, shared=2),
-            Weight(8, 20, tracked=True),
-            Weight(50, 8),
-        ),
-        attention=16,
-        attention_back=16,
-    )
-)
-
-
-def test_a_pass_is_the_sum_of_its_products():
-    matrices = 16 * 8 + 2 * 8 * 8 + 8 * 16 + 3 * 20 * 8 + 50 * 8
-    assert cost.forward(LLAMA, 3, 10).flops == 3 * (2 * 10 * matrices + 4 * 10 * 10 * 16)
-    assert cost.backward(LLAMA, 3, 10).flops == 3 * (2 * 10 * (matrices - 16 * 8 - 2 * 8 * 8) + 10 * 10 * 10 * 16)
-    assert cost.floor(LLAMA, 6, 10).flops == 2 * cost.floor(LLAMA, 3, 10).flops
-    inputs, outputs = [8, 16, 8, 20], [16, 8, 8, 8, 20, 20, 8]
-    squares = sum(2 * 30 * width**2 for width in inputs + outputs)  # narrow: in full
-    assert cost.covariance_pass(LLAMA, 3, 10).flops == pytest.approx(cost.floor(LLAMA, 3, 10).flops + squares)
-    assert cost.eigendecompositions(LLAMA).flops == pytest.approx(9 * sum(width**3 for width in inputs + outputs))
-
-
-def test_rotating_costs_more_than_the_floor_and_a_query_more_than_that():
-    floor, self = cost.floor(LLAMA, 3, 10), cost.self_influence_pass(LLAMA, 3, 10)
-    assert floor.flops < self.flops == cost.eigenvalue_pass(LLAMA, 3, 10).flops < cost.query_pass(LLAMA, 3, 10).flops
-    one, many = cost.score_pass(LLAMA, 3, 10, 1), cost.score_pass(LLAMA, 3, 10, 50)
-    assert floor.flops < one.flops < many.flops
-
-
-def test_an_index_costs_the_floor_and_its_projections():
-    widths = [8, 16, 8, 20, 16, 8, 8, 8, 20, 20, 8]  # an input that several read is projected once
-    products = 3 * 2 * 10 * 4 * (sum(widths) + 7 * 4)
-    assert cost.index_pass(LLAMA, 3, 10, 4).flops == pytest.approx(cost.floor(LLAMA, 3, 10).flops + products)
 
 
 def seconds(*ways) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +16,12 @@ import torch.nn.functional as F
 import whence
 from benchmarks.peers import DAMPING, PROJECTION
 from benchmarks.workloads import WORKLOADS, Workload, load, text
-from whence import cost
-from whence.coverage import cover
 from whence.data.batches import plan_batches
 from whence.engine.partition import batch_positions
 from whence.engine.point import Point
 from whence.engine.queries import encode_queries, precondition
 from whence.operators.base import Operator
-from whence.planning.network import network, readers
+from whence.planning.rehearsal import Rehearsal
 from whence.tasks.tokens import Tokens
 
 EXACT: dict[str, Any] = {
@@ -46,9 +45,7 @@ class Whence:
         self.workload, self.out = workload, out
         self.model = load(folder)
         self.task = TokenIds(AutoTokenizer.from_pretrained(folder), max_length=workload.length)
-        self.train, self.queries = (
-            [{"input_ids": torch.from_numpy(row)} for row in workload.sequences(part)] for part in ("train", "queries")
-        )
+        self.train, self.queries = ([{"input_ids": row} for row in workload.sequences(part)] for part in ("train", "queries"))
 
     def run(self, phase: str) -> np.ndarray | None:
         return {
@@ -79,42 +76,46 @@ class Whence:
         whence.build_index(self.model, self.task, self.train, dim=PROJECTION, modules=modules, chunks=1, out=out)  # pyright: ignore
 
     def flops(self, phase: str) -> float:
-        """What `whence.cost` says that a phase multiplies, eigendecompositions counted twice: float64 runs at half the rate."""
-        curvature = whence.open_factors(self.out / "fit")
-        net = network(self.model, cover(self.model, list(curvature.blocks)), readers(curvature))
-        train, queries = (self._batches(part) for part in (self.train, self.queries))
-
-        def over(batches: list[tuple[int, int]], work: Callable[..., cost.Work], *more: int) -> float:
-            return sum(work(net, examples, tokens, *more).flops for examples, tokens in batches)
-
-        query = over(queries, cost.query_pass)
-        return {
-            "floor": lambda: over(train, cost.floor),
-            "fit": lambda: (
-                over(train, cost.covariance_pass) + over(train, cost.eigenvalue_pass) + 2 * cost.eigendecompositions(net).flops
+        """What a phase multiplies, counted without numbers; eigendecompositions twice: float64 runs at half the rate."""
+        train, to = self.train, {"precision": EXACT["precision"]}
+        rehearsal, operator = self._rehearsed
+        phases: dict[str, Callable[[Any, Any], Any]] = {
+            "fit": lambda model, task: whence.fit(model, task, train, modules=self.workload.modules, **EXACT),
+            "floor": lambda model, task: self.floor(model),
+            "query": lambda model, task: preconditioned(model, task, self.queries, operator),
+            "score": lambda model, task: whence.score(model, task, self.queries, train, operator, **to),
+            "self": lambda model, task: whence.self_influence(model, task, train, operator, **to),
+            "index": lambda model, task: whence.build_index(  # pyright: ignore
+                model, task, train, dim=PROJECTION, modules=self.workload.modules, chunks=1, **to
             ),
-            "query": lambda: query,
-            "score": lambda: query + over(train, cost.score_pass, len(self.queries)),
-            "self": lambda: over(train, cost.self_influence_pass),
-            "index": lambda: over(train, cost.index_pass, PROJECTION),
-        }.get(phase, lambda: 0.0)()
+        }
+        if phase not in phases:
+            return 0.0
+        before = rehearsal.live.flops
+        stages, _ = rehearsal.run(phases[phase], last="score")  # what comes after looks at the scores
+        solved = stages["eigenvectors"].flops if "eigenvectors" in stages else 0.0
+        return rehearsal.live.flops - before + solved
 
-    def _batches(self, rows: Sequence[Any]) -> list[tuple[int, int]]:
-        """Examples and length of every batch."""
-        sizes = [len(row["input_ids"]) - 1 for row in rows]
-        batches = plan_batches(sizes, batch_positions(None, self.model.device))
-        return [(len(batch), max(sizes[index] for index in batch)) for batch in batches]
+    @functools.cached_property
+    def _rehearsed(self) -> tuple[Rehearsal, Operator]:
+        """A model without numbers, and an operator that was fitted with it."""
+        rehearsal = Rehearsal(self.model, self.task, "cpu")
+        few = {**EXACT, "modules": self.workload.modules}
+        _, operator = rehearsal.run(lambda model, task: whence.fit(model, task, self.train[:2], **few).inverse(DAMPING))
+        assert operator is not None
+        return rehearsal, operator
 
-    def floor(self) -> None:
+    def floor(self, model: Any = None) -> None:
         """Forward, and backward without any weight's gradient."""
-        self.model.requires_grad_(False)
-        hook = self.model.get_input_embeddings().register_forward_hook(lambda *call: call[-1].requires_grad_())
-        rows = [row["input_ids"] for row in self.train]
-        for indices in plan_batches([len(row) - 1 for row in rows], batch_positions(None, self.model.device)):
+        model = model or self.model
+        model.requires_grad_(False)
+        hook = model.get_input_embeddings().register_forward_hook(lambda *call: call[-1].requires_grad_())
+        rows = [torch.as_tensor(row["input_ids"]) for row in self.train]
+        for indices in plan_batches([len(row) - 1 for row in rows], batch_positions(None, model.device)):
             chosen = [rows[index] for index in indices]
             inputs = torch.nn.utils.rnn.pad_sequence([row[:-1] for row in chosen], batch_first=True)
             labels = torch.nn.utils.rnn.pad_sequence([row[1:] for row in chosen], batch_first=True, padding_value=-100)
-            logits = self.model(input_ids=inputs, use_cache=False).logits
+            logits = model(input_ids=inputs, use_cache=False).logits
             F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
         hook.remove()
 
@@ -126,7 +127,7 @@ class TokenIds(whence.CausalLM):
     """Language modelling on rows that are token ids already."""
 
     def tokenize(self, rows: Sequence[Any]) -> list[Tokens]:
-        return [self._tokens(row["input_ids"].numpy()) for row in rows]
+        return [self._tokens(row["input_ids"]) for row in rows]
 
     def encode(self, rows: Sequence[Any]) -> list[Tokens]:
         return self.tokenize(rows)

@@ -1,19 +1,20 @@
 """A plan is close to what happens, keeps to its budget, and says what it can't do."""
 
 import importlib.util
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from whence.stream import Examples
 
 import whence
 from whence.errors import DoesNotFit
-from whence.planning import show
-from whence.planning.rehearsal import Rehearsal
+from whence.planning.plan import size
+from whence.planning.work import Data, Sample, one_pass
 from whence.precision import Precision
-from whence.progress import stage
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "plan_check.py"
 
@@ -57,20 +58,6 @@ def test_memory_within_a_fifth_and_disk_within_a_twentieth(case):
         assert expected[name]["peak"] == pytest.approx(real[name]["peak"], rel=0.2), name
     assert expected["fit"]["disk"] == pytest.approx(real["fit"]["disk"], rel=0.05)
     assert expected["score"]["disk"] == pytest.approx(real["score"]["disk"], rel=0.1)  # compressed texts of a few kB
-
-
-def test_a_rehearsal_counts_what_is_alive_and_no_numbers():
-    def work(model, task):
-        with stage("work", 1):
-            kept = torch.zeros(1000)
-            passing = torch.zeros(500) + 1  # two at a time
-            del passing
-            return kept
-
-    model = torch.nn.Linear(3, 3)
-    seen, kept = Rehearsal(model, whence.CausalLM(CHECK.tokenizer(TINY)), "cpu").run(work)
-    assert seen["work"].peak.all == 4 * (1000 + 500 + 500)
-    assert seen["work"].kept.all == kept.nbytes == 4000
 
 
 def test_more_groups_and_smaller_batches_take_less_memory():
@@ -141,4 +128,23 @@ def test_real_batches_are_used_where_there_are_weights():
 
 @pytest.mark.parametrize(("count", "text"), [(999, "1 kB"), (5_000_000, "5 MB"), (999_900_000, "1.0 GB"), (24e9, "24.0 GB")])
 def test_sizes_are_decimal(count, text):
-    assert show.size(count) == text
+    assert size(count) == text
+
+
+@pytest.mark.parametrize("length", ["uniform", "a long tail"])
+def test_a_pass_follows_from_two_of_its_batches(length):
+    """Costs that are constant, linear and quadratic in the length add up, however the lengths are distributed."""
+    draw = random.Random(0)
+    sizes = [draw.randint(8, 500) if length == "uniform" else min(500, int(draw.lognormvariate(4, 1)) + 1) for _ in range(999)]
+    planned = one_pass(Data(Examples(range(999), (), range(999), tuple(sizes), ""), 999), Sample(range(999), 999), 2048, 1)
+    (count, first), (_, second) = planned.rehearsed
+    assert len(planned.rows_of((count, first))) == 2 * count
+    for constant, linear, quadratic in ((500, 0, 0), (0, 1, 0), (500, 1, 1 / 500), (0, 1, 1 / 500)):
+        each = {length: constant + linear * length + quadratic * length**2 for length in range(1, 501)}
+        exact = sum(often * examples * each[length] for (examples, length), often in planned.batches.items())
+        assert planned.total({length: each[length] for length in (first, second)}) == pytest.approx(exact, rel=0.05)
+
+
+def test_batches_of_one_length_need_no_second_rehearsal():
+    planned = one_pass(Data(Examples(range(10), (), range(10), (5,) * 10, ""), 10), Sample(range(10), 20), 20, 1)
+    assert planned.rehearsed == ((4, 5),) and planned.total({5: 2.0}) == 40

@@ -86,7 +86,6 @@ def plan(
     from whence.cli.console import say, show_table
     from whence.cli.session import session
     from whence.data import load_data
-    from whence.planning import show
     from whence.planning.blank import blank_model, tokenizer_of
     from whence.planning.planner import plan as make_plan
     from whence.precision import Precision
@@ -123,10 +122,10 @@ def plan(
     if as_json:
         print(json.dumps(made.to_dict()))
     else:
-        for line in show.heading(made):
+        for line in made.heading():
             say(line)
         show_table(_table(made))
-        for line in [*show.footing(made), *(show.why(made) if why else [])]:
+        for line in [*made.footing(), *(made.why() if why else [])]:
             say(line)
     if not made.fits:
         raise typer.Exit(3)
@@ -145,11 +144,9 @@ def bytes_of(option: str, text: str) -> int:
 def _table(made: Any) -> Any:
     from rich.table import Table
 
-    from whence.planning import show
-
     table = Table(box=None, pad_edge=False)
     for name in ("stage", "time", "memory", "files", ""):
         table.add_column(name, no_wrap=name != "", overflow="fold")
-    for row in show.rows(made):
+    for row in made.rows():
         table.add_row(*row)
     return table

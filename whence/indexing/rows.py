@@ -98,14 +98,9 @@ class ProjectedRows(Table):
             if name not in self._parts:
                 self._parts[name] = self.like.new_zeros(len(self._now), width)
         rows_BD = torch.cat([self._parts.pop(name) for name in self.projection.out], dim=1)
-        self.parts.append({key: tensor.cpu() for key, tensor in compress(rows_BD, self.kept, widths).items()})
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """`indices [n]` with `codes`, `scale` and `norm`; raises NumericalError where a gradient is not finite."""
-        found = {key: torch.cat([part[key] for part in self.parts]) for key in self.parts[0]}
+        found = {key: tensor.cpu() for key, tensor in compress(rows_BD, self.kept, widths).items()}
         finite = torch.isfinite(found["norm"]).tolist()
-        broken = [index for index, is_finite in zip(self.indices, finite, strict=True) if not is_finite]
-        if broken:
+        if broken := [index for index, is_finite in zip(self._now, finite, strict=True) if not is_finite]:
             raise NumericalError(
                 f"The gradients of {len(broken)} of {len(self._now)} examples of a batch are not finite",
                 given=f"row {', '.join(map(str, broken[:5]))}{' ...' if len(broken) > 5 else ''}, counted from 0",

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from whence.cost import Choice
 from whence.fitting.fit import FitSettings
-from whence.planning.memory import Memory
 
 SURE = {"batches": (0.8, 1.3), "rates": (0.6, 1.7), "assumed": (0.3, 3.0)}
 """How far the seconds may be off, as factors: with real batches, with this machine's rates, with those of a usual machine."""
@@ -37,6 +36,22 @@ class Settings:
     def flat(self) -> dict[str, Any]:
         """All values by name."""
         return {**vars(self.fit), "batch_tokens": self.batch_tokens, "rank": self.rank}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a stage at its peak, without the model: what the engine holds, and what comes on top."""
+
+    libraries: int
+    tensors: int
+    heap: int
+    comes: int
+    """Of the tensors, those that come and go with a batch."""
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return self.libraries + self.tensors + self.heap
 
 
 @dataclass(frozen=True)
@@ -138,9 +153,82 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        from whence.planning.show import lines
+        table = [("stage", "time", "memory", "files", ""), *self.rows()]
+        widths = [*(max(len(row[column]) for row in table) for column in range(4)), 0]
+        rows = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+        return "\n".join([*self.heading(), *rows, *self.footing()])
 
-        return "\n".join(lines(self))
+    def heading(self) -> list[str]:
+        """What is planned for."""
+        model, data = self.model, self.data
+        sampled = f" (lengths from a sample of {data['tokenised']:,})" if data["tokenised"] < data["rows"] else ""
+        measured = f", eigenvalues from {data['measured']:,}" if data["measured"] else ""
+        factors = f"factors from {data['fitted']:,} rows{measured}; {data['queries']} queries"
+        parameters = f"{model['parameters'] / 1e6:,.4g} M parameters, {model['format']}"
+        return [
+            f"model    {model['name']}  {model['kind']}, {parameters}, on {self.device}",
+            f"data     {data['rows']:,} rows, {data['tokens']:,} tokens{sampled}; {factors}",
+            f"modules  {self.coverage}",
+        ]
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """The table: stage, time with its range, peak memory, files, note; in the last row whether it fits."""
+        found = []
+        for stage in self.stages:
+            written = size(stage.disk) if stage.disk else ""
+            found.append((stage.name, duration(stage.seconds), size(self.resident + stage.memory.peak), written, stage.note))
+        low, high = self.range(self.seconds)
+        total = f"{duration(self.seconds)} ({duration(low)} to {duration(high)})"
+        fits = "fits" if self.fits else "does NOT fit"
+        verdict = f"{fits} in {size(self.free['memory'])} of memory and {size(self.free['disk'])} of disk"
+        return [*found, ("total", total, size(self.memory), size(self.disk), verdict)]
+
+    def footing(self) -> list[str]:
+        """What to know about the figures."""
+        source = {
+            "batches": "real batches of this model and this machine's rates",
+            "rates": "this machine's measured rates",
+            "assumed": "the rates of a usual machine (--calibrate measures this one's)",
+        }[self.sure]
+        lines = [
+            f"Time from {source}. Memory includes the model ({size(self.model['bytes'])}) and the process "
+            f"({size(self.model['process'])}); on the way the files take {size(self.disk_peak)}."
+        ]
+        if short := [stage for stage, products in self.data["products"].items() if products == "bfloat16"]:
+            checked = ", if a few rows' scores allow it" if self.settings.fit.precision.products == "auto" else ""
+            lines.append(f"Matrix products of {' and '.join(short)} in bfloat16{checked}.")
+        if self.changes:
+            lines.append(f"To fit, changed: {options(self.changes)}")
+        return [*lines, *(f"hint  {hint}" for hint in self.hints)]
+
+    def why(self) -> list[str]:
+        """How each kind of module is computed, and what that would cost otherwise (FLOPs per example)."""
+        return [
+            line
+            for kind, choices in self.choices.items()
+            for line in (kind, *(f"  {purpose:<12}{choice}" for purpose, choice in choices))
+        ]
+
+
+def size(count: float) -> str:
+    """Bytes in GB (10^9), MB or kB."""
+    for unit, least, digits in (("GB", 1e9, 1), ("MB", 1e6, 0)):
+        if count >= 0.9995 * least:
+            return f"{count / least:.{digits}f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def options(values: dict[str, Any]) -> str:
+    """Settings as on the command line."""
+    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in values.items())
 
 
 def _plain(value: Any) -> Any:

@@ -1,42 +1,44 @@
-"""Puts a plan together: lengths of the data, a rehearsal for the memory, the cost function for the time."""
+"""Puts a plan together: lengths of the data, and a rehearsal on this machine's rates for memory and time."""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
 from torch import nn
 
 from whence import cost
-from whence.coverage import Coverage, Site
+from whence.capture import Capture
+from whence.coverage import cover
 from whence.engine.partition import batch_positions, module_groups
 from whence.engine.point import cover_default
 from whence.engine.probe import probe_rows, worth_probing
-from whence.engine.stream import read
+from whence.engine.stream import Sink, encode, likelihood, read, stream
 from whence.fitting import Curvature, fit
 from whence.fitting.fit import FitSettings
 from whence.fitting.fit import Sample as SampleSize
 from whence.fitting.methods import method_named
-from whence.planning import duration, files, machine, work
+from whence.planning import files, work
 from whence.planning.blank import blank_model
+from whence.planning.budget import fitting
 from whence.planning.hints import hints
-from whence.planning.memory import of_stage, overheads
-from whence.planning.network import network, readers
-from whence.planning.plan import Plan, Settings, Stage
-from whence.planning.rehearsal import Held, Rehearsal, Rehearsed
+from whence.planning.machine import Machine, assumed, measured
+from whence.planning.plan import Memory, Plan, Settings, Stage
+from whence.planning.rehearsal import Rehearsal, Rehearsed
 from whence.precision import Precision, Products, multiplying
+from whence.progress import stage
 from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
 from whence.tasks.base import Task
-
-SVD_SLOWDOWN = 2
-"""How much slower the decompositions of a low-rank approximation run than products (measured on a CPU)."""
 
 
 def plan(
@@ -74,8 +76,6 @@ def plan(
     rank), and DoesNotFit is raised where there are none. `calibrate` measures this machine for a few seconds, and runs a
     few real batches of a model that has its weights. `where` is the folder whose disk is meant.
     """
-    from whence.planning.budget import fitting
-
     blank = blank_model(os.fspath(model), dtype) if not isinstance(model, nn.Module) else model
     settings = Settings(
         FitSettings(
@@ -98,286 +98,307 @@ def plan(
     method_named(method)
     planner = Planner(blank, task, data, queries, device, calibrate)
     planner.free = {
-        "memory": memory if memory is not None else _free_memory(planner.device, planner),
+        "memory": memory if memory is not None else _free_memory(planner.device),
         "disk": disk if disk is not None else shutil.disk_usage(where).free,
     }
-    return planner.evaluate(settings) if memory is None else fitting(planner, settings)
+    if memory is None:
+        return planner.evaluate(settings)
+    longest = max(planner.data.examples.sizes)
+    return fitting(planner.evaluate, settings, longest, batch_positions(batch_tokens, torch.device(planner.device)))
 
 
-def _free_memory(device: str, planner: Planner) -> int:
+def _free_memory(device: str) -> int:
     """Bytes that this process could have: what is free, and what it has already."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
     return psutil.virtual_memory().available + psutil.Process().memory_info().rss
 
 
+Stages = dict[str, Rehearsed]
+"""The stages of `fit` or of `score` by name, rehearsed on some batch."""
+
+
 class Planner:
-    """Evaluates settings for one model, data set and machine."""
+    """A model, its data and a machine, to evaluate settings for; what was rehearsed once is remembered."""
 
     def __init__(self, model: nn.Module, task: Task, data: Any, queries: Any, device: str | None, calibrate: bool):
         self.model, self.task, self.calibrate = model, task, calibrate
         first = next(model.parameters())
-        self.has_weights = not first.is_meta
+        self.dtype, self.has_weights = first.dtype, not first.is_meta
         self.device = str(device or (first.device if self.has_weights else "cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = first.dtype
         self.data = work.read_data(task, data)
         self.queries = work.sample_queries(self.data, queries) if isinstance(queries, int) else list(read(queries))
-        self.weighted = task.encode_queries(self.queries)
-        self.name = getattr(model, "name_or_path", "") or type(model).__name__
         self.free = {"memory": 0, "disk": 0}
-        self._slower: dict[Products, float] = {}
-        self._fits: dict[Any, tuple[Rehearsal, dict[str, Rehearsed], Curvature]] = {}
-        self._scores: dict[Any, dict[str, Rehearsed]] = {}
-
-    def _settled(self, precision: Precision, sites: Mapping[str, Site], sample: work.Sample) -> Precision:
-        """With the format of products that "auto" stands for over the sample, if the probe allows it: only weights can tell."""
-        if precision.products != "auto":
-            return precision
-        examples = self.data.examples
-        positions, probed = (
-            sum(examples.sizes[index] for index in chosen)
-            for chosen in (sample.indices, probe_rows(examples, sites, sample.indices))
-        )
-        positions *= sample.size / len(sample.indices)
-        short = worth_probing(self.model, torch.device(self.device), positions, probed)
-        return replace(precision, products="bfloat16" if short else "float32")
-
-    def _machine(self, products: Products) -> machine.Machine:
-        with multiplying(products, torch.device(self.device)):
-            return machine.measured(self.device, self.dtype, products) if self.calibrate else machine.assumed(self.device)
+        self.slower: dict[Products, float] = {}
+        """How much longer real batches take than rehearsed ones; nothing where there are none to run."""
+        self.fits: dict[Any, tuple[Rehearsal, Stages, Curvature]] = {}
+        self.scores: dict[Any, Stages] = {}
 
     def evaluate(self, settings: Settings) -> Plan:
         """The plan for these settings."""
-        fit_settings = settings.fit
-        coverage = cover_default(self.model, self.task, fit_settings.modules)
-        tokens = batch_positions(settings.batch_tokens, torch.device(self.device))
-        widest = max(max(site.shape) for site in coverage.sites.values())
-        first, second = work.samples(self.data, fit_settings, widest)
+        return _Evaluation(self, settings).plan()
+
+    def machine(self, products: Products) -> Machine:
+        """Its rates where products are taken in this format."""
+        with multiplying(products, torch.device(self.device)):
+            return measured(self.device, self.dtype, products) if self.calibrate else assumed(self.device)
+
+
+class _Evaluation:
+    """Settings with what they mean for the planner's model and data."""
+
+    def __init__(self, planner: Planner, settings: Settings):
+        self.planner, self.settings, self.data = planner, settings, planner.data
+        self.coverage = cover_default(planner.model, planner.task, settings.fit.modules)
+        self.sites, self.device = self.coverage.sites, torch.device(planner.device)
+        self.names = list(self.sites)
+        self.tokens = batch_positions(settings.batch_tokens, self.device)
+        self.widest = max(max(site.shape) for site in self.sites.values())
+        first, second = work.samples(self.data, settings.fit, self.widest)
         of = {"covariance": first, "eigenvalues": second, "score": work.everything(self.data)}
-        once = replace(first, size=first.size // fit_settings.draws)
-        precision = self._settled(fit_settings.precision, coverage.sites, of["score"])
-        fit_settings = replace(fit_settings, precision=self._settled(fit_settings.precision, coverage.sites, once))
-        passes = {name: work.one_pass(self.data, sample, tokens, fit_settings.chunks) for name, sample in of.items()}
-        rank = self._rank(coverage, settings.rank)
-        groups = module_groups(coverage.sites, fit_settings.groups)
-        rehearsal, seen, curvature = self._rehearse_fit(fit_settings, passes["covariance"], list(coverage.sites))
-        scoring = self._rehearse_score(rehearsal, precision, passes["score"], curvature, rank, tokens)
-        if len(groups) > 1:
-            heaviest = max(groups, key=lambda names: sum(_squares(coverage.sites[name].shape) for name in names))
-            _, seen, _ = self._rehearse_fit(fit_settings, passes["covariance"], heaviest)
-        seen = seen | scoring
-        factors = files.of_factors(curvature)
-        products: dict[str, Products] = {"fit": fit_settings.precision.products, "score": precision.products}
-        seconds = self._seconds(coverage, curvature, passes, products, len(groups), rank, tokens)
-        scores = files.of_scores(self.data, self.queries)
-        written = {"eigenvectors": factors["bases"], "eigenvalues": factors["eigenvalues"] + files.MANIFESTS, "score": scores}
-        if "eigenvalues" not in seen:  # the method has no such pass: its eigenvalues come with the vectors
-            written["eigenvectors" if "eigenvectors" in seen else "score"] += factors["eigenvalues"] + files.MANIFESTS
-        if "eigenvectors" in written:
-            written["eigenvectors"] += files.PER_MODULE * len(coverage.sites)
+        self.passes = {name: work.one_pass(self.data, sample, self.tokens, settings.fit.chunks) for name, sample in of.items()}
+        once = replace(first, size=first.size // settings.fit.draws)
+        self.precision = {"fit": self._settled(once), "score": self._settled(of["score"])}
+        self.products: dict[str, Products] = {command: precision.products for command, precision in self.precision.items()}
+        self.groups = module_groups(self.sites, settings.fit.groups)
+        self.rank = settings.rank
+        if self.rank == "auto":  # as in `score`
+            size = len(planner.queries) * sum(math.prod(site.shape) for site in self.sites.values()) * 4
+            self.rank = None if size <= FULL_RANK_BYTES else AUTO_RANK
+
+    def _settled(self, sample: work.Sample) -> Precision:
+        """With the format of products that "auto" stands for over the sample, if the probe allows it: only weights can tell."""
+        precision, examples = self.settings.fit.precision, self.data.examples
+        if precision.products != "auto":
+            return precision
+        positions, probed = (
+            sum(examples.sizes[index] for index in chosen)
+            for chosen in (sample.indices, probe_rows(examples, self.sites, sample.indices))
+        )
+        positions *= sample.size / len(sample.indices)
+        short = worth_probing(self.planner.model, self.device, positions, probed)
+        return replace(precision, products="bfloat16" if short else "float32")
+
+    def plan(self) -> Plan:
+        """Rehearse, and put together."""
+        planner, sites, data = self.planner, self.sites, self.planner.data
+        fit_pass, score_pass = self.passes["covariance"], self.passes["score"]
+        rehearsal, _, curvature = self._fit(fit_pass.largest, self.names)
+        fits = {shape: self._fit(shape, self.names)[1] for shape in fit_pass.rehearsed}
+        scores = {shape: self._score(shape, rehearsal, curvature) for shape in score_pass.rehearsed}
+        seconds = self._seconds("fit", fit_pass, fits, rehearsal) | self._seconds("score", score_pass, scores, rehearsal)
+        if len(self.groups) > 1:
+            heaviest = max(self.groups, key=lambda names: sum(side**2 for name in names for side in sites[name].shape))
+            _, fitted, _ = self._fit(fit_pass.largest, heaviest)
+        else:
+            fitted = fits[fit_pass.largest]
+        scored = scores[score_pass.largest]
+        written = self._files(curvature, fitted)
+        notes = {
+            "eigenvectors": f"{'float64' if self.products['fit'] == 'float32' else 'float32'}, one matrix at a time",
+            "queries": f"{len(planner.queries)} queries, {'full rank' if self.rank is None else f'rank {self.rank}'}",
+        }
+        sums = fitted["covariance"].kept.all if "covariance" in fitted else 0
+        if sums >= 1e8:
+            notes["covariance"] = f"{sums / 1e9:.2g} GB of sums"
         stages = tuple(
             Stage(
                 name,
-                seconds.get(name, 0.0),
-                of_stage(name, held, self.device, products["score" if name in scoring else "fit"]),
+                seconds[name],
+                memory_of(name, held, planner.device, self.products["score" if name in scored else "fit"]),
                 written.get(name, 0),
-                self._note(name, seen, rank, products["fit"]),
+                notes.get(name, ""),
             )
-            for name, held in seen.items()
+            for name, held in (fitted | scored).items()
         )
-        sums = seen["covariance"].kept.all if "covariance" in seen else 0
-        over = overheads(self.device)
-        size = sum(tensor.nbytes for tensor in {id(p): p for p in [*self.model.parameters(), *self.model.buffers()]}.values())
+        tensors = {id(tensor): tensor.nbytes for tensor in [*planner.model.parameters(), *planner.model.buffers()]}
         return Plan(
             model={
-                "name": self.name,
-                "kind": type(self.model).__name__,
-                "parameters": coverage.parameters,
-                "format": str(self.dtype).removeprefix("torch."),
-                "bytes": size,
-                "process": over.process,
-                "families": len(module_groups(coverage.sites, len(coverage.sites))),
-                "layers": len({found.group(1) for name in coverage.sites if (found := re.search(r"\.(\d+)(\.|$)", name))}),
-                "widest": widest,
+                "name": getattr(planner.model, "name_or_path", "") or type(planner.model).__name__,
+                "kind": type(planner.model).__name__,
+                "parameters": self.coverage.parameters,
+                "format": str(planner.dtype).removeprefix("torch."),
+                "bytes": sum(tensors.values()),
+                "process": overheads(planner.device).process,
+                "families": len(module_groups(sites, len(sites))),
+                "layers": len({found.group(1) for name in sites if (found := re.search(r"\.(\d+)(\.|$)", name))}),
+                "widest": self.widest,
             },
             data={
-                "rows": self.data.total,
-                "tokenised": len(self.data.examples),
-                "tokens": self.data.tokens,
-                "fitted": first.size,
-                "measured": second.size if "eigenvalues" in seen else 0,
-                "queries": len(self.queries),
-                "rank": rank,
-                "products": products,
+                "rows": data.total,
+                "tokenised": len(data.examples),
+                "tokens": data.tokens,
+                "fitted": fit_pass.examples,
+                "measured": self.passes["eigenvalues"].examples if "eigenvalues" in fitted else 0,
+                "queries": len(planner.queries),
+                "rank": self.rank,
+                "products": self.products,
             },
-            coverage=str(coverage),
-            device=self.device,
-            settings=settings,
+            coverage=str(self.coverage),
+            device=planner.device,
+            settings=self.settings,
             stages=stages,
             disk_peak=sum(stage.disk for stage in stages) + 2 * sums,
-            sure="batches" if self._slower else "rates" if self.calibrate else "assumed",
-            free=self.free,
-            choices=self._choices(coverage, curvature, passes["score"].largest[1], rank),
-            hints=hints(coverage, settings, 4),
+            sure="batches" if planner.slower else "rates" if planner.calibrate else "assumed",
+            free=planner.free,
+            choices=self._choices(curvature),
+            hints=hints(self.coverage, self.settings, 4),
         )
 
-    def _rehearse_fit(
-        self, settings: FitSettings, planned: work.Pass, names: list[str]
-    ) -> tuple[Rehearsal, dict[str, Rehearsed], Curvature]:
-        rows, batch_tokens = work.twice_the_largest(self.data, planned)
-        alike = replace(settings, modules=tuple(names), groups=1)
-        key = (repr(alike), len(rows), batch_tokens)
-        if key in self._fits:
-            return self._fits[key]
-        rehearsal = Rehearsal(self.model, self.task, self.device)
-        seen, curvature = rehearsal.run(
-            lambda model, task: fit(
-                model,
-                task,
-                rows,
-                method=settings.method,
-                modules=names,
-                labels=settings.labels,
-                seed=settings.seed,
-                largest_factor=settings.largest_factor,
-                precision=settings.precision,
-                batch_tokens=batch_tokens,
-            )
-        )
-        assert curvature is not None
-        self._fits[key] = rehearsal, seen, curvature
-        return rehearsal, seen, curvature
-
-    def _rehearse_score(
-        self,
-        rehearsal: Rehearsal,
-        precision: Precision,
-        planned: work.Pass,
-        curvature: Curvature,
-        rank: int | None,
-        tokens: int,
-    ) -> dict[str, Rehearsed]:
-        """The stages of scoring; with many queries from what fewer take, since each takes as much as the next."""
-        rows, batch_tokens = work.twice_the_largest(self.data, planned)
-        key = (id(curvature), repr(precision), rank, tokens, len(rows), batch_tokens)
-        if key in self._scores:
-            return self._scores[key]
-        _, operator = rehearsal.run(lambda model, task: curvature.inverse(0.1))
-        assert operator is not None
-        together = max(1, tokens // max(work.query_sizes(self.task, self.weighted)))
-        several = [count for count in (together, 2 * together) if count < len(self.queries)]
-        counts = several if len(several) == 2 else [len(self.queries)]
-
-        def run(count: int, at_once: int, last: str) -> dict[str, Rehearsed]:
-            return rehearsal.run(
-                lambda model, task: score(
+    def _fit(self, shape: work.Shape, names: list[str]) -> tuple[Rehearsal, Stages, Curvature]:
+        """Rehearse `fit` of these modules on a batch of this shape."""
+        planner, settings, precision = self.planner, self.settings.fit, self.precision["fit"]
+        rows = self.passes["covariance"].rows_of(shape)
+        key = (repr(replace(settings, modules=tuple(names), groups=1, precision=precision)), shape, len(rows))
+        if key not in planner.fits:
+            rehearsal = Rehearsal(planner.model, planner.task, planner.device)
+            seen, curvature = rehearsal.run(
+                lambda model, task: fit(
                     model,
                     task,
-                    self.queries[:count],
                     rows,
-                    operator,
-                    rank=rank,
+                    method=settings.method,
+                    modules=names,
+                    examples="all",
+                    disjoint=False,
+                    labels=settings.labels,
+                    seed=settings.seed,
+                    largest_factor=settings.largest_factor,
                     precision=precision,
-                    batch_tokens=at_once,
+                    batch_tokens=math.prod(shape),
                 ),
-                last=last,
-            )[0]
+                planner.machine(precision.products),
+            )
+            assert curvature is not None
+            planner.fits[key] = rehearsal, seen, curvature
+        return planner.fits[key]
 
-        found = [run(count, batch_tokens, "score") | run(count, tokens, "queries") for count in counts]
-        if len(found) > 1:
-            steps = (len(self.queries) - counts[1]) / (counts[1] - counts[0])
-            found[0] = {name: _beyond(found[0][name], found[1][name], steps) for name in found[0]}
-        self._scores[key] = found[0]
-        return found[0]
+    def _score(self, shape: work.Shape, rehearsal: Rehearsal, curvature: Curvature) -> Stages:
+        """Rehearse scoring such a batch; with many queries from what fewer take, since each takes as much as the next."""
+        planner, precision, rank = self.planner, self.precision["score"], self.rank
+        task, queries, rows = planner.task, planner.queries, self.passes["score"].rows_of(shape)
+        key = (id(curvature), repr(precision), rank, self.tokens, shape, len(rows))
+        if key in planner.scores:
+            return planner.scores[key]
+        machine = planner.machine(precision.products)
+        _, operator = rehearsal.run(lambda model, task: curvature.inverse(0.1), machine)
+        assert operator is not None
 
-    def _rank(self, coverage: Coverage, rank: int | None | Literal["auto"]) -> int | None:
-        """The rank that "auto" stands for, as in `score`."""
-        if rank != "auto":
-            return rank
-        size = len(self.queries) * sum(site.shape[0] * site.shape[1] for site in coverage.sites.values()) * 4
-        return None if size <= FULL_RANK_BYTES else AUTO_RANK
+        def run(count: int, batch_tokens: int, last: str) -> Stages:
+            given = {"rank": rank, "precision": precision, "batch_tokens": batch_tokens}
+            work = lambda model, task: score(model, task, queries[:count], rows, operator, **given)  # noqa: E731
+            return rehearsal.run(work, machine, last)[0]
+
+        longest = max(sum(task.size(item) for item, _ in query) for query in task.encode_queries(queries))
+        together = max(1, self.tokens // longest)
+        counts = [together, 2 * together] if 2 * together < len(queries) else [len(queries)]
+        first, *second = (run(count, math.prod(shape), "score") | run(count, self.tokens, "queries") for count in counts)
+        for more in second:
+            steps = (len(queries) - counts[1]) / (counts[1] - counts[0])
+            first = {name: first[name].beyond(more[name], steps) for name in first}
+        planner.scores[key] = first
+        return first
 
     def _seconds(
-        self,
-        coverage: Coverage,
-        curvature: Curvature,
-        passes: dict[str, work.Pass],
-        products: Mapping[str, Products],
-        groups: int,
-        rank: int | None,
-        tokens: int,
+        self, command: str, planned: work.Pass, batches: Mapping[work.Shape, Stages], rehearsal: Rehearsal
     ) -> dict[str, float]:
-        """Seconds of each stage, `products` of "fit" and of "score" in that format."""
-        net = network(self.model, coverage, readers(curvature))
-        width = duration.typical_width(net)
-        asked = work.batches_of(work.query_sizes(self.task, self.weighted), tokens)
-        parts: dict[str, tuple[str, duration.Batches, Callable[[int, int], cost.Work]]] = {
-            "covariance": ("fit", passes["covariance"].batches, lambda b, t: cost.covariance_pass(net, b, t)),
-            "eigenvalues": ("fit", passes["eigenvalues"].batches, lambda b, t: cost.eigenvalue_pass(net, b, t)),
-            "queries": ("score", asked, lambda b, t: cost.query_pass(net, b, t)),
-            "score": ("score", passes["score"].batches, lambda b, t: cost.score_pass(net, b, t, len(self.queries), rank)),
-        }
-        found = {"eigenvectors": duration.eigen_seconds(self._machine(products["fit"]), net)}
-        for name, (command, batches, each) in parts.items():
-            rates = self._machine(products[command])
-            seconds = duration.pass_seconds(rates, batches, width, each)
-            if command == "fit":
-                seconds += (groups - 1) * duration.floor_seconds(rates, net, batches)
-            found[name] = self._slowdown(net, coverage, passes["score"], products[command]) * seconds
-        if rank is not None:
-            flops = sum(24 * w.n_out * w.n_in * (rank + 10) * w.count for w in net.tracked) * len(self.queries)
-            found["queries"] += SVD_SLOWDOWN * flops / self._machine(products["score"]).rate(width)
+        """Seconds of a command's stages: those of passes over the data from rehearsed batches, the others as rehearsed."""
+        found, slower = {}, self._slower(command, rehearsal)
+        for name, whole in batches[planned.largest].items():
+            found[name] = whole.seconds
+            if name in self.passes:
+                each = {shape[1]: stages[name].seconds / len(planned.rows_of(shape)) for shape, stages in batches.items()}
+                found[name] = self.passes[name].total(each)
+                if command == "fit" and len(self.groups) > 1:  # each group takes the model forward and back
+                    count, length = planned.largest
+                    floor = self._floor(command, rehearsal, planned.rows_of(planned.largest)[:count])
+                    found[name] += (len(self.groups) - 1) * self.passes[name].total({length: floor / count})
+            if name != "eigenvectors":
+                found[name] *= slower
         return found
 
-    def _slowdown(self, net: cost.Network, coverage: Coverage, planned: work.Pass, products: Products) -> float:
-        """How much longer real batches take than predicted; 1 where there are none to run."""
-        if not (self.has_weights and self.calibrate):
-            return 1.0
-        if products not in self._slower:
-            from whence.planning.batches import floor_of
+    def _slower(self, command: str, rehearsal: Rehearsal) -> float:
+        """How much longer real batches take than rehearsed ones; 1 where there are none to run."""
+        planner, products = self.planner, self.products[command]
+        if planner.has_weights and planner.calibrate and products not in planner.slower:
+            rows = self.passes["score"].rows_of(self.passes["score"].largest)[:4]
+            real = min(forward_and_back(planner.model, planner.task, self.names, rows, products) for _ in range(3))
+            planner.slower[products] = real / self._floor(command, rehearsal, rows)
+        return planner.slower.get(products, 1.0)
 
-            rows = [self.data.examples.rows[planned.longest]] * min(4, planned.largest[0])
-            batch = {(len(rows), planned.largest[1]): 1.0}
-            predicted = duration.floor_seconds(self._machine(products), net, batch)
-            with multiplying(products, torch.device(self.device)):
-                self._slower[products] = floor_of(self.model, self.task, coverage.sites, rows) / predicted
-        return self._slower[products]
+    def _floor(self, command: str, rehearsal: Rehearsal, rows: list[Any]) -> float:
+        """Rehearsed seconds of one batch of these rows forward and back."""
+        products = self.products[command]
+        machine = self.planner.machine(products)
+        seen, _ = rehearsal.run(lambda model, task: forward_and_back(model, task, self.names, rows, products), machine)
+        return seen["floor"].seconds
 
-    def _choices(
-        self, coverage: Coverage, curvature: Curvature, tokens: int, rank: int | None
-    ) -> dict[str, tuple[tuple[str, cost.Choice], ...]]:
+    def _files(self, curvature: Curvature, fitted: Stages) -> dict[str, int]:
+        """Bytes of files that each stage leaves."""
+        factors = files.of_factors(curvature)
+        written = {"score": files.of_scores(self.planner.data, self.planner.queries)}
+        if "eigenvectors" in fitted:
+            written["eigenvectors"] = factors["bases"] + files.PER_MODULE * len(self.sites)
+        last = next((name for name in ("eigenvalues", "eigenvectors") if name in fitted), "score")
+        written[last] = written.get(last, 0) + factors["eigenvalues"] + files.MANIFESTS
+        return written
+
+    def _choices(self, curvature: Curvature) -> dict[str, tuple[tuple[str, cost.Choice], ...]]:
         """For each kind of tracked weight what `cost` chooses, for the longest examples."""
-        net = network(self.model, coverage, readers(curvature))
+        blocks, queries, tokens = curvature.blocks, len(self.planner.queries), self.passes["score"].largest[1]
+        inputs = {name: id(block.q_I.blocks[0] if block.q_I else block) for name, block in blocks.items()}
+        readers = Counter(inputs.values())
+        kinds: Counter[tuple[int, int, int, bool, int]] = Counter()
+        for name in blocks:
+            site, shared = self.sites[name], readers[inputs[name]]
+            kinds[*site.shape, shared, not site.layer.one_hot, 1 if site.layer.kind == "norm" else tokens] += 1
         found = {}
-        for w in net.tracked:
-            summands, queries = w.summands(tokens), len(self.queries)
-            kind = f"{w.count} x [{w.n_out}, {w.n_in}]" + (f", input shared by {w.shared}" if w.shared > 1 else "")
+        for (n_out, n_in, shared, has_out, summands), count in kinds.items():
+            kind = f"{count} x [{n_out}, {n_in}]" + (f", input shared by {shared}" if shared > 1 else "")
             found[kind] = (
-                ("covariance", cost.covariance(summands, w.n_in)),
-                ("rotation", cost.rotation(summands, w.n_out, w.n_in, w.has_out, True, w.shared)),
-                ("product", cost.product(queries, rank, summands, w.n_out, w.n_in)),
-                ("queries", cost.query_storage(queries, rank or AUTO_RANK, summands, w.n_out, w.n_in)),
+                ("covariance", cost.covariance(summands, n_in)),
+                ("rotation", cost.rotation(summands, n_out, n_in, has_out, True, shared)),
+                ("product", cost.product(queries, self.rank, summands, n_out, n_in)),
+                ("queries", cost.query_storage(queries, self.rank or AUTO_RANK, summands, n_out, n_in)),
             )
         return found
 
-    def _note(self, name: str, seen: dict[str, Rehearsed], rank: int | None, fitted: Products) -> str:
-        kept = f"{seen[name].kept.all / 1e9:.2g} GB of sums" if seen[name].kept.all >= 1e8 else ""
-        notes = {
-            "covariance": kept,
-            "eigenvectors": f"{'float64' if fitted == 'float32' else 'float32'}, one matrix at a time",
-            "queries": f"{len(self.queries)} queries, {'full rank' if rank is None else f'rank {rank}'}",
-        }
-        return notes.get(name, "")
+
+def forward_and_back(model: nn.Module, task: Task, names: Sequence[str], rows: Sequence[Any], products: Products) -> float:
+    """Seconds of one batch through the model and back, its gradients going nowhere: what every pass pays at least."""
+    device, examples = next(model.parameters()).device, encode(task, rows)
+    sites = cover(model, names).sites
+    with multiplying(products, device), Capture(model, sites) as capture, stage("floor", len(rows)):
+        began = time.perf_counter()
+        stream(capture, task, examples.items, [range(len(rows))], likelihood(task, examples), Sink(), lambda positions: None)
+        return time.perf_counter() - began
 
 
-def _squares(shape: tuple[int, int]) -> int:
-    return shape[0] ** 2 + shape[1] ** 2
+class Overheads(NamedTuple):
+    """What a process takes beside its tensors, in bytes (measured, see docs/plan.md)."""
+
+    process: int
+    """Python with torch and transformers before there is a model, or a GPU's context."""
+    libraries: int
+    """Code and buffers that the first pass brings in."""
+    tables: int
+    """The same for the tables that go with scores."""
+    short: int
+    """The same for products that round their operands."""
+    kept_by_heap: float
+    """Of the small blocks that a batch takes and gives back, the share that the allocator does not give back in turn."""
 
 
-def _beyond(first: Rehearsed, second: Rehearsed, steps: float) -> Rehearsed:
-    """Where the line through both is after so many more steps."""
+def overheads(device: str) -> Overheads:
+    """Those of the kind of device."""
+    if device.startswith("cuda"):
+        return Overheads(500_000_000, 100_000_000, 0, 0, 0.1)
+    return Overheads(400_000_000, 20_000_000, 76_000_000, 30_000_000, 0.75)
 
-    def held(a: Held, b: Held) -> Held:
-        return Held(round(b.all + steps * (b.all - a.all)), round(b.small + steps * (b.small - a.small)))
 
-    return Rehearsed(held(first.peak, second.peak), held(first.kept, second.kept))
+def memory_of(name: str, seen: Rehearsed, device: str, products: Products) -> Memory:
+    """The memory of a stage that was rehearsed."""
+    over, returned = overheads(device), max(0, seen.peak.small - seen.kept.small)
+    libraries = over.libraries + over.tables * (name == "score") + over.short * (products == "bfloat16")
+    comes = max(0, seen.peak.all - seen.kept.all)
+    return Memory(libraries, seen.peak.all, round(over.kept_by_heap * returned), comes)

@@ -1,4 +1,4 @@
-"""The engine at work on tensors that have shapes and no numbers: what it would hold in memory, without holding it."""
+"""The engine at work on tensors that have shapes and no numbers: what it would hold in memory and multiply, doing neither."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from whence.progress import Stage, report_to
+from whence.planning.machine import Machine, assumed, kernel_of
+from whence.progress import Silent, Stage, report_to
 from whence.tasks.base import Task
 
 Result = TypeVar("Result")
@@ -38,41 +39,63 @@ class Held:
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What a stage holds at most, and at its end."""
+    """What a stage holds at most and at its end, the FLOPs of its kernels, and their seconds on the machine rehearsed for."""
 
     peak: Held
     kept: Held
+    flops: float
+    seconds: float
+
+    def beyond(self, other: Rehearsed, steps: float) -> Rehearsed:
+        """Where the line through this and the other is so many of their distances further on."""
+
+        def further(first: float, second: float) -> float:
+            return second + steps * (second - first)
+
+        def held(a: Held, b: Held) -> Held:
+            return Held(round(further(a.all, b.all)), round(further(a.small, b.small)))
+
+        flops, seconds = further(self.flops, other.flops), further(self.seconds, other.seconds)
+        return Rehearsed(held(self.peak, other.peak), held(self.kept, other.kept), flops, seconds)
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of the storages alive; `now` and `peak`, without those of `given` tensors.
+    """Counts the bytes of the storages alive, `now` and `peak`, without those of `given` tensors; and the work of all kernels.
 
     Asked for a number, a tensor without one says 1 or True: so does a mask of what counts, or a test that all is finite.
     """
 
-    def __init__(self, given: Sequence[Tensor]):
+    def __init__(self, given: Sequence[Tensor], machine: Machine):
         super().__init__()
         self.now = self.peak = Held()
+        self.flops = self.seconds = 0.0
+        self.machine = machine
         self._known = {tensor.untyped_storage()._cdata: 0 for tensor in given}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return args[0].dtype == torch.bool or 1
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._see(tensor)
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        made = [self._see(tensor) for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
+        if any(made) or func._schema.is_mutable:  # not for views, nor for questions about a tensor
+            kernel = kernel_of(func, args, kwargs, result)
+            self.flops += kernel.flops
+            self.seconds += self.machine.seconds(kernel)
         return result
 
-    def _see(self, tensor: Tensor) -> None:
+    def _see(self, tensor: Tensor) -> bool:
+        """Whether the tensor's storage is new."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key not in self._known:
-            self._known[key] = size = storage.nbytes()
-            self._change(size)
-            if self.now.all > self.peak.all:
-                self.peak = self.now
-            weakref.finalize(storage, self._gone, key)
+        if key in self._known:
+            return False
+        self._known[key] = size = storage.nbytes()
+        self._change(size)
+        if self.now.all > self.peak.all:
+            self.peak = self.now
+        weakref.finalize(storage, self._gone, key)
+        return True
 
     def _gone(self, key: int) -> None:
         self._change(-self._known.pop(key))
@@ -95,8 +118,8 @@ class _Enough(Exception):
     """All stages asked for are through."""
 
 
-class _Stages:
-    """Notes what each stage holds; ends the run after the stage called `last`."""
+class _Stages(Silent):
+    """Notes what each stage holds and does; ends the run after the stage called `last`."""
 
     def __init__(self, live: Live, last: str):
         self.live, self.last = live, last
@@ -104,18 +127,13 @@ class _Stages:
 
     def begin(self, stage: Stage) -> None:
         self.live.peak = self.live.now
-
-    def advance(self, stage: Stage) -> None:
-        pass
+        self.flops, self.seconds = self.live.flops, self.live.seconds
 
     def end(self, stage: Stage) -> None:
-        before, now = self.seen.get(stage.name), Rehearsed(self.live.peak, self.live.now)
-        self.seen[stage.name] = now if before is None or now.peak.all > before.peak.all else before
+        live = self.live
+        self.seen[stage.name] = Rehearsed(live.peak, live.now, live.flops - self.flops, live.seconds - self.seconds)
         if stage.name == self.last:
             raise _Enough
-
-    def note(self, text: str) -> None:
-        pass
 
 
 class Rehearsal:
@@ -124,14 +142,17 @@ class Rehearsal:
     def __init__(self, model: nn.Module, task: Task, device: str):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.model, self.task = _shadow(model, self.mode, device), _outside(task)
-        self.live = Live([*self.model.parameters(), *self.model.buffers()])
+        self.live = Live([*self.model.parameters(), *self.model.buffers()], assumed(device))
 
-    def run(self, work: Callable[[nn.Module, Task], Result], last: str = "") -> tuple[dict[str, Rehearsed], Result | None]:
-        """What each stage of `work(model, task)` holds, by its name, and what it returned.
+    def run(
+        self, work: Callable[[nn.Module, Task], Result], machine: Machine | None = None, last: str = ""
+    ) -> tuple[dict[str, Rehearsed], Result | None]:
+        """What each stage of `work(model, task)` holds and does, by its name, and what it returned.
 
         It ends after the stage called `last`, and then returns nothing. The model itself is not counted.
         """
         stages, result = _Stages(self.live, last), None
+        self.live.machine = machine or self.live.machine
         with warnings.catch_warnings(), self.mode, self.live, _Numbers(), report_to(stages), contextlib.suppress(_Enough):
             warnings.simplefilter("ignore")
             result = work(self.model, self.task)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from whence.data.batches import plan_batches
@@ -42,19 +41,52 @@ class Data:
         return round(sum(self.examples.sizes) * self.scale)
 
 
+Shape = tuple[int, int]
+"""Of a batch: its examples, and the positions of the longest."""
+
+
 @dataclass(frozen=True)
 class Pass:
-    """One pass over `examples` examples: how often a batch of (examples, positions of the longest) comes up."""
+    """One pass over `examples` examples: how often a batch of each shape comes up, and a row as long as its longest."""
 
     examples: int
-    batches: dict[tuple[int, int], float]
-    longest: int
-    """Index of an example as long as the longest of the largest batch."""
+    batches: Mapping[Shape, float]
+    row_of: Mapping[Shape, Any]
 
     @property
-    def largest(self) -> tuple[int, int]:
-        """The batch of the most positions: its examples, and the length of its longest."""
-        return max(self.batches, key=lambda batch: (batch[0] * batch[1], batch[1]))
+    def largest(self) -> Shape:
+        """The batch of the most positions."""
+        return max(self.batches, key=lambda shape: (shape[0] * shape[1], shape[1]))
+
+    @property
+    def rehearsed(self) -> tuple[Shape, ...]:
+        """The batches from which the whole pass follows: the largest and, where not all are as long, a second one.
+
+        What an example takes has parts that are constant, linear and (attention) quadratic in its length `t`. Summed over
+        all examples, the line through two lengths `s` and `u` is right about the first two; and about the last, whose sum it
+        misses by `E[t^2] - (s + u) E[t] + s u`, if `u` is chosen to make this 0 (Gauss-Radau quadrature), or nearly so.
+        """
+        length = self.largest[1]
+        mean, square = self._mean(1), self._mean(2)
+        others = [shape for shape in self.batches if shape[1] != length]
+        second = sorted(others, key=lambda shape: abs(square - (length + shape[1]) * mean + length * shape[1]))
+        return self.largest, *second[:1]
+
+    def rows_of(self, shape: Shape) -> list[Any]:
+        """Rows that make a batch of this shape; of the largest, on which memory depends, two batches if there are two."""
+        twice = shape == self.largest and sum(self.batches.values()) > 1
+        return [self.row_of[shape]] * (shape[0] * (2 if twice else 1))
+
+    def total(self, each: Mapping[int, float]) -> float:
+        """A sum over all examples, from what an example takes of one length (then in proportion) or of two."""
+        mean, ((first, taken), *second) = self._mean(1), each.items()
+        for other, less in second:
+            return self.examples * (taken + (less - taken) * (mean - first) / (other - first))
+        return self.examples * taken * mean / first
+
+    def _mean(self, power: int) -> float:
+        """The mean over the examples of a power of their length, with what fills up their batches."""
+        return sum(often * count * length**power for (count, length), often in self.batches.items()) / self.examples
 
 
 def read_data(task: Task, data: Any) -> Data:
@@ -99,22 +131,14 @@ def _stand_for(data: Data, size: int) -> Sample:
 def one_pass(data: Data, sample: Sample, batch_tokens: int, chunks: int) -> Pass:
     """The batches of a pass over the sample."""
     sizes, scale = data.examples.sizes, sample.size / len(sample.indices)
-    batches: Counter[tuple[int, int]] = Counter()
-    index_of: dict[tuple[int, int], int] = {}
+    batches: Counter[Shape] = Counter()
+    row_of: dict[Shape, Any] = {}
     for chunk in data_chunks(sample.indices, sizes, max(1, round(chunks / scale))):
         for batch in plan_batches([sizes[index] for index in chunk], batch_tokens):
-            shape = (len(batch), sizes[chunk[batch[0]]])
-            batches[shape] += 1
-            index_of[shape] = chunk[batch[0]]
-    made = Pass(sample.size, {shape: count * scale for shape, count in batches.items()}, 0)
-    return replace(made, longest=index_of[made.largest])
-
-
-def twice_the_largest(data: Data, planned: Pass) -> tuple[list[Any], int]:
-    """Rows that make the pass's largest batch, two times over if there is more than one batch, and their `batch_tokens`."""
-    count, length = planned.largest
-    times = 2 if sum(planned.batches.values()) > 1 else 1
-    return [data.examples.rows[planned.longest]] * (times * count), count * length
+            longest = chunk[batch[0]]
+            batches[shape := (len(batch), sizes[longest])] += 1
+            row_of[shape] = data.examples.rows[longest]
+    return Pass(sample.size, {shape: count * scale for shape, count in batches.items()}, row_of)
 
 
 def sample_queries(data: Data, count: int) -> list[Any]:
@@ -124,14 +148,3 @@ def sample_queries(data: Data, count: int) -> list[Any]:
     if isinstance(row, dict) and set(row) >= {"text"} and "completion" not in row:
         row = {"prompt": "", "completion": row["text"]}
     return [row] * count
-
-
-def query_sizes(task: Task, weighted: Sequence[Sequence[tuple[Any, float]]]) -> list[int]:
-    """Positions of each query."""
-    return [sum(task.size(item) for item, _ in query) for query in weighted]
-
-
-def batches_of(sizes: Sequence[int], batch_tokens: int) -> dict[tuple[int, int], float]:
-    """Batches of examples of these sizes, counted by shape."""
-    made = plan_batches(sizes, batch_tokens)
-    return dict(Counter((len(batch), math.ceil(sizes[batch[0]])) for batch in made))
