@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,8 +39,7 @@ ROW_PICKERS = (aten.embedding, aten.gather, aten.index, aten.index_select)
 """Kernels that read as much as they write, however large what they pick from."""
 
 
-@dataclass(frozen=True)
-class Kernel:
+class Kernel(NamedTuple):
     """One kernel's work: FLOPs of products or of a decomposition of this width, and the bytes read and written."""
 
     flops: float

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple
 
 import psutil
@@ -76,42 +76,23 @@ def plan(
     rank), and DoesNotFit is raised where there are none. `calibrate` measures this machine for a few seconds, and runs a
     few real batches of a model that has its weights. `where` is the folder whose disk is meant.
     """
+    given = locals()
+    named = {field.name: given[field.name] for field in fields(FitSettings) if field.name in given}
+    settings = Settings(FitSettings(**named), batch_tokens, rank)
     blank = blank_model(os.fspath(model), dtype) if not isinstance(model, nn.Module) else model
-    settings = Settings(
-        FitSettings(
-            method=method,
-            modules=modules,
-            examples=examples,
-            eigenvalue_examples=eigenvalue_examples,
-            disjoint=disjoint,
-            labels=labels,
-            draws=draws,
-            seed=seed,
-            largest_factor=largest_factor,
-            precision=precision,
-            groups=groups,
-            chunks=chunks,
-        ),
-        batch_tokens,
-        rank,
-    )
     method_named(method)
     planner = Planner(blank, task, data, queries, device, calibrate)
-    planner.free = {
-        "memory": memory if memory is not None else _free_memory(planner.device),
-        "disk": disk if disk is not None else shutil.disk_usage(where).free,
-    }
+    if memory is not None:
+        free = memory
+    elif planner.device.startswith("cuda"):
+        free = torch.cuda.mem_get_info(planner.device)[0] + torch.cuda.memory_allocated(planner.device)
+    else:
+        free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    planner.free = {"memory": free, "disk": disk if disk is not None else shutil.disk_usage(where).free}
     if memory is None:
         return planner.evaluate(settings)
-    longest = max(planner.data.examples.sizes)
-    return fitting(planner.evaluate, settings, longest, batch_positions(batch_tokens, torch.device(planner.device)))
-
-
-def _free_memory(device: str) -> int:
-    """Bytes that this process could have: what is free, and what it has already."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
-    return psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    tokens = batch_positions(batch_tokens, torch.device(planner.device))
+    return fitting(planner.evaluate, settings, max(planner.data.examples.sizes), tokens)
 
 
 Stages = dict[str, Rehearsed]
@@ -181,7 +162,12 @@ class _Evaluation:
 
     def plan(self) -> Plan:
         """Rehearse, and put together."""
-        planner, sites, data = self.planner, self.sites, self.planner.data
+        planner, sites, data, overheads = (
+            self.planner,
+            self.sites,
+            self.planner.data,
+            OVERHEADS.get(self.device.type, OVERHEADS["cpu"]),
+        )
         fit_pass, score_pass = self.passes["covariance"], self.passes["score"]
         rehearsal, _, curvature = self._fit(fit_pass.largest, self.names)
         fits = {shape: self._fit(shape, self.names)[1] for shape in fit_pass.rehearsed}
@@ -205,7 +191,7 @@ class _Evaluation:
             Stage(
                 name,
                 seconds[name],
-                memory_of(name, held, planner.device, self.products["score" if name in scored else "fit"]),
+                memory_of(name, held, overheads, self.products["score" if name in scored else "fit"]),
                 written.get(name, 0),
                 notes.get(name, ""),
             )
@@ -219,7 +205,7 @@ class _Evaluation:
                 "parameters": self.coverage.parameters,
                 "format": str(planner.dtype).removeprefix("torch."),
                 "bytes": sum(tensors.values()),
-                "process": overheads(planner.device).process,
+                "process": overheads.process,
                 "families": len(module_groups(sites, len(sites))),
                 "layers": len({found.group(1) for name in sites if (found := re.search(r"\.(\d+)(\.|$)", name))}),
                 "widest": self.widest,
@@ -375,30 +361,23 @@ def forward_and_back(model: nn.Module, task: Task, names: Sequence[str], rows: S
 
 
 class Overheads(NamedTuple):
-    """What a process takes beside its tensors, in bytes (measured, see docs/plan.md)."""
+    """Bytes that a process takes beside its tensors (docs/plan.md)."""
 
-    process: int
-    """Python with torch and transformers before there is a model, or a GPU's context."""
-    libraries: int
-    """Code and buffers that the first pass brings in."""
-    tables: int
-    """The same for the tables that go with scores."""
-    short: int
-    """The same for products that round their operands."""
-    kept_by_heap: float
-    """Of the small blocks that a batch takes and gives back, the share that the allocator does not give back in turn."""
+    process: int  # Python with torch and transformers before there is a model, or a GPU's context
+    libraries: int  # code and buffers that the first pass brings in,
+    tables: int  # the tables that go with scores,
+    short: int  # and products that round their operands
+    kept_by_heap: float  # of the small blocks that a batch takes and gives back, the share that the allocator keeps
 
 
-def overheads(device: str) -> Overheads:
-    """Those of the kind of device."""
-    if device.startswith("cuda"):
-        return Overheads(500_000_000, 100_000_000, 0, 0, 0.1)
-    return Overheads(400_000_000, 20_000_000, 76_000_000, 30_000_000, 0.75)
+OVERHEADS = {
+    "cpu": Overheads(400_000_000, 20_000_000, 76_000_000, 30_000_000, 0.75),
+    "cuda": Overheads(500_000_000, 100_000_000, 0, 0, 0.1),
+}
 
 
-def memory_of(name: str, seen: Rehearsed, device: str, products: Products) -> Memory:
+def memory_of(name: str, seen: Rehearsed, over: Overheads, products: Products) -> Memory:
     """The memory of a stage that was rehearsed."""
-    over, returned = overheads(device), max(0, seen.peak.small - seen.kept.small)
     libraries = over.libraries + over.tables * (name == "score") + over.short * (products == "bfloat16")
-    comes = max(0, seen.peak.all - seen.kept.all)
-    return Memory(libraries, seen.peak.all, round(over.kept_by_heap * returned), comes)
+    heap = round(over.kept_by_heap * max(0, seen.peak.small - seen.kept.small))
+    return Memory(libraries, seen.peak.all, heap, comes=max(0, seen.peak.all - seen.kept.all))

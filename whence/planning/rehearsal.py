@@ -7,8 +7,7 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,16 +28,14 @@ SMALL = 32 * 2**20
 """Bytes up to which the C library may take a block from its heap, and then keep it (M_MMAP_THRESHOLD_MAX)."""
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """Bytes of tensors held at one moment, and of those in blocks below `SMALL`."""
 
     all: int = 0
     small: int = 0
 
 
-@dataclass(frozen=True)
-class Rehearsed:
+class Rehearsed(NamedTuple):
     """What a stage holds at most and at its end, the FLOPs of its kernels, and their seconds on the machine rehearsed for."""
 
     peak: Held
@@ -49,14 +46,11 @@ class Rehearsed:
     def beyond(self, other: Rehearsed, steps: float) -> Rehearsed:
         """Where the line through this and the other is so many of their distances further on."""
 
-        def further(first: float, second: float) -> float:
-            return second + steps * (second - first)
+        def further(a: float, b: float) -> float:
+            return b + steps * (b - a)
 
-        def held(a: Held, b: Held) -> Held:
-            return Held(round(further(a.all, b.all)), round(further(a.small, b.small)))
-
-        flops, seconds = further(self.flops, other.flops), further(self.seconds, other.seconds)
-        return Rehearsed(held(self.peak, other.peak), held(self.kept, other.kept), flops, seconds)
+        peak, kept = (Held(*map(round, map(further, a, b))) for a, b in ((self.peak, other.peak), (self.kept, other.kept)))
+        return Rehearsed(peak, kept, further(self.flops, other.flops), further(self.seconds, other.seconds))
 
 
 class Live(TorchDispatchMode):
@@ -75,8 +69,7 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return args[0].dtype == torch.bool or 1
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = func(*args, **(kwargs := kwargs or {}))
         made = [self._see(tensor) for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
         if any(made) or func._schema.is_mutable:  # not for views, nor for questions about a tensor
             kernel = kernel_of(func, args, kwargs, result)
