@@ -129,15 +129,17 @@ class _Evaluation:
     """Settings with what they mean for the planner's model and data."""
 
     def __init__(self, planner: Planner, settings: Settings):
-        self.planner, self.settings, self.data = planner, settings, planner.data
+        self.planner, self.settings = planner, settings
         self.coverage = cover_default(planner.model, planner.task, settings.fit.modules)
         self.sites, self.device = self.coverage.sites, torch.device(planner.device)
         self.names = list(self.sites)
         self.tokens = batch_positions(settings.batch_tokens, self.device)
         self.widest = max(max(site.shape) for site in self.sites.values())
-        first, second = work.samples(self.data, settings.fit, self.widest)
-        of = {"covariance": first, "eigenvalues": second, "score": work.everything(self.data)}
-        self.passes = {name: work.one_pass(self.data, sample, self.tokens, settings.fit.chunks) for name, sample in of.items()}
+        first, second = work.samples(planner.data, settings.fit, self.widest)
+        of = {"covariance": first, "eigenvalues": second, "score": work.everything(planner.data)}
+        self.passes = {
+            name: work.one_pass(planner.data, sample, self.tokens, settings.fit.chunks) for name, sample in of.items()
+        }
         once = replace(first, size=first.size // settings.fit.draws)
         self.precision = {"fit": self._settled(once), "score": self._settled(of["score"])}
         self.products: dict[str, Products] = {command: precision.products for command, precision in self.precision.items()}
@@ -149,7 +151,7 @@ class _Evaluation:
 
     def _settled(self, sample: work.Sample) -> Precision:
         """With the format of products that "auto" stands for over the sample, if the probe allows it: only weights can tell."""
-        precision, examples = self.settings.fit.precision, self.data.examples
+        precision, examples = self.settings.fit.precision, self.planner.data.examples
         if precision.products != "auto":
             return precision
         positions, probed = (
@@ -162,12 +164,8 @@ class _Evaluation:
 
     def plan(self) -> Plan:
         """Rehearse, and put together."""
-        planner, sites, data, overheads = (
-            self.planner,
-            self.sites,
-            self.planner.data,
-            OVERHEADS.get(self.device.type, OVERHEADS["cpu"]),
-        )
+        planner, sites, data = self.planner, self.sites, self.planner.data
+        overheads = OVERHEADS["cuda" if self.device.type == "cuda" else "cpu"]
         fit_pass, score_pass = self.passes["covariance"], self.passes["score"]
         rehearsal, _, curvature = self._fit(fit_pass.largest, self.names)
         fits = {shape: self._fit(shape, self.names)[1] for shape in fit_pass.rehearsed}
