@@ -63,8 +63,8 @@ class Pass:
         """The batches from which the whole pass follows: the largest and, where not all are as long, a second one.
 
         What an example takes has parts that are constant, linear and (attention) quadratic in its length `t`. Summed over
-        all examples, the line through two lengths `s` and `u` is right about the first two; and about the last, whose sum it
-        misses by `E[t^2] - (s + u) E[t] + s u`, if `u` is chosen to make this 0 (Gauss-Radau quadrature), or nearly so.
+        all examples, the line through two lengths `s` and `u` is right about the first two. The last it misses by
+        `E[t^2] - (s + u) E[t] + s u`: `u` is chosen to make that 0 (Gauss-Radau quadrature), or as small as can be.
         """
         length = self.largest[1]
         mean, square = self._mean(1), self._mean(2)
