@@ -1,6 +1,6 @@
 """What the documentation takes from elsewhere when it is built.
 
-The settings of `whence.yaml` come from `whence.config.schema`, so that the page can't go stale; the changelog and the
+The settings of `whence.yaml` come from `whence.settings`, so that the page can't go stale; the changelog and the
 benchmark's results lie outside of docs/; formulas become MathML, so that readers' browsers fetch nothing.
 """
 
@@ -46,9 +46,9 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Put the settings in their place, and lead links out of docs/ to where the site has the file."""
     if SETTINGS in markdown:
-        from whence.config.schema import Config
+        from whence.config import json_schema
 
-        markdown = markdown.replace(SETTINGS, settings(Config.model_json_schema()))
+        markdown = markdown.replace(SETTINGS, settings(json_schema()))
     for place, source in BESIDE.items():
         markdown = markdown.replace(f"](../{source})", f"]({place})")
     return markdown

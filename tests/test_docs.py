@@ -16,7 +16,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from whence import errors
-from whence.config.schema import Config, Section
+from whence.config import Config, json_schema
+from whence.settings import Section, in_file
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -102,16 +103,15 @@ def hooks():
 def settings_of(section: type[Section], prefix: str = "") -> dict[str, str]:
     """All settings by their dotted names, with what they mean."""
     found = {}
-    for name, field in section.model_fields.items():
-        found[prefix + name] = field.description or ""
-        for part in [field.annotation, *getattr(field.annotation, "__args__", ())]:
-            if isinstance(part, type) and issubclass(part, Section):
-                found |= settings_of(part, f"{prefix}{name}.")
+    for name, field in in_file(section).items():
+        found[prefix + name] = field.doc.comment
+        if field.section:
+            found |= settings_of(field.section, f"{prefix}{name}.")
     return found
 
 
 def test_every_setting_is_in_the_tables(hooks):
-    tables = hooks.settings(Config.model_json_schema())
+    tables = hooks.settings(json_schema())
     sections = dict(re.findall(r"^### (?:`([\w.]+)`|Top level)\n(.*?)(?=^### |\Z)", tables, re.DOTALL | re.MULTILINE))
     wanted = settings_of(Config)
     assert len(wanted) > 100
@@ -125,7 +125,7 @@ def test_every_setting_is_in_the_tables(hooks):
 @pytest.mark.parametrize(
     ("section", "row"),
     [
-        ("score", "| `damping` | number ≥ 0 | `0.1` | In units of each module's mean eigenvalue. |"),
+        ("score", "| `damping` | number ≥ 0 | `0.1` | Damping, in units of each module's mean eigenvalue. |"),
         ("model", "| `base` | text | *required* |"),
         ("fit", "| `method` | `ekfac`, `kfac`, `shampoo`, `diagonal`, `identity` | `ekfac` |"),
         ("fit", "| `examples` | whole number ≥ 1, `all`, null | - |"),
@@ -135,7 +135,7 @@ def test_every_setting_is_in_the_tables(hooks):
     ],
 )
 def test_the_tables_say_what_may_be_written(hooks, section, row):
-    tables = hooks.settings(Config.model_json_schema())
+    tables = hooks.settings(json_schema())
     (_, _, rest) = tables.partition(f"### `{section}`\n")
     assert row in rest.partition("\n### ")[0]
 

@@ -6,12 +6,12 @@ from distributed import work
 from distributed.processes import killed, run
 from transformers import PreTrainedTokenizerFast
 
-from whence.config.schema import Generate
 from whence.data import as_rows, load_data
 from whence.errors import StaleArtifact, UsageError
 from whence.generation import answered, check_vacant, generate, generate_pairs, save_pairs
 from whence.models import load_model
 from whence.progress import Silent, report_to
+from whence.settings import Generate
 from whence.tasks import CausalLM
 
 PROMPTS = ["Ada Velt was", "In", "The old harbour of Lyon is quiet"]

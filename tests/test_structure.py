@@ -15,7 +15,7 @@ PACKAGE = Path(whence.__file__).parent
 SECONDS = 0.5
 
 FLOORS = [
-    {"attention", "casting", "config", "cost", "dist", "errors", "parcels", "precision", "progress", "version"},
+    {"attention", "casting", "config", "cost", "dist", "errors", "parcels", "precision", "progress", "settings", "version"},
     {"linalg"},
     {"gradients", "operators"},
     {"capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},

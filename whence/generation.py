@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from whence import dist
-from whence.config.schema import Generate
 from whence.data.rows import Rows, with_contents
 from whence.errors import StaleArtifact, UsageError
 from whence.progress import note, stage
+from whence.settings import Generate
 from whence.store.digest import digest, fingerprint_code, fingerprint_settings
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 from whence.store.manifest import Folder, atomic, differences
@@ -80,7 +80,8 @@ def generate_pairs(
     """
     prompts = [_prompt_of(row, number) for number, row in enumerate(rows)]
     references = [row.get("completion") for row in rows]
-    made = {"prompts": digest(*prompts), "settings": {**settings.model_dump(exclude={"base"}), "seed": seed}}
+    chosen = {key: value for key, value in settings.as_json().items() if key != "base"}
+    made = {"prompts": digest(*prompts), "settings": {**chosen, "seed": seed}}
     origin = {**made, "references": fingerprint_settings(references), "tuned": _origin(model, tokenizer)}
     if out.exists():
         other = base() if callable(base) else base

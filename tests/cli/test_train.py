@@ -3,8 +3,8 @@ import json
 import pytest
 
 from whence import cli
-from whence.config.schema import Lora, Train
 from whence.models import load_model
+from whence.settings import Lora, Train
 from whence.train.record import read_training
 
 

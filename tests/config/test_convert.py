@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from whence.config import Config
+from whence.config import checked
 from whence.config.convert import convert, converted
 from whence.errors import UsageError
 
@@ -37,7 +37,7 @@ evaluation:
 
 def test_the_other_pipelines_settings_are_said_in_ours():
     values, left = convert(yaml.safe_load(OTHER))
-    config = Config.model_validate(values)
+    config = checked(values)
     assert config.model.base.startswith("TinyLlama/") and config.seed == 7 and config.run == "finetuned_tinyllama"
     assert (config.data.limit, config.data.max_length, config.data.format) == (16000, 512, "qa")
     assert config.data.columns == {"prompt": "Input", "completion": "Output"}

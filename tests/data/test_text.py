@@ -2,10 +2,10 @@ import unicodedata
 
 import pytest
 
-from whence.config.schema import Format, Normalise
 from whence.data import as_rows
 from whence.data.text import FORMATS, normalise, written
 from whence.errors import UsageError
+from whence.settings import Format, Normalise
 from whence.tasks import CausalLM
 
 ALL = Normalise(lowercase=True)

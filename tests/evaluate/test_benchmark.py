@@ -4,10 +4,10 @@ import sys
 import numpy as np
 import pytest
 
-from whence.config.schema import Benchmark
 from whence.errors import StaleArtifact, UsageError
 from whence.evaluate.benchmark import run_benchmark, summarise
 from whence.progress import Silent, report_to
+from whence.settings import Benchmark
 
 pytest.importorskip("lm_eval")
 

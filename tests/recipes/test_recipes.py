@@ -4,7 +4,7 @@ import json
 import pytest
 import yaml
 
-from whence.config import Config, read_config
+from whence.config import checked, read_config
 from whence.data import load_data
 from whence.data.text import written
 from whence.errors import UsageError
@@ -14,15 +14,15 @@ from whence.recipes import copy_recipe, recipe_about, recipe_names, recipe_text,
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipes_are_valid_and_say_what_they_are_for(name):
-    assert Config.model_validate(recipe_values(name)).run == name
+    assert checked(recipe_values(name)).run == name
     assert recipe_about(name).endswith((".", "?"))
 
 
 def test_recipes_keep_to_the_seeds_settings():
-    llama = Config.model_validate(recipe_values("openwebtext-llama3-8b"))
+    llama = checked(recipe_values("openwebtext-llama3-8b"))
     assert (llama.score.rank, llama.score.rescore, llama.score.measurement) == (64, 100, "margin")
     assert llama.train is None and "torchrun" in recipe_text("openwebtext-llama3-8b")
-    patents = Config.model_validate(recipe_values("tinyllama-patents"))
+    patents = checked(recipe_values("tinyllama-patents"))
     assert patents.train is not None and patents.inspect.layer == 21 and patents.score.rank == 64
     train = patents.train
     assert (train.epochs, train.batch_size, train.learning_rate, train.weight_decay) == (1, 8, 2e-5, 0.01)

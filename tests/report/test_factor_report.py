@@ -8,13 +8,13 @@ import pytest
 import torch
 from models import CASES
 
-from whence.config.schema import Inspect
 from whence.errors import NumericalError, StaleArtifact, UsageError
 from whence.fitting import fit
 from whence.fitting.health import health
 from whence.operators.eigen import BlockDiagonal
 from whence.progress import Silent, report_to
 from whence.report.factors import inspect_factors, inspect_module
+from whence.settings import Inspect
 
 PICTURES = {"lambda.png", "spectrum.png", "sides.png", "distribution.png", "cumulative.png"}
 DOWN = "model.layers.1.mlp.down_proj"

@@ -8,11 +8,11 @@ from distributed.processes import killed
 from transformers import get_scheduler
 
 from tests.models import CASES, llama, randomised, texts, tokenizer
-from whence.config.schema import Lora, Train
 from whence.data import as_rows, load_data
 from whence.errors import EmptyLossError, NumericalError, StaleArtifact, UsageError, WhenceWarning
 from whence.models import load_model
 from whence.progress import Silent, report_to
+from whence.settings import Lora, Train
 from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder
 from whence.tasks import CausalLM
@@ -28,7 +28,7 @@ ROWS = as_rows(texts(30, seed=1))
 
 def fast(changes):
     """The settings with some of them changed, checked."""
-    return Train.model_validate(FAST.model_dump() | changes)
+    return FAST.changed(**changes)
 
 
 def model(**changes):

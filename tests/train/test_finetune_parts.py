@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from whence.config.schema import Train
 from whence.data import as_rows
 from whence.errors import UsageError
+from whence.settings import Train
 from whence.train.leakage import near_duplicates, plain_text, split_rows
 from whence.train.order import Order
 

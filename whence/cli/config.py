@@ -25,7 +25,7 @@ def show(
 
     resolved = read_config(file, settings or ())
     if as_json:
-        print(resolved.config.model_dump_json())
+        print(json.dumps(resolved.config.as_json(), ensure_ascii=False, separators=(",", ":")))
         return
     for name, value in values_of(resolved.config):
         parts = name.split(".")

@@ -48,10 +48,10 @@ def benchmark(
 
     from whence.cli.console import say
     from whence.cli.session import session
-    from whence.config.schema import Benchmark
     from whence.evaluate.benchmark import run_benchmark
     from whence.evaluate.combined import benchmark_table, combine
     from whence.models import load_model
+    from whence.settings import Benchmark
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     settings = Benchmark(tasks=names, fewshot=fewshot, limit=limit, data=data, batch_size=batch_size)

@@ -48,11 +48,11 @@ def generate(
 
     from whence.cli.console import say
     from whence.cli.session import session
-    from whence.config.schema import Generate
     from whence.data import load_data
     from whence.errors import UsageError
     from whence.generation import check_vacant, generate_pairs
     from whence.models import load_model
+    from whence.settings import Generate
 
     if bool(prompt) == (prompts is not None):
         raise UsageError("There are no prompts, or two kinds.", accepted="--prompts FILE, or -p PROMPT (once or more)")

@@ -11,8 +11,8 @@ from whence.cli import options
 from whence.errors import CoverageError, UsageError
 
 if TYPE_CHECKING:
-    from whence.config.schema import Inspect
     from whence.fitting import Curvature
+    from whence.settings import Inspect
 
 
 def inspect(
@@ -81,7 +81,7 @@ def inspect(
 
 def _settings(layer: int | None, modules: list[str] | None, every: bool, clip: float, cmap: str) -> Inspect:
     """The options as settings of the stage; only one way to choose modules."""
-    from whence.config.schema import Inspect
+    from whence.settings import Inspect
 
     if (layer is not None) + bool(modules) + every > 1:
         raise UsageError("--layer, --module and --all choose modules in three ways.", accepted="one of them")
@@ -107,8 +107,8 @@ def factors(curvature: Curvature, damping: float, settings: Inspect) -> dict[str
 
 def one_module(curvature: Curvature, module: str, damping: float) -> dict[str, Any]:
     """The health of one module, and how concentrated its eigenvalues are; nothing is where they are not finite."""
-    from whence.config.schema import Inspect
     from whence.fitting.health import concentration
+    from whence.settings import Inspect
 
     (found,) = factors(curvature, damping, Inspect(modules=(module,)))["modules"]
     shares = {} if found["not_finite"] else concentration(curvature.blocks[module].lam_OI)

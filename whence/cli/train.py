@@ -126,12 +126,12 @@ def train(
     import json
 
     from whence.cli.session import session
-    from whence.config.schema import Lora, Normalise, Train
     from whence.data import load_data
     from whence.data.text import written
     from whence.models import load_model
     from whence.plots.style import save
     from whence.plots.training import training_curves, training_figure
+    from whence.settings import Lora, Normalise, Train
     from whence.tasks import task_for
     from whence.train.finetune import finetune
     from whence.train.record import read_training
@@ -207,7 +207,7 @@ def _reading(max_length: int, template: str | None, append_eos: bool) -> list[st
 
 def _format(name: str, prompt: str | None, completion: str | None) -> Any:
     """A format by name, or templates of one's own."""
-    from whence.config.schema import Format
+    from whence.settings import Format
 
     if prompt is None and completion is None:
         return name

@@ -1,7 +1,7 @@
 """The settings of a run: what a `whence.yaml` may say, and how it is read and written."""
 
-from whence.config.read import Resolved, read_config, resolve
+from whence.config.read import Resolved, checked, read_config, resolve
 from whence.config.schema import Config
 from whence.config.write import commented, json_schema
 
-__all__ = ["Config", "Resolved", "commented", "json_schema", "read_config", "resolve"]
+__all__ = ["Config", "Resolved", "checked", "commented", "json_schema", "read_config", "resolve"]

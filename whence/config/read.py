@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from whence.config.schema import Config, Section
+from whence.config.schema import Config, adapter
 from whence.errors import UsageError
+from whence.settings import Section, alternatives, in_file
 
 ENVIRONMENT = "WHENCE_"
 SHOWN = 5
@@ -68,6 +68,11 @@ def read_config(path: str | Path, settings: Sequence[str] = (), environment: Map
     return resolve(values, path.parent, str(path), settings, os.environ if environment is None else environment)
 
 
+def checked(values: Mapping[str, Any]) -> Config:
+    """Check nested dictionaries; raises pydantic's ValidationError."""
+    return adapter().validate_python(_without_empty(values, Config))
+
+
 def resolve(
     values: Mapping[str, Any],
     folder: Path,
@@ -89,7 +94,7 @@ def resolve(
             raise UsageError(f"--set {setting} sets nothing.", accepted="KEY=VALUE, such as --set score.damping=0.2")
         _lay(merged, _nested(key.strip().split("."), _value(text)), origins, f"--set {key.strip()}")
     try:
-        config = Config.model_validate(_without_empty(merged, Config))
+        config = checked(merged)
     except ValidationError as error:
         raise _refusal(error, origins, origin) from None
     return Resolved(config, folder, origins)
@@ -97,19 +102,12 @@ def resolve(
 
 def values_of(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All settings with their dotted names."""
-    for name in type(section).model_fields:
+    for name in in_file(type(section)):
         value = getattr(section, name)
         if isinstance(value, Section):
             yield from values_of(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def section_of(annotation: Any) -> type[Section] | None:
-    """The section that a field may hold, if it may hold one."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next((found for part in typing.get_args(annotation) if (found := section_of(part))), None)
 
 
 def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
@@ -142,9 +140,9 @@ def _without_empty(values: Mapping[str, Any], section: type[Section]) -> dict[st
     """Leave out sections without a setting ("fit:"), which YAML reads as null, where null means nothing else."""
     kept = {}
     for key, value in values.items():
-        field = section.model_fields.get(str(key))
-        below = section_of(field.annotation) if field else None
-        if value is None and below and type(None) not in typing.get_args(field.annotation if field else None):
+        field = in_file(section).get(str(key))
+        below = field.section if field else None
+        if value is None and field and below and type(None) not in alternatives(field.kind):
             continue
         kept[key] = _without_empty(value, below) if below and isinstance(value, Mapping) else value
     return kept
@@ -167,27 +165,21 @@ def _name(location: Sequence[str | int]) -> str:
     """The dotted name of a setting, without the names that pydantic gives to alternatives."""
     section, parts = Config, list[str]()
     for part in map(str, location):
-        field = section.model_fields.get(part)
-        if parts and field is None and _known(section, parts[-1]):
-            continue
+        field, last = in_file(section).get(part), in_file(section).get(parts[-1]) if parts else None
+        if field is None and last and last.section is None:
+            continue  # after a plain setting comes no name
         parts.append(part)
-        section = (section_of(field.annotation) if field else None) or section
+        section = (field.section if field else None) or section
     return ".".join(parts) or "the whole"
-
-
-def _known(section: type[Section], name: str) -> bool:
-    """Whether `name` is a plain setting, so that what follows in a location is no name."""
-    field = section.model_fields.get(name)
-    return field is not None and section_of(field.annotation) is None
 
 
 def _mistake(name: str, entries: Sequence[Any], origins: Mapping[str, str], origin: str) -> str:
     where = origins.get(name, origin)
     said = f" ({where})" if where != origin else ""
     kinds = {entry["type"] for entry in entries}
-    if "extra_forbidden" in kinds:
+    if kinds & {"extra_forbidden", "unexpected_keyword_argument"}:
         *above, last = name.split(".")
-        known = list(_section_at(above).model_fields)
+        known = list(in_file(_section_at(above)))
         near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         return f"{name}{said}: there is no such setting; {hint}"
@@ -203,6 +195,6 @@ def _mistake(name: str, entries: Sequence[Any], origins: Mapping[str, str], orig
 def _section_at(path: Sequence[str]) -> type[Section]:
     section: type[Section] = Config
     for part in path:
-        field = section.model_fields.get(part)
-        section = (section_of(field.annotation) if field else None) or section
+        field = in_file(section).get(part)
+        section = (field.section if field else None) or section
     return section

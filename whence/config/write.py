@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic_core import PydanticUndefined
 
-from whence.config.read import section_of
-from whence.config.schema import Config, Section
+from whence.config.schema import Config, adapter
+from whence.settings import Section, Setting, in_file
 
 SCHEMA = ".whence/schema.json"
 """Where `whence init` puts the schema, beside the YAML file."""
@@ -30,8 +30,18 @@ def save_schema(folder: Path) -> None:
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a `whence.yaml`."""
-    dialect = "https://json-schema.org/draft/2020-12/schema"
-    return {"$schema": dialect, **Config.model_json_schema(), "title": "whence.yaml"}
+    schema = adapter().json_schema()
+    _say_defaults(schema, schema["$defs"], Config)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "whence.yaml"}
+
+
+def _say_defaults(described: dict[str, Any], sections: dict[str, Any], section: type[Section]) -> None:
+    """Put in the defaults that pydantic leaves out, or tells with settings that a file can't have."""
+    for name, field in in_file(section).items():
+        if isinstance(field.default, Section | dict):
+            described["properties"][name]["default"] = field.default.as_json() if isinstance(field.default, Section) else {}
+        if field.section:
+            _say_defaults(sections[field.section.__name__], sections, field.section)
 
 
 def commented(values: Mapping[str, Any], introduction: str = "") -> str:
@@ -41,28 +51,26 @@ def commented(values: Mapping[str, Any], introduction: str = "") -> str:
 
 
 def _lines(section: type[Section], values: Mapping[str, Any], depth: int, *, live: bool) -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        below, given = section_of(field.annotation), name in values
+    for name, field in in_file(section).items():
+        below, given = field.section, name in values
         value = values[name] if given else _default(field)
         if below and (isinstance(value, Mapping) or (value is None and depth == 0 and not given)):
             shown = live and given
             if depth == 0:
                 yield ""
                 yield from (f"# {line}" for line in (below.__doc__ or "").splitlines() if line.strip())
-            yield _line(f"{name}:", "" if depth == 0 else field.description, depth, shown)
+            yield _line(f"{name}:", "" if depth == 0 else field.doc.comment, depth, shown)
             # A section without a setting would read as null: its first one is said.
-            first = next(iter(below.model_fields))
-            said = value or {first: _default(below.model_fields[first])}
-            yield from _lines(below, said, depth + 1, live=shown)
+            first = next(iter(in_file(below).values()))
+            yield from _lines(below, value or {first.name: _default(first)}, depth + 1, live=shown)
         else:
-            yield _line(f"{name}: {_flow(value)}", field.description, depth, live and given)
+            yield _line(f"{name}: {_flow(value)}", field.doc.comment, depth, live and given)
 
 
-def _default(field: Any) -> Any:
-    default = field.get_default(call_default_factory=True)
-    if default is PydanticUndefined:
+def _default(field: Setting) -> Any:
+    if field.default is dataclasses.MISSING:
         return "..."
-    return default.model_dump(exclude_defaults=True, mode="json") if isinstance(default, Section) else default
+    return {} if isinstance(field.default, Section) else field.default
 
 
 def _line(text: str, comment: str | None, depth: int, live: bool) -> str:

@@ -10,9 +10,9 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from whence.config.schema import Format, Normalise
 from whence.data.rows import Rows, with_contents
 from whence.errors import UsageError
+from whence.settings import Format, Normalise
 
 FORMATS: Mapping[str, Format] = {
     "plain": Format(),

@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from whence.config.schema import Benchmark
 from whence.errors import StaleArtifact, UsageError
 from whence.evaluate.mmlu import PREFIX, fingerprint_subject, local_task, select, unknown_task
 from whence.generation import evaluating
 from whence.linalg.stats import paired_shares, wilson
 from whence.progress import note, stage
+from whence.settings import Benchmark
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 from whence.store.manifest import Folder, atomic
 from whence.version import __version__

@@ -59,7 +59,7 @@ def active(config: Config) -> list[Stage]:
 
 
 def _dump(section: Any) -> Any:
-    return section.model_dump(mode="json") if section is not None else None
+    return section.as_json() if section is not None else None
 
 
 def _text(config: Config) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from whence.generation import answered, generate_pairs
 from whence.models import load_model
 from whence.plots.style import save
 from whence.plots.training import training_curves, training_figure
-from whence.precision import Precision
 from whence.progress import note
 from whence.report import build_report, gather, write_report
 from whence.report.factors import inspect_factors
@@ -131,15 +130,12 @@ def train(shop: Workshop, out: Path) -> None:
 def fit(shop: Workshop, out: Path) -> None:
     """The curvature factors of the tuned model on the rows that it was trained on."""
     model, tokenizer = shop.tuned
-    settings = shop.config.fit
     factors.fit(
         model,
         shop.task(model, tokenizer),
         shop.rows,
         out=out / "factors",
-        seed=shop.config.seed,
-        precision=Precision(statistics=settings.statistics, products=settings.products),
-        **settings.model_dump(exclude={"statistics", "products"}),
+        **shop.config.fit.changed(seed=shop.config.seed).keywords(),
     )
 
 
@@ -155,7 +151,7 @@ def score(shop: Workshop, out: Path) -> None:
     task = shop.task(model, tokenizer, settings.measurement)
     operator = shop.curvature.inverse(settings.damping)
     common: dict[str, Any] = {
-        "precision": Precision(scores=settings.operands, products=settings.products),
+        "precision": settings.precision,
         "batch_tokens": settings.batch_tokens,
         "chunks": settings.chunks,
     }
@@ -226,7 +222,7 @@ def benchmark(shop: Workshop, out: Path) -> None:
     data = shop.resolved.place(settings.data) if settings.data else None
     models: dict[str, Any] = {"base": shop.base, "tuned": lambda: shop.tuned}
     asked = {name: load for name, load in models.items() if getattr(settings, name)}
-    run_benchmark(asked, settings.model_copy(update={"data": data}), out=out / "benchmark")
+    run_benchmark(asked, settings.changed(data=data), out=out / "benchmark")
 
 
 def evaluate(shop: Workshop, out: Path) -> None:

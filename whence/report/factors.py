@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from whence.config.schema import Inspect
 from whence.errors import NumericalError, UsageError
 from whence.fitting.covariance import Sides
 from whence.fitting.curvature import Curvature
@@ -15,6 +14,7 @@ from whence.fitting.health import Health, Side, choose_modules, condition_words,
 from whence.plots import factors as plots
 from whence.plots.style import save
 from whence.progress import note, stage
+from whence.settings import Inspect
 from whence.store.digest import canonical_json, digest
 from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder, atomic
@@ -57,7 +57,7 @@ def inspect_factors(
     provenance = {
         "stage": "inspect",
         "factors": _identity(curvature),
-        "settings": {**settings.model_dump(mode="json"), "damping": damping},
+        "settings": {**settings.as_json(), "damping": damping},
     }
     with Folder.claim(out, provenance, rerun=rerun) as folder:
         if folder.finished:

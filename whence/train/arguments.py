@@ -15,8 +15,8 @@ from transformers import TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from whence.config.schema import Train
 from whence.errors import UsageError
+from whence.settings import Train
 from whence.train.order import Order
 
 OURS = {
@@ -92,7 +92,7 @@ def settle(settings: Train, model: nn.Module) -> Train:
     clip = settings.max_grad_norm
     if clip == "auto":
         clip = 0.0 if bf16 else 1.0
-    return settings.model_copy(update={"bf16": bf16, "max_grad_norm": clip})
+    return settings.changed(bf16=bf16, max_grad_norm=clip)
 
 
 def check(settings: Train, model: nn.Module) -> None:

@@ -33,10 +33,9 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from whence.config.schema import Lora, Train
-from whence.engine.stream import Examples, encode, identify, read
 from whence.errors import EmptyLossError, OutOfMemory, UsageError, WhenceWarning
 from whence.progress import note, stage
+from whence.settings import Lora, Train
 from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder
 from whence.tasks.base import Task
@@ -154,7 +153,7 @@ def _provenance(model: nn.Module, task: Task, rows: Sequence[Any], settings: Tra
         "model": fingerprint(model),
         "data": {"fingerprint": identify(rows)[1], "rows": len(rows)},
         "task": {key: value for key, value in task.settings().items() if key != "measurement"},
-        "settings": settings.model_dump(mode="json", exclude=UNNAMED),
+        "settings": {key: value for key, value in settings.as_json().items() if key not in UNNAMED},
         "seed": seed,
     }
 
@@ -248,7 +247,7 @@ def _record(model: nn.Module, work: _Work, rates: np.ndarray, losses: dict[str, 
         "dtype": str(next(iter(parameters)).dtype).removeprefix("torch."),
         "parameters": sum(parameters.values()),
         "parameters_trained": sum(size for parameter, size in parameters.items() if parameter.requires_grad),
-        "settings": work.settings.model_dump(mode="json"),
+        "settings": work.settings.as_json(),
         "seed": work.seed,
         "data": {"origin": getattr(work.examples.rows, "origin", ""), "fingerprint": work.examples.fingerprint},
         "task": task.settings(),

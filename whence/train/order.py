@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from whence.config.schema import Train
 from whence.errors import UsageError
+from whence.settings import Train
 
 
 @dataclass(frozen=True)
