@@ -29,7 +29,7 @@ def test_values_out_of_bounds_are_refused_with_what_is_accepted():
     for wrong in ({"draws": 0}, {"draws": True}, {"method": "magic"}, {"until": 1.5}, {"examples": "some"}, {"modules": 3}):
         with pytest.raises(UsageError, match=rf"{next(iter(wrong))} can't be "):
             Fit(**wrong)
-    with pytest.raises(UsageError, match=r"accepted +a whole number of at least 1, all or nothing"):
+    with pytest.raises(UsageError, match=r"accepted +a whole number of at least 1, all or None"):
         Fit(examples=0)
     with pytest.raises(UsageError, match=r"accepted +a number above 0 of at most 100"):
         Inspect(clip_percentile=0.0)

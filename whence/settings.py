@@ -79,7 +79,7 @@ class Section:
         for setting in settings_of(type(self)):
             value = settled(given := getattr(self, setting.name), setting.kind)
             if value is MISSING:
-                raise UsageError(f"{setting.name} can't be {given!r}.", accepted=accepted(setting.kind))
+                raise UsageError(f"{setting.name} can't be {given!r}.", accepted=accepted(alternatives(setting.kind)))
             object.__setattr__(self, setting.name, value)
 
     def as_json(self) -> dict[str, Any]:
@@ -160,17 +160,17 @@ def _settled(value: Any, kind: Any) -> Any:
     return value if right else MISSING
 
 
-def accepted(kind: Any) -> str:
-    """Say which values a setting of this kind may have."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing"}
+def accepted(kinds: Sequence[Any]) -> str:
+    """Say which values a setting of one of these kinds may have."""
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "None"}
     limits = {"ge": "of at least", "gt": "above", "le": "of at most"}
     said = []
-    for one in alternatives(kind):
+    for one in kinds:
         origin, parts = typing.get_origin(one), typing.get_args(one)
         if origin is Annotated:
             said.append(" ".join([words[parts[0]], *(f"{limits[name]} {bound:g}" for name, bound in bounds(one).items())]))
         elif origin is tuple:
-            said.append(f"a list of {accepted(parts[0])}")
+            said.append(f"a list of {accepted(alternatives(parts[0]))}")
         else:
             said.append(str(parts[0]) if origin is Literal else words.get(one, "names with values"))
     return " or ".join(said) if len(said) < 3 else f"{', '.join(said[:-1])} or {said[-1]}"
@@ -193,7 +193,8 @@ class Numeric(Section):
     def keywords(self) -> dict[str, Any]:
         """The settings as keywords of the function that takes them."""
         values = {setting.name: getattr(self, setting.name) for setting in settings_of(type(self))}
-        return {name: value for name, value in values.items() if name not in FORMATS} | {"precision": self.precision}
+        full = {"rank": None} if values.get("rank") == "full" else {}
+        return {name: value for name, value in values.items() if name not in FORMATS} | {"precision": self.precision, **full}
 
 
 FORMATS = {"statistics": "statistics", "operands": "scores", "products": "products"}
@@ -204,6 +205,17 @@ Share = Annotated[float, Ge(0), Le(1)]
 Sample = Count | Literal["all"] | None
 """How many examples: a number, all, or (None) enough."""
 
+Columns = Annotated[
+    dict[str, str],
+    Doc(
+        "Which column plays which part: prompt, completion, text, messages, source, id.",
+        "--columns",
+        "-c",
+        metavar="PART=COLUMN",
+    ),
+]
+Damping = Annotated[float, Ge(0), Doc("Damping, in units of each module's mean eigenvalue.")]
+NewTokens = Annotated[Count, Doc("Tokens to generate at most.")]
 Seed = Annotated[int, Doc("Seed of everything drawn.", yaml=False)]
 BatchTokens = Annotated[Count | None, Doc("Positions per batch; halved by itself if it does not fit.")]
 Chunks = Annotated[Count, Doc("Parts of the data after which the work is saved.")]
@@ -255,15 +267,7 @@ class Data(Section):
             "-d",
         ),
     ]
-    columns: Annotated[
-        dict[str, str],
-        Doc(
-            "Which column plays which part: prompt, completion, text, messages, source, id.",
-            "--columns",
-            "-c",
-            metavar="PART=COLUMN",
-        ),
-    ] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     split: Annotated[str, Doc("Split of a data set that has several.")] = "train"
     limit: Annotated[Count | None, Doc("Read only the first rows.")] = None
     format: Annotated[
@@ -310,7 +314,7 @@ class Train(Section):
         Annotated[float, Ge(0)] | Literal["auto"],
         Doc("Norm at which gradients are clipped, 0 for never; auto: 1, and never in bfloat16."),
     ] = "auto"
-    bf16: Annotated[bool | Literal["auto"], Doc("Compute in bfloat16; auto: where the GPU has it.")] = "auto"
+    bf16: Annotated[bool | Literal["auto"], Doc("Compute in bfloat16; if not said (auto), where the GPU has it.")] = "auto"
     optimizer: Annotated[str, Doc("An optimizer of transformers.")] = "adamw_torch_fused"
     gradient_checkpointing: Annotated[bool, Doc("Less memory, a third more time.")] = False
     workers: Annotated[int, Ge(0), Doc("Processes that prepare batches.")] = 0
@@ -333,7 +337,7 @@ class Train(Section):
 class Generate(Section):
     """The answers that are asked about."""
 
-    max_new_tokens: Annotated[Count, Doc("Tokens to generate at most.")] = 64
+    max_new_tokens: NewTokens = 64
     temperature: Annotated[float, Ge(0), Doc("0 takes the likeliest token each time.")] = 0.0
     base: Annotated[bool, Doc("Also ask the base model, to compare.")] = True
     batch_size: Annotated[Count, Doc("Prompts at a time.")] = 8
@@ -343,7 +347,7 @@ class Generate(Section):
 class Fit(Numeric):
     """The curvature factors."""
 
-    method: Annotated[Literal["ekfac", "kfac", "shampoo", "diagonal", "identity"], Doc("What stands for the curvature.")] = (
+    method: Annotated[Literal["ekfac", "kfac", "shampoo", "diagonal", "identity"], Doc("How curvature is approximated.")] = (
         "ekfac"
     )
     modules: Annotated[
@@ -351,7 +355,7 @@ class Fit(Numeric):
         Doc("mlp, attention, all, lora, last-K, or globs on names, joined by commas; mlp if not said.", "--modules", "-m"),
     ] = None
     examples: Annotated[Sample, Doc("Rows to fit the factors on; if not said, enough for steady scores.")] = None
-    eigenvalue_examples: Annotated[Sample, Doc("Rows for the corrected eigenvalues; as examples.")] = None
+    eigenvalue_examples: Annotated[Sample, Doc("Rows for the corrected eigenvalues; if not said, enough.")] = None
     disjoint: Annotated[
         bool | None,
         Doc(
@@ -380,7 +384,7 @@ class Fit(Numeric):
 class Inspect(Section):
     """Plots and health of the factors."""
 
-    layer: Annotated[int | None, Doc("Number of the layer whose modules are drawn; the last if not said.")] = None
+    layer: Annotated[int | None, Doc("Number of the layer whose modules are drawn; the last if not said.", metavar="N")] = None
     modules: Annotated[tuple[str, ...], Doc("Modules to draw instead, by name or glob.")] = ()
     clip_percentile: Annotated[
         float, Gt(0), Le(100), Doc("Largest eigenvalues beyond it share the last colour.", "--clip", metavar="P")
@@ -392,7 +396,7 @@ class Inspect(Section):
 class Measured(Section):
     """What is asked about an answer, and with what damping."""
 
-    damping: Annotated[float, Ge(0), Doc("Damping, in units of each module's mean eigenvalue.")] = 0.1
+    damping: Damping = 0.1
     measurement: Annotated[
         Literal["logprob", "margin", "loss"],
         Doc("What is asked about the answer: its log-probability, log-odds, or loss."),
@@ -411,7 +415,7 @@ class Score(Numeric):
     ] = 0
     norms: Annotated[
         tuple[Literal["cosine", "relatif"], ...],
-        Doc("Also compute what normalising needs: cosine, relatif or both.", "--norm", metavar="NORM"),
+        Doc("Also compute what normalising needs: cosine or relatif.", "--norm", metavar="NORM"),
     ] = ()
     seed: Seed = 0
     n_train: Annotated[Count | None, Doc("Rows the model was trained on, if these are only some of them.")] = None

@@ -5,6 +5,7 @@ import typer
 from typer.testing import CliRunner
 
 from whence.cli.data import preview
+from whence.cli.from_settings import from_settings
 from whence.errors import ColumnError, ModelNotFound, UsageError
 
 
@@ -12,7 +13,7 @@ from whence.errors import ColumnError, ModelNotFound, UsageError
 def run(tiny_tokenizer, tmp_path):
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     app = typer.Typer()
-    app.command()(preview)
+    app.command()(from_settings(preview))
 
     def call(path, *options):
         result = CliRunner().invoke(app, [str(path), "--model", str(tmp_path / "model"), *options])
@@ -68,7 +69,7 @@ def test_templates(run, tmp_path):
 def test_mistakes(run, file):
     with pytest.raises(ColumnError, match="no column 'input'"):
         run(file, "-c", "prompt=input")
-    with pytest.raises(UsageError, match="--columns Input names no column"):
+    with pytest.raises(UsageError, match="--columns Input has no value"):
         run(file, "-c", "Input")
     with pytest.raises(ModelNotFound):
         run(file, "--model", "nowhere/at-all")

@@ -271,11 +271,11 @@ def test_23_another_setting(fit, saved):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--rank", "none"), "--rank none is no rank."),
-        (("--norm", "length"), "norms='length' is not known"),
+        (("--rank", "none"), "--rank can't be none."),
+        (("--norm", "length"), "--norm can't be length."),
         (("--aggregate", "rows"), "aggregate='rows' is not known"),
         (("--self",), "say --queries FILE, or --self"),
-        (("--query-columns", "prompt"), "--columns prompt names no column."),
+        (("--query-columns", "prompt"), "--query-columns prompt has no value."),
     ],
 )
 def test_options_that_make_no_sense(run, tiny_model_folder, fitted, data, queries, tmp_path, arguments, words):
@@ -292,7 +292,7 @@ def test_tokens_need_scores_per_token(run, tiny_model_folder, fitted, data, quer
 @pytest.mark.parametrize("option", ["--examples", "--eigenvalue-examples"])
 def test_a_sample_is_a_number_or_all(fit, tiny_model_folder, option):
     said = fit(tiny_model_folder, option, "some", code=2).stderr
-    assert f"{option} some is no number of rows" in said and "a number above zero, or all" in said
+    assert f"{option} can't be some" in said and "a whole number of at least 1 or all" in said
     assert "from 12 rows" in fit(tiny_model_folder, "--examples", "all").stdout
 
 

@@ -89,7 +89,7 @@ def test_without_options_the_settings_are_those_of_the_schema(run, tiny_model_fo
     ("words", "message"),
     [
         (["--epochs", "0"], "--epochs can't be 0"),
-        (["--max-grad-norm", "much"], "--max-grad-norm much is no number"),
+        (["--max-grad-norm", "much"], "--max-grad-norm can't be much"),
         (["--argument", "adam_beta2"], "has no value"),
         (["--argument", "adam_beta_2=0.9"], "did you mean adam_beta2"),
         (["--lowercase"], "--lowercase is a part of --normalise"),

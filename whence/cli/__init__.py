@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from whence import dist
+from whence.cli.from_settings import from_settings
 from whence.errors import WhenceError
 from whence.version import __version__
 
@@ -83,7 +84,7 @@ def build() -> typer.Typer:
                 groups[noun].callback()(_no_options)
                 app.add_typer(groups[noun], name=noun)
             parent = groups[noun]
-        parent.command(verb)(_guarded(getattr(importlib.import_module(module), function), name))
+        parent.command(verb)(_guarded(from_settings(getattr(importlib.import_module(module), function)), name))
     return app
 
 

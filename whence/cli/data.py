@@ -7,30 +7,29 @@ from typing import Annotated, Any
 import typer
 
 from whence.cli import options
+from whence.cli.from_settings import Without
 from whence.errors import ModelNotFound
+from whence.settings import Data
 
 
 def preview(
+    *,
     path: Annotated[str, typer.Argument(help="File, folder of save_to_disk, or data set of the hub.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Model whose tokenizer reads the rows; no weights are loaded.")],
-    columns: options.Columns = None,
     n: Annotated[int, typer.Option("--n", "-n", min=0, help="Rows to show.")] = 5,
-    max_length: options.MaxLength = 512,
-    template: options.Template = None,
-    split: options.Split = "train",
-    limit: options.Limit = None,
+    data: Annotated[Data, Without("append_eos")],
     as_json: options.AsJson = False,
 ) -> None:
     """Show rows as the model sees them: what is in the loss is coloured, or ⟦marked⟧ where there are no colours."""
     import json
 
     from whence.cli.console import coloured, out, reporting
-    from whence.data import load_data
+    from whence.pipeline.load import rows_of
     from whence.tasks import CausalLM
 
     with reporting():
-        task = CausalLM(_tokenizer(model), max_length, chat_template=template)
-        rows = load_data(path, columns=options.mapping(columns), split=split, limit=limit)
+        task = CausalLM(_tokenizer(model), data.max_length, chat_template=data.chat_template)
+        rows = rows_of(data)
         items = task.tokenize(rows)
     summary = _summary(task, rows, items)
     shown = [_row(task, rows, items[i], i) for i in range(min(n, len(rows)))]

@@ -8,31 +8,21 @@ from typing import Annotated
 import typer
 
 from whence.cli import options
-
-MMLU = "mmlu_professional_law,mmlu_business_ethics,mmlu_international_law"
+from whence.cli.from_settings import Without
+from whence.cli.options import Session
+from whence.settings import Benchmark, Weights
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")]
 
 
 def benchmark(
+    *,
     model: options.Model,
     out: Out,
     base: Annotated[str | None, typer.Option("--base", help="Another model, asked the same questions.")] = None,
-    tasks: Annotated[str, typer.Option("--tasks", help="Names of lm-eval, joined by commas.")] = MMLU,
-    fewshot: Annotated[int, typer.Option("--fewshot", min=0, metavar="N", help="Worked examples before each question.")] = 5,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Questions per task at most.")] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", "-d", help="Folder of MMLU's csv files (dev/, test/), instead of the hub.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Questions at a time.")] = 8,
-    adapter: options.Adapter = None,
-    tokenizer: options.Tokenizer = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    rerun: options.Rerun = False,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    settings: Annotated[Benchmark, Without("tuned")],
+    weights: Weights,
+    session: Session,
 ) -> None:
     """Ask a model multiple-choice questions (MMLU and its kin) through lm-eval: accuracy with 95 % intervals.
 
@@ -47,20 +37,17 @@ def benchmark(
     import json
 
     from whence.cli.console import say
-    from whence.cli.session import session
+    from whence.cli.session import start
     from whence.evaluate.benchmark import run_benchmark
     from whence.evaluate.combined import benchmark_table, combine
     from whence.models import load_model
-    from whence.settings import Benchmark
 
-    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
-    settings = Benchmark(tasks=names, fewshot=fewshot, limit=limit, data=data, batch_size=batch_size)
-    models = {} if base is None else {"base": lambda: load_model(base, dtype=dtype, device=device)}
-    models["tuned"] = lambda: load_model(model, dtype=dtype, device=device, adapter=adapter, tokenizer=tokenizer)
-    with session(quiet=quiet, verbose=verbose):
-        document = run_benchmark(models, settings, out=out, rerun=rerun)
+    models = {} if base is None else {"base": lambda: load_model(base, dtype=weights.dtype, device=weights.device)}
+    models["tuned"] = lambda: load_model(model, **weights.as_json())
+    with start(session):
+        document = run_benchmark(models, settings, out=out, rerun=session.rerun)
         page = combine(out)
-    if as_json:
+    if session.as_json:
         print(json.dumps({"folder": str(out), **document}, ensure_ascii=False))
         return
     _show(benchmark_table(document))
@@ -68,6 +55,7 @@ def benchmark(
 
 
 def compare(
+    *,
     pairs: Annotated[Path, typer.Argument(metavar="PAIRS", help="File of answers that whence generate --base made.")],
     out: Out,
     scores: Annotated[Path | None, typer.Option("--scores", help="Folder of whence score on the same answers.")] = None,
@@ -75,9 +63,7 @@ def compare(
         int, typer.Option("--top", "-k", min=1, metavar="N", help="Rows per answer in influential_examples.md.")
     ] = 5,
     seed: options.Seed = 0,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    session: Annotated[Session, Without("rerun")],
 ) -> None:
     """Compare the answers of base and tuned: BLEU and ROUGE against the references, or against each other.
 
@@ -91,16 +77,16 @@ def compare(
     import json
 
     from whence.cli.console import say
-    from whence.cli.session import session
+    from whence.cli.session import start
     from whence.evaluate.combined import combine, comparison_table
     from whence.evaluate.compare import compare_answers
     from whence.store.scores import open_scores
 
-    with session(quiet=quiet, verbose=verbose):
+    with start(session):
         opened = None if scores is None else open_scores(scores)
         found = compare_answers(pairs, out=out, scores=opened, top=top, seed=seed)
         page = combine(out)
-    if as_json:
+    if session.as_json:
         summary = json.loads(str(found["summary"].to_json(orient="records")))
         print(json.dumps({"folder": str(out), "summary": summary}, ensure_ascii=False))
         return

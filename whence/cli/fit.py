@@ -8,67 +8,21 @@ from typing import Annotated
 import typer
 
 from whence.cli import options
+from whence.cli.options import Session
+from whence.settings import Data, Fit, Weights
 
 
 def fit(
+    *,
     model: options.Model,
-    data: options.Data,
+    settings: Fit,
+    data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the factors, such as runs/a/factors.")],
-    method: options.Method = "ekfac",
-    modules: options.Modules = None,
-    examples: options.Examples = None,
-    eigenvalue_examples: Annotated[
-        str | None,
-        typer.Option("--eigenvalue-examples", metavar="N|all", help="Rows for the corrected eigenvalues; as --examples."),
-    ] = None,
-    disjoint: Annotated[
-        bool | None,
-        typer.Option(
-            "--disjoint/--overlapping",
-            help="Take other rows for the eigenvalues than for the factors; if not said, where there are enough.",
-        ),
-    ] = None,
-    until: Annotated[
-        float | None,
-        typer.Option(
-            "--until",
-            min=0.0,
-            max=1.0,
-            metavar="R",
-            help="Double the sample until scores correlate by R (0.99, say) with those of half of it.",
-        ),
-    ] = None,
-    labels: options.Labels = "model",
-    draws: options.Draws = 1,
-    seed: options.Seed = 0,
-    columns: options.Columns = None,
-    split: options.Split = "train",
-    limit: options.Limit = None,
-    max_length: options.MaxLength = 512,
-    template: options.Template = None,
-    append_eos: options.AppendEos = False,
-    adapter: options.Adapter = None,
-    tokenizer: options.Tokenizer = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    batch_tokens: options.BatchTokens = None,
-    groups: options.Groups = 1,
-    chunks: options.Chunks = 8,
-    largest_factor: Annotated[
-        int | None,
-        typer.Option("--largest-factor", min=1, metavar="N", help="Split wider covariances into blocks of this width."),
-    ] = None,
-    statistics: Annotated[
-        options.Format, typer.Option("--statistics", help="Number format of the sums' operands.")
-    ] = "float32",
-    products: options.Products = "auto",
+    weights: Weights,
     save_every: Annotated[
         float, typer.Option("--save-every", min=0.0, metavar="SECONDS", help="Work that a kill may cost.")
     ] = 60.0,
-    rerun: options.Rerun = False,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    session: Session,
 ) -> None:
     """Fit the curvature factors of a model, once for all questions.
 
@@ -84,45 +38,23 @@ def fit(
     """
     import json
 
+    from whence import fitting
     from whence.cli.console import say
-    from whence.cli.session import fit_stages, session, warn_if_untrained
-    from whence.data import load_data
-    from whence.fitting import fit
+    from whence.cli.session import fit_stages, start, warn_if_untrained
     from whence.models import load_model
-    from whence.precision import Precision
-    from whence.tasks import task_for
+    from whence.pipeline.load import rows_of, task_of
 
-    with session(None if until else fit_stages(method, groups), quiet=quiet, verbose=verbose):
-        loaded, words = load_model(model, dtype=dtype, device=device, adapter=adapter, tokenizer=tokenizer)
-        task = task_for(loaded, words, max_length, chat_template=template, append_eos=append_eos)
-        rows = load_data(data, columns=options.mapping(columns), split=split, limit=limit)
+    with start(session, None if settings.until else fit_stages(settings)):
+        loaded, tokenizer = load_model(model, **weights.as_json())
+        task, rows = task_of(loaded, tokenizer, data), rows_of(data)
         warn_if_untrained(loaded, task, rows)
-        curvature = fit(
-            loaded,
-            task,
-            rows,
-            method=method,
-            modules=modules,
-            out=out,
-            examples=options.sample_of(examples, "--examples"),
-            eigenvalue_examples=options.sample_of(eigenvalue_examples, "--eigenvalue-examples"),
-            disjoint=disjoint,
-            until=until,
-            labels=labels,
-            draws=draws,
-            seed=seed,
-            largest_factor=largest_factor,
-            precision=Precision(statistics=statistics, products=products),
-            batch_tokens=batch_tokens,
-            groups=groups,
-            chunks=chunks,
-            save_every=save_every,
-            rerun=rerun,
-        )
+        curvature = fitting.fit(loaded, task, rows, out=out, save_every=save_every, rerun=session.rerun, **settings.keywords())
     about = curvature.about
-    if as_json:
+    if session.as_json:
         print(json.dumps({"factors": str(out), **about}))
         return
-    modules_said = f"{len(about['modules'])} modules, {about['share']:.1%} of the parameters"
-    say(f"{out}: {method} factors of {modules_said}, from {about['examples']:,} rows ({about['positions']:,} tokens)")
-    say(f"next: whence inspect {out}, or whence score {model} --data {data} --factors {out} --queries QUERIES --out SCORES")
+    modules = f"{len(about['modules'])} modules, {about['share']:.1%} of the parameters"
+    say(f"{out}: {settings.method} factors of {modules}, from {about['examples']:,} rows ({about['positions']:,} tokens)")
+    say(
+        f"next: whence inspect {out}, or whence score {model} --data {data.path} --factors {out} --queries QUERIES --out SCORES"
+    )

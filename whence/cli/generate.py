@@ -8,9 +8,13 @@ from typing import Annotated
 import typer
 
 from whence.cli import options
+from whence.cli.from_settings import Without
+from whence.cli.options import Session
+from whence.settings import Generate, Weights
 
 
 def generate(
+    *,
     model: options.Model,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="New file for the pairs, .json; whence score reads it as --queries.")
@@ -18,18 +22,11 @@ def generate(
     prompts: Annotated[str | None, typer.Option("--prompts", help="Rows with a prompt each: a file, or a data set.")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; repeat for more.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="Another model, whose completions are written beside.")] = None,
-    max_new_tokens: options.NewTokens = 64,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest token each time.")] = 0.0,
+    settings: Generate,
     seed: options.Seed = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Prompts at a time.")] = 8,
-    columns: options.Columns = None,
-    adapter: options.Adapter = None,
-    tokenizer: options.Tokenizer = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    columns: options.Columns,
+    weights: Weights,
+    session: Annotated[Session, Without("rerun")],
 ) -> None:
     """Let a model complete prompts, as queries for whence score.
 
@@ -47,26 +44,24 @@ def generate(
     import json
 
     from whence.cli.console import say
-    from whence.cli.session import session
+    from whence.cli.session import start
     from whence.data import load_data
     from whence.errors import UsageError
     from whence.generation import check_vacant, generate_pairs
     from whence.models import load_model
-    from whence.settings import Generate
 
     if bool(prompt) == (prompts is not None):
         raise UsageError("There are no prompts, or two kinds.", accepted="--prompts FILE, or -p PROMPT (once or more)")
     check_vacant(out)
-    settings = Generate(max_new_tokens=max_new_tokens, temperature=temperature, base=base is not None, batch_size=batch_size)
-    with session(1 if base is None else 2, quiet=quiet, verbose=verbose):
-        rows = [{"prompt": text} for text in prompt] if prompt else load_data(prompts or "", columns=options.mapping(columns))
-        loaded, words = load_model(model, dtype=dtype, device=device, adapter=adapter, tokenizer=tokenizer)
-        other = None if base is None else lambda: load_model(base, dtype=dtype, device=device)
-        document = generate_pairs(
-            loaded, words, rows, settings, out=out, base=other, seed=seed, about={"model": model, "base": base}
-        )
+    settings = settings.changed(base=base is not None)
+    with start(session, 1 if base is None else 2):
+        rows = [{"prompt": text} for text in prompt] if prompt else load_data(prompts or "", columns=columns.columns)
+        loaded, tokenizer = load_model(model, **weights.as_json())
+        other = None if base is None else lambda: load_model(base, dtype=weights.dtype, device=weights.device)
+        about = {"model": model, "base": base}
+        document = generate_pairs(loaded, tokenizer, rows, settings, out=out, base=other, seed=seed, about=about)
     pairs = document["data"]
-    if as_json:
+    if session.as_json:
         print(json.dumps({"file": str(out), **document}, ensure_ascii=False))
         return
     for pair in pairs:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from whence.cli import options
+from whence.cli.from_settings import Only
+from whence.cli.options import Session
 
 INTRODUCTION = """From fine-tuning to report: whence run {name}
 What is commented out is at its default. Later ones win: defaults, this file, WHENCE_SECTION__KEY, --set section.key=value.
@@ -15,17 +17,18 @@ Paths start from the folder of this file."""
 
 
 def init(
+    *,
     file: options.File = Path("whence.yaml"),
     model: Annotated[str, typer.Option("--model", help="Hub id or folder of the model to start from.")] = "./model",
     data: Annotated[str, typer.Option("--data", "-d", help="Training data.")] = "train.jsonl",
     prompts: Annotated[str | None, typer.Option("--prompts", help="File of prompts; a few to replace if not said.")] = None,
-    columns: options.Columns = None,
+    columns: options.Columns,
     train: Annotated[bool, typer.Option("--train/--no-train", help="Fine-tune, or use the model as it is.")] = True,
     source: Annotated[
         Path | None,
         typer.Option("--from", metavar="OTHER.yaml", help="Convert another pipeline's (models, dataset, factors, scores)."),
     ] = None,
-    quiet: options.Quiet = False,
+    session: Annotated[Session, Only("quiet")],
 ) -> None:
     """Write a whence.yaml with every setting explained, and the schema that editors complete and check it with.
 
@@ -49,7 +52,7 @@ def init(
         values = {
             "run": file.resolve().parent.name.replace(" ", "-") or "run",
             "model": {"base": model},
-            "data": {"path": data, "columns": options.mapping(columns)},
+            "data": {"path": data, "columns": columns.columns},
             "prompts": {"path": prompts} if prompts else {"items": ["What is the refund period?", "Who answers at night?"]},
             **({"train": {"epochs": 1.0}} if train else {}),
             "evaluate": {"compare": True},
@@ -58,6 +61,6 @@ def init(
     save_schema(file.parent)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(commented(values, INTRODUCTION.format(name=file)), encoding="utf-8")
-    if left and not quiet:
+    if left and not session.quiet:
         err.print(f"not taken over, because there is no such thing here: {', '.join(left)}", markup=False, soft_wrap=True)
     say(f"{file}: edit it, then whence run {file}")

@@ -7,34 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from whence.cli import options
+from whence.cli.from_settings import Only
+from whence.cli.options import Session
 from whence.errors import CoverageError, UsageError
+from whence.settings import Inspect, Measured, Weights
 
 if TYPE_CHECKING:
     from whence.fitting import Curvature
-    from whence.settings import Inspect
 
 
 def inspect(
+    *,
     what: Annotated[str, typer.Argument(metavar="FACTORS_OR_MODEL", help="Folder of factors, or a model.")],
     module: Annotated[
         list[str] | None,
         typer.Option("--module", metavar="NAME", help="Modules of the factors, by name or glob; repeat for more."),
     ] = None,
-    layer: Annotated[int | None, typer.Option("--layer", metavar="N", help="Modules of one layer of the factors.")] = None,
+    settings: Inspect,
     every: Annotated[bool, typer.Option("--all", help="Draw every module; without, those of the last layer.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for pictures and summaries.")] = None,
-    clip: Annotated[
-        float, typer.Option("--clip", metavar="P", help="Percentile of eigenvalues at which the colours of maps end.")
-    ] = 99.5,
-    cmap: Annotated[str, typer.Option("--cmap", help="Colours of maps, by matplotlib's name.")] = "viridis",
     modules: Annotated[str, typer.Option("--modules", "-m", help="Of a model: list what this selector takes.")] = "mlp",
-    damping: options.Damping = 0.1,
-    adapter: options.Adapter = None,
-    rerun: options.Rerun = False,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    measured: Annotated[Measured, Only("damping")],
+    weights: Annotated[Weights, Only("adapter")],
+    session: Session,
 ) -> None:
     """Show the health of factors, draw their eigenvalues, or show what of a model can be tracked.
 
@@ -53,42 +48,33 @@ def inspect(
     """
     import json
 
-    from whence.cli.session import session
+    from whence.cli.session import start
     from whence.fitting import open_factors
     from whence.models import load_model
     from whence.store.manifest import is_run_folder
 
+    damping = measured.damping
     if is_run_folder(Path(what)):
-        settings = _settings(layer, module, every, clip, cmap)
+        if (settings.layer is not None) + bool(module) + every > 1:
+            raise UsageError("--layer, --module and --all choose modules in three ways.", accepted="one of them")
+        settings = settings.changed(modules=("*",) if every else tuple(module or ()))
         curvature = open_factors(what)
         if out is not None:
-            with session(1, quiet=quiet or as_json, verbose=verbose):
-                found, show = drawn(curvature, out, settings, damping, rerun), _show_drawn
+            with start(session.changed(quiet=session.quiet or session.as_json), 1):
+                found, show = drawn(curvature, out, settings, damping, session.rerun), _show_drawn
         else:
             found = factors(curvature, damping, settings)
             show = _show_factors
             if len(found["modules"]) == 1:
                 found, show = one_module(curvature, found["modules"][0]["module"], damping), _show_module
     else:
-        with session(verbose=verbose):
-            loaded, _ = load_model(what, adapter=adapter)
+        with start(session.changed(quiet=False)):
+            loaded, _ = load_model(what, adapter=weights.adapter)
         found, show = coverage(loaded, modules), _show_coverage
-    if as_json:
+    if session.as_json:
         print(json.dumps(found))
     else:
         show(found)
-
-
-def _settings(layer: int | None, modules: list[str] | None, every: bool, clip: float, cmap: str) -> Inspect:
-    """The options as settings of the stage; only one way to choose modules."""
-    from whence.settings import Inspect
-
-    if (layer is not None) + bool(modules) + every > 1:
-        raise UsageError("--layer, --module and --all choose modules in three ways.", accepted="one of them")
-    if not 0 < clip <= 100:
-        raise UsageError(f"--clip {clip:g} is no percentile.", accepted="above 0, up to 100 (nothing is clipped)")
-    chosen = ("*",) if every else tuple(modules or ())
-    return Inspect(layer=layer, modules=chosen, clip_percentile=clip, cmap=cmap)
 
 
 def factors(curvature: Curvature, damping: float, settings: Inspect) -> dict[str, Any]:
@@ -108,7 +94,6 @@ def factors(curvature: Curvature, damping: float, settings: Inspect) -> dict[str
 def one_module(curvature: Curvature, module: str, damping: float) -> dict[str, Any]:
     """The health of one module, and how concentrated its eigenvalues are; nothing is where they are not finite."""
     from whence.fitting.health import concentration
-    from whence.settings import Inspect
 
     (found,) = factors(curvature, damping, Inspect(modules=(module,)))["modules"]
     shares = {} if found["not_finite"] else concentration(curvature.blocks[module].lam_OI)

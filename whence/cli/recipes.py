@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from whence.cli import options
+from whence.cli.from_settings import Only
+from whence.cli.options import Session
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="One that whence recipes ls lists.")]
 
@@ -34,6 +36,7 @@ def cat(name: Name) -> None:
 
 
 def cp(
+    *,
     name: Name,
     folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="New folder; NAME if not said.")] = None,
     tiny: Annotated[
@@ -42,9 +45,9 @@ def cp(
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Data of the small variant, instead of the embedded corpus.")
     ] = None,
-    columns: options.Columns = None,
+    columns: options.Columns,
     seed: options.Seed = 0,
-    quiet: options.Quiet = False,
+    session: Annotated[Session, Only("quiet")],
 ) -> None:
     """Copy a recipe to a folder, to edit and run there.
 
@@ -55,13 +58,13 @@ def cp(
       whence recipes cp tinyllama-patents mine --tiny --data questions.csv -c prompt=Question -c completion=Answer
     """
     from whence.cli.console import say
-    from whence.cli.session import session
+    from whence.cli.session import start
     from whence.recipes import OFFLINE, copy_recipe
 
     target = folder or Path(name)
     if tiny or name in OFFLINE:
-        with session(quiet=quiet):
-            path = copy_recipe(name, target, tiny=tiny, data=data, columns=options.mapping(columns) or None, seed=seed)
+        with start(session):
+            path = copy_recipe(name, target, tiny=tiny, data=data, columns=columns.columns or None, seed=seed)
     else:
         path = copy_recipe(name, target, tiny=tiny, data=data)
     say(f"{path}: whence run {path}")

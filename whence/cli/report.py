@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from whence.cli import options
+from whence.cli.from_settings import Without
+from whence.cli.options import Session
 
 
 def report(
+    *,
     path: Annotated[
         Path, typer.Argument(metavar="RUN_OR_SCORES", help="Folder of scores, or a run folder with all that is finished in it.")
     ],
@@ -25,9 +27,7 @@ def report(
     factors: Annotated[Path | None, typer.Option("--factors", "-f", help="Folder of factors: their health is shown.")] = None,
     itself: Annotated[Path | None, typer.Option("--self", help="Folder of whence score --self.")] = None,
     training: Annotated[Path | None, typer.Option("--training", help="Folder of whence train.")] = None,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    session: Annotated[Session, Without("rerun")],
 ) -> None:
     """Write what scores say as one page, as Markdown, and as a text and a picture per query.
 
@@ -45,19 +45,19 @@ def report(
     import sys
 
     from whence.cli.console import say
-    from whence.cli.session import session
+    from whence.cli.session import start
     from whence.report import build_report, gather, write_report
     from whence.report.gather import scores_in
     from whence.report.write import check_vacant
 
     folder = out or (path if scores_in(path) != [path] else path.parent) / "report"
     check_vacant(folder)
-    with session(1, quiet=quiet, verbose=verbose):
+    with start(session, 1):
         given = gather(path, pairs=pairs, factors=factors, itself=itself, training=training)
         made = build_report(**{"command": shlex.join(["whence", *sys.argv[1:]]), **given}, top=top, title=title)
         files = write_report(made, folder)
     size = (folder / "report.html").stat().st_size
-    if as_json:
+    if session.as_json:
         about = {"queries": len(made.queries), "rows": made.rows, "bytes": size}
         print(json.dumps({"report": str(folder), "unit": made.unit, **about, "files": [str(file) for file in files]}))
         return

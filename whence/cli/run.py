@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from whence.cli import options
+from whence.cli.from_settings import Without
+from whence.cli.options import Session
 
 
 def run(
+    *,
     file: options.File = Path("whence.yaml"),
     stages: Annotated[
         list[str] | None,
@@ -18,9 +21,7 @@ def run(
     ] = None,
     settings: options.Settings = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; compute nothing.")] = False,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    session: Annotated[Session, Without("rerun")],
 ) -> None:
     """Run what a whence.yaml describes: fine-tune, generate, fit, inspect, score, evaluate, report.
 
@@ -44,7 +45,7 @@ def run(
     resolved = read_config(file, settings or ())
     if dry_run:
         steps = plan_run(resolved, stages or ())
-        if not as_json:
+        if not session.as_json:
             for step in steps:
                 why = "" if step.state in ("unchanged", "new") else ": " + "; ".join(step.reasons or ("it was interrupted",))
                 say(f"{step.stage.name:<9} {'is skipped, unchanged' if step.state == 'unchanged' else 'runs'}{why}")
@@ -52,15 +53,15 @@ def run(
     elif all(step.state == "unchanged" for step in plan_run(resolved, stages or ())):
         from whence.cli.console import reporting
 
-        with reporting(quiet=quiet):
+        with reporting(quiet=session.quiet):
             steps = run_pipeline(resolved, stages or ())
     else:
-        from whence.cli.session import session
+        from whence.cli.session import start
 
-        with session(quiet=quiet, verbose=verbose):
+        with start(session):
             note(f"{resolved.config.run} -> {resolved.out}")
             steps = run_pipeline(resolved, stages or ())
-    if as_json:
+    if session.as_json:
         stages_said = [{"stage": step.stage.name, "state": step.state, "reasons": step.reasons} for step in steps]
         print(json.dumps({"run": resolved.config.run, "out": str(resolved.out), "stages": stages_said}))
         return

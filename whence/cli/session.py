@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from whence.cli.console import reporting
+from whence.cli.options import Session
 from whence.errors import WhenceWarning
 from whence.progress import note
+from whence.settings import Fit
 
 
 @contextlib.contextmanager
-def session(stages: int | None = None, *, quiet: bool = False, verbose: bool = False) -> Iterator[None]:
+def start(session: Session, stages: int | None = None) -> Iterator[None]:
     """Progress, notes and our own warnings to stderr; those of the libraries beneath only when verbose."""
-    with reporting(stages, quiet=quiet), warnings.catch_warnings():
+    verbose = session.verbose
+    with reporting(stages, quiet=session.quiet), warnings.catch_warnings():
         warnings.simplefilter("default" if verbose else "ignore")
         warnings.simplefilter("always", WhenceWarning)
         warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
@@ -46,9 +49,9 @@ def warn_if_untrained(model: Any, task: Any, rows: Any) -> None:
         )
 
 
-def fit_stages(method: str, groups: int) -> int:
+def fit_stages(settings: Fit) -> int:
     """How many stages a fit has."""
-    return groups * {"identity": 0, "diagonal": 1, "kfac": 2}.get(method, 3)
+    return settings.groups * {"identity": 0, "diagonal": 1, "kfac": 2}.get(settings.method, 3)
 
 
 def score_stages(rescore: int) -> int:

@@ -2,57 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from whence.cli import options
+from whence.cli.from_settings import Only
+from whence.cli.options import Session
+from whence.settings import Data, Doc, Fit, Measured, NewTokens, Section, Weights
 
 LOWERING = 2
 """Rows that lower the answer, shown beside those that raise it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Question(Section):
+    """What the model said."""
+
+    question: Annotated[str, Doc("The prompt, as the model gets it.", "--question", "-q")]
+    answer: Annotated[str | None, Doc("Its completion, joined as it is; generated greedily if not said.", "--answer", "-a")] = (
+        None
+    )
+    contrast: Annotated[str | None, Doc("Another completion: why the answer rather than this?")] = None
+    span: Annotated[str | None, Doc("The part of the answer that is asked about.")] = None
+    max_new_tokens: NewTokens = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place(Section):
+    """Where the run is."""
+
+    run: Annotated[str | None, Doc("Name of the run, kept in runs/NAME.")] = None
+    out: Annotated[Path | None, Doc("Folder of the run, instead of runs/NAME.", "--out", "-o")] = None
+
+
 def trace(
+    *,
     model: options.Model,
-    data: options.Data,
-    question: Annotated[str, typer.Option("--question", "-q", help="The prompt, as the model gets it.")],
-    answer: Annotated[
-        str | None, typer.Option("--answer", "-a", help="Its completion, joined as it is; generated greedily if not said.")
-    ] = None,
-    contrast: Annotated[
-        str | None, typer.Option("--contrast", help="Another completion: why the answer rather than this?")
-    ] = None,
-    span: Annotated[str | None, typer.Option("--span", help="The part of the answer that is asked about.")] = None,
-    run: Annotated[str | None, typer.Option("--run", help="Name of the run, kept in runs/NAME.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run, instead of runs/NAME.")] = None,
+    asked: Question,
+    place: Place,
     top: options.Top = 5,
-    method: options.Method = "ekfac",
-    modules: options.Modules = None,
-    examples: options.Examples = None,
-    damping: options.Damping = 0.1,
-    measurement: options.Measurement = "logprob",
     norm: options.Norm = None,
-    max_new_tokens: options.NewTokens = 64,
-    seed: options.Seed = 0,
-    columns: options.Columns = None,
-    split: options.Split = "train",
-    limit: options.Limit = None,
-    max_length: options.MaxLength = 512,
-    template: options.Template = None,
-    append_eos: options.AppendEos = False,
-    adapter: options.Adapter = None,
-    tokenizer: options.Tokenizer = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    batch_tokens: options.BatchTokens = None,
-    groups: options.Groups = 1,
-    chunks: options.Chunks = 8,
-    products: options.Products = "auto",
-    rerun: options.Rerun = False,
-    as_json: options.AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, notes or warnings.")] = False,
-    verbose: options.Verbose = False,
+    settings: Annotated[Fit, Only("method", "modules", "examples", "seed", "products", "batch_tokens", "groups", "chunks")],
+    measured: Measured,
+    data: Data,
+    weights: Weights,
+    session: Session,
 ) -> None:
     """Find the training rows that made the model say this.
 
@@ -68,69 +63,52 @@ def trace(
     """
     import json
 
+    from whence import fitting, scoring
     from whence.cli.console import coloured
     from whence.cli.ranking import Ranking
-    from whence.cli.session import fit_stages, score_stages, session, warn_if_untrained
+    from whence.cli.session import fit_stages, score_stages, start, warn_if_untrained
     from whence.cli.show import display, document
-    from whence.data import as_rows, load_data
-    from whence.fitting import fit
+    from whence.data import as_rows
     from whence.generation import answered
     from whence.models import load_model
-    from whence.precision import Precision
-    from whence.scoring import score
+    from whence.pipeline.load import rows_of, task_of
     from whence.scoring.checks import NORMS
     from whence.store.digest import fingerprint_settings
-    from whence.tasks import task_for
 
-    folder = out or Path("runs") / (run or f"{Path(model).name}-{Path(data).stem}")
-    with session(fit_stages(method, groups) + score_stages(0), quiet=quiet, verbose=verbose):
-        loaded, words = load_model(model, dtype=dtype, device=device, adapter=adapter, tokenizer=tokenizer)
-        task = task_for(loaded, words, max_length, chat_template=template, append_eos=append_eos)
-        rows = load_data(data, columns=options.mapping(columns), split=split, limit=limit)
+    folder = place.out or Path("runs") / (place.run or f"{Path(model).name}-{Path(data.path).stem}")
+    with start(session, fit_stages(settings) + score_stages(0)):
+        loaded, tokenizer = load_model(model, **weights.as_json())
+        task, rows = task_of(loaded, tokenizer, data), rows_of(data)
         warn_if_untrained(loaded, task, rows)
-        asked = answered(loaded, task, as_rows([query_like(rows[0], question, answer, contrast, span)]), max_new_tokens)
-        curvature = fit(
+        queries = answered(loaded, task, as_rows([query_like(rows[0], asked)]), asked.max_new_tokens)
+        curvature = fitting.fit(loaded, task, rows, out=folder / "factors", rerun=session.rerun, **settings.keywords())
+        made_from = [list(queries.rows), measured.measurement, measured.damping, norm, settings.method]
+        name = f"trace-{fingerprint_settings(made_from)[:8]}"
+        scores = scoring.score(
             loaded,
-            task,
+            task_of(loaded, tokenizer, data, measured.measurement),
+            queries,
             rows,
-            method=method,
-            modules=modules,
-            out=folder / "factors",
-            examples=options.sample_of(examples, "--examples"),
-            precision=Precision(products=products),
-            seed=seed,
-            batch_tokens=batch_tokens,
-            groups=groups,
-            chunks=chunks,
-            rerun=rerun,
-        )
-        measured = task_for(loaded, words, max_length, measurement=measurement, chat_template=template, append_eos=append_eos)
-        name = fingerprint_settings([list(asked.rows), measurement, damping, norm, method])[:8]
-        scores = score(
-            loaded,
-            measured,
-            asked,
-            rows,
-            curvature.inverse(damping),
-            out=folder / f"trace-{name}",
+            curvature.inverse(measured.damping),
+            out=folder / name,
             per="token",
-            precision=Precision(products=products),
+            precision=settings.precision,
             norms=[norm] if norm in NORMS else [],
-            batch_tokens=batch_tokens,
-            chunks=chunks,
-            rerun=rerun,
+            batch_tokens=settings.batch_tokens,
+            chunks=settings.chunks,
+            rerun=session.rerun,
         )
     ranking = Ranking(scores, norm, top, LOWERING, coloured())
-    if as_json:
-        print(json.dumps({"scores": str(folder / f"trace-{name}"), **document(ranking, [0], None)}, ensure_ascii=False))
+    if session.as_json:
+        print(json.dumps({"scores": str(folder / name), **document(ranking, [0], None)}, ensure_ascii=False))
     else:
         display(ranking, [0], by="source" if any(scores.examples["source"].notna()) else None)
 
 
-def query_like(row: Any, question: str, answer: str | None, contrast: str | None, span: str | None) -> dict[str, Any]:
+def query_like(row: Any, asked: Question) -> dict[str, Any]:
     """The question in the form that the training rows have: a conversation where they are conversations."""
-    rest = {key: value for key, value in (("contrast", contrast), ("span", span)) if value is not None}
+    rest = {name: value for name in ("contrast", "span") if (value := getattr(asked, name)) is not None}
     if "messages" not in row:
-        return {"prompt": question, **({"completion": answer} if answer is not None else {}), **rest}
-    said = [{"role": "assistant", "content": answer}] if answer is not None else []
-    return {"messages": [{"role": "user", "content": question}, *said], **rest}
+        return {"prompt": asked.question, **({"completion": asked.answer} if asked.answer is not None else {}), **rest}
+    said = [{"role": "assistant", "content": asked.answer}] if asked.answer is not None else []
+    return {"messages": [{"role": "user", "content": asked.question}, *said], **rest}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from annotated_types import Ge
 
-from whence.cli import options
+from whence.cli.options import Session
 from whence.errors import UsageError
+from whence.settings import Count, Damping, Doc, Section, Seed
 
 MODES = {
     "quick": "Look at the scores of a run: does a copy of a question come out on top, are they steady? Seconds.",
@@ -24,18 +27,38 @@ DEFAULTS = {"pbrf": ["digits"], "loo": ["cancer", "digits"], "lds": ["digits"], 
 """Settings that need no data, where --on is not given."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Modes(Section):
+    """Which check it is."""
+
+    quick: Annotated[bool, Doc(MODES["quick"])] = False
+    pbrf: Annotated[bool, Doc(MODES["pbrf"])] = False
+    loo: Annotated[bool, Doc(MODES["loo"])] = False
+    lds: Annotated[bool, Doc(MODES["lds"])] = False
+    removal: Annotated[bool, Doc(MODES["removal"])] = False
+    mislabel: Annotated[bool, Doc(MODES["mislabel"])] = False
+    facts: Annotated[bool, Doc(MODES["facts"])] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Section):
+    """What is trained again and again, and how often."""
+
+    data: Annotated[Path | None, Doc("Folder of the setting's data; digits needs none.", "--data", "-d")] = None
+    out: Annotated[Path, Doc("Folder for results and unfinished work.", "--out", "-o")] = Path("validation")
+    rows: Annotated[Annotated[int, Ge(3)] | None, Doc("Rows that are tried (--pbrf, --loo), or subsets (--lds).")] = None
+    queries: Annotated[Count | None, Doc("Queries that are asked.")] = None
+    damping: Damping = 0.1
+    seed: Seed = 0
+
+
 def validate(
+    *,
     path: Annotated[
         Path | None,
         typer.Argument(metavar="[RUN_OR_SCORES]", help="For --quick: folder of a run, or of its scores.", show_default=False),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help=MODES["quick"])] = False,
-    pbrf: Annotated[bool, typer.Option("--pbrf", help=MODES["pbrf"])] = False,
-    loo: Annotated[bool, typer.Option("--loo", help=MODES["loo"])] = False,
-    lds: Annotated[bool, typer.Option("--lds", help=MODES["lds"])] = False,
-    removal: Annotated[bool, typer.Option("--removal", help=MODES["removal"])] = False,
-    mislabel: Annotated[bool, typer.Option("--mislabel", help=MODES["mislabel"])] = False,
-    facts: Annotated[bool, typer.Option("--facts", help=MODES["facts"])] = False,
+    modes: Modes,
     on: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,21 +68,8 @@ def validate(
             "--loo also cancer and linear; repeat for more.",
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", "-d", help="Folder of the setting's data; digits needs none.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results and unfinished work.")] = Path("validation"),
-    rows: Annotated[
-        int | None,
-        typer.Option("--rows", min=3, metavar="N", help="Rows that are tried (--pbrf, --loo), or subsets (--lds)."),
-    ] = None,
-    queries: Annotated[int | None, typer.Option("--queries", min=1, metavar="N", help="Queries that are asked.")] = None,
-    damping: Annotated[
-        float, typer.Option("--damping", min=0, metavar="X", help="Damping, in units of the mean eigenvalue.")
-    ] = 0.1,
-    seed: options.Seed = 0,
-    rerun: options.Rerun = False,
-    as_json: options.AsJson = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
+    check: Check,
+    session: Session,
 ) -> None:
     """Say how far scores can be trusted: one check at a time.
 
@@ -77,18 +87,19 @@ def validate(
     import json
 
     from whence.cli.console import say
-    from whence.cli.session import session
+    from whence.cli.session import start
 
-    given = {"quick": quick, "pbrf": pbrf, "loo": loo, "lds": lds, "removal": removal, "mislabel": mislabel, "facts": facts}
-    mode = _mode([name for name, wanted in given.items() if wanted], path)
-    with session(quiet=quiet, verbose=verbose):
+    mode = _mode([name for name, wanted in modes.as_json().items() if wanted], path)
+    with start(session):
         if mode == "quick":
             assert path is not None
-            done = [(_quick(path, seed), [])]
+            done = [(_quick(path, check.seed), [])]
         else:
-            done = list(_on_settings(mode, on, data, out, rows, queries, damping, seed, rerun))
-    if as_json:
-        print(json.dumps([_document(result, files) for result, files in done], ensure_ascii=False))
+            done = list(_on_settings(mode, on, check, session.rerun))
+    if session.as_json:
+        from whence.validate.results import values
+
+        print(json.dumps(values([_document(result, files) for result, files in done]), ensure_ascii=False))
         return
     for result, files in done:
         for line in result.says:
@@ -140,22 +151,13 @@ def _quick(path: Path, seed: int) -> Any:
     )
 
 
-def _on_settings(
-    mode: str,
-    on: list[str] | None,
-    data: Path | None,
-    out: Path,
-    rows: int | None,
-    queries: int | None,
-    damping: float,
-    seed: int,
-    rerun: bool,
-) -> Any:
+def _on_settings(mode: str, on: list[str] | None, check: Check, rerun: bool) -> Any:
     """The results of a check on each of the settings, with their files."""
     from whence.plots.style import save
     from whence.validate.results import keep, loo_figure
 
-    sizes: dict[str, Any] = {key: value for key, value in (("rows", rows), ("queries", queries)) if value is not None}
+    out, data, damping, seed = check.out, check.data, check.damping, check.seed
+    sizes: dict[str, Any] = {name: value for name in ("rows", "queries") if (value := getattr(check, name)) is not None}
     if mode == "facts":
         place = out / ("facts-real" if data else "facts-demo")
         settings = {"damping": damping, "data": str(data.resolve()) if data else None}

@@ -20,13 +20,13 @@ from whence.evaluate.compare import compare_answers
 from whence.fitting import open_factors
 from whence.generation import answered, generate_pairs
 from whence.models import load_model
+from whence.pipeline.load import rows_of, task_of
 from whence.plots.style import save
 from whence.plots.training import training_curves, training_figure
 from whence.progress import note
 from whence.report import build_report, gather, write_report
 from whence.report.factors import inspect_factors
 from whence.store.scores import Scores, open_scores
-from whence.tasks import task_for
 from whence.train.finetune import finetune
 from whence.train.record import read_training
 from whence.validate.quick import quick_from_run
@@ -59,23 +59,12 @@ class Workshop:
 
     def task(self, model: Any, tokenizer: Any, measurement: str = "logprob") -> Any:
         """How text becomes tokens and what is asked."""
-        data = self.config.data
-        return task_for(
-            model,
-            tokenizer,
-            data.max_length,
-            measurement=measurement,
-            chat_template=data.chat_template,
-            append_eos=data.append_eos,
-        )
+        return task_of(model, tokenizer, self.config.data, measurement)
 
     @functools.cached_property
     def data(self) -> Rows:
         """All rows of the training data, as the model reads them."""
-        settings = self.config.data
-        place = self.resolved.place(settings.path)
-        rows = load_data(place, columns=settings.columns, split=settings.split, limit=settings.limit)
-        return written(rows, settings.format, settings.normalise)
+        return rows_of(self.config.data, self.resolved.place(self.config.data.path))
 
     @functools.cached_property
     def rows(self) -> Rows:

@@ -1,0 +1,28 @@
+"""Rows and task, as the settings of a run or of a command say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from whence.data import Rows, load_data
+from whence.data.text import written
+from whence.settings import Data
+from whence.tasks import task_for
+
+
+def rows_of(data: Data, path: str | None = None) -> Rows:
+    """The rows as the model reads them; `path` is where they are, if elsewhere than the settings say."""
+    rows = load_data(path or data.path, columns=data.columns, split=data.split, limit=data.limit)
+    return written(rows, data.format, data.normalise)
+
+
+def task_of(model: Any, tokenizer: Any, data: Data, measurement: Any = "logprob") -> Any:
+    """How text becomes tokens and what is asked."""
+    return task_for(
+        model,
+        tokenizer,
+        data.max_length,
+        measurement=measurement,
+        chat_template=data.chat_template,
+        append_eos=data.append_eos,
+    )
