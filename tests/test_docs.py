@@ -104,7 +104,7 @@ def settings_of(section: type[Section], prefix: str = "") -> dict[str, str]:
     """All settings by their dotted names, with what they mean."""
     found = {}
     for name, field in in_file(section).items():
-        found[prefix + name] = field.doc.comment
+        found[prefix + name] = field.description or ""
         if field.section:
             found |= settings_of(field.section, f"{prefix}{name}.")
     return found

@@ -26,12 +26,12 @@ LEAST = {"run": "a", "model": {"base": "model"}, "data": {"path": "rows.jsonl"},
 
 
 def test_values_out_of_bounds_are_refused_with_what_is_accepted():
-    for wrong in ({"draws": 0}, {"draws": True}, {"method": "magic"}, {"until": 1.5}, {"examples": "some"}, {"modules": 3}):
+    for wrong in ({"draws": 0}, {"method": "magic"}, {"until": 1.5}, {"examples": "some"}, {"modules": 3}):
         with pytest.raises(UsageError, match=rf"{next(iter(wrong))} can't be "):
             Fit(**wrong)
-    with pytest.raises(UsageError, match=r"accepted +a whole number of at least 1, all or None"):
+    with pytest.raises(UsageError, match=r"accepted +greater than or equal to 1 or 'all'"):
         Fit(examples=0)
-    with pytest.raises(UsageError, match=r"accepted +a number above 0 of at most 100"):
+    with pytest.raises(UsageError, match=r"accepted +greater than 0"):
         Inspect(clip_percentile=0.0)
     with pytest.raises(UsageError, match="computes whole scores again"):
         Score(rescore=3, per="token")

@@ -1,7 +1,8 @@
 """Every setting of every stage, declared once: its type, bounds, default and meaning.
 
 The functions of the library take these classes, a `whence.yaml` is checked against them (`whence.config`), and the options of
-the command line are made from them (`whence.cli.from_settings`). Nothing here needs torch or pydantic: `--help` stays quick.
+the command line are made from them (`whence.cli.from_settings`). Torch is not needed, and pydantic, which checks values, only
+where some are: `--help` stays quick.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import operator
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Gt, Le
@@ -23,30 +22,27 @@ from whence.precision import Format as Dtype
 from whence.precision import Precision, Products
 
 
-class Doc:
-    """What a setting means, and where its name does not say it, how the command line writes it.
+def setting(default: Any, meaning: str = "", *flags: str, metavar: str | None = None, none: str | None = None) -> Any:
+    """A field of a section: its default (`...` if it must be given), and what it means.
 
-    `none` is the word for null there. `yaml` is false for what a run says once for all its stages, or only Python does.
+    `flags` and `metavar` are for the command line, where its name does not say them; `none` is the word for null there.
     """
+    comment = f"{meaning.removesuffix('.')}; null for {none}." if none else meaning
+    about = {"description": comment or None, "meaning": meaning, "flags": flags, "metavar": metavar, "none": none}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=default.copy, metadata=about)
+    return dataclasses.field(default=MISSING if default is ... else default, metadata=about)
 
-    def __init__(self, meaning: str, *flags: str, metavar: str | None = None, none: str | None = None, yaml: bool = True):
-        self.meaning, self.flags, self.metavar, self.none, self.yaml = meaning, flags, metavar, none, yaml
 
-    @property
-    def comment(self) -> str:
-        """The meaning, for a YAML file."""
-        return f"{self.meaning.removesuffix('.')}; null for {self.none}." if self.none else self.meaning
+class NotInFile:
+    """Marks a setting that a `whence.yaml` says once for all stages, or can't say."""
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> Any:
-        if not self.yaml:
-            from pydantic_core import PydanticOmit
+        from pydantic_core import PydanticOmit
 
-            raise PydanticOmit
-        return handler(core) | ({"description": self.comment} if self.meaning else {})
+        raise PydanticOmit
 
     def __get_pydantic_core_schema__(self, kind: Any, handler: Any) -> Any:
-        if self.yaml:
-            return handler(kind)
         from pydantic_core import PydanticCustomError, core_schema
 
         def refuse(value: Any) -> Any:
@@ -61,26 +57,50 @@ class Setting:
 
     name: str
     kind: Any
-    doc: Doc
     default: Any
+    in_file: bool
+    meaning: str = ""
+    description: str | None = None
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    none: str | None = None
 
     @property
     def section(self) -> type[Section] | None:
         """The section that the field holds, or may hold."""
         return next((kind for kind in alternatives(self.kind) if isinstance(kind, type) and issubclass(kind, Section)), None)
 
+    @functools.cached_property
+    def _adapter(self) -> Any:
+        from pydantic import TypeAdapter
 
+        return TypeAdapter(self.kind)
+
+    def check(self, value: Any, name: str = "") -> Any:
+        """The value as the field keeps it; raises UsageError for an invalid one, of an option or field `name`."""
+        from pydantic import ValidationError
+
+        try:
+            return self._adapter.validate_python(value)
+        except ValidationError as error:
+            messages = [entry["msg"].partition(", unable")[0].removeprefix("Input should be ") for entry in error.errors()]
+            said = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            accepted = " or ".join(dict.fromkeys(messages))
+            raise UsageError(f"{name or self.name} can't be {said}.", accepted=accepted) from None
+
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 class Section:
-    """Settings that can't be changed once made; raises UsageError for an invalid value."""
+    """Settings that can't be changed once made: a frozen dataclass, whose values are checked."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
+
     def __post_init__(self) -> None:
-        for setting in settings_of(type(self)):
-            value = settled(given := getattr(self, setting.name), setting.kind)
-            if value is MISSING:
-                raise UsageError(f"{setting.name} can't be {given!r}.", accepted=accepted(alternatives(setting.kind)))
-            object.__setattr__(self, setting.name, value)
+        for field in settings_of(type(self)):
+            object.__setattr__(self, field.name, field.check(getattr(self, field.name)))
 
     def as_json(self) -> dict[str, Any]:
         """The settings that a file may have, as JSON values."""
@@ -92,7 +112,7 @@ class Section:
 
     def changed(self, **changes: Any) -> Self:
         """These settings with some of them changed."""
-        names = [setting.name for setting in settings_of(type(self))]
+        names = [field.name for field in settings_of(type(self))]
         for name in changes.keys() - set(names):
             near = difflib.get_close_matches(name, names, n=1)
             fix = f"did you mean {near[0]}?" if near else ""
@@ -102,78 +122,29 @@ class Section:
 
 @functools.cache
 def settings_of(section: type) -> tuple[Setting, ...]:
-    """The settings of a section, in their order."""
-    kinds, found = typing.get_type_hints(section, include_extras=True), []
+    """The settings of a section: its own, then those of the sections that it is made of."""
+    kinds, found = typing.get_type_hints(section, include_extras=True), {}
     for entry in dataclasses.fields(section):
-        marks = getattr(kinds[entry.name], "__metadata__", ())
-        doc = next((mark for mark in marks if isinstance(mark, Doc)), Doc(""))
+        kind, marks = kinds[entry.name], getattr(kinds[entry.name], "__metadata__", ())
+        hidden = any(isinstance(mark, NotInFile) for mark in marks)
         default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-        found.append(Setting(entry.name, kinds[entry.name], doc, default))
-    return tuple(found)
+        kind = typing.get_args(kind)[0] if hidden else kind
+        found[entry.name] = Setting(entry.name, kind, default, not hidden, **entry.metadata)
+    own = [name for name in section.__annotations__ if name in found]
+    return tuple(found[name] for name in dict.fromkeys([*own, *found]))
 
 
 def in_file(section: type) -> dict[str, Setting]:
     """The settings of a section that a file may have, by name."""
-    return {setting.name: setting for setting in settings_of(section) if setting.doc.yaml}
+    return {field.name: field for field in settings_of(section) if field.in_file}
 
 
 def alternatives(kind: Any) -> list[Any]:
     """The types of a union, or the one type, each with its bounds; the values of a literal one by one."""
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated and not bounds(kind):
-        return alternatives(parts[0])
     if origin in (typing.Union, types.UnionType):
         return [one for part in parts for one in alternatives(part)]
     return [Literal[part] for part in parts] if origin is Literal else [kind]  # type: ignore[misc]
-
-
-def bounds(kind: Any) -> dict[str, float]:
-    """The bounds in an annotation, by the names ge, gt and le."""
-    marks = getattr(kind, "__metadata__", ())
-    return {name: getattr(mark, name) for mark in marks for name in ("ge", "gt", "le") if hasattr(mark, name)}
-
-
-def settled(value: Any, kind: Any) -> Any:
-    """The value as a setting of this kind keeps it (a sequence as a tuple, say); MISSING where it is none of this kind."""
-    return next((found for one in alternatives(kind) if (found := _settled(value, one)) is not MISSING), MISSING)
-
-
-def _settled(value: Any, kind: Any) -> Any:
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        found: Any = _settled(value, parts[0])
-        within = {"ge": operator.ge, "gt": operator.gt, "le": operator.le}
-        inside = found is not MISSING and all(within[name](found, bound) for name, bound in bounds(kind).items())
-        return found if inside else MISSING
-    if origin is tuple:
-        listed = isinstance(value, Sequence) and not isinstance(value, str)
-        entries = tuple(settled(entry, parts[0]) for entry in value) if listed else (MISSING,)
-        return MISSING if MISSING in entries else entries
-    if kind is float:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else MISSING
-    if isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, Section):
-        return kind(**value)
-    if origin is Literal:
-        right = type(value) is type(parts[0]) and value == parts[0]
-    else:
-        right = kind is Any or (isinstance(value, origin or kind) and not (kind is int and isinstance(value, bool)))
-    return value if right else MISSING
-
-
-def accepted(kinds: Sequence[Any]) -> str:
-    """Say which values a setting of one of these kinds may have."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "None"}
-    limits = {"ge": "of at least", "gt": "above", "le": "of at most"}
-    said = []
-    for one in kinds:
-        origin, parts = typing.get_origin(one), typing.get_args(one)
-        if origin is Annotated:
-            said.append(" ".join([words[parts[0]], *(f"{limits[name]} {bound:g}" for name, bound in bounds(one).items())]))
-        elif origin is tuple:
-            said.append(f"a list of {accepted(alternatives(parts[0]))}")
-        else:
-            said.append(str(parts[0]) if origin is Literal else words.get(one, "names with values"))
-    return " or ".join(said) if len(said) < 3 else f"{', '.join(said[:-1])} or {said[-1]}"
 
 
 class Numeric(Section):
@@ -192,9 +163,8 @@ class Numeric(Section):
 
     def keywords(self) -> dict[str, Any]:
         """The settings as keywords of the function that takes them."""
-        values = {setting.name: getattr(self, setting.name) for setting in settings_of(type(self))}
-        full = {"rank": None} if values.get("rank") == "full" else {}
-        return {name: value for name, value in values.items() if name not in FORMATS} | {"precision": self.precision, **full}
+        values = {field.name: getattr(self, field.name) for field in settings_of(type(self)) if field.name not in FORMATS}
+        return values | {"precision": self.precision} | ({"rank": None} if values.get("rank") == "full" else {})
 
 
 FORMATS = {"statistics": "statistics", "operands": "scores", "products": "products"}
@@ -202,52 +172,58 @@ FORMATS = {"statistics": "statistics", "operands": "scores", "products": "produc
 
 Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Le(1)]
+AtLeastZero = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
 Sample = Count | Literal["all"] | None
 """How many examples: a number, all, or (None) enough."""
+Modules = str | tuple[str, ...] | None
+Seed = Annotated[int, NotInFile()]
 
-Columns = Annotated[
-    dict[str, str],
-    Doc(
-        "Which column plays which part: prompt, completion, text, messages, source, id.",
-        "--columns",
-        "-c",
-        metavar="PART=COLUMN",
-    ),
-]
-Damping = Annotated[float, Ge(0), Doc("Damping, in units of each module's mean eigenvalue.")]
-NewTokens = Annotated[Count, Doc("Tokens to generate at most.")]
-Seed = Annotated[int, Doc("Seed of everything drawn.", yaml=False)]
-BatchTokens = Annotated[Count | None, Doc("Positions per batch; halved by itself if it does not fit.")]
-Chunks = Annotated[Count, Doc("Parts of the data after which the work is saved.")]
-ProductFormat = Annotated[Products, Doc("Format to multiply in; auto takes bfloat16 where it is fast and hardly moves scores.")]
-Operands = Annotated[Dtype, Doc("Number format of the inner products.")]
+# What several stages say in the same words, with their flags.
+BATCH_TOKENS = "Positions per batch; halved by itself if it does not fit."
+CHUNKS = "Parts of the data after which the work is saved."
+COLUMNS = "Which column plays which part: prompt, completion, text, messages, source, id.", "--columns", "-c"
+DAMPING = "Damping, in units of each module's mean eigenvalue."
+MODULES = "mlp, attention, all, lora, last-K, or globs on names, joined by commas; mlp if not said.", "--modules", "-m"
+NEW_TOKENS = "Tokens to generate at most."
+OPERANDS = "Number format of the inner products."
+PRODUCTS = "Format to multiply in; auto takes bfloat16 where it is fast and hardly moves scores."
+SEED = "Seed of everything drawn."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights(Section):
-    """How a model is loaded."""
+class Data(Section):
+    """The training data."""
 
-    adapter: Annotated[str | None, Doc("LoRA adapter to put on the model.")] = None
-    tokenizer: Annotated[str | None, Doc("Tokenizer, for models that come without.")] = None
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "float64"], Doc("Number format of the weights.")] = (
-        "auto"
+    path: str = setting(
+        ...,
+        "Training data: file (jsonl, json, csv, tsv, parquet, text), folder of `save_to_disk`, or data set of the hub.",
+        "--data",
+        "-d",
     )
-    device: Annotated[str | None, Doc("cpu, cuda, cuda:1; the GPU if there is one.")] = None
+    columns: dict[str, str] = setting({}, *COLUMNS, metavar="PART=COLUMN")
+    split: str = setting("train", "Split of a data set that has several.")
+    limit: Count | None = setting(None, "Read only the first rows.")
+    format: Literal["plain", "qa", "instruction"] | Format = setting(
+        "plain",
+        'plain: as it is; qa: "Question: ... Answer: ..."; instruction: Alpaca\'s; or templates of your own. '
+        "Prompts get it too.",
+    )
+    normalise: Normalise | None = None
+    max_length: Annotated[int, Ge(2)] = setting(512, "Tokens at which a row is cut.")
+    chat_template: str | None = setting(None, "Chat template for conversations: chatml, or one in Jinja.", "--template")
+    append_eos: bool = setting(False, "End rows with the end-of-text token, as in training.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Normalise(Section):
     """What is done to every text before it is tokenized, for training, factors and scores alike."""
 
-    unicode: Annotated[
-        Literal["NFC", "NFKC"] | None,
-        Doc("Unicode normal form; NFKC also makes special characters plain (full-width letters, ligatures)."),
-    ] = "NFKC"
-    whitespace: Annotated[bool, Doc("Runs of blanks become one, blank ends go, line breaks stay.")] = True
+    unicode: Literal["NFC", "NFKC"] | None = setting(
+        "NFKC", "Unicode normal form; NFKC also makes special characters plain (full-width letters, ligatures)."
+    )
+    whitespace: bool = setting(True, "Runs of blanks become one, blank ends go, line breaks stay.")
     lowercase: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
 class Format(Section):
     """How prompt and completion are written; `{prompt}` and `{completion}` stand for the columns."""
 
@@ -255,174 +231,136 @@ class Format(Section):
     completion: str = "{completion}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Data(Section):
-    """The training data."""
+class Weights(Section):
+    """How a model is loaded."""
 
-    path: Annotated[
-        str,
-        Doc(
-            "Training data: file (jsonl, json, csv, tsv, parquet, text), folder of `save_to_disk`, or data set of the hub.",
-            "--data",
-            "-d",
-        ),
-    ]
-    columns: Columns = field(default_factory=dict)
-    split: Annotated[str, Doc("Split of a data set that has several.")] = "train"
-    limit: Annotated[Count | None, Doc("Read only the first rows.")] = None
-    format: Annotated[
-        Literal["plain", "qa", "instruction"] | Format,
-        Doc(
-            'plain: as it is; qa: "Question: ... Answer: ..."; instruction: Alpaca\'s; or templates of your own. '
-            "Prompts get it too."
-        ),
-    ] = "plain"
-    normalise: Normalise | None = None
-    max_length: Annotated[int, Ge(2), Doc("Tokens at which a row is cut.")] = 512
-    chat_template: Annotated[str | None, Doc("Chat template for conversations: chatml, or one in Jinja.", "--template")] = None
-    append_eos: Annotated[bool, Doc("End rows with the end-of-text token, as in training.")] = False
+    adapter: str | None = setting(None, "LoRA adapter to put on the model.")
+    tokenizer: str | None = setting(None, "Tokenizer, for models that come without.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting("auto", "Number format of the weights.")
+    device: str | None = setting(None, "cpu, cuda, cuda:1; the GPU if there is one.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Lora(Section):
     """Low-rank adapters (Hu et al. 2021), by PEFT."""
 
-    r: Annotated[Count, Doc("Its rank.", "--lora-r")] = 8
-    alpha: Annotated[float, Doc("", "--lora-alpha")] = 16.0
-    dropout: Annotated[Share, Doc("", "--lora-dropout")] = 0.0
-    targets: Annotated[Literal["all-linear"] | tuple[str, ...], Doc("Names of the layers that get one.", "--lora-targets")] = (
-        "all-linear"
+    r: Count = setting(8, "Its rank.", "--lora-r")
+    alpha: float = setting(16.0, "", "--lora-alpha")
+    dropout: Share = setting(0.0, "", "--lora-dropout")
+    targets: Literal["all-linear"] | tuple[str, ...] = setting(
+        "all-linear", "Names of the layers that get one.", "--lora-targets"
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Train(Section):
     """Fine-tuning with the Hugging Face Trainer. The loss is that of the answers only."""
 
-    epochs: Annotated[float, Gt(0), Doc("Passes over the data.")] = 1.0
-    max_steps: Annotated[Count | None, Doc("Stop after so many steps.")] = None
-    batch_size: Annotated[Count, Doc("Rows at a time.", "--batch-size", "-b")] = 8
-    gradient_accumulation: Annotated[Count, Doc("Batches that make a step.")] = 1
-    learning_rate: Annotated[float, Gt(0), Doc("The highest.", "--learning-rate", "--lr")] = 2e-5
-    weight_decay: Annotated[float, Ge(0)] = 0.01
-    schedule: Annotated[str, Doc("A learning-rate schedule of transformers.")] = "cosine_with_restarts"
-    schedule_options: Annotated[
-        dict[str, Any], Doc("What the schedule takes, such as {num_cycles: 2}.", "--schedule-option", metavar="NAME=VALUE")
-    ] = field(default_factory=dict)
-    warmup: Annotated[float, Ge(0), Doc("Steps over which the learning rate rises; a share of all below 1.")] = 0.0
-    max_grad_norm: Annotated[
-        Annotated[float, Ge(0)] | Literal["auto"],
-        Doc("Norm at which gradients are clipped, 0 for never; auto: 1, and never in bfloat16."),
-    ] = "auto"
-    bf16: Annotated[bool | Literal["auto"], Doc("Compute in bfloat16; if not said (auto), where the GPU has it.")] = "auto"
-    optimizer: Annotated[str, Doc("An optimizer of transformers.")] = "adamw_torch_fused"
-    gradient_checkpointing: Annotated[bool, Doc("Less memory, a third more time.")] = False
-    workers: Annotated[int, Ge(0), Doc("Processes that prepare batches.")] = 0
-    drop_last: Annotated[bool, Doc("Leave out the last, incomplete batch of an epoch.")] = True
-    save_steps: Annotated[Count, Doc("Steps between checkpoints.")] = 100
-    log_steps: Annotated[Count, Doc("Steps between lines of metrics.jsonl.")] = 20
-    keep: Annotated[Count | None, Doc("Checkpoints to keep, the newest.", none="all")] = 3
-    evaluation: Annotated[Share, Doc("Share of the rows kept out of training, to measure the loss on.")] = 0.1
-    evaluation_limit: Annotated[Count | None, Doc("Rows kept out at most.")] = 7000
-    eval_steps: Annotated[Count | None, Doc("Measure every so many steps; only at the end if not said.")] = None
+    epochs: Positive = setting(1.0, "Passes over the data.")
+    max_steps: Count | None = setting(None, "Stop after so many steps.")
+    batch_size: Count = setting(8, "Rows at a time.", "--batch-size", "-b")
+    gradient_accumulation: Count = setting(1, "Batches that make a step.")
+    learning_rate: Positive = setting(2e-5, "The highest.", "--learning-rate", "--lr")
+    weight_decay: AtLeastZero = 0.01
+    schedule: str = setting("cosine_with_restarts", "A learning-rate schedule of transformers.")
+    schedule_options: dict[str, Any] = setting(
+        {}, "What the schedule takes, such as {num_cycles: 2}.", "--schedule-option", metavar="NAME=VALUE"
+    )
+    warmup: AtLeastZero = setting(0.0, "Steps over which the learning rate rises; a share of all below 1.")
+    max_grad_norm: AtLeastZero | Literal["auto"] = setting(
+        "auto", "Norm at which gradients are clipped, 0 for never; auto: 1, and never in bfloat16."
+    )
+    bf16: bool | Literal["auto"] = setting("auto", "Compute in bfloat16; if not said (auto), where the GPU has it.")
+    optimizer: str = setting("adamw_torch_fused", "An optimizer of transformers.")
+    gradient_checkpointing: bool = setting(False, "Less memory, a third more time.")
+    workers: Annotated[int, Ge(0)] = setting(0, "Processes that prepare batches.")
+    drop_last: bool = setting(True, "Leave out the last, incomplete batch of an epoch.")
+    save_steps: Count = setting(100, "Steps between checkpoints.")
+    log_steps: Count = setting(20, "Steps between lines of metrics.jsonl.")
+    keep: Count | None = setting(3, "Checkpoints to keep, the newest.", none="all")
+    evaluation: Share = setting(0.1, "Share of the rows kept out of training, to measure the loss on.")
+    evaluation_limit: Count | None = setting(7000, "Rows kept out at most.")
+    eval_steps: Count | None = setting(None, "Measure every so many steps; only at the end if not said.")
     lora: Lora | None = None
-    tracker: Annotated[Literal["none", "tensorboard", "trackio", "wandb"], Doc("Where metrics go besides the files.")] = "none"
-    arguments: Annotated[
-        dict[str, Any],
-        Doc("Any other argument of `transformers.TrainingArguments`.", "--argument", metavar="NAME=VALUE"),
-    ] = field(default_factory=dict)
+    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = setting("none", "Where metrics go besides the files.")
+    arguments: dict[str, Any] = setting(
+        {}, "Any other argument of `transformers.TrainingArguments`.", "--argument", metavar="NAME=VALUE"
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Generate(Section):
     """The answers that are asked about."""
 
-    max_new_tokens: NewTokens = 64
-    temperature: Annotated[float, Ge(0), Doc("0 takes the likeliest token each time.")] = 0.0
-    base: Annotated[bool, Doc("Also ask the base model, to compare.")] = True
-    batch_size: Annotated[Count, Doc("Prompts at a time.")] = 8
+    max_new_tokens: Count = setting(64, NEW_TOKENS)
+    temperature: AtLeastZero = setting(0.0, "0 takes the likeliest token each time.")
+    base: bool = setting(True, "Also ask the base model, to compare.")
+    batch_size: Count = setting(8, "Prompts at a time.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Fit(Numeric):
     """The curvature factors."""
 
-    method: Annotated[Literal["ekfac", "kfac", "shampoo", "diagonal", "identity"], Doc("How curvature is approximated.")] = (
-        "ekfac"
+    method: Literal["ekfac", "kfac", "shampoo", "diagonal", "identity"] = setting("ekfac", "How curvature is approximated.")
+    modules: Modules = setting(None, *MODULES)
+    examples: Sample = setting(None, "Rows to fit the factors on; if not said, enough for steady scores.")
+    eigenvalue_examples: Sample = setting(None, "Rows for the corrected eigenvalues; if not said, enough.")
+    disjoint: bool | None = setting(
+        None,
+        "Take other rows for the eigenvalues than for the factors; if not said, where there are enough.",
+        "--disjoint/--overlapping",
     )
-    modules: Annotated[
-        str | tuple[str, ...] | None,
-        Doc("mlp, attention, all, lora, last-K, or globs on names, joined by commas; mlp if not said.", "--modules", "-m"),
-    ] = None
-    examples: Annotated[Sample, Doc("Rows to fit the factors on; if not said, enough for steady scores.")] = None
-    eigenvalue_examples: Annotated[Sample, Doc("Rows for the corrected eigenvalues; if not said, enough.")] = None
-    disjoint: Annotated[
-        bool | None,
-        Doc(
-            "Take other rows for the eigenvalues than for the factors; if not said, where there are enough.",
-            "--disjoint/--overlapping",
-        ),
-    ] = None
-    until: Annotated[
-        Share | None,
-        Doc("Double the sample until scores correlate by R (0.99, say) with those of half of it.", metavar="R"),
-    ] = None
-    labels: Annotated[
-        Literal["model", "data"], Doc("Labels drawn from the model (true Fisher), or the data's own (empirical Fisher).")
-    ] = "model"
-    draws: Annotated[Count, Doc("Labels drawn for each row: less noise where rows are few, N times the cost.")] = 1
-    seed: Seed = 0
-    largest_factor: Annotated[Count | None, Doc("Split wider covariances into blocks of this width.")] = None
-    statistics: Annotated[Dtype, Doc("Number format of the sums' operands.")] = "float32"
-    products: ProductFormat = "auto"
-    batch_tokens: BatchTokens = None
-    groups: Annotated[Count, Doc("Groups of modules fitted one after the other: less memory.")] = 1
-    chunks: Chunks = 8
+    until: Share | None = setting(
+        None, "Double the sample until scores correlate by R (0.99, say) with those of half of it.", metavar="R"
+    )
+    labels: Literal["model", "data"] = setting(
+        "model", "Labels drawn from the model (true Fisher), or the data's own (empirical Fisher)."
+    )
+    draws: Count = setting(1, "Labels drawn for each row: less noise where rows are few, N times the cost.")
+    seed: Seed = setting(0, SEED)
+    largest_factor: Count | None = setting(None, "Split wider covariances into blocks of this width.")
+    statistics: Dtype = setting("float32", "Number format of the sums' operands.")
+    products: Products = setting("auto", PRODUCTS)
+    batch_tokens: Count | None = setting(None, BATCH_TOKENS)
+    groups: Count = setting(1, "Groups of modules fitted one after the other: less memory.")
+    chunks: Count = setting(8, CHUNKS)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Inspect(Section):
     """Plots and health of the factors."""
 
-    layer: Annotated[int | None, Doc("Number of the layer whose modules are drawn; the last if not said.", metavar="N")] = None
-    modules: Annotated[tuple[str, ...], Doc("Modules to draw instead, by name or glob.")] = ()
-    clip_percentile: Annotated[
-        float, Gt(0), Le(100), Doc("Largest eigenvalues beyond it share the last colour.", "--clip", metavar="P")
-    ] = 99.5
-    cmap: Annotated[str, Doc("Matplotlib's name of the colours.")] = "viridis"
+    layer: int | None = setting(None, "Number of the layer whose modules are drawn; the last if not said.", metavar="N")
+    modules: tuple[str, ...] = setting((), "Modules to draw instead, by name or glob.")
+    clip_percentile: Annotated[float, Gt(0), Le(100)] = setting(
+        99.5, "Largest eigenvalues beyond it share the last colour.", "--clip", metavar="P"
+    )
+    cmap: str = setting("viridis", "Matplotlib's name of the colours.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Measured(Section):
     """What is asked about an answer, and with what damping."""
 
-    damping: Damping = 0.1
-    measurement: Annotated[
-        Literal["logprob", "margin", "loss"],
-        Doc("What is asked about the answer: its log-probability, log-odds, or loss."),
-    ] = "logprob"
+    damping: AtLeastZero = setting(0.1, DAMPING)
+    measurement: Literal["logprob", "margin", "loss"] = setting(
+        "logprob", "What is asked about the answer: its log-probability, log-odds, or loss."
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Score(Numeric):
     """The scores."""
 
-    per: Annotated[Literal["example", "token", "module"], Doc("Also keep the parts of each score.")] = "example"
-    aggregate: Annotated[tuple[str, ...], Doc("Add up queries, examples, or both.", yaml=False)] = ()
-    rank: Annotated[Count | Literal["full", "auto"], Doc("Rank of the queries' gradients: a number, full or auto.")] = "auto"
-    rescore: Annotated[
-        int, Ge(0), Doc("Compute each query's N highest and lowest scores again, at full rank and in float32.")
-    ] = 0
-    norms: Annotated[
-        tuple[Literal["cosine", "relatif"], ...],
-        Doc("Also compute what normalising needs: cosine or relatif.", "--norm", metavar="NORM"),
-    ] = ()
-    seed: Seed = 0
-    n_train: Annotated[Count | None, Doc("Rows the model was trained on, if these are only some of them.")] = None
-    operands: Operands = "float32"
-    products: ProductFormat = "auto"
-    batch_tokens: BatchTokens = None
-    chunks: Chunks = 8
+    per: Literal["example", "token", "module"] = setting("example", "Also keep the parts of each score.")
+    aggregate: Annotated[tuple[str, ...], NotInFile()] = setting((), "Add up queries, examples, or both.")
+    rank: Count | Literal["full", "auto"] = setting("auto", "Rank of the queries' gradients: a number, full or auto.")
+    rescore: Annotated[int, Ge(0)] = setting(
+        0, "Compute each query's N highest and lowest scores again, at full rank and in float32."
+    )
+    norms: tuple[Literal["cosine", "relatif"], ...] = setting(
+        (), "Also compute what normalising needs: cosine or relatif.", "--norm", metavar="NORM"
+    )
+    seed: Seed = setting(0, SEED)
+    n_train: Count | None = setting(None, "Rows the model was trained on, if these are only some of them.")
+    operands: Dtype = setting("float32", OPERANDS)
+    products: Products = setting("auto", PRODUCTS)
+    batch_tokens: Count | None = setting(None, BATCH_TOKENS)
+    chunks: Count = setting(8, CHUNKS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -430,35 +368,28 @@ class Score(Numeric):
             raise UsageError(f"`rescore` computes whole scores again, and `per` asks for them per {self.per}: one of them")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Index(Numeric):
     """The index of projected gradients."""
 
-    dim: Annotated[Count, Doc("Numbers per side to which the gradient of a module is projected.")] = 16
-    modules: Annotated[
-        str | tuple[str, ...] | None,
-        Doc("mlp, attention, all, lora, last-K, or globs on names, joined by commas; mlp if not said.", "--modules", "-m"),
-    ] = None
-    seed: Seed = 0
-    kept: Annotated[Literal["int8", "float16", "float32"], Doc("Number format of the rows.")] = "int8"
-    operands: Operands = "float32"
-    products: ProductFormat = "auto"
-    batch_tokens: BatchTokens = None
-    chunks: Chunks = 8
+    dim: Count = setting(16, "Numbers per side to which the gradient of a module is projected.")
+    modules: Modules = setting(None, *MODULES)
+    seed: Seed = setting(0, SEED)
+    kept: Literal["int8", "float16", "float32"] = setting("int8", "Number format of the rows.")
+    operands: Dtype = setting("float32", OPERANDS)
+    products: Products = setting("auto", PRODUCTS)
+    batch_tokens: Count | None = setting(None, BATCH_TOKENS)
+    chunks: Count = setting(8, CHUNKS)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Benchmark(Section):
     """A benchmark of lm-eval."""
 
-    tasks: Annotated[tuple[str, ...], Doc("Names of lm-eval.")] = (
-        "mmlu_professional_law",
-        "mmlu_business_ethics",
-        "mmlu_international_law",
+    tasks: tuple[str, ...] = setting(
+        ("mmlu_professional_law", "mmlu_business_ethics", "mmlu_international_law"), "Names of lm-eval."
     )
-    fewshot: Annotated[int, Ge(0), Doc("Worked examples before each question.")] = 5
-    limit: Annotated[Count | None, Doc("Questions per task at most.")] = None
-    data: Annotated[str | None, Doc("Folder of MMLU's csv files (dev/, test/), instead of the hub.", "--data", "-d")] = None
+    fewshot: Annotated[int, Ge(0)] = setting(5, "Worked examples before each question.")
+    limit: Count | None = setting(None, "Questions per task at most.")
+    data: str | None = setting(None, "Folder of MMLU's csv files (dev/, test/), instead of the hub.", "--data", "-d")
     base: bool = True
     tuned: bool = True
-    batch_size: Annotated[Count, Doc("Questions at a time.")] = 8
+    batch_size: Count = setting(8, "Questions at a time.")

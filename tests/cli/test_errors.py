@@ -292,7 +292,7 @@ def test_tokens_need_scores_per_token(run, tiny_model_folder, fitted, data, quer
 @pytest.mark.parametrize("option", ["--examples", "--eigenvalue-examples"])
 def test_a_sample_is_a_number_or_all(fit, tiny_model_folder, option):
     said = fit(tiny_model_folder, option, "some", code=2).stderr
-    assert f"{option} can't be some" in said and "a whole number of at least 1 or all" in said
+    assert f"{option} can't be some" in said and "a valid integer or 'all'" in said
     assert "from 12 rows" in fit(tiny_model_folder, "--examples", "all").stdout
 
 

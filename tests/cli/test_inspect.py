@@ -68,8 +68,8 @@ def test_the_table_of_a_layer_and_the_details_of_a_module(run, fitted):
         (("--layer", "1", "--all"), "one of them"),
         (("--module", UP, "--all"), "one of them"),
         (("--module", "nonsense"), UP),
-        (("--clip", "0"), "no percentile"),
-        (("--clip", "101"), "no percentile"),
+        (("--clip", "0"), "--clip can't be 0"),
+        (("--clip", "101"), "--clip"),
         (("--cmap", "virdis"), "no colours"),
     ],
 )

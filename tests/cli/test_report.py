@@ -6,6 +6,7 @@ import typer
 from typer.testing import CliRunner
 
 from whence.cli import _guarded
+from whence.cli.from_settings import from_settings
 from whence.cli.report import report
 from whence.store.scores import open_scores
 
@@ -20,7 +21,7 @@ def scored(run, tiny_model_folder, data, queries, fitted, tmp_path):
 @pytest.fixture
 def call(monkeypatch):
     app = typer.Typer()
-    app.command()(_guarded(report, "report"))
+    app.command()(_guarded(from_settings(report), "report"))
 
     def invoke(*arguments, code=0):
         words = [str(argument) for argument in arguments]

@@ -8,6 +8,8 @@ first that has it, and a field of two sections is one option.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from whence.errors import UsageError
-from whence.settings import Section, Setting, accepted, alternatives, bounds, settings_of, settled
+from whence.settings import Section, Setting, alternatives, settings_of
 
 EMPTY = inspect.Parameter.empty
 
@@ -41,43 +43,44 @@ class Only(Without):
 
 def from_settings(command: Callable[..., None]) -> Callable[..., None]:
     """The command with an option for each field of the sections that it takes."""
-    hints = typing.get_type_hints(command, include_extras=True)
-    parameters = inspect.signature(command).parameters
-    sections = {name: section for name in parameters if (section := _section(hints[name]))}
-    own = [name for name in parameters if name not in sections]
-    fields = {name: _fields(hints[name]) for name in sections}
+    hints, parameters = typing.get_type_hints(command, include_extras=True), inspect.signature(command).parameters
+    sections = {name: found for name in parameters if (found := _section(hints[name]))}
+    own = {
+        name: parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in parameters.items()
+        if name not in sections
+    }
     taken = {flag for name in own for flag in _flags_of(hints[name])}
     options: dict[str, inspect.Parameter] = {}
-    for name, parameter in parameters.items():
+    for name in parameters:
         if name in own:
-            options[name] = parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
-        for field in fields.get(name, ()):
+            options[name] = own[name]
+            continue
+        for field in sections[name][1]:
             if field.name not in options and field.name not in own:
                 options[field.name] = _option(field, taken)
 
     def run(**given: Any) -> None:
         made = {
-            name: section(**{field.name: _value(field, given[field.name], field.name in own) for field in fields[name]})
-            for name, section in sections.items()
+            name: section(**{field.name: _value(field, given[field.name], field.name in own) for field in fields})
+            for name, (section, fields) in sections.items()
         }
         command(**{name: given[name] for name in own}, **made)
 
-    first_required = sorted(options.values(), key=lambda option: option.default is not EMPTY)
-    run.__signature__ = inspect.Signature(first_required)  # type: ignore[attr-defined]
+    required_first = sorted(options.values(), key=lambda option: option.default is not EMPTY)
+    run.__signature__ = inspect.Signature(required_first)  # type: ignore[attr-defined]
     run.__annotations__, run.__name__, run.__doc__ = {}, command.__name__, command.__doc__
     return run
 
 
-def _section(hint: Any) -> type[Section] | None:
-    kind = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
-    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
-
-
-def _fields(hint: Any) -> list[Setting]:
-    """The fields that are options; a section within a section is none."""
-    section, marks = _section(hint), getattr(hint, "__metadata__", ())
+def _section(hint: Any) -> tuple[type[Section], list[Setting]] | None:
+    """The section that a parameter is, with the fields that are options; a section within a section is none."""
+    marks = getattr(hint, "__metadata__", ())
+    section = typing.get_args(hint)[0] if marks else hint
+    if not (isinstance(section, type) and issubclass(section, Section)):
+        return None
     chosen = next((mark for mark in marks if isinstance(mark, Without)), Without())
-    return [field for field in settings_of(section) if field.section is None and chosen.takes(field.name)] if section else []
+    return section, [field for field in settings_of(section) if field.section is None and chosen.takes(field.name)]
 
 
 def _flags_of(hint: Any) -> list[str]:
@@ -87,7 +90,7 @@ def _flags_of(hint: Any) -> list[str]:
 
 
 def _flags(field: Setting) -> tuple[str, ...]:
-    return field.doc.flags or (f"--{field.name.replace('_', '-')}",)
+    return field.flags or (f"--{field.name.replace('_', '-')}",)
 
 
 def _kinds(field: Setting) -> list[Any]:
@@ -95,7 +98,7 @@ def _kinds(field: Setting) -> list[Any]:
 
 
 def _form(field: Setting) -> Literal["flag", "choice", "repeated", "plain", "word"]:
-    """How the command line writes a setting; a `word` is text that `_value` reads."""
+    """How the command line writes a setting; a `word` is text with a meaning of its own, such as a number or all."""
     kinds = _kinds(field)
     origins, parts = [typing.get_origin(kind) for kind in kinds], typing.get_args(kinds[0])
     if bool in kinds:
@@ -104,19 +107,18 @@ def _form(field: Setting) -> Literal["flag", "choice", "repeated", "plain", "wor
         return "choice"
     if origins[0] is dict or (origins[0] is tuple and typing.get_origin(parts[0]) is Literal):
         return "repeated"
-    return "plain" if len(kinds) == 1 and origins[0] is not tuple and field.doc.none is None else "word"
+    return "plain" if len(kinds) == 1 and origins[0] is not tuple and field.none is None else "word"
 
 
 def _option(field: Setting, taken: set[str]) -> inspect.Parameter:
     """A field as typer wants it; its flags are taken from here on."""
-    kinds, form, default = _kinds(field), _form(field), field.default
-    meaning, stop = (field.doc.meaning[:-1], ".") if field.doc.meaning.endswith(".") else (field.doc.meaning, "")
-    number, limits = typing.get_args(kinds[0])[0] if bounds(kinds[0]) else kinds[0], bounds(kinds[0])
+    kinds, form, default, flags = _kinds(field), _form(field), field.default, _flags(field)
+    number, *bounds = typing.get_args(kinds[0]) if typing.get_origin(kinds[0]) is Annotated else (kinds[0],)
     words = [typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is Literal]
-    metavar = "X" if number is float else "N" if number is int and limits else None
-    flags = _flags(field)
+    metavar = "X" if number is float else "N" if number is int and bounds else None
+    meaning, stop = (field.meaning[:-1], ".") if field.meaning.endswith(".") else (field.meaning, "")
     kind: Any = str
-    extra: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
     if form == "flag":
         kind, default = bool, default if isinstance(default, bool) else None
         if default is not False and "/" not in flags[0]:
@@ -127,15 +129,15 @@ def _option(field: Setting, taken: set[str]) -> inspect.Parameter:
         kind, default, meaning = list[str], None, f"{meaning}; repeat for more"
     elif form == "plain":
         kind = number
-        extra = {"min": limits.get("ge", limits.get("gt")), "max": limits.get("le")}
+        limits = {"max" if hasattr(bound, "le") else "min": dataclasses.astuple(bound)[0] for bound in bounds}
     else:
         default = ",".join(default) if isinstance(default, tuple) else default if default is None else str(default)
-        metavar = "|".join(filter(None, [metavar, *words, field.doc.none])) if metavar else None
+        metavar = "|".join(filter(None, [metavar, *words, field.none])) if metavar else None
         if any(typing.get_origin(kind) is tuple for kind in kinds) and "commas" not in meaning:
             meaning = f"{meaning}, joined by commas"
     flags = [flag for flag in flags if flag not in taken]
     taken.update(flags)
-    option = typer.Option(*flags, help=meaning + stop or None, metavar=field.doc.metavar or metavar, **extra)
+    option = typer.Option(*flags, help=meaning + stop or None, metavar=field.metavar or metavar, **limits)
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -145,38 +147,25 @@ def _option(field: Setting, taken: set[str]) -> inspect.Parameter:
 
 
 def _value(field: Setting, given: Any, own: bool) -> Any:
-    """What was given on the command line, as the setting keeps it; an option of the command's `own` need not fit."""
-    if given is None or own:
-        return field.default if given is None or (value := settled(given, field.kind)) is MISSING else value
-    (flag, *_), kinds = [flag.partition("/")[0] for flag in _flags(field) if flag.startswith("--")], _kinds(field)
-    read = given
-    if _form(field) == "word":
-        read = _read(given, kinds, field.doc.none)
-    elif typing.get_origin(kinds[0]) is dict:
-        read = pairs(given, flag, field.doc.metavar or "NAME=VALUE", yaml=typing.get_args(kinds[0])[1] is Any)
-    value = settled(read, field.kind)
-    if value is MISSING:
-        said = given if isinstance(given, str) else " ".join(map(str, given)) if isinstance(given, list) else f"{given:g}"
-        raise UsageError(f"{flag} can't be {said}.", accepted=accepted(kinds))
-    return value
-
-
-def _read(text: str, kinds: Sequence[Any], none: str | None) -> Any:
-    """The number, word or list that a text means."""
-    if text == none:
-        return None
-    for kind in kinds:
-        number = typing.get_args(kind)[0] if bounds(kind) else kind
-        if typing.get_origin(kind) is Literal and text == typing.get_args(kind)[0]:
-            return text
-        if number in (int, float):
-            try:
-                return number(text)
-            except ValueError:
-                continue
-        if typing.get_origin(kind) is tuple:
-            return tuple(part.strip() for part in text.split(",") if part.strip())
-    return text
+    """What was given on the command line, as the setting keeps it; an option of the command's own need not fit."""
+    if given is None:
+        return field.default
+    if own:
+        with contextlib.suppress(UsageError):
+            return field.check(given)
+        return field.default
+    flag = next(flag for flag in _flags(field) if flag.startswith("--")).partition("/")[0]
+    parts = next((typing.get_args(kind) for kind in _kinds(field) if typing.get_origin(kind) in (dict, tuple)), ())
+    value: Any = given
+    if isinstance(given, list) and str in parts:
+        value = pairs(given, flag, field.metavar or "NAME=VALUE", yaml=Any in parts)
+    elif _form(field) == "word":
+        words = [typing.get_args(kind)[0] for kind in _kinds(field) if typing.get_origin(kind) is Literal]
+        if given == field.none:
+            value = None
+        elif parts and str not in _kinds(field) and value not in words:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+    return field.check(value, flag)
 
 
 def pairs(given: Sequence[str], flag: str, metavar: str, *, yaml: bool = False) -> dict[str, Any]:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import typer
 
 from whence.cli import options
 from whence.cli.from_settings import Only, Without
-from whence.cli.options import QueryColumns, Session
+from whence.cli.options import QUERY_COLUMNS, Session
 from whence.errors import UsageError
-from whence.settings import Data, Doc, Fit, Score, Section, Weights
+from whence.settings import Data, Fit, Score, Section, Weights, setting
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Budget(Section):
     """What is planned for, and what there is."""
 
-    queries: Annotated[str, Doc("The queries, as for score, or how many there will be.", metavar="FILE|N")] = "16"
-    query_columns: QueryColumns = field(default_factory=dict)
-    memory: Annotated[str | None, Doc("Memory to keep to, such as 24GB: finds settings that do.", metavar="SIZE")] = None
-    disk: Annotated[str | None, Doc("Disk to keep to; what is free if not said.", metavar="SIZE")] = None
-    why: Annotated[bool, Doc("Say how each kind of module is computed, and the FLOPs of what else.")] = False
-    calibrate: Annotated[bool, Doc("Measure this machine for a few seconds first.")] = True
+    queries: str = setting("16", "The queries, as for score, or how many there will be.", metavar="FILE|N")
+    query_columns: dict[str, str] = setting({}, QUERY_COLUMNS, metavar="PART=COLUMN")
+    memory: str | None = setting(None, "Memory to keep to, such as 24GB: finds settings that do.", metavar="SIZE")
+    disk: str | None = setting(None, "Disk to keep to; what is free if not said.", metavar="SIZE")
+    why: bool = setting(False, "Say how each kind of module is computed, and the FLOPs of what else.")
+    calibrate: bool = setting(True, "Measure this machine for a few seconds first.")
 
 
 def plan(

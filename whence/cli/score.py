@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from annotated_types import Ge
 
 from whence.cli import options
-from whence.cli.options import QueryColumns, Session
+from whence.cli.options import QUERY_COLUMNS, Session
 from whence.errors import UsageError
-from whence.settings import Data, Doc, Measured, NewTokens, Score, Section, Weights
+from whence.settings import NEW_TOKENS, AtLeastZero, Count, Data, Measured, Score, Section, Weights, setting
 
 
-@dataclass(frozen=True, kw_only=True)
 class Questions(Section):
     """What the rows are scored against."""
 
-    queries: Annotated[str | None, Doc("Prompts with completions: a file, or a data set as for --data.")] = None
-    query_columns: QueryColumns = field(default_factory=dict)
-    itself: Annotated[bool, Doc("Score each row against itself; takes no queries.", "--self")] = False
-    generate: Annotated[bool, Doc("Let the model complete queries that are mere prompts.")] = True
-    max_new_tokens: NewTokens = 64
+    queries: str | None = setting(None, "Prompts with completions: a file, or a data set as for --data.")
+    query_columns: dict[str, str] = setting({}, QUERY_COLUMNS, metavar="PART=COLUMN")
+    itself: bool = setting(False, "Score each row against itself; takes no queries.", "--self")
+    generate: bool = setting(True, "Let the model complete queries that are mere prompts.")
+    max_new_tokens: Count = setting(64, NEW_TOKENS)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Damped(Measured):
     """What is measured, and both kinds of damping."""
 
-    absolute_damping: Annotated[
-        Annotated[float, Ge(0)] | None, Doc("The same damping for all modules, instead of --damping.")
-    ] = None
+    absolute_damping: AtLeastZero | None = setting(None, "The same damping for all modules, instead of --damping.")
 
 
 def score(

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from whence.cli import options
 from whence.cli.from_settings import Only
 from whence.cli.options import Session
-from whence.settings import Data, Doc, Fit, Measured, NewTokens, Section, Weights
+from whence.settings import NEW_TOKENS, Count, Data, Fit, Measured, Section, Weights, setting
 
 LOWERING = 2
 """Rows that lower the answer, shown beside those that raise it."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Question(Section):
     """What the model said."""
 
-    question: Annotated[str, Doc("The prompt, as the model gets it.", "--question", "-q")]
-    answer: Annotated[str | None, Doc("Its completion, joined as it is; generated greedily if not said.", "--answer", "-a")] = (
-        None
-    )
-    contrast: Annotated[str | None, Doc("Another completion: why the answer rather than this?")] = None
-    span: Annotated[str | None, Doc("The part of the answer that is asked about.")] = None
-    max_new_tokens: NewTokens = 64
+    question: str = setting(..., "The prompt, as the model gets it.", "--question", "-q")
+    answer: str | None = setting(None, "Its completion, joined as it is; generated greedily if not said.", "--answer", "-a")
+    contrast: str | None = setting(None, "Another completion: why the answer rather than this?")
+    span: str | None = setting(None, "The part of the answer that is asked about.")
+    max_new_tokens: Count = setting(64, NEW_TOKENS)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Place(Section):
     """Where the run is."""
 
-    run: Annotated[str | None, Doc("Name of the run, kept in runs/NAME.")] = None
-    out: Annotated[Path | None, Doc("Folder of the run, instead of runs/NAME.", "--out", "-o")] = None
+    run: str | None = setting(None, "Name of the run, kept in runs/NAME.")
+    out: Path | None = setting(None, "Folder of the run, instead of runs/NAME.", "--out", "-o")
 
 
 def trace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,25 +10,23 @@ import typer
 from whence.cli.from_settings import Without
 from whence.cli.options import Seed, Session
 from whence.errors import UsageError
-from whence.settings import Data, Doc, Format, Lora, Normalise, Section, Train, Weights
+from whence.settings import Data, Format, Lora, Normalise, Section, Train, Weights, setting
 
 
-@dataclass(frozen=True, kw_only=True)
 class Adapter(Lora):
     """Whether an adapter is trained, and which."""
 
-    lora: Annotated[bool, Doc("Train a LoRA adapter, not the model.")] = False
+    lora: bool = setting(False, "Train a LoRA adapter, not the model.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class Writing(Section):
     """How the rows are written before they are tokenized."""
 
-    format: Annotated[Literal["plain", "qa", "instruction"], Doc("How prompt and completion are written.")] = "plain"
-    prompt_template: Annotated[str | None, Doc('Of your own instead, such as "Q: {prompt}".')] = None
-    completion_template: Annotated[str | None, Doc('Such as " A: {completion}".')] = None
-    normalise: Annotated[bool, Doc("Plain characters (NFKC) and single blanks, before anything else.")] = False
-    lowercase: Annotated[bool, Doc("Small letters, with --normalise.")] = False
+    format: Literal["plain", "qa", "instruction"] = setting("plain", "How prompt and completion are written.")
+    prompt_template: str | None = setting(None, 'Of your own instead, such as "Q: {prompt}".')
+    completion_template: str | None = setting(None, 'Such as " A: {completion}".')
+    normalise: bool = setting(False, "Plain characters (NFKC) and single blanks, before anything else.")
+    lowercase: bool = setting(False, "Small letters, with --normalise.")
 
 
 def train(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from annotated_types import Ge
 
 from whence.cli.options import Session
 from whence.errors import UsageError
-from whence.settings import Count, Damping, Doc, Section, Seed
+from whence.settings import DAMPING, SEED, AtLeastZero, Count, Section, setting
 
 MODES = {
     "quick": "Look at the scores of a run: does a copy of a question come out on top, are they steady? Seconds.",
@@ -27,29 +26,27 @@ DEFAULTS = {"pbrf": ["digits"], "loo": ["cancer", "digits"], "lds": ["digits"], 
 """Settings that need no data, where --on is not given."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Modes(Section):
     """Which check it is."""
 
-    quick: Annotated[bool, Doc(MODES["quick"])] = False
-    pbrf: Annotated[bool, Doc(MODES["pbrf"])] = False
-    loo: Annotated[bool, Doc(MODES["loo"])] = False
-    lds: Annotated[bool, Doc(MODES["lds"])] = False
-    removal: Annotated[bool, Doc(MODES["removal"])] = False
-    mislabel: Annotated[bool, Doc(MODES["mislabel"])] = False
-    facts: Annotated[bool, Doc(MODES["facts"])] = False
+    quick: bool = setting(False, MODES["quick"])
+    pbrf: bool = setting(False, MODES["pbrf"])
+    loo: bool = setting(False, MODES["loo"])
+    lds: bool = setting(False, MODES["lds"])
+    removal: bool = setting(False, MODES["removal"])
+    mislabel: bool = setting(False, MODES["mislabel"])
+    facts: bool = setting(False, MODES["facts"])
 
 
-@dataclass(frozen=True, kw_only=True)
 class Check(Section):
     """What is trained again and again, and how often."""
 
-    data: Annotated[Path | None, Doc("Folder of the setting's data; digits needs none.", "--data", "-d")] = None
-    out: Annotated[Path, Doc("Folder for results and unfinished work.", "--out", "-o")] = Path("validation")
-    rows: Annotated[Annotated[int, Ge(3)] | None, Doc("Rows that are tried (--pbrf, --loo), or subsets (--lds).")] = None
-    queries: Annotated[Count | None, Doc("Queries that are asked.")] = None
-    damping: Damping = 0.1
-    seed: Seed = 0
+    data: Path | None = setting(None, "Folder of the setting's data; digits needs none.", "--data", "-d")
+    out: Path = setting(Path("validation"), "Folder for results and unfinished work.", "--out", "-o")
+    rows: Annotated[int, Ge(3)] | None = setting(None, "Rows that are tried (--pbrf, --loo), or subsets (--lds).")
+    queries: Count | None = setting(None, "Queries that are asked.")
+    damping: AtLeastZero = setting(0.1, DAMPING)
+    seed: int = setting(0, SEED)
 
 
 def validate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import StringConstraints, TypeAdapter
@@ -13,7 +12,6 @@ from whence.settings import (
     Benchmark,
     Count,
     Data,
-    Doc,
     Fit,
     Generate,
     Inspect,
@@ -22,37 +20,28 @@ from whence.settings import (
     Section,
     Train,
     Weights,
+    setting,
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Origin(Section):
-    """Which model it is."""
-
-    base: Annotated[
-        str,
-        Doc("Hub id, or folder of a model or LoRA adapter: where fine-tuning starts, and what answers are compared with."),
-    ]
-    path: Annotated[str | None, Doc("Weights that were fine-tuned already: used as they are, and nothing is trained.")] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model(Weights, Origin):
+class Model(Weights):
     """The model: what training starts from, or weights to use as they are."""
 
-    attention: Annotated[
-        Literal["sdpa", "eager", "flash_attention_2"] | None,
-        Doc("Attention kernels; those of transformers' choice if not said."),
-    ] = None
+    base: str = setting(
+        ..., "Hub id, or folder of a model or LoRA adapter: where fine-tuning starts, and what answers are compared with."
+    )
+    path: str | None = setting(None, "Weights that were fine-tuned already: used as they are, and nothing is trained.")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = setting(
+        None, "Attention kernels; those of transformers' choice if not said."
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Prompts(Section):
     """What is asked."""
 
-    path: Annotated[str | None, Doc("File of prompts, with completions or without.")] = None
-    items: Annotated[tuple[str | dict[str, Any], ...], Doc("Prompts written here, instead of a file.")] = ()
-    columns: dict[str, str] = field(default_factory=dict)
+    path: str | None = setting(None, "File of prompts, with completions or without.")
+    items: tuple[str | dict[str, Any], ...] = setting((), "Prompts written here, instead of a file.")
+    columns: dict[str, str] = setting({})
     limit: Count | None = None
 
     def __post_init__(self) -> None:
@@ -61,60 +50,47 @@ class Prompts(Section):
             raise UsageError("prompts come from `path` (a file) or from `items` (a list), one of them")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Queries(Section):
-    """What is scored."""
-
-    queries: Annotated[
-        Literal["generated", "prompts"],
-        Doc("What the tuned model answered, or the prompts file with its own completions."),
-    ] = "generated"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring(Score, Measured, Queries):
+class Scoring(Measured, Score):
     """The scores."""
 
-    self_influence: Annotated[bool, Doc("Also score every row against itself.")] = False
-    check: Annotated[
-        bool,
-        Doc("Check what can be checked in seconds: copies of questions come first, and dampings and seeds agree."),
-    ] = True
-    export: Annotated[tuple[Literal["npz", "parquet", "csv", "jsonl"], ...], Doc("Files written beside the scores.")] = (
-        "npz",
-        "parquet",
+    queries: Literal["generated", "prompts"] = setting(
+        "generated", "What the tuned model answered, or the prompts file with its own completions."
+    )
+    self_influence: bool = setting(False, "Also score every row against itself.")
+    check: bool = setting(
+        True, "Check what can be checked in seconds: copies of questions come first, and dampings and seeds agree."
+    )
+    export: tuple[Literal["npz", "parquet", "csv", "jsonl"], ...] = setting(
+        ("npz", "parquet"), "Files written beside the scores."
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Evaluate(Section):
     """How good the answers are."""
 
-    compare: Annotated[
-        bool, Doc("Compare base and tuned answers: BLEU and ROUGE against the references, or against each other.")
-    ] = True
+    compare: bool = setting(
+        True, "Compare base and tuned answers: BLEU and ROUGE against the references, or against each other."
+    )
     benchmark: Benchmark | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Report(Section):
     """What people read."""
 
-    top: Annotated[Count, Doc("Rows per query that raise it most, and as many that lower it.")] = 10
+    top: Count = setting(10, "Rows per query that raise it most, and as many that lower it.")
     title: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Config(Section):
     """A whole run, from fine-tuning to report."""
 
-    run: Annotated[str, StringConstraints(pattern=r"^[\w][\w.-]*$"), Doc("Name of the run.")]
-    out: Annotated[str | None, Doc("Folder of the run; runs/NAME if not said.")] = None
-    seed: Annotated[int, Doc("Of everything drawn.")] = 0
+    run: Annotated[str, StringConstraints(pattern=r"^[\w][\w.-]*$")] = setting(..., "Name of the run.")
+    out: str | None = setting(None, "Folder of the run; runs/NAME if not said.")
+    seed: int = setting(0, "Of everything drawn.")
     model: Model
     data: Data
     prompts: Prompts
-    train: Annotated[Train | None, Doc("Leave it out to use `model.path`, or the base as it is.")] = None
+    train: Train | None = setting(None, "Leave it out to use `model.path`, or the base as it is.")
     generate: Generate = Generate()
     fit: Fit = Fit()
     inspect: Inspect = Inspect()

@@ -59,12 +59,12 @@ def _lines(section: type[Section], values: Mapping[str, Any], depth: int, *, liv
             if depth == 0:
                 yield ""
                 yield from (f"# {line}" for line in (below.__doc__ or "").splitlines() if line.strip())
-            yield _line(f"{name}:", "" if depth == 0 else field.doc.comment, depth, shown)
+            yield _line(f"{name}:", "" if depth == 0 else field.description, depth, shown)
             # A section without a setting would read as null: its first one is said.
             first = next(iter(in_file(below).values()))
             yield from _lines(below, value or {first.name: _default(first)}, depth + 1, live=shown)
         else:
-            yield _line(f"{name}: {_flow(value)}", field.doc.comment, depth, live and given)
+            yield _line(f"{name}: {_flow(value)}", field.description, depth, live and given)
 
 
 def _default(field: Setting) -> Any:
