@@ -13,7 +13,7 @@ import functools
 import types
 import typing
 from dataclasses import MISSING, dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from annotated_types import Ge, Gt, Le
 
@@ -21,17 +21,20 @@ from whence.errors import UsageError
 from whence.precision import Format as Dtype
 from whence.precision import Precision, Products
 
+S = TypeVar("S", bound="Section")
 
-def setting(default: Any, meaning: str = "", *flags: str, metavar: str | None = None, none: str | None = None) -> Any:
+
+def setting(default: Any, meaning: str = "", *flags: str, none: str | None = None, **about: str) -> Any:
     """A field of a section: its default (`...` if it must be given), and what it means.
 
-    `flags` and `metavar` are for the command line, where its name does not say them; `none` is the word for null there.
+    For the command line, where its name does not say them: its `flags`, the word for `none`, and the `metavar`. `trainer` is
+    its name in `transformers.TrainingArguments`.
     """
     comment = f"{meaning.removesuffix('.')}; null for {none}." if none else meaning
-    about = {"description": comment or None, "meaning": meaning, "flags": flags, "metavar": metavar, "none": none}
+    metadata = {"description": comment or None, "meaning": meaning, "flags": flags, "none": none, **about}
     if isinstance(default, dict):
-        return dataclasses.field(default_factory=default.copy, metadata=about)
-    return dataclasses.field(default=MISSING if default is ... else default, metadata=about)
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=MISSING if default is ... else default, metadata=metadata)
 
 
 class NotInFile:
@@ -64,6 +67,7 @@ class Setting:
     flags: tuple[str, ...] = ()
     metavar: str | None = None
     none: str | None = None
+    trainer: str = ""
 
     @property
     def section(self) -> type[Section] | None:
@@ -109,6 +113,10 @@ class Section:
             name: value.as_json() if isinstance(value, Section) else list(value) if isinstance(value, tuple) else value
             for name, value in values
         }
+
+    def part(self, section: type[S]) -> S:
+        """Those of the settings that make another section."""
+        return section(**{field.name: getattr(self, field.name) for field in settings_of(section)})
 
     def changed(self, **changes: Any) -> Self:
         """These settings with some of them changed."""
@@ -161,10 +169,11 @@ class Numeric(Section):
             changes = {name: getattr(precision, part) for name, part in FORMATS.items() if hasattr(self, name)} | changes
         return super().changed(**changes)
 
-    def keywords(self) -> dict[str, Any]:
-        """The settings as keywords of the function that takes them."""
+    def keywords(self, *only: str) -> dict[str, Any]:
+        """The settings as keywords of a function, or some of them."""
         values = {field.name: getattr(self, field.name) for field in settings_of(type(self)) if field.name not in FORMATS}
-        return values | {"precision": self.precision} | ({"rank": None} if values.get("rank") == "full" else {})
+        values |= {"precision": self.precision} | ({"rank": None} if values.get("rank") == "full" else {})
+        return {name: values[name] for name in only or values}
 
 
 FORMATS = {"statistics": "statistics", "operands": "scores", "products": "products"}
@@ -254,33 +263,43 @@ class Lora(Section):
 class Train(Section):
     """Fine-tuning with the Hugging Face Trainer. The loss is that of the answers only."""
 
-    epochs: Positive = setting(1.0, "Passes over the data.")
-    max_steps: Count | None = setting(None, "Stop after so many steps.")
-    batch_size: Count = setting(8, "Rows at a time.", "--batch-size", "-b")
-    gradient_accumulation: Count = setting(1, "Batches that make a step.")
-    learning_rate: Positive = setting(2e-5, "The highest.", "--learning-rate", "--lr")
-    weight_decay: AtLeastZero = 0.01
-    schedule: str = setting("cosine_with_restarts", "A learning-rate schedule of transformers.")
+    epochs: Positive = setting(1.0, "Passes over the data.", trainer="num_train_epochs")
+    max_steps: Count | None = setting(None, "Stop after so many steps.", trainer="max_steps")
+    batch_size: Count = setting(8, "Rows at a time.", "--batch-size", "-b", trainer="per_device_train_batch_size")
+    gradient_accumulation: Count = setting(1, "Batches that make a step.", trainer="gradient_accumulation_steps")
+    learning_rate: Positive = setting(2e-5, "The highest.", "--learning-rate", "--lr", trainer="learning_rate")
+    weight_decay: AtLeastZero = setting(0.01, trainer="weight_decay")
+    schedule: str = setting("cosine_with_restarts", "A learning-rate schedule of transformers.", trainer="lr_scheduler_type")
     schedule_options: dict[str, Any] = setting(
-        {}, "What the schedule takes, such as {num_cycles: 2}.", "--schedule-option", metavar="NAME=VALUE"
+        {},
+        "What the schedule takes, such as {num_cycles: 2}.",
+        "--schedule-option",
+        metavar="NAME=VALUE",
+        trainer="lr_scheduler_kwargs",
     )
-    warmup: AtLeastZero = setting(0.0, "Steps over which the learning rate rises; a share of all below 1.")
+    warmup: AtLeastZero = setting(
+        0.0, "Steps over which the learning rate rises; a share of all below 1.", trainer="warmup_steps"
+    )
     max_grad_norm: AtLeastZero | Literal["auto"] = setting(
-        "auto", "Norm at which gradients are clipped, 0 for never; auto: 1, and never in bfloat16."
+        "auto", "Norm at which gradients are clipped, 0 for never; auto: 1, and never in bfloat16.", trainer="max_grad_norm"
     )
-    bf16: bool | Literal["auto"] = setting("auto", "Compute in bfloat16; if not said (auto), where the GPU has it.")
-    optimizer: str = setting("adamw_torch_fused", "An optimizer of transformers.")
-    gradient_checkpointing: bool = setting(False, "Less memory, a third more time.")
-    workers: Annotated[int, Ge(0)] = setting(0, "Processes that prepare batches.")
-    drop_last: bool = setting(True, "Leave out the last, incomplete batch of an epoch.")
-    save_steps: Count = setting(100, "Steps between checkpoints.")
-    log_steps: Count = setting(20, "Steps between lines of metrics.jsonl.")
-    keep: Count | None = setting(3, "Checkpoints to keep, the newest.", none="all")
+    bf16: bool | Literal["auto"] = setting(
+        "auto", "Compute in bfloat16; if not said (auto), where the GPU has it.", trainer="bf16"
+    )
+    optimizer: str = setting("adamw_torch_fused", "An optimizer of transformers.", trainer="optim")
+    gradient_checkpointing: bool = setting(False, "Less memory, a third more time.", trainer="gradient_checkpointing")
+    workers: Annotated[int, Ge(0)] = setting(0, "Processes that prepare batches.", trainer="dataloader_num_workers")
+    drop_last: bool = setting(True, "Leave out the last, incomplete batch of an epoch.", trainer="dataloader_drop_last")
+    save_steps: Count = setting(100, "Steps between checkpoints.", trainer="save_steps")
+    log_steps: Count = setting(20, "Steps between lines of metrics.jsonl.", trainer="logging_steps")
+    keep: Count | None = setting(3, "Checkpoints to keep, the newest.", none="all", trainer="save_total_limit")
     evaluation: Share = setting(0.1, "Share of the rows kept out of training, to measure the loss on.")
     evaluation_limit: Count | None = setting(7000, "Rows kept out at most.")
-    eval_steps: Count | None = setting(None, "Measure every so many steps; only at the end if not said.")
+    eval_steps: Count | None = setting(None, "Measure every so many steps; only at the end if not said.", trainer="eval_steps")
     lora: Lora | None = None
-    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = setting("none", "Where metrics go besides the files.")
+    tracker: Literal["none", "tensorboard", "trackio", "wandb"] = setting(
+        "none", "Where metrics go besides the files.", trainer="report_to"
+    )
     arguments: dict[str, Any] = setting(
         {}, "Any other argument of `transformers.TrainingArguments`.", "--argument", metavar="NAME=VALUE"
     )

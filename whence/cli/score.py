@@ -79,17 +79,17 @@ def score(
         rows = rows_of(data)
         say_if_other_rows(curvature.provenance["data"], rows, settings.n_train)
         operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping)
-        keywords = {**settings.keywords(), "out": out, "rerun": session.rerun}
+        place: Any = {"out": out, "rerun": session.rerun}
         if asked.queries is None:
-            common = ("out", "precision", "batch_tokens", "chunks", "rerun")
-            scores = scoring.self_influence(loaded, task, rows, operator, **{name: keywords[name] for name in common})
+            common = settings.keywords("precision", "batch_tokens", "chunks")
+            scores = scoring.self_influence(loaded, task, rows, operator, **place, **common)
         else:
             queries = load_data(asked.queries, columns=asked.query_columns)
             if asked.generate:
                 from whence.generation import answered
 
                 queries = answered(loaded, task, queries, asked.max_new_tokens)
-            scores = scoring.score(loaded, task, queries, rows, operator, **keywords)
+            scores = scoring.score(loaded, task, queries, rows, operator, **place, **settings.keywords())
     about = {"scores": str(out), "queries": scores.shape[0], "rows": scores.shape[1], "n_train": scores.n_train}
     if session.as_json:
         print(json.dumps({**about, "unit": scores.unit, "sign": "above 0 raises what was measured", **scores.about}))

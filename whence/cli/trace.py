@@ -87,11 +87,9 @@ def trace(
             curvature.inverse(measured.damping),
             out=folder / name,
             per="token",
-            precision=settings.precision,
             norms=[norm] if norm in NORMS else [],
-            batch_tokens=settings.batch_tokens,
-            chunks=settings.chunks,
             rerun=session.rerun,
+            **settings.keywords("precision", "batch_tokens", "chunks"),
         )
     ranking = Ranking(scores, norm, top, LOWERING, coloured())
     if session.as_json:

@@ -69,8 +69,7 @@ def train(
     from whence.train.record import read_training
 
     data = data.changed(format=_format(writing), normalise=_normalise(writing))
-    lora = adapter.as_json() if adapter.lora else None
-    settings = settings.changed(lora=lora and {name: value for name, value in lora.items() if name != "lora"})
+    settings = settings.changed(lora=adapter.part(Lora) if adapter.lora else None)
     with start(session):
         rows = rows_of(data)
         loaded, tokenizer = load_model(model, **weights.as_json() | {"dtype": dtype})

@@ -10,17 +10,7 @@ from annotated_types import Ge
 
 from whence.cli.options import Session
 from whence.errors import UsageError
-from whence.settings import DAMPING, SEED, AtLeastZero, Count, Section, setting
-
-MODES = {
-    "quick": "Look at the scores of a run: does a copy of a question come out on top, are they steady? Seconds.",
-    "pbrf": "Compare influence with what it approximates, and from there step by step with retraining. Minutes.",
-    "loo": "Retrain without single rows, cold and warm. Minutes.",
-    "lds": "Retrain on many subsets, which are kept. Minutes.",
-    "removal": "Retrain without each query's top rows. Minutes.",
-    "mislabel": "Plant label errors and see how many are found. Minutes.",
-    "facts": "Ask what has a known source and see whether it is found. Minutes.",
-}
+from whence.settings import DAMPING, SEED, AtLeastZero, Count, Section, setting, settings_of
 
 DEFAULTS = {"pbrf": ["digits"], "loo": ["cancer", "digits"], "lds": ["digits"], "removal": ["digits"], "mislabel": ["digits"]}
 """Settings that need no data, where --on is not given."""
@@ -29,13 +19,17 @@ DEFAULTS = {"pbrf": ["digits"], "loo": ["cancer", "digits"], "lds": ["digits"], 
 class Modes(Section):
     """Which check it is."""
 
-    quick: bool = setting(False, MODES["quick"])
-    pbrf: bool = setting(False, MODES["pbrf"])
-    loo: bool = setting(False, MODES["loo"])
-    lds: bool = setting(False, MODES["lds"])
-    removal: bool = setting(False, MODES["removal"])
-    mislabel: bool = setting(False, MODES["mislabel"])
-    facts: bool = setting(False, MODES["facts"])
+    quick: bool = setting(
+        False, "Look at the scores of a run: does a copy of a question come out on top, are they steady? Seconds."
+    )
+    pbrf: bool = setting(
+        False, "Compare influence with what it approximates, and from there step by step with retraining. Minutes."
+    )
+    loo: bool = setting(False, "Retrain without single rows, cold and warm. Minutes.")
+    lds: bool = setting(False, "Retrain on many subsets, which are kept. Minutes.")
+    removal: bool = setting(False, "Retrain without each query's top rows. Minutes.")
+    mislabel: bool = setting(False, "Plant label errors and see how many are found. Minutes.")
+    facts: bool = setting(False, "Ask what has a known source and see whether it is found. Minutes.")
 
 
 class Check(Section):
@@ -109,7 +103,7 @@ def validate(
 
 def _mode(modes: list[str], path: Path | None) -> str:
     """The one check that is asked for."""
-    what = "\n".join(f"           --{name:<9} {text}" for name, text in MODES.items()).lstrip()
+    what = "\n".join(f"           --{mode.name:<9} {mode.meaning}" for mode in settings_of(Modes)).lstrip()
     if len(modes) != 1:
         raise UsageError(
             "Say which check to run." if not modes else "One check at a time.",

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from whence.errors import UsageError
+from whence.settings import Train, settings_of
 
 DTYPES = {"bfloat16", "float16", "float32", "float64"}
 
@@ -82,23 +83,7 @@ def convert(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return _without_none(config), read.left()
 
 
-TRAINING = {
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "learning_rate": "learning_rate",
-    "weight_decay": "weight_decay",
-    "lr_scheduler_type": "schedule",
-    "gradient_accumulation_steps": "gradient_accumulation",
-    "max_grad_norm": "max_grad_norm",
-    "bf16": "bf16",
-    "optim": "optimizer",
-    "dataloader_num_workers": "workers",
-    "dataloader_drop_last": "drop_last",
-    "save_steps": "save_steps",
-    "logging_steps": "log_steps",
-    "gradient_checkpointing": "gradient_checkpointing",
-    "report_to": "tracker",
-}
+TRAINING = {field.trainer: field.name for field in settings_of(Train) if field.trainer}
 INSPECT = {"inspection_layer": "layer", "visualization.clip_percentile": "clip_percentile", "visualization.cmap": "cmap"}
 
 

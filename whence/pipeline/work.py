@@ -26,6 +26,7 @@ from whence.plots.training import training_curves, training_figure
 from whence.progress import note
 from whence.report import build_report, gather, write_report
 from whence.report.factors import inspect_factors
+from whence.settings import Score
 from whence.store.scores import Scores, open_scores
 from whence.train.finetune import finetune
 from whence.train.record import read_training
@@ -139,28 +140,13 @@ def score(shop: Workshop, out: Path) -> None:
     settings = shop.config.score
     task = shop.task(model, tokenizer, settings.measurement)
     operator = shop.curvature.inverse(settings.damping)
-    common: dict[str, Any] = {
-        "precision": settings.precision,
-        "batch_tokens": settings.batch_tokens,
-        "chunks": settings.chunks,
-    }
-    found = scoring.score(
-        model,
-        task,
-        asked_about(shop, model, task),
-        shop.rows,
-        operator,
-        out=out / "scores",
-        per=settings.per,
-        rank=None if settings.rank == "full" else settings.rank,
-        rescore=settings.rescore,
-        norms=settings.norms,
-        seed=shop.config.seed,
-        n_train=settings.n_train,
-        **common,
-    )
+    chosen = settings.part(Score).changed(seed=shop.config.seed)
+    asked = asked_about(shop, model, task)
+    found = scoring.score(model, task, asked, shop.rows, operator, out=out / "scores", **chosen.keywords())
     if settings.self_influence:
-        scoring.self_influence(model, task, shop.rows, operator, out=out / "self", **common)
+        scoring.self_influence(
+            model, task, shop.rows, operator, out=out / "self", **chosen.keywords("precision", "batch_tokens", "chunks")
+        )
     dist.on_first(_finish, shop, found, out)
 
 

@@ -16,35 +16,17 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from whence.errors import UsageError
-from whence.settings import Train
+from whence.settings import Train, settings_of
 from whence.train.order import Order
 
-OURS = {
-    "bf16": "bf16",
+TRAINER = {field.trainer: field.name for field in settings_of(Train) if field.trainer}
+
+OURS = TRAINER | {
     "activation_checkpointing": "gradient_checkpointing",
-    "dataloader_drop_last": "drop_last",
-    "dataloader_num_workers": "workers",
-    "eval_steps": "eval_steps",
     "eval_strategy": "eval_steps",
-    "gradient_accumulation_steps": "gradient_accumulation",
-    "gradient_checkpointing": "gradient_checkpointing",
-    "learning_rate": "learning_rate",
-    "logging_steps": "log_steps",
     "logging_strategy": "log_steps",
-    "lr_scheduler_kwargs": "schedule_options",
-    "lr_scheduler_type": "schedule",
-    "max_grad_norm": "max_grad_norm",
-    "max_steps": "max_steps",
-    "num_train_epochs": "epochs",
-    "optim": "optimizer",
     "per_device_eval_batch_size": "batch_size",
-    "per_device_train_batch_size": "batch_size",
-    "report_to": "tracker",
-    "save_steps": "save_steps",
     "save_strategy": "save_steps",
-    "save_total_limit": "keep",
-    "warmup_steps": "warmup",
-    "weight_decay": "weight_decay",
 }
 """Arguments of the Trainer that have a setting of ours."""
 
@@ -130,35 +112,21 @@ def training_arguments(settings: Train, out: Path, order: Order, seed: int, devi
     assert "auto" not in (settings.bf16, settings.max_grad_norm)
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    ours = {theirs: getattr(settings, name) for theirs, name in TRAINER.items()}
+    del ours["num_train_epochs"], ours["save_total_limit"]  # `order` has the steps, and `Follow` keeps checkpoints
+    ours |= {checkpointing: ours.pop("gradient_checkpointing"), "max_steps": order.steps}
     try:
         arguments = TrainingArguments(
             output_dir=str(out),
-            per_device_train_batch_size=settings.batch_size,
-            gradient_accumulation_steps=settings.gradient_accumulation,
-            max_steps=order.steps,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            lr_scheduler_type=settings.schedule,
-            lr_scheduler_kwargs=dict(settings.schedule_options),
-            warmup_steps=settings.warmup,
-            max_grad_norm=float(settings.max_grad_norm),
-            bf16=bool(settings.bf16),
-            optim=settings.optimizer,
-            dataloader_num_workers=settings.workers,
-            dataloader_drop_last=settings.drop_last,
             save_strategy="steps",
-            save_steps=settings.save_steps,
             logging_strategy="steps",
-            logging_steps=settings.log_steps,
             eval_strategy="steps" if settings.eval_steps else "no",
-            eval_steps=settings.eval_steps,
             seed=seed,
             use_cpu=device.type == "cpu",
-            report_to=settings.tracker,
             disable_tqdm=True,
             remove_unused_columns=False,
             logging_nan_inf_filter=False,
-            **{checkpointing: settings.gradient_checkpointing},
+            **ours,
             **settings.arguments,
         )
     except (ValueError, TypeError) as error:
