@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from whence.cli.snippet import marked, snippet, strongest
+from whence.cli.ranking import marked, snippet, strongest
 
 PIECES = ["One", " day", ",", " Ada", " saw", " a", " big", " dog", ".\n", " The", " end"]
 

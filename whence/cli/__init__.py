@@ -42,7 +42,7 @@ COMMANDS = {
     "evaluate benchmark": "whence.cli.evaluate:benchmark",
     "evaluate compare": "whence.cli.evaluate:compare",
     "validate": "whence.cli.validate:validate",
-    "export": "whence.cli.export:export",
+    "export": "whence.cli.show:export",
     "report": "whence.cli.report:report",
     "doctor": "whence.cli.doctor:doctor",
 }

@@ -8,16 +8,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from typing import NoReturn
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from whence import dist
-from whence.errors import WhenceError
-from whence.progress import Stage, report_to
+from whence.cli.options import Session
+from whence.errors import WhenceError, WhenceWarning
+from whence.progress import Stage, note, report_to
+from whence.settings import Fit
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -42,6 +45,18 @@ def show_table(table: Table) -> None:
     (out if out.is_terminal else Console(file=out.file, width=WIDTH, highlight=False)).print(table)
 
 
+def print_table(
+    names: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,), *, no_wrap: bool = True, **look: Any
+) -> None:
+    """Print rows below the names of their columns, which are aligned to the right but for those on the `left`."""
+    table = Table(box=None, **look)
+    for number, name in enumerate(names):
+        table.add_column(name, justify="left" if number in left else "right", no_wrap=no_wrap)
+    for row in rows:
+        table.add_row(*row)
+    show_table(table)
+
+
 @contextlib.contextmanager
 def reporting(stages: int | None = None, *, quiet: bool = False) -> Iterator[None]:
     """Show the progress of the enclosed work: bars on a terminal, plain lines elsewhere, nothing when quiet.
@@ -57,6 +72,51 @@ def reporting(stages: int | None = None, *, quiet: bool = False) -> Iterator[Non
     else:
         with report_to(Lines(err, Outlook(stages))):
             yield
+
+
+@contextlib.contextmanager
+def start(session: Session, stages: int | None = None) -> Iterator[None]:
+    """Progress, notes and our own warnings to stderr; those of the libraries beneath only when verbose."""
+    verbose = session.verbose
+    with reporting(stages, quiet=session.quiet), warnings.catch_warnings():
+        warnings.simplefilter("default" if verbose else "ignore")
+        warnings.simplefilter("always", WhenceWarning)
+        warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
+        if not verbose:
+            _hush_transformers()
+        yield
+
+
+def _hush_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def warn_if_untrained(model: Any, task: Any, rows: Any) -> None:
+    """Say loudly when the model likes the training rows no better than the same tokens in disorder."""
+    from whence.tasks import CausalLM
+    from whence.train.evidence import evidence_of_training
+
+    if not isinstance(task, CausalLM):
+        return
+    evidence = evidence_of_training(model, task, rows)
+    if not evidence.learnt:
+        note(
+            f"warning: this model shows no sign of training on this data: loss {evidence.loss:.2f} nats per token, "
+            f"{evidence.shuffled:.2f} with the tokens shuffled. Are these the fine-tuned weights? [WHENCE-03]"
+        )
+
+
+def fit_stages(settings: Fit) -> int:
+    """How many stages a fit has."""
+    return settings.groups * {"identity": 0, "diagonal": 1, "kfac": 2}.get(settings.method, 3)
+
+
+def score_stages(rescore: int) -> int:
+    """How many stages scoring has."""
+    return 4 if rescore else 2
 
 
 @contextlib.contextmanager

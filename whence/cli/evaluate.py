@@ -36,8 +36,7 @@ def benchmark(
     """
     import json
 
-    from whence.cli.console import say
-    from whence.cli.session import start
+    from whence.cli.console import print_table, say, start
     from whence.evaluate.benchmark import run_benchmark
     from whence.evaluate.combined import benchmark_table, combine
     from whence.models import load_model
@@ -50,7 +49,8 @@ def benchmark(
     if session.as_json:
         print(json.dumps({"folder": str(out), **document}, ensure_ascii=False))
         return
-    _show(benchmark_table(document))
+    head, *rows = benchmark_table(document)
+    print_table(head, rows)
     say(f"{page}: as a page; {out / 'benchmark'}: the answer to every question", "dim")
 
 
@@ -76,8 +76,7 @@ def compare(
     """
     import json
 
-    from whence.cli.console import say
-    from whence.cli.session import start
+    from whence.cli.console import print_table, say, start
     from whence.evaluate.combined import combine, comparison_table
     from whence.evaluate.compare import compare_answers
     from whence.store.scores import open_scores
@@ -90,20 +89,6 @@ def compare(
         summary = json.loads(str(found["summary"].to_json(orient="records")))
         print(json.dumps({"folder": str(out), "summary": summary}, ensure_ascii=False))
         return
-    _show(comparison_table(found["summary"]))
+    head, *rows = comparison_table(found["summary"])
+    print_table(head, rows)
     say(f"{page}: as a page; {out / 'comparison.csv'}: prompt by prompt", "dim")
-
-
-def _show(table: list[list[str]]) -> None:
-    """Print a header and its rows."""
-    from rich.table import Table
-
-    from whence.cli.console import show_table
-
-    head, *rows = table
-    drawn = Table(box=None)
-    for number, name in enumerate(head):
-        drawn.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
-    for row in rows:
-        drawn.add_row(*row)
-    show_table(drawn)

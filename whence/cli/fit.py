@@ -39,8 +39,7 @@ def fit(
     import json
 
     from whence import fitting
-    from whence.cli.console import say
-    from whence.cli.session import fit_stages, start, warn_if_untrained
+    from whence.cli.console import fit_stages, say, start, warn_if_untrained
     from whence.models import load_model
     from whence.pipeline.load import rows_of, task_of
 

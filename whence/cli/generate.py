@@ -43,8 +43,7 @@ def generate(
     """
     import json
 
-    from whence.cli.console import say
-    from whence.cli.session import start
+    from whence.cli.console import say, start
     from whence.data import load_data
     from whence.errors import UsageError
     from whence.generation import check_vacant, generate_pairs

@@ -15,6 +15,8 @@ from whence.settings import Inspect, Measured, Weights
 if TYPE_CHECKING:
     from whence.fitting import Curvature
 
+LOOK: dict[str, Any] = {"pad_edge": False, "header_style": "dim"}
+
 
 def inspect(
     *,
@@ -48,7 +50,7 @@ def inspect(
     """
     import json
 
-    from whence.cli.session import start
+    from whence.cli.console import start
     from whence.fitting import open_factors
     from whence.models import load_model
     from whence.store.manifest import is_run_folder
@@ -143,7 +145,7 @@ def coverage(model: Any, modules: str) -> dict[str, Any]:
 
 
 def _show_factors(found: dict[str, Any]) -> None:
-    from whence.cli.console import say
+    from whence.cli.console import print_table, say
 
     about = found["about"]
     say(
@@ -168,7 +170,12 @@ def _show_factors(found: dict[str, Any]) -> None:
         )
         for entry in found["modules"]
     ]
-    _table(("module", "shape", "mean", "largest", "condition", "effective rank", "zero", "numbers"), rows)
+    print_table(
+        ("module", "shape", "mean", "largest", "condition", "effective rank", "zero", "numbers"),
+        rows,
+        pad_edge=False,
+        header_style="dim",
+    )
     for name in about["without_gradient"]:
         say(f"{name} never had a gradient and was left out")
     _say_warnings({entry["module"]: entry["warnings"] for entry in found["modules"]})
@@ -230,13 +237,13 @@ def _show_module(found: dict[str, Any]) -> None:
 
 
 def _show_coverage(found: dict[str, Any]) -> None:
-    from whence.cli.console import say
+    from whence.cli.console import print_table, say
 
     rows = [
         (entry["module"], f"{entry['shape'][0]} x {entry['shape'][1]}", f"{entry['parameters']:,}")
         for entry in found["modules"]
     ]
-    _table(("module", "shape (out x in)", "parameters"), rows)
+    print_table(("module", "shape (out x in)", "parameters"), rows, **LOOK)
     say(
         f"\n--modules {found['selector']}: {len(rows)} modules, {found['share']:.1%} of {found['parameters']:,} parameters",
         "bold",
@@ -244,16 +251,3 @@ def _show_coverage(found: dict[str, Any]) -> None:
     say("left out: " + ", ".join(f"{kind} {share:.1%}" for kind, share in found["left_out"].items()))
     chosen = (f"{name} {entry['share']:.1%} ({entry['modules']} modules)" for name, entry in found["selectors"].items())
     say("selectors: " + ", ".join(chosen))
-
-
-def _table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.table import Table
-
-    from whence.cli.console import show_table
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for number, name in enumerate(names):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        table.add_row(*row)
-    show_table(table)

@@ -49,8 +49,7 @@ def plan(
     """
     import json
 
-    from whence.cli.console import say, show_table
-    from whence.cli.session import start
+    from whence.cli.console import say, show_table, start
     from whence.data import load_data
     from whence.pipeline.load import rows_of, task_of
     from whence.planning import show

@@ -57,8 +57,7 @@ def cp(
       whence recipes cp tinyllama-patents small --tiny
       whence recipes cp tinyllama-patents mine --tiny --data questions.csv -c prompt=Question -c completion=Answer
     """
-    from whence.cli.console import say
-    from whence.cli.session import start
+    from whence.cli.console import say, start
     from whence.recipes import OFFLINE, copy_recipe
 
     target = folder or Path(name)

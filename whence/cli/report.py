@@ -44,8 +44,7 @@ def report(
     import shlex
     import sys
 
-    from whence.cli.console import say
-    from whence.cli.session import start
+    from whence.cli.console import say, start
     from whence.report import build_report, gather, write_report
     from whence.report.gather import scores_in
     from whence.report.write import check_vacant

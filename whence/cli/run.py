@@ -37,7 +37,7 @@ def run(
     """
     import json
 
-    from whence.cli.console import say
+    from whence.cli.console import say, start
     from whence.config import read_config
     from whence.pipeline import plan_run, run_pipeline
     from whence.progress import note
@@ -56,8 +56,6 @@ def run(
         with reporting(quiet=session.quiet):
             steps = run_pipeline(resolved, stages or ())
     else:
-        from whence.cli.session import start
-
         with start(session):
             note(f"{resolved.config.run} -> {resolved.out}")
             steps = run_pipeline(resolved, stages or ())

@@ -61,8 +61,7 @@ def score(
     import json
 
     from whence import scoring
-    from whence.cli.console import say
-    from whence.cli.session import score_stages, start
+    from whence.cli.console import say, score_stages, start
     from whence.data import load_data
     from whence.fitting import open_factors
     from whence.models import load_model

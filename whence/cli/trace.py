@@ -59,9 +59,8 @@ def trace(
     import json
 
     from whence import fitting, scoring
-    from whence.cli.console import coloured
+    from whence.cli.console import coloured, fit_stages, score_stages, start, warn_if_untrained
     from whence.cli.ranking import Ranking
-    from whence.cli.session import fit_stages, score_stages, start, warn_if_untrained
     from whence.cli.show import display, document
     from whence.data import as_rows
     from whence.generation import answered

@@ -60,7 +60,7 @@ def train(
     """
     import json
 
-    from whence.cli.session import start
+    from whence.cli.console import start
     from whence.models import load_model
     from whence.pipeline.load import rows_of, task_of
     from whence.plots.style import save

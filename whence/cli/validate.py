@@ -77,8 +77,7 @@ def validate(
     """
     import json
 
-    from whence.cli.console import say
-    from whence.cli.session import start
+    from whence.cli.console import say, start
 
     mode = _mode([name for name, wanted in modes.as_json().items() if wanted], path)
     with start(session):
@@ -147,89 +146,67 @@ def _on_settings(mode: str, on: list[str] | None, check: Check, rerun: bool) -> 
     from whence.plots.style import save
     from whence.validate.results import keep, loo_figure
 
-    out, data, damping, seed = check.out, check.data, check.damping, check.seed
-    sizes: dict[str, Any] = {name: value for name in ("rows", "queries") if (value := getattr(check, name)) is not None}
     if mode == "facts":
-        place = out / ("facts-real" if data else "facts-demo")
-        settings = {"damping": damping, "data": str(data.resolve()) if data else None}
-        with _folder(place, mode, settings, None, rerun) as folder:
-            result = _facts(data, damping, folder)
+        from whence.validate.facts import demo_facts, real_facts
+
+        data, place = check.data, check.out / ("facts-real" if check.data else "facts-demo")
+        settings = {"damping": check.damping, "data": str(data.resolve()) if data else None}
+        with _folder(place, mode, settings, {}, rerun) as folder:
+            asked: Any = {"damping": check.damping, "folder": folder}
+            result = demo_facts(**asked) if data is None else real_facts(data, **asked)
             yield result, keep(result, place)
         return
-    run = {"pbrf": _pbrf, "loo": _loo, "lds": _lds, "removal": _removal, "mislabel": _mislabel}[mode]
     results = []
     for name in on or DEFAULTS[mode]:
-        place = out / f"{mode}-{name}"
-        results.append(run(_setting(mode, name, data), place, sizes, damping, seed, rerun))
+        place = check.out / f"{mode}-{name}"
+        results.append(_run(mode, name, place, check, rerun))
         yield results[-1], keep(results[-1], place)
     if mode == "loo" and len(results) > 1:
-        save(loo_figure(results), out / "loo.png")
+        save(loo_figure(results), check.out / "loo.png")
 
 
-def _setting(mode: str, name: str, data: Path | None) -> Any:
-    """The setting; where the exact curvature is needed, with a network that it fits."""
-    from whence.validate.settings import setting
+def _run(mode: str, name: str, place: Path, check: Check, rerun: bool) -> Any:
+    """The result of a check on one setting; where the exact curvature is needed, with a network that it fits."""
+    from whence.validate.settings import setting as setting_named
 
-    if mode == "loo":
-        from whence.validate.loo import loo_setting
-        from whence.validate.pbrf import small
-
-        return small(loo_setting(name, data))
+    sizes: dict[str, Any] = {name: value for name in ("rows", "queries") if (value := getattr(check, name)) is not None}
+    given: dict[str, Any] = {"damping": check.damping, "seed": check.seed}
     if mode == "pbrf":
+        from whence.validate.pbrf import check_pbrf, small
+
+        dampings = (check.damping, check.damping / 10)
+        network = small(setting_named(name, check.data))
+        return check_pbrf(network, **sizes, dampings=dampings, seed=check.seed, out=place, rerun=rerun)
+    if mode == "loo":
+        from whence.validate.loo import check_loo, loo_setting
         from whence.validate.pbrf import small
 
-        return small(setting(name, data))
-    return setting(name, data)
+        seeds = (check.seed, check.seed + 1, check.seed + 2)
+        return check_loo(small(loo_setting(name, check.data)), **sizes, **given, seeds=seeds, out=place, rerun=rerun)
+    setting = setting_named(name, check.data)
+    if mode == "lds":
+        from whence.validate.checks import check_lds
 
+        given |= {"subsets": sizes["rows"]} if "rows" in sizes else {}
+        with _folder(place, mode, given, setting.describe(), rerun):
+            return check_lds(setting, place, **given)
+    if mode == "removal":
+        from whence.validate.checks import check_removal
 
-def _pbrf(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
-    from whence.validate.pbrf import check_pbrf
-
-    return check_pbrf(setting, **sizes, dampings=(damping, damping / 10), seed=seed, out=place, rerun=rerun)
-
-
-def _loo(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
-    from whence.validate.loo import check_loo
-
-    seeds = (seed, seed + 1, seed + 2)
-    return check_loo(setting, **sizes, damping=damping, seeds=seeds, seed=seed, out=place, rerun=rerun)
-
-
-def _lds(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
-    from whence.validate.lds import check_lds
-
-    subsets: dict[str, Any] = {"subsets": sizes["rows"]} if "rows" in sizes else {}
-    with _folder(place, "lds", {**subsets, "damping": damping, "seed": seed}, setting, rerun):
-        return check_lds(setting, place, **subsets, damping=damping, seed=seed)
-
-
-def _removal(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
-    from whence.validate.removal import check_removal
-
-    asked: dict[str, Any] = {"queries": sizes["queries"]} if "queries" in sizes else {}
-    with _folder(place, "removal", {**asked, "damping": damping, "seed": seed}, setting, rerun) as folder:
-        return check_removal(setting, **asked, damping=damping, seed=seed, folder=folder)
-
-
-def _mislabel(setting: Any, place: Path, sizes: dict[str, Any], damping: float, seed: int, rerun: bool) -> Any:
+        given |= {"queries": sizes["queries"]} if "queries" in sizes else {}
+        with _folder(place, mode, given, setting.describe(), rerun) as folder:
+            return check_removal(setting, **given, folder=folder)
     from whence.validate.mislabel import mislabel
 
-    with _folder(place, "mislabel", {"damping": damping, "seed": seed}, setting, rerun) as folder:
-        return mislabel(setting, damping=damping, seeds=range(seed, seed + 5), folder=folder)
+    with _folder(place, mode, given, setting.describe(), rerun) as folder:
+        return mislabel(setting, damping=check.damping, seeds=range(check.seed, check.seed + 5), folder=folder)
 
 
-def _facts(data: Path | None, damping: float, folder: Any) -> Any:
-    from whence.validate.facts import demo_facts, real_facts
-
-    return demo_facts(damping=damping, folder=folder) if data is None else real_facts(data, damping=damping, folder=folder)
-
-
-def _folder(place: Path, stage: str, settings: dict[str, Any], setting: Any, rerun: bool) -> Any:
+def _folder(place: Path, stage: str, settings: dict[str, Any], of: dict[str, Any], rerun: bool) -> Any:
     """The folder of a check, refused where it holds one with other settings."""
     from whence.store.digest import fingerprint_code
     from whence.store.manifest import Folder
 
-    of = {} if setting is None else setting.describe()
     return Folder.claim(place, {"stage": stage, "settings": settings, "of": of, "code": fingerprint_code()}, rerun=rerun)
 
 
@@ -241,18 +218,14 @@ def _document(result: Any, files: list[Path]) -> dict[str, Any]:
 
 def _show(result: Any) -> None:
     """Print the tables of a result."""
-    from rich.table import Table
-
-    from whence.cli.console import say, show_table
-    from whence.validate.results import columns, shown
+    from whence.cli.console import print_table, say
+    from whence.validate.agreement import shown
 
     for title, rows in result.tables.items():
         say("")
         if title:
             say(title, "bold")
-        drawn, names = Table(box=None), columns(rows)
-        for name in names:
-            drawn.add_column(name.replace("_", " "), justify="left" if isinstance(rows[0].get(name), str) else "right")
-        for row in rows:
-            drawn.add_row(*(shown(row.get(name)) for name in names))
-        show_table(drawn)
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        left = [number for number, name in enumerate(names) if isinstance(rows[0].get(name), str)]
+        cells = [[shown(row.get(name)) for name in names] for row in rows]
+        print_table([name.replace("_", " ") for name in names], cells, left, no_wrap=False)
