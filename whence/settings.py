@@ -348,9 +348,9 @@ class Inspect(Section):
     layer: int | None = setting(None, "Number of the layer whose modules are drawn; the last if not said.", metavar="N")
     modules: tuple[str, ...] = setting((), "Modules to draw instead, by name or glob.")
     clip_percentile: Annotated[float, Gt(0), Le(100)] = setting(
-        99.5, "Largest eigenvalues beyond it share the last colour.", "--clip", metavar="P"
+        99.5, "Percentile of eigenvalues at which the colours of maps end.", "--clip", metavar="P"
     )
-    cmap: str = setting("viridis", "Matplotlib's name of the colours.")
+    cmap: str = setting("viridis", "Colours of maps, by matplotlib's name.")
 
 
 class Measured(Section):
