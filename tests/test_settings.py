@@ -49,6 +49,8 @@ def test_changes_may_be_a_precision_and_unknown_ones_are_named():
     assert changed.precision == Precision(statistics="float64", products="bfloat16")
     assert Index(operands="float16").precision == Precision(scores="float16")
     assert changed.keywords() | {"draws": 1} == changed.changed(draws=1).keywords()
+    score = Score().changed(rank=None, aggregate="queries")
+    assert (score.rank, score.aggregate, score.keywords("rank")) == ("full", ("queries",), {"rank": None})
     with pytest.raises(UsageError, match="did you mean draws"):
         Fit().changed(drawz=1)
 

@@ -381,6 +381,14 @@ class Score(Numeric):
     batch_tokens: Count | None = setting(None, BATCH_TOKENS)
     chunks: Count = setting(8, CHUNKS)
 
+    def changed(self, **changes: Any) -> Self:
+        """These settings with some of them changed; a rank of None is full, and one word to aggregate is enough."""
+        if changes.get("rank", "auto") is None:
+            changes["rank"] = "full"
+        if isinstance(kinds := changes.get("aggregate"), str):
+            changes["aggregate"] = (kinds,)
+        return super().changed(**changes)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rescore and self.per != "example":

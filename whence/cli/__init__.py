@@ -1,6 +1,7 @@
 """The command line: `whence COMMAND ...`.
 
-A command is a function in a file of its own here; it imports what is heavy in its body and is listed in `COMMANDS`.
+A command is a function here; it imports what is heavy in its body and is listed in `COMMANDS`. A parameter of it that is a
+section of settings stands for the section's options (`whence.cli.from_settings`).
 Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 does not fit, 4 stale artefacts,
 130 interrupted (the same command goes on).
 """

@@ -62,7 +62,7 @@ def finetune(
     model: nn.Module,
     task: Task,
     data: Any,
-    settings: Train = Train(),  # noqa: B008
+    settings: Train = Train(),
     *,
     out: str | Path,
     seed: int = 0,
