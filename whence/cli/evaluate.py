@@ -20,7 +20,7 @@ def benchmark(
     model: options.Model,
     out: Out,
     base: Annotated[str | None, typer.Option("--base", help="Another model, asked the same questions.")] = None,
-    settings: Annotated[Benchmark, Without("tuned")],
+    settings: Annotated[Benchmark, Without("base", "tuned")],
     weights: Weights,
     session: Session,
 ) -> None:

@@ -22,7 +22,7 @@ def generate(
     prompts: Annotated[str | None, typer.Option("--prompts", help="Rows with a prompt each: a file, or a data set.")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; repeat for more.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="Another model, whose completions are written beside.")] = None,
-    settings: Generate,
+    settings: Annotated[Generate, Without("base")],
     seed: options.Seed = 0,
     columns: options.Columns,
     weights: Weights,
