@@ -77,21 +77,16 @@ def reporting(stages: int | None = None, *, quiet: bool = False) -> Iterator[Non
 @contextlib.contextmanager
 def start(session: Session, stages: int | None = None) -> Iterator[None]:
     """Progress, notes and our own warnings to stderr; those of the libraries beneath only when verbose."""
-    verbose = session.verbose
     with reporting(stages, quiet=session.quiet), warnings.catch_warnings():
-        warnings.simplefilter("default" if verbose else "ignore")
+        warnings.simplefilter("default" if session.verbose else "ignore")
         warnings.simplefilter("always", WhenceWarning)
         warnings.showwarning = lambda message, *_, **__: note(f"warning: {message}")
-        if not verbose:
-            _hush_transformers()
+        if not session.verbose:
+            from transformers.utils import logging
+
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
         yield
-
-
-def _hush_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def warn_if_untrained(model: Any, task: Any, rows: Any) -> None:

@@ -50,7 +50,8 @@ def from_settings(command: Callable[..., None]) -> Callable[..., None]:
         for name, parameter in parameters.items()
         if name not in sections
     }
-    taken = {flag for name in own for flag in _flags_of(hints[name])}
+    infos = [mark for name in own for mark in getattr(hints[name], "__metadata__", ()) if hasattr(mark, "param_decls")]
+    taken = {flag for info in infos for flag in (str(info.default), *(info.param_decls or ()))}
     options: dict[str, inspect.Parameter] = {}
     for name in parameters:
         if name in own:
@@ -81,12 +82,6 @@ def _section(hint: Any) -> tuple[type[Section], list[Setting]] | None:
         return None
     chosen = next((mark for mark in marks if isinstance(mark, Without)), Without())
     return section, [field for field in settings_of(section) if field.section is None and chosen.takes(field.name)]
-
-
-def _flags_of(hint: Any) -> list[str]:
-    """The flags of an option of the command's own."""
-    infos = [mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, typer.models.OptionInfo)]
-    return [flag for info in infos for flag in (str(info.default), *(info.param_decls or ()))]
 
 
 def _flags(field: Setting) -> tuple[str, ...]:

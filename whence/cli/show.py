@@ -48,7 +48,8 @@ def show(
 
     scores = opened(path)
     ranking = Ranking(scores, norm, top, top if lowest else 0, coloured(), read_quick(scores_in(path)[0]))
-    numbers = list(range(len(scores.queries))) if every else [scores.row_of(_number_or_id(query, scores))]
+    one = int(query) if query.lstrip("-").isdecimal() and query not in scores.query_ids else query
+    numbers = list(range(len(scores.queries))) if every else [scores.row_of(one)]
     if as_json:
         print(json.dumps(document(ranking, numbers, by), ensure_ascii=False))
         return
@@ -96,10 +97,6 @@ def opened(path: Path) -> Scores:
         others = ", ".join(str(folder) for folder in rest[:5])
         err.print(f"showing {newest}, the newest; also there: {others}", markup=False, soft_wrap=True)
     return open_scores(newest)
-
-
-def _number_or_id(query: str, scores: Scores) -> int | str:
-    return int(query) if query.lstrip("-").isdecimal() and query not in scores.query_ids else query
 
 
 def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def train(
     from whence.train.finetune import finetune
     from whence.train.record import read_training
 
-    data = data.changed(format=_format(writing), normalise=_normalise(writing))
+    data = data.changed(**_as_written(writing))
     settings = settings.changed(lora=adapter.part(Lora) if adapter.lora else None)
     with start(session):
         rows = rows_of(data)
@@ -101,17 +101,13 @@ def _show(trained: Any, data: Data) -> None:
     say(f"next: {shlex.join(['whence', 'fit', *files, *reading, '--out', str(trained.path.parent / 'factors')])}")
 
 
-def _format(writing: Writing) -> Any:
-    """A format by name, or templates of one's own."""
-    prompt, completion = writing.prompt_template, writing.completion_template
-    if prompt is None and completion is None:
-        return writing.format
-    if writing.format != "plain":
-        raise UsageError(f"--format {writing.format} has templates already.", fix="leave out --format, or the templates")
-    return Format(prompt=prompt or "{prompt}", completion=completion or "{completion}")
-
-
-def _normalise(writing: Writing) -> Normalise | None:
+def _as_written(writing: Writing) -> dict[str, Any]:
+    """A format by name, or templates of one's own; and what is done to the texts before."""
     if writing.lowercase and not writing.normalise:
         raise UsageError("--lowercase is a part of --normalise.", fix="--normalise --lowercase")
-    return Normalise(lowercase=writing.lowercase) if writing.normalise else None
+    templates = {"prompt": writing.prompt_template, "completion": writing.completion_template}
+    own = {name: template for name, template in templates.items() if template is not None}
+    if own and writing.format != "plain":
+        raise UsageError(f"--format {writing.format} has templates already.", fix="leave out --format, or the templates")
+    normalise = Normalise(lowercase=writing.lowercase) if writing.normalise else None
+    return {"format": Format(**own) if own else writing.format, "normalise": normalise}

@@ -89,7 +89,11 @@ def validate(
     if session.as_json:
         from whence.validate.results import values
 
-        print(json.dumps(values([_document(result, files) for result, files in done]), ensure_ascii=False))
+        documents = []
+        for result, files in done:
+            short = {key: value for key, value in result.as_json().items() if key not in ("effects", "scores", "ladders")}
+            documents.append({**short, "files": [str(file) for file in files]})
+        print(json.dumps(values(documents), ensure_ascii=False))
         return
     for result, files in done:
         for line in result.says:
@@ -208,12 +212,6 @@ def _folder(place: Path, stage: str, settings: dict[str, Any], of: dict[str, Any
     from whence.store.manifest import Folder
 
     return Folder.claim(place, {"stage": stage, "settings": settings, "of": of, "code": fingerprint_code()}, rerun=rerun)
-
-
-def _document(result: Any, files: list[Path]) -> dict[str, Any]:
-    """A result as JSON values, without the long lists that `result.json` has."""
-    document = {key: value for key, value in result.as_json().items() if key not in result.arrays}
-    return {**document, "files": [str(file) for file in files]}
 
 
 def _show(result: Any) -> None:

@@ -66,6 +66,7 @@ def convert(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         raise UsageError(
             "This configuration has no model or no data.", given=f"no {missing}", accepted="models, dataset, factors, scores"
         )
+    rank = read("scores.query_gradient_rank")
     config: dict[str, Any] = {
         "run": str(read("models.finetuned.id", read("models.base.id")) or "run"),
         "seed": read("general.seed"),
@@ -75,7 +76,7 @@ def convert(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         "train": {"batch_size": 8, "learning_rate": 2e-5, **_without_none(_named(read, "training", TRAINING))},
         "fit": _fit(read),
         "inspect": _named(read, "factors", INSPECT),
-        "score": _score(read),
+        "score": {"rank": "full" if rank == -1 else rank},
         "evaluate": _evaluate(read),
         "report": {"top": read("scores.num_influential")},
     }
@@ -127,11 +128,6 @@ def _modules(read: _Reader) -> str | None:
     elif mode == "range" and isinstance(chosen, list):
         chosen = range(int(chosen[0]), int(chosen[1]) + 1)
     return ",".join(f"*.layers.{layer}.mlp.*" for layer in chosen) if chosen else None
-
-
-def _score(read: _Reader) -> dict[str, Any]:
-    rank = read("scores.query_gradient_rank")
-    return {"rank": "full" if rank == -1 else rank}
 
 
 def _evaluate(read: _Reader) -> dict[str, Any] | None:

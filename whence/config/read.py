@@ -6,6 +6,7 @@ Later ones win: defaults, the file, `WHENCE_SECTION__KEY` in the environment, `-
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,14 +164,21 @@ def _refusal(error: ValidationError, origins: Mapping[str, str], origin: str) ->
 
 def _name(location: Sequence[str | int]) -> str:
     """The dotted name of a setting, without the names that pydantic gives to alternatives."""
-    section, parts = Config, list[str]()
+    section: type[Section] = Config
+    parts: list[str] = []
     for part in map(str, location):
         field, last = in_file(section).get(part), in_file(section).get(parts[-1]) if parts else None
         if field is None and last and last.section is None:
             continue  # after a plain setting comes no name
         parts.append(part)
-        section = (field.section if field else None) or section
+        section = _below(section, part)
     return ".".join(parts) or "the whole"
+
+
+def _below(section: type[Section], name: str) -> type[Section]:
+    """The section that a setting holds, or the one that it is in."""
+    field = in_file(section).get(name)
+    return (field.section if field else None) or section
 
 
 def _mistake(name: str, entries: Sequence[Any], origins: Mapping[str, str], origin: str) -> str:
@@ -179,7 +187,7 @@ def _mistake(name: str, entries: Sequence[Any], origins: Mapping[str, str], orig
     kinds = {entry["type"] for entry in entries}
     if kinds & {"extra_forbidden", "unexpected_keyword_argument"}:
         *above, last = name.split(".")
-        known = list(in_file(_section_at(above)))
+        known = list(in_file(functools.reduce(_below, above, Config)))
         near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         return f"{name}{said}: there is no such setting; {hint}"
@@ -190,11 +198,3 @@ def _mistake(name: str, entries: Sequence[Any], origins: Mapping[str, str], orig
     )
     given = "" if "value_error" in kinds else f", not {entries[0]['input']!r}"
     return f"{name}{said}: {messages}{given}"
-
-
-def _section_at(path: Sequence[str]) -> type[Section]:
-    section: type[Section] = Config
-    for part in path:
-        field = in_file(section).get(part)
-        section = (field.section if field else None) or section
-    return section

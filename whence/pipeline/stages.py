@@ -105,10 +105,6 @@ def _benchmark(config: Config) -> list[str]:
     return [benchmark.data] if benchmark and benchmark.data else []
 
 
-def _score_questions(config: Config) -> list[str]:
-    return _questions(config) if config.score.queries == "prompts" else []
-
-
 STAGES = (
     Stage(
         "train",
@@ -160,7 +156,7 @@ STAGES = (
             "prompts": _prompts(c) if c.score.queries == "prompts" else None,
             "seed": c.seed,
         },
-        inputs=lambda c: [*_weights(c), c.data.path, *_score_questions(c)],
+        inputs=lambda c: [*_weights(c), c.data.path, *(_questions(c) if c.score.queries == "prompts" else [])],
         after=("train", "generate", "fit"),
         sources=NUMERIC,
         numeric=True,
