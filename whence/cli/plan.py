@@ -52,7 +52,6 @@ def plan(
     from whence.cli.console import say, show_table, start
     from whence.data import load_data
     from whence.pipeline.load import rows_of, task_of
-    from whence.planning import show
     from whence.planning.blank import blank_model, tokenizer_of
     from whence.planning.planner import plan as make_plan
 
@@ -79,7 +78,7 @@ def plan(
         for line in made.heading():
             say(line)
         show_table(_table(made))
-        for line in [*show.footing(made), *(show.why(made) if budget.why else [])]:
+        for line in [*made.footing(), *(made.why() if budget.why else [])]:
             say(line)
     if not made.fits:
         raise typer.Exit(3)

@@ -87,13 +87,11 @@ def validate(
         else:
             done = list(_on_settings(mode, on, check, session.rerun))
     if session.as_json:
-        from whence.validate.results import values
-
         documents = []
         for result, files in done:
-            short = {key: value for key, value in result.as_json().items() if key not in ("effects", "scores", "ladders")}
+            short = {key: value for key, value in result.as_json().items() if key not in result.arrays}
             documents.append({**short, "files": [str(file) for file in files]})
-        print(json.dumps(values(documents), ensure_ascii=False))
+        print(json.dumps(documents, ensure_ascii=False))
         return
     for result, files in done:
         for line in result.says:
@@ -189,13 +187,13 @@ def _run(mode: str, name: str, place: Path, check: Check, rerun: bool) -> Any:
         return check_loo(small(loo_setting(name, check.data)), **sizes, **given, seeds=seeds, out=place, rerun=rerun)
     setting = setting_named(name, check.data)
     if mode == "lds":
-        from whence.validate.checks import check_lds
+        from whence.validate.lds import check_lds
 
         given |= {"subsets": sizes["rows"]} if "rows" in sizes else {}
         with _folder(place, mode, given, setting.describe(), rerun):
             return check_lds(setting, place, **given)
     if mode == "removal":
-        from whence.validate.checks import check_removal
+        from whence.validate.removal import check_removal
 
         given |= {"queries": sizes["queries"]} if "queries" in sizes else {}
         with _folder(place, mode, given, setting.describe(), rerun) as folder:
@@ -217,13 +215,13 @@ def _folder(place: Path, stage: str, settings: dict[str, Any], of: dict[str, Any
 def _show(result: Any) -> None:
     """Print the tables of a result."""
     from whence.cli.console import print_table, say
-    from whence.validate.agreement import shown
+    from whence.validate.results import columns, shown
 
     for title, rows in result.tables.items():
         say("")
         if title:
             say(title, "bold")
-        names = list(dict.fromkeys(name for row in rows for name in row))
+        names = columns(rows)
         left = [number for number, name in enumerate(names) if isinstance(rows[0].get(name), str)]
         cells = [[shown(row.get(name)) for name in names] for row in rows]
         print_table([name.replace("_", " ") for name in names], cells, left, no_wrap=False)

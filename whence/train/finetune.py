@@ -33,6 +33,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from whence.engine.stream import Examples, encode, identify, read
 from whence.errors import EmptyLossError, OutOfMemory, UsageError, WhenceWarning
 from whence.progress import note, stage
 from whence.settings import Lora, Train
