@@ -48,9 +48,9 @@ def test_changes_may_be_a_precision_and_unknown_ones_are_named():
     assert (changed.draws, changed.statistics, changed.products, changed.seed) == (2, "float64", "bfloat16", 3)
     assert changed.precision == Precision(statistics="float64", products="bfloat16")
     assert Index(operands="float16").precision == Precision(scores="float16")
-    assert changed.keywords() | {"draws": 1} == changed.changed(draws=1).keywords()
+    assert changed.deciding() | {"draws": 1} == changed.changed(draws=1).deciding() and "batch_tokens" not in changed.deciding()
     score = Score().changed(rank=None, aggregate="queries")
-    assert (score.rank, score.aggregate, score.keywords("rank")) == ("full", ("queries",), {"rank": None})
+    assert (score.rank, score.aggregate) == ("full", ("queries",))
     with pytest.raises(UsageError, match="did you mean draws"):
         Fit().changed(drawz=1)
 

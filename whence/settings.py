@@ -169,11 +169,9 @@ class Numeric(Section):
             changes = {name: getattr(precision, part) for name, part in FORMATS.items() if hasattr(self, name)} | changes
         return super().changed(**changes)
 
-    def keywords(self, *only: str) -> dict[str, Any]:
-        """The settings as keywords of a function, or some of them."""
-        values = {field.name: getattr(self, field.name) for field in settings_of(type(self)) if field.name not in FORMATS}
-        values |= {"precision": self.precision} | ({"rank": None} if values.get("rank") == "full" else {})
-        return {name: values[name] for name in only or values}
+    def deciding(self) -> dict[str, Any]:
+        """Those that decide numbers, for provenance: all but the size of batches."""
+        return {field.name: getattr(self, field.name) for field in settings_of(type(self)) if field.name != "batch_tokens"}
 
 
 FORMATS = {"statistics": "statistics", "operands": "scores", "products": "products"}

@@ -160,10 +160,10 @@ def traced_by_steps(training: Path, queries: Any, rows: Any, out: Path) -> np.nd
     from models import tokenizer
 
     from whence.methods.tracin import tracin
-    from whence.scoring.score import ScoreSettings
+    from whence.settings import Score
     from whence.tasks import CausalLM
 
-    return tracin(training, CausalLM(tokenizer()), queries, rows, out=out, settings=ScoreSettings(chunks=3)).values
+    return tracin(training, CausalLM(tokenizer()), queries, rows, out=out, settings=Score(chunks=3)).values
 
 
 def solved(rows: Any, queries: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ from whence.errors import CoverageError, NumericalError, OutOfMemory, UsageError
 from whence.fitting import METHODS, fit
 from whence.precision import Precision
 from whence.progress import Silent, report_to
+from whence.settings import Fit
 from whence.store.manifest import Folder
 from whence.tasks import Classification
 
@@ -115,12 +116,12 @@ def test_samples_are_large_enough_and_apart_where_there_is_enough_data(monkeypat
     monkeypatch.setattr(fitting, "ENOUGH_POSITIONS", 10)
     for widest, enough in ((1, 10), (20, 20), (100, 60)):  # a position each; one per column of the widest
         monkeypatch.setattr(fitting, "ENOUGH_PER_COLUMN", 1)
-        first, second = fitting.draw_samples(examples, fitting.FitSettings(), widest)
+        first, second = fitting.draw_samples(examples, Fit(), widest)
         assert len(first) == len(second) == enough
         assert set(first).isdisjoint(second) == (2 * enough <= 60)
-    everything = fitting.draw_samples(examples, fitting.FitSettings(examples="all"), 1)
+    everything = fitting.draw_samples(examples, Fit(examples="all"), 1)
     assert everything == (list(range(60)), list(range(60)))
-    apart = fitting.draw_samples(examples, fitting.FitSettings(disjoint=True), 100)
+    apart = fitting.draw_samples(examples, Fit(disjoint=True), 100)
     assert [len(part) for part in apart] == [30, 30] and set(apart[0]).isdisjoint(apart[1])
 
 

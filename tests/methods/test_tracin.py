@@ -14,13 +14,13 @@ from whence.errors import StaleArtifact, UsageError
 from whence.methods.tracin import tracin
 from whence.models import load_model
 from whence.progress import Silent, report_to
-from whence.scoring.score import ScoreSettings
+from whence.settings import Score
 from whence.tasks import CausalLM
 from whence.train.finetune import finetune
 from whence.train.record import read_training
 
 ROWS, QUERIES = as_rows(texts(8, seed=1)), as_rows(texts(6, seed=2)[::2])
-EXACT = ScoreSettings(chunks=2)
+EXACT = Score(chunks=2)
 
 
 def trained(folder, **changes):

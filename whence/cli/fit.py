@@ -47,7 +47,7 @@ def fit(
         loaded, tokenizer = load_model(model, **weights.as_json())
         task, rows = task_of(loaded, tokenizer, data), rows_of(data)
         warn_if_untrained(loaded, task, rows)
-        curvature = fitting.fit(loaded, task, rows, out=out, save_every=save_every, rerun=session.rerun, **settings.keywords())
+        curvature = fitting.fit(loaded, task, rows, settings, out=out, save_every=save_every, rerun=session.rerun)
     about = curvature.about
     if session.as_json:
         print(json.dumps({"factors": str(out), **about}))

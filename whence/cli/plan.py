@@ -58,19 +58,17 @@ def plan(
     with start(session):
         blank = blank_model(model, weights.dtype, weights.adapter)
         queries: Any = budget.queries
-        keywords = settings.keywords()
-        del keywords["until"]
         made = make_plan(
             blank,
             task_of(blank, tokenizer_of(weights.tokenizer or model), data),
             rows_of(data),
+            settings,
             queries=int(queries) if queries.isdecimal() else load_data(queries, columns=budget.query_columns),
             memory=None if budget.memory is None else bytes_of("--memory", budget.memory),
             disk=None if budget.disk is None else bytes_of("--disk", budget.disk),
             device=weights.device,
             calibrate=budget.calibrate,
-            rank=scoring.keywords()["rank"],
-            **keywords,
+            rank=None if scoring.rank == "full" else scoring.rank,
         )
     if session.as_json:
         print(json.dumps(made.to_dict()))

@@ -80,15 +80,14 @@ def score(
         operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping)
         place: Any = {"out": out, "rerun": session.rerun}
         if asked.queries is None:
-            common = settings.keywords("precision", "batch_tokens", "chunks")
-            scores = scoring.self_influence(loaded, task, rows, operator, **place, **common)
+            scores = scoring.self_influence(loaded, task, rows, operator, settings, **place)
         else:
             queries = load_data(asked.queries, columns=asked.query_columns)
             if asked.generate:
                 from whence.generation import answered
 
                 queries = answered(loaded, task, queries, asked.max_new_tokens)
-            scores = scoring.score(loaded, task, queries, rows, operator, **place, **settings.keywords())
+            scores = scoring.score(loaded, task, queries, rows, operator, settings, **place)
     about = {"scores": str(out), "queries": scores.shape[0], "rows": scores.shape[1], "n_train": scores.n_train}
     if session.as_json:
         print(json.dumps({**about, "unit": scores.unit, "sign": "above 0 raises what was measured", **scores.about}))

@@ -66,7 +66,6 @@ def trace(
     from whence.generation import answered
     from whence.models import load_model
     from whence.pipeline.load import rows_of, task_of
-    from whence.scoring.checks import NORMS
     from whence.store.digest import fingerprint_settings
 
     folder = place.out or Path("runs") / (place.run or f"{Path(model).name}-{Path(data.path).stem}")
@@ -75,7 +74,7 @@ def trace(
         task, rows = task_of(loaded, tokenizer, data), rows_of(data)
         warn_if_untrained(loaded, task, rows)
         queries = answered(loaded, task, as_rows([query_like(rows[0], asked)]), asked.max_new_tokens)
-        curvature = fitting.fit(loaded, task, rows, out=folder / "factors", rerun=session.rerun, **settings.keywords())
+        curvature = fitting.fit(loaded, task, rows, settings, out=folder / "factors", rerun=session.rerun)
         made_from = [list(queries.rows), measured.measurement, measured.damping, norm, settings.method]
         name = f"trace-{fingerprint_settings(made_from)[:8]}"
         scores = scoring.score(
@@ -86,9 +85,11 @@ def trace(
             curvature.inverse(measured.damping),
             out=folder / name,
             per="token",
-            norms=[norm] if norm in NORMS else [],
+            norms=[norm] if norm in ("cosine", "relatif") else [],
             rerun=session.rerun,
-            **settings.keywords("precision", "batch_tokens", "chunks"),
+            precision=settings.precision,
+            batch_tokens=settings.batch_tokens,
+            chunks=settings.chunks,
         )
     ranking = Ranking(scores, norm, top, LOWERING, coloured())
     if session.as_json:

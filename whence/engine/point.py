@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -64,6 +65,16 @@ class Point:
         if key not in self._covered:
             self._covered[key] = cover_default(self.model, self.task, modules)
         return self._covered[key]
+
+    def only(self, rows: Sequence[int | str]) -> Point:
+        """The same with some of its rows, by number or id. Raises UsageError for one that there is not."""
+        places = {name: place for place, name in enumerate(self.examples.ids)}
+        chosen = [places.get(row, -1) if isinstance(row, str) else int(row) for row in rows]
+        if unknown := [row for row, place in zip(rows, chosen, strict=True) if not 0 <= place < len(self.examples)]:
+            raise UsageError(f"There is no row {unknown[0]!r}", accepted=f"ids of the rows, or 0 to {len(self.examples) - 1}")
+        fewer = copy.copy(self)
+        fewer.examples = self.examples.take(chosen)
+        return fewer
 
     def provenance(self) -> dict[str, Any]:
         """What decides the gradients of its rows, for folders made from them."""

@@ -84,6 +84,13 @@ class Examples:
         """The places in `items` of these examples: their own."""
         return batch
 
+    def take(self, indices: Sequence[int]) -> Examples:
+        """Some of the examples, in this order."""
+        rows = self.rows.take(indices) if isinstance(self.rows, Rows) else [self.rows[index] for index in indices]
+        ids, sizes = tuple(self.ids[index] for index in indices), tuple(self.sizes[index] for index in indices)
+        fingerprint = hashlib.blake2b("\n".join([self.fingerprint, *ids]).encode(), digest_size=16).hexdigest()
+        return Examples([self.items[index] for index in indices], ids, rows, sizes, fingerprint)
+
     def repeated(self, times: int) -> Examples:
         """All examples so many times, one after the other; each time other labels are drawn for them."""
         ids = self.ids + tuple(f"{name}@{number}" for number in range(2, times + 1) for name in self.ids)

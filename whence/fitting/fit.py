@@ -13,9 +13,8 @@ import itertools
 import random
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +33,9 @@ from whence.fitting.curvature import Curvature, load_curvature
 from whence.fitting.eigenvalues import Eigenvalues
 from whence.fitting.methods import Method, method_named
 from whence.operators.eigen import EigenBlock
-from whence.precision import Precision, multiplying
+from whence.precision import multiplying
 from whence.progress import note, stage
+from whence.settings import Fit
 from whence.store.compact import compact, expand
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
@@ -54,51 +54,16 @@ SMALLEST = 16
 """Examples that `until` starts with, at least."""
 
 
-Sample = int | Literal["all"] | None
-"""How many examples: a number, all, or (None) enough."""
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """What decides the factors; see `fit`."""
-
-    method: str = "ekfac"
-    modules: str | Sequence[str] | None = None
-    examples: Sample = None
-    eigenvalue_examples: Sample = None
-    disjoint: bool | None = None
-    until: float | None = None
-    labels: Literal["model", "data"] = "model"
-    draws: int = 1
-    seed: int = 0
-    largest_factor: int | None = None
-    precision: Precision = Precision()
-    groups: int = 1
-    chunks: int = 8
-
-
 def fit(
     model: nn.Module,
     task: Task,
     data: Any,
+    settings: Fit = Fit(),
     *,
-    method: str = "ekfac",
-    modules: str | Sequence[str] | None = None,
     out: str | Path | None = None,
-    examples: Sample = None,
-    eigenvalue_examples: Sample = None,
-    disjoint: bool | None = None,
-    until: float | None = None,
-    labels: Literal["model", "data"] = "model",
-    draws: int = 1,
-    seed: int = 0,
-    largest_factor: int | None = None,
-    precision: Precision = Precision(),
-    batch_tokens: int | None = None,
-    groups: int = 1,
-    chunks: int = 8,
     save_every: float = SAVE_SECONDS,
     rerun: bool = False,
+    **changes: Any,
 ) -> Curvature:
     """Fit the curvature of `model` on training data.
 
@@ -117,42 +82,31 @@ def fit(
     saved after those of the `chunks` of the data that end `save_every` seconds or more after the last time. A folder
     made from anything else is refused (StaleArtifact) unless `rerun` moves it aside.
 
+    All of these are settings (`whence.settings.Fit`), given as keywords or as one value.
+
     Raises CoverageError, UsageError, NumericalError, OutOfMemory, StaleArtifact.
     """
-    settings = FitSettings(
-        method,
-        modules,
-        examples,
-        eigenvalue_examples,
-        disjoint,
-        until,
-        labels,
-        draws,
-        seed,
-        largest_factor,
-        precision,
-        groups,
-        chunks if out else 1,
-    )
-    if draws < 1 or (draws > 1 and labels == "data"):
+    settings = settings.changed(**changes)
+    if settings.draws > 1 and settings.labels == "data":
         raise UsageError(
-            "There is only one label of the data's own to an example" if draws > 1 else "Labels are drawn at least once",
-            given=f"draws={draws}, labels={labels!r}",
+            "There is only one label of the data's own to an example",
+            given=f"draws={settings.draws}, labels='data'",
             accepted="1 or more draws with labels='model', 1 with labels='data'",
         )
-    point = Point(model, task, data, batch_tokens=batch_tokens)
-    coverage = point.cover(modules)
+    if not out:
+        settings = settings.changed(chunks=1)
+    point = Point(model, task, data, batch_tokens=settings.batch_tokens)
+    coverage = point.cover(settings.modules)
     note(str(coverage))
     if coverage.thin:
         note(
             f"warning: {1 - coverage.share:.0%} of the parameters are not looked at, so influence that went through them "
             f"is not seen [WHENCE-17]; more: modules='all' (--modules all)"
         )
-    method_named(method)
     _warn_of_wide_modules(settings, coverage)
 
     def made_from() -> dict[str, Any]:
-        chosen = {**vars(settings), "modules": sorted(coverage.sites), "precision": precision.settings()}
+        chosen = {**settings.deciding(), "modules": sorted(coverage.sites)}
         return {"stage": "fit", **point.provenance(), "settings": chosen, "code": fingerprint_code()}
 
     with work(out, made_from, rerun=rerun) as folder:
@@ -160,7 +114,7 @@ def fit(
             note(f"{folder.path} is finished and unchanged: nothing to compute")
             return load_curvature(folder, folder.manifest["about"])
         run = _Fit(point, coverage, settings, folder, save_every)
-        about = run.grow(until) if until else run.fit(run.samples())
+        about = run.grow(settings.until) if settings.until else run.fit(run.samples())
         folder.finish({"about": about})
         return load_curvature(folder, about)
 
@@ -169,7 +123,7 @@ class _Fit:
     """One fit at work: what its passes have in common."""
 
     def __init__(
-        self, point: Point, coverage: Coverage, settings: FitSettings, folder: Folder | Memory, save_every: float = SAVE_SECONDS
+        self, point: Point, coverage: Coverage, settings: Fit, folder: Folder | Memory, save_every: float = SAVE_SECONDS
     ):
         self.point, self.coverage, self.settings = point, coverage, settings
         self.folder, self.save_every = folder, save_every
@@ -209,7 +163,7 @@ class _Fit:
         """The examples of the two passes, drawn with the seed; `size` overrides the settings."""
         settings = self.settings
         if size is not None:
-            settings = replace(settings, examples=size, eigenvalue_examples=None)
+            settings = settings.changed(examples=size, eigenvalue_examples=None)
         return draw_samples(self.point.examples, settings, max(max(site.shape) for site in self.coverage.sites.values()))
 
     def grow(self, until: float) -> dict[str, Any]:
@@ -331,7 +285,7 @@ def _reached(sites: dict[str, Site], sums: Mapping[str, Tensor]) -> list[str]:
     return reached
 
 
-def draw_samples(examples: Examples, settings: FitSettings, widest: int) -> tuple[list[int], list[int]]:
+def draw_samples(examples: Examples, settings: Fit, widest: int) -> tuple[list[int], list[int]]:
     """The examples of the two passes, drawn with the seed; `widest` is the width of the widest covariance."""
     usable = examples.usable
     if not usable:
@@ -340,7 +294,7 @@ def draw_samples(examples: Examples, settings: FitSettings, widest: int) -> tupl
     random.Random(settings.seed).shuffle(order)
     enough = _enough([examples.sizes[index] for index in order], widest)
 
-    def count(size: Sample, otherwise: int) -> int:
+    def count(size: Any, otherwise: int) -> int:
         return otherwise if size is None else len(order) if size == "all" else min(size, len(order))
 
     first = count(settings.examples, enough)
@@ -367,7 +321,7 @@ def _enough(sizes: Sequence[int], widest: int) -> int:
     return min(len(sizes), max(ENOUGH_ROWS, bisect.bisect_left(positions, wanted) + 1))
 
 
-def _warn_of_wide_modules(settings: FitSettings, coverage: Coverage) -> None:
+def _warn_of_wide_modules(settings: Fit, coverage: Coverage) -> None:
     wide = [name for name, site in coverage.sites.items() if max(site.shape) > WIDE and not site.layer.one_hot]
     if wide and settings.method in ("kfac", "ekfac", "shampoo") and settings.largest_factor is None:
         size = max(max(coverage.sites[name].shape) for name in wide)

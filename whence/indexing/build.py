@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from whence.engine.probe import settle_products
 from whence.errors import UsageError
 from whence.fitting.curvature import Curvature
 from whence.indexing.index import EXAMPLES, MAPS, ROWS, Index, open_index
-from whence.indexing.rows import FORMATS, Kept, ProjectedRows
+from whence.indexing.rows import ProjectedRows
 from whence.operators import BlockDiagonal
 from whence.operators.projection import in_eigenbasis, random_projection
-from whence.precision import Precision, Products, multiplying
+from whence.precision import Products, multiplying
 from whence.progress import note
+from whence.settings import Index as Settings
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder
@@ -35,32 +35,16 @@ DAMPING = 0.1
 """Of the inverse that gradients are whitened with, relative to each module's mean eigenvalue; it decides the noise alone."""
 
 
-@dataclass(frozen=True)
-class IndexSettings:
-    """What decides the rows; see `build_index`."""
-
-    dim: int = 16
-    seed: int = 0
-    kept: Kept = "int8"
-    precision: Precision = Precision()
-    chunks: int = 8
-
-
 def build_index(
     model: nn.Module,
     task: Task,
     data: Any,
+    settings: Settings = Settings(),
     *,
-    dim: int = 16,
-    modules: str | Sequence[str] | None = None,
-    out: str | Path | None = None,
-    seed: int = 0,
-    kept: Kept = "int8",
-    precision: Precision = Precision(),
-    batch_tokens: int | None = None,
-    chunks: int = 8,
     curvature: Curvature | None = None,
+    out: str | Path | None = None,
     rerun: bool = False,
+    **changes: Any,
 ) -> Index:
     """Project the gradient of every training example's log-likelihood to `dim x dim` numbers per module, and keep them.
 
@@ -70,15 +54,16 @@ def build_index(
     noisy. `kept` is the format of the rows: int8 with a scale per module, float16 with one per row, or float32.
     `precision.scores` is the format that gradients are projected in.
 
-    The other settings are those of `score`; a killed build resumes after the last of its `chunks`, to the same bits.
+    These are settings (`whence.settings.Index`), given as keywords or as one value; the others are those of `score`. A killed
+    build resumes after the last of its `chunks`, to the same bits.
 
     Raises UsageError, CoverageError, NumericalError, OutOfMemory, StaleArtifact.
     """
-    if dim < 1 or kept not in FORMATS:
-        raise UsageError("No such index", given=f"dim={dim}, kept={kept!r}", accepted=f"dim of 1 or more; {', '.join(FORMATS)}")
-    settings = IndexSettings(dim, seed, kept, precision, chunks if out else 1)
-    point = Point(model, task, data, batch_tokens=batch_tokens)
-    coverage = _cover(point, modules, curvature)
+    settings = settings.changed(**changes)
+    if not out:
+        settings = settings.changed(chunks=1)
+    point = Point(model, task, data, batch_tokens=settings.batch_tokens)
+    coverage = _cover(point, settings.modules, curvature)
     note(str(coverage))
     examples = point.examples
     if not examples.usable:
@@ -89,7 +74,7 @@ def build_index(
             "stage": "index",
             **point.provenance(),
             "curvature": fingerprint_operator(curvature.operator) if curvature else None,
-            "settings": {**vars(settings), "precision": precision.settings(), "modules": sorted(coverage.sites)},
+            "settings": {**settings.deciding(), "modules": sorted(coverage.sites)},
             "code": fingerprint_code(),
         }
 
@@ -102,9 +87,9 @@ def build_index(
         copies = examples.rows.copies if isinstance(examples.rows, Rows) else None
         table = describe_rows(examples.rows, examples.ids, examples.sizes, copies)
         about = {
-            "dim": dim,
-            "seed": seed,
-            "kept": kept,
+            "dim": settings.dim,
+            "seed": settings.seed,
+            "kept": settings.kept,
             "chunks": len(saved.chunks),
             "products": products,
             "curvature": curvature.operator.label if curvature else None,
@@ -140,7 +125,7 @@ def _write_rows(
     saved: ByChunk,
     point: Point,
     coverage: Coverage,
-    settings: IndexSettings,
+    settings: Settings,
     curvature: Curvature | None,
 ) -> Products:
     """Write the rows that are not there yet, and what queries need to meet them; returns what products were taken in."""

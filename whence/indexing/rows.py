@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +18,6 @@ from whence.tasks.base import Batch
 
 Kept = Literal["int8", "float16", "float32"]
 """Formats that rows are kept in."""
-
-FORMATS = get_args(Kept)
 
 
 def compress(rows: Tensor, kept: Kept, widths: Sequence[int]) -> dict[str, Tensor]:

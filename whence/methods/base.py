@@ -9,7 +9,7 @@ from typing import Any
 from whence import dist
 from whence.engine.point import Point
 from whence.engine.queries import encode_queries
-from whence.scoring.score import ScoreSettings
+from whence.settings import Score
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
 from whence.store.memory import work
@@ -24,7 +24,7 @@ def assembled(
     make: Callable[[Place], Scores],
     point: Point,
     queries: Any,
-    settings: ScoreSettings,
+    settings: Score,
     *,
     out: str | Path | None = None,
     rerun: bool = False,
@@ -38,8 +38,8 @@ def assembled(
 
     def provenance() -> dict[str, Any]:
         asked = {"queries": encode_queries(point.task, queries).fingerprint, "task": point.settings}
-        chosen = {**vars(settings), "precision": settings.precision.settings()}
-        return {"stage": stage, **point.provenance(), **asked, **made_from, "settings": chosen, "code": fingerprint_code()}
+        chosen = {**made_from, "settings": settings.deciding(), "code": fingerprint_code()}
+        return {"stage": stage, **point.provenance(), **asked, **chosen}
 
     with work(out, provenance, rerun=rerun) as folder:
         if not isinstance(folder, Folder):

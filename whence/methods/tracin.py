@@ -12,7 +12,8 @@ from whence.errors import UsageError
 from whence.methods.base import Place, assembled
 from whence.models import load_model
 from whence.operators import Identity
-from whence.scoring.score import ScoreSettings, score_points
+from whence.scoring.score import score_points
+from whence.settings import Score
 from whence.store.scores import Scores
 from whence.tasks.base import Task
 from whence.train.checkpoints import load_weights
@@ -27,7 +28,7 @@ def tracin(
     *,
     modules: str | Sequence[str] | None = None,
     out: str | Path | None = None,
-    settings: ScoreSettings = ScoreSettings(),
+    settings: Score = Score(),
     rerun: bool = False,
 ) -> Scores:
     """Sum over the checkpoints of a training of learning rate times gradient dot product (TracInCP, section 3.2).

@@ -120,13 +120,8 @@ def train(shop: Workshop, out: Path) -> None:
 def fit(shop: Workshop, out: Path) -> None:
     """The curvature factors of the tuned model on the rows that it was trained on."""
     model, tokenizer = shop.tuned
-    factors.fit(
-        model,
-        shop.task(model, tokenizer),
-        shop.rows,
-        out=out / "factors",
-        **shop.config.fit.changed(seed=shop.config.seed).keywords(),
-    )
+    settings = shop.config.fit.changed(seed=shop.config.seed)
+    factors.fit(model, shop.task(model, tokenizer), shop.rows, settings, out=out / "factors")
 
 
 def inspect(shop: Workshop, out: Path) -> None:
@@ -142,11 +137,9 @@ def score(shop: Workshop, out: Path) -> None:
     operator = shop.curvature.inverse(settings.damping)
     chosen = settings.part(Score).changed(seed=shop.config.seed)
     asked = asked_about(shop, model, task)
-    found = scoring.score(model, task, asked, shop.rows, operator, out=out / "scores", **chosen.keywords())
+    found = scoring.score(model, task, asked, shop.rows, operator, chosen, out=out / "scores")
     if settings.self_influence:
-        scoring.self_influence(
-            model, task, shop.rows, operator, out=out / "self", **chosen.keywords("precision", "batch_tokens", "chunks")
-        )
+        scoring.self_influence(model, task, shop.rows, operator, chosen, out=out / "self")
     dist.on_first(_finish, shop, found, out)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from whence.cost import Choice
-from whence.fitting.fit import FitSettings
+from whence.settings import Fit
 
 SURE = {"batches": (0.8, 1.3), "rates": (0.6, 1.7), "assumed": (0.3, 3.0)}
 """How far the seconds may be off, as factors: with real batches, with this machine's rates, with those of a usual machine."""
@@ -18,14 +18,14 @@ SURE = {"batches": (0.8, 1.3), "rates": (0.6, 1.7), "assumed": (0.3, 3.0)}
 class Settings:
     """What a plan is for: settings of `fit`, and those of `score` that decide about time and memory."""
 
-    fit: FitSettings = FitSettings()
+    fit: Fit = Fit()
     batch_tokens: int | None = None
     rank: int | None | Literal["auto"] = "auto"
 
     def changed(self, **values: Any) -> Settings:
         """The same with other values, of `fit` or of its own."""
         own = {field.name for field in dataclasses.fields(self)} - {"fit"}
-        fit = dataclasses.replace(self.fit, **{key: value for key, value in values.items() if key not in own})
+        fit = self.fit.changed(**{key: value for key, value in values.items() if key not in own})
         return dataclasses.replace(self, fit=fit, **{key: value for key, value in values.items() if key in own})
 
     def differences(self, other: Settings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import psutil
@@ -24,9 +24,6 @@ from whence.engine.point import cover_default
 from whence.engine.probe import probe_rows, worth_probing
 from whence.engine.stream import Sink, encode, likelihood, read, stream
 from whence.fitting import Curvature, fit
-from whence.fitting.fit import FitSettings
-from whence.fitting.fit import Sample as SampleSize
-from whence.fitting.methods import method_named
 from whence.planning import files, work
 from whence.planning.blank import blank_model
 from whence.planning.budget import fitting
@@ -38,6 +35,7 @@ from whence.precision import Precision, Products, multiplying
 from whence.progress import stage
 from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
+from whence.settings import Fit
 from whence.tasks.base import Task
 
 
@@ -45,6 +43,7 @@ def plan(
     model: str | os.PathLike | nn.Module,
     task: Task,
     data: Any,
+    settings: Fit = Fit(),
     *,
     queries: Any = 16,
     memory: int | None = None,
@@ -52,23 +51,11 @@ def plan(
     device: str | None = None,
     dtype: str = "auto",
     calibrate: bool = True,
-    method: str = "ekfac",
-    modules: str | Sequence[str] | None = None,
-    examples: SampleSize = None,
-    eigenvalue_examples: SampleSize = None,
-    disjoint: bool | None = None,
-    labels: Literal["model", "data"] = "model",
-    draws: int = 1,
-    seed: int = 0,
-    largest_factor: int | None = None,
-    precision: Precision = Precision(),
-    batch_tokens: int | None = None,
-    groups: int = 1,
-    chunks: int = 8,
     rank: int | None | Literal["auto"] = "auto",
     where: str | os.PathLike = ".",
+    **changes: Any,
 ) -> Plan:
-    """Tell the memory, disk and time of `fit` and `score` with these settings, before anything is spent.
+    """Estimate memory, disk and time of `fit`, whose settings these are, and `score`, before anything is spent.
 
     `model` is a hub id or folder, of which only the config is read, or a model, with or without weights (`meta`).
     `queries` are queries, or how many there will be. `memory` and `disk` are budgets in bytes, `memory` of the whole
@@ -76,11 +63,9 @@ def plan(
     rank), and DoesNotFit is raised where there are none. `calibrate` measures this machine for a few seconds, and runs a
     few real batches of a model that has its weights. `where` is the folder whose disk is meant.
     """
-    given = locals()
-    named = {field.name: given[field.name] for field in fields(FitSettings) if field.name in given}
-    settings = Settings(FitSettings(**named), batch_tokens, rank)
+    settings = settings.changed(**changes)
+    asked = Settings(settings, settings.batch_tokens, rank)
     blank = blank_model(os.fspath(model), dtype) if not isinstance(model, nn.Module) else model
-    method_named(method)
     planner = Planner(blank, task, data, queries, device, calibrate)
     if memory is not None:
         free = memory
@@ -90,9 +75,9 @@ def plan(
         free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     planner.free = {"memory": free, "disk": disk if disk is not None else shutil.disk_usage(where).free}
     if memory is None:
-        return planner.evaluate(settings)
-    tokens = batch_positions(batch_tokens, torch.device(planner.device))
-    return fitting(planner.evaluate, settings, max(planner.data.examples.sizes), tokens)
+        return planner.evaluate(asked)
+    tokens = batch_positions(settings.batch_tokens, torch.device(planner.device))
+    return fitting(planner.evaluate, asked, max(planner.data.examples.sizes), tokens)
 
 
 Stages = dict[str, Rehearsed]

@@ -11,7 +11,8 @@ from typing import Any
 from whence.data.batches import plan_batches
 from whence.engine.partition import data_chunks
 from whence.engine.stream import Examples, encode, read
-from whence.fitting.fit import FitSettings, draw_samples
+from whence.fitting.fit import draw_samples
+from whence.settings import Fit
 from whence.tasks.base import Task
 
 TOKENISED = 20_000
@@ -106,7 +107,7 @@ class Sample:
     size: int
 
 
-def samples(data: Data, settings: FitSettings, widest: int) -> tuple[Sample, Sample]:
+def samples(data: Data, settings: Fit, widest: int) -> tuple[Sample, Sample]:
     """The examples of the pass for the covariances and of that for the eigenvalues, as `fit` draws them."""
     if data.scale == 1:
         first, second = draw_samples(data.examples, settings, widest)

@@ -9,28 +9,22 @@ import numpy as np
 
 from whence.errors import DegenerateScores, NumericalError, UsageError, WhenceWarning
 from whence.operators import Operator
-
-NORMS = ("cosine", "relatif")
-"""Normalisations that need something computed along with the scores."""
+from whence.settings import Score
 
 
-def check_choices(per: str, aggregate: Sequence[str], norms: Sequence[str], rescore: int, operator: Operator) -> None:
-    """Raise UsageError for settings that are not known or don't go together."""
-    if "relatif" in norms and not operator.blockwise:
+def check_choices(settings: Score, operator: Operator) -> None:
+    """Raise UsageError for settings that don't go together."""
+    if "relatif" in settings.norms and not operator.blockwise:
         raise UsageError(
             "The influence of rows on themselves needs an operator that acts on each module by itself",
             given=operator.label,
             accepted="blockwise operators, such as curvature.inverse(damping=0.1)",
         )
-    if per not in ("example", "token", "module"):
-        raise UsageError(f"per={per!r} is not a granularity", accepted="example, token, module")
-    if unknown := [kind for kind in aggregate if kind not in ("queries", "examples")]:
+    if unknown := [kind for kind in settings.aggregate if kind not in ("queries", "examples")]:
         raise UsageError(f"aggregate={unknown[0]!r} is not known", accepted="queries, examples, or both")
-    if unknown := [norm for norm in norms if norm not in NORMS]:
-        raise UsageError(f"norms={unknown[0]!r} is not known", accepted="cosine, relatif (length needs nothing computed)")
-    if "examples" in aggregate and (per != "example" or rescore):
+    if "examples" in settings.aggregate and (settings.per != "example" or settings.rescore):
         raise UsageError("Scores added up over the examples have no parts", accepted='per="example", rescore=0')
-    if rescore and (per != "example" or aggregate):
+    if settings.rescore and (settings.per != "example" or settings.aggregate):
         raise UsageError("rescore works on scores per example and query", accepted='per="example", no aggregate')
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +24,14 @@ from whence.engine.point import Point, shared_sites
 from whence.engine.probe import settle_products
 from whence.engine.queries import Preconditioned, Queries, encode_queries, precondition
 from whence.engine.sinks import Total
-from whence.gradients import Dense, Gradients, Per, dot
+from whence.gradients import Dense, Gradients, dot
 from whence.operators import Identity, Operator
 from whence.precision import EXACT, Precision, kept_as, multiplying
 from whence.progress import note
 from whence.scoring.checks import check_choices, check_scores
 from whence.scoring.results import tabulated
 from whence.scoring.sinks import Columns, Quantity, products, products_at, token_products
+from whence.settings import Score
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder
@@ -44,40 +45,18 @@ FULL_RANK_BYTES = 4 * 2**30
 AUTO_RANK = 64
 
 
-@dataclass(frozen=True)
-class ScoreSettings:
-    """What decides the scores; see `score`."""
-
-    per: Per = "example"
-    aggregate: tuple[str, ...] = ()
-    rank: int | None | Literal["auto"] = "auto"
-    rescore: int = 0
-    norms: tuple[str, ...] = ()
-    seed: int = 0
-    n_train: int | None = None
-    precision: Precision = Precision()
-    chunks: int = 8
-
-
 def score(
     model: nn.Module,
     task: Task,
     queries: Any,
     train: Any,
     operator: Operator,
+    settings: Score = Score(),
     *,
+    rows: Sequence[int | str] | None = None,
     out: str | Path | None = None,
-    per: Per = "example",
-    aggregate: str | Sequence[str] = (),
-    rank: int | None | Literal["auto"] = "auto",
-    rescore: int = 0,
-    norms: Sequence[str] = (),
-    seed: int = 0,
-    n_train: int | None = None,
-    precision: Precision = Precision(),
-    batch_tokens: int | None = None,
-    chunks: int = 8,
     rerun: bool = False,
+    **changes: Any,
 ) -> Scores:
     """Score every training example against every query.
 
@@ -90,14 +69,16 @@ def score(
     `rescore=k` computes each query's k highest and k lowest scores again, at full rank and in float32. `norms`
     computes what `scores.normalised("cosine")` and `("relatif")` need.
 
+    All of these are settings (`whence.settings.Score`), given as keywords or as one value. `rows` are the only training
+    examples to score, by number or id, such as those that a search in an index found; `n_train` stays that of all.
+
     With `out` the scores are kept in that folder; see `fit` for resuming and refusing.
 
     Raises UsageError, NumericalError, DegenerateScores, OutOfMemory, StaleArtifact.
     """
-    kinds = (aggregate,) if isinstance(aggregate, str) else tuple(aggregate)
-    settings = ScoreSettings(per, kinds, rank, rescore, tuple(norms), seed, n_train, precision, chunks)
-    point = Point(model, task, train, batch_tokens=batch_tokens)
-    return score_points(point, point, queries, operator, out=out, settings=settings, rerun=rerun)
+    settings = settings.changed(**changes)
+    point = Point(model, task, train, batch_tokens=settings.batch_tokens)
+    return score_points(point, point, queries, operator, settings, rows=rows, out=out, rerun=rerun)
 
 
 def score_points(
@@ -105,24 +86,28 @@ def score_points(
     of: Point,
     queries: Any,
     operator: Operator | None = None,
+    settings: Score = Score(),
     *,
     names: Mapping[str, str] | None = None,
+    rows: Sequence[int | str] | None = None,
     out: str | Path | None = None,
-    settings: ScoreSettings = ScoreSettings(),
     rerun: bool = False,
 ) -> Scores:
     """Score the rows of one point against queries asked at another: `grad_at m(query)^T operator grad_of log p(row)`.
 
     Modules of the two models belong together by name; `names` says what a module of `at` is called in `of` where that
-    differs. What only one of them has is left out, and said. Without an operator this is the gradient dot product. The
-    settings are those of `score`, which is this for one point.
+    differs. What only one of them has is left out, and said. Without an operator this is the gradient dot product. The rest
+    is that of `score`, which is this for one point.
     """
     operator = operator or Identity()
     asked = encode_queries(at.task, queries)
+    if rows is not None:
+        settings = settings.changed(n_train=settings.n_train or len(of.examples.usable))
+        at, of = (of.only(rows),) * 2 if at is of else (at, of.only(rows))
     run = _Score(at, of, operator, names or {})
-    check_choices(settings.per, settings.aggregate, settings.norms, settings.rescore, operator)
+    check_choices(settings, operator)
     rank = run.rank(len(asked), settings.rank)
-    settings = replace(settings, rank=rank, chunks=settings.chunks if out else 1)
+    settings = settings.changed(rank=rank or "full", chunks=settings.chunks if out else 1)
     with work(out, lambda: run.provenance("score", settings, asked.fingerprint), rerun=rerun) as folder:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
@@ -145,26 +130,26 @@ def self_influence(
     task: Task,
     train: Any,
     operator: Operator,
+    settings: Score = Score(),
     *,
     out: str | Path | None = None,
-    precision: Precision = Precision(),
-    batch_tokens: int | None = None,
-    chunks: int = 8,
     rerun: bool = False,
+    **changes: Any,
 ) -> Scores:
     """The influence of every training example on its own log-likelihood, `grad log p(z)^T operator grad log p(z)`, `[1, N]`.
 
     High values mark examples that the model could only learn from themselves: rare, mislabelled or memorised ones. The operator
     has to act on each module by itself (`Operator.blockwise`).
     """
-    point = Point(model, task, train, batch_tokens=batch_tokens)
-    settings = ScoreSettings(rank=None, precision=precision, chunks=chunks if out else 1)
-    check_choices(settings.per, (), ("relatif",), 0, operator)
+    settings = settings.changed(**changes)
+    settings = Score().changed(rank="full", precision=settings.precision, chunks=settings.chunks if out else 1)
+    point = Point(model, task, train, batch_tokens=changes.get("batch_tokens", settings.batch_tokens))
+    check_choices(settings.changed(norms=("relatif",)), operator)
     run = _Score(point, point, operator, {})
     with work(out, lambda: run.provenance("self-influence", settings, ""), rerun=rerun) as folder:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
-        with run.multiplying(folder, precision):
+        with run.multiplying(folder, settings.precision):
             parts = run.columns({"raw": run.self_products()}, settings, folder)
         return run.finish(folder, parts["raw"].reshape(1, -1), settings)
 
@@ -182,17 +167,17 @@ class _Score:
         """What a module of `of` is called in `at`."""
         self.products = ""
 
-    def rank(self, queries: int, rank: int | None | Literal["auto"]) -> int | None:
-        """The rank that "auto" stands for."""
+    def rank(self, queries: int, rank: int | str) -> int | None:
+        """The rank that "auto" stands for; None for "full"."""
         if rank != "auto":
-            return None if rank is None or rank < 0 else rank
+            return None if rank == "full" else int(rank)
         size = queries * sum(site.shape[0] * site.shape[1] for site in self.sites.values()) * 4
         if size <= FULL_RANK_BYTES:
             return None
         note(f"{queries} query gradients would take {size / 2**30:.0f} GiB: kept at rank {AUTO_RANK} (rank=None for full)")
         return AUTO_RANK
 
-    def provenance(self, name: str, settings: ScoreSettings, queries: str) -> dict[str, Any]:
+    def provenance(self, name: str, settings: Score, queries: str) -> dict[str, Any]:
         """What decides the scores; `queries` is the fingerprint of what is asked."""
         rows = self.of.provenance()
         elsewhere = {} if self.at is self.of else {"at": self.at.fingerprint, "names": self.names, "rows": rows["task"]}
@@ -203,7 +188,7 @@ class _Score:
             "queries": queries,
             "task": self.at.settings,
             "operator": fingerprint_operator(self.operator),
-            "settings": {**vars(settings), "precision": settings.precision.settings()},
+            "settings": settings.deciding(),
             "code": fingerprint_code(),
         }
 
@@ -218,7 +203,7 @@ class _Score:
             yield
 
     def prepare(
-        self, asked: Queries, settings: ScoreSettings, rank: int | None, kept: torch.dtype, name: str = "queries"
+        self, asked: Queries, settings: Score, rank: int | None, kept: torch.dtype, name: str = "queries"
     ) -> Preconditioned:
         """The queries' gradients, multiplied with the operator, under the names that modules have in `of`."""
         how: dict[str, Any] = {"rank": rank, "kept": kept, "seed": settings.seed, "together": "queries" in settings.aggregate}
@@ -227,7 +212,7 @@ class _Score:
         gradients = {there[name]: gradient.to(self.of.device) for name, gradient in found.gradients.items()}
         return replace(found, gradients=gradients)
 
-    def quantities(self, queries: Gradients, settings: ScoreSettings) -> dict[str, Quantity]:
+    def quantities(self, queries: Gradients, settings: Score) -> dict[str, Quantity]:
         """What to add up over the modules for every training example."""
         quantities: dict[str, Quantity] = {}
         if settings.per == "module":
@@ -247,9 +232,7 @@ class _Score:
         streaming = self.operator.streaming(self.of.like)
         return lambda name, gradient, readers: streaming.quadratic(self.names[name], gradient, readers)
 
-    def columns(
-        self, quantities: Mapping[str, Quantity], settings: ScoreSettings, folder: Folder | Memory
-    ) -> dict[str, np.ndarray]:
+    def columns(self, quantities: Mapping[str, Quantity], settings: Score, folder: Folder | Memory) -> dict[str, np.ndarray]:
         """Every quantity for all training examples, `[..., N]` ("tokens": `[Q, all positions]`); chunk by chunk."""
         train = self.of.examples
         saved = ByChunk(data_chunks(train.usable, train.sizes, settings.chunks), folder, "chunk")
@@ -285,7 +268,7 @@ class _Score:
         sums = {name: Dense(sink.totals[name].unsqueeze(0)) for name in self.rows if name in sink.totals}
         return dot(queries, sums).cpu().numpy()
 
-    def rescore(self, raw: np.ndarray, asked: Queries, settings: ScoreSettings) -> np.ndarray:
+    def rescore(self, raw: np.ndarray, asked: Queries, settings: Score) -> np.ndarray:
         """Compute each query's highest and lowest scores again, at full rank and in float32, in place; says which."""
         exact = np.zeros(raw.shape, dtype=bool)
         order = np.argsort(raw, axis=1, kind="stable")  # the same on every machine of a run
@@ -310,7 +293,7 @@ class _Score:
         self,
         folder: Folder | Memory,
         raw: np.ndarray,
-        settings: ScoreSettings,
+        settings: Score,
         asked: Queries | None = None,
         prepared: Preconditioned | None = None,
         parts: Mapping[str, np.ndarray] | None = None,
@@ -319,7 +302,7 @@ class _Score:
         """The scores with everything that goes with them, kept in the folder; without queries those of the rows themselves."""
         about = {
             "operator": self.operator.label,
-            "rank": settings.rank,
+            "rank": None if settings.rank == "full" else settings.rank,
             "products": self.products,
             "modules": len(self.sites),
             "rescored": settings.rescore,
