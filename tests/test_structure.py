@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from imports import PACKAGE, SOURCES, imports, reached
 
 import whence
 
-PACKAGE = Path(whence.__file__).parent
 SECONDS = 0.5
 
 FLOORS = [
@@ -38,7 +38,10 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
-SOURCES = sorted(PACKAGE.rglob("*.py"))
+PASSED_ON = 10
+"""Parameters that a function may have only to pass them on; with more of them it wants a settings object."""
+PASS_ON_MORE = {"fitting/fit.py fit": 14, "scoring/score.py score": 16, "validate/quick.py quick": 11}
+"""Functions that do."""
 
 
 def name_of(source: Path) -> str:
@@ -74,6 +77,31 @@ def test_imports_go_down(source):
     assert name in FLOOR, f"give {name!r} a floor in FLOORS"
     above = {other for other in imported(source) if FLOOR[other] > FLOOR[name]}
     assert name == "" or not above, f"{name} (floor {FLOOR[name]}) imports {', '.join(sorted(above))} from above"
+
+
+def test_no_import_goes_in_a_circle():
+    """Not even through imports inside of functions; only those for type checkers don't count."""
+    circles = {name for name, others in imports().items() if name in reached(*others)}
+    assert not circles, f"each of these imports itself by way of others: {', '.join(sorted(circles))}"
+
+
+def passed_on(function: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Parameters that are used as arguments of calls, by position or by name, and for nothing else."""
+    names = {each.arg for each in [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]}
+    nodes = [node for statement in function.body for node in ast.walk(statement)]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    arguments = {id(value) for call in calls for value in [*call.args, *(word.value for word in call.keywords)]}
+    used = [node for node in nodes if isinstance(node, ast.Name) and node.id in names]
+    return {node.id for node in used if id(node) in arguments} - {node.id for node in used if id(node) not in arguments}
+
+
+def test_functions_do_not_pass_many_parameters_on():
+    found = {}
+    for source in SOURCES:
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and len(passed_on(node)) > PASSED_ON:
+                found[f"{source.relative_to(PACKAGE)} {node.name}"] = len(passed_on(node))
+    assert found == PASS_ON_MORE, "give these a settings object, or take those that have one now out of PASS_ON_MORE"
 
 
 def test_only_capture_knows_hooks_and_only_dist_knows_ranks():
