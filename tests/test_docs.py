@@ -43,7 +43,7 @@ def test_examples_print_what_the_page_says(page):
 
 
 def test_there_are_examples():
-    assert {page.stem for page in PAGES} >= {"formula", "kfac", "damping"}
+    assert {page.stem for page in PAGES} >= {"formula", "kfac", "damping", "developers"}
 
 
 # errors
