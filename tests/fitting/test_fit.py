@@ -78,7 +78,7 @@ def test_more_draws_are_the_mean_over_labels(case, method):
 def test_the_datas_own_labels_are_drawn_once():
     case = CASES["mlp"]
     for settings in ({"draws": 2, "labels": "data"}, {"draws": 0}):
-        with pytest.raises(UsageError, match="draws="):
+        with pytest.raises(UsageError, match="draws"):
             fit(case.model(), case.task(), case.train(), modules="all", **settings)
 
 

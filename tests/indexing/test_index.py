@@ -181,7 +181,7 @@ def test_a_gradient_that_is_not_finite_is_named():
 
 def test_what_is_refused(tmp_path):
     case = CASES["llama"]
-    with pytest.raises(UsageError, match="dim=0"):
+    with pytest.raises(UsageError, match="dim can.t be 0"):
         built(case, dim=0)
     index = built(case, dim=2, out=tmp_path / "index")
     curvature = fit(case.model(), case.task(), case.train(), modules="mlp")

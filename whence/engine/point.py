@@ -27,7 +27,7 @@ class Point:
     device); they are halved for good where memory runs out.
 
         tuned, base = Point(tuned_model, task), Point(base_model, task, pretraining_rows)
-        scores = whence.score_points(tuned, base, queries, curvature.inverse())
+        scores = score_points(tuned, base, queries, curvature.inverse())
     """
 
     def __init__(self, model: nn.Module, task: Task, rows: Any = (), *, batch_tokens: int | None = None):

@@ -14,6 +14,9 @@ from whence.operators import Identity, Operator
 from whence.progress import note
 from whence.store.fingerprint import fingerprint_operator, fingerprint_tensors
 
+CAUTION = 10
+"""How many times the damping the preconditioner has: what EK-FAC neglects, the coupling of modules, must not be blown up."""
+
 
 def gauss_newton_inverse(point: Point, curvature: Curvature, damping: float = 0.1, **settings: Any) -> ConjugateGradients:
     """`(G + lambda)^-1`, G being the Gauss-Newton matrix of the point's rows, over all modules of the curvature together.
@@ -22,7 +25,7 @@ def gauss_newton_inverse(point: Point, curvature: Curvature, damping: float = 0.
     """
     absolute, names = damping * curvature.mean_eigenvalue, curvature.operator.names
     matrix = GaussNewton(point, names) + absolute * Identity(names)
-    return ConjugateGradients(matrix, curvature.inverse(absolute=absolute), **settings)
+    return ConjugateGradients(matrix, curvature.inverse(absolute=CAUTION * absolute), **settings)
 
 
 class ConjugateGradients(Operator):

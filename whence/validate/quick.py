@@ -62,7 +62,6 @@ def quick(
     asked: int = QUERIES,
     seed: int = 0,
     lds: str | None = None,
-    batch_tokens: int | None = None,
 ) -> Result:
     """Check scores of `model` on its training `rows`, made with the inverse of `curvature`.
 
@@ -73,7 +72,7 @@ def quick(
     Raises UsageError where model, rows or queries are others than those that were scored.
     """
     started = time.monotonic()
-    checker = _Checker(scores, model, task, rows, curvature, damping, queries, sample, asked, seed, batch_tokens)
+    checker = _Checker(scores, model, task, rows, curvature, damping, queries, sample, asked, seed)
     found = quick_result({**checker.run(), "seconds": round(time.monotonic() - started, 2), "lds": lds})
     if out is not None:
         with atomic(Path(out) / FILE) as temporary:
@@ -187,12 +186,11 @@ class _Checker:
         sample: int,
         asked: int,
         seed: int,
-        batch_tokens: int | None,
     ):
         if scores.about.get("normalised"):
             raise UsageError("Normalised scores can't be checked.", fix="check the scores as they were made")
         self.scores, self.model, self.task, self.curvature = scores, model, task, curvature
-        self.rows, self.seed, self.batch_tokens = read(rows), seed, batch_tokens
+        self.rows, self.seed = read(rows), seed
         names = list(identify(self.rows)[0])
         if names != scores.example_ids:
             raise UsageError(
@@ -252,8 +250,8 @@ class _Checker:
     def _score(self, operator: Operator, places: Sequence[int] | None = None, batch_tokens: int | None = None) -> Scores:
         """Scores of the sample, in float32 and at full rank."""
         rows = _take(self.rows, self.places if places is None else places)
-        size = batch_tokens or self.batch_tokens
-        return score(self.model, self.task, self.queries, rows, operator, rank=None, precision=EXACT, batch_tokens=size)
+        exact: Any = {"rank": None, "precision": EXACT, "batch_tokens": batch_tokens}
+        return score(self.model, self.task, self.queries, rows, operator, **exact)
 
     def _sample(self, most: int) -> tuple[np.ndarray, list[int]]:
         """Rows to score again: the first of each query and others at random, and which of them were drawn."""
@@ -331,7 +329,6 @@ class _Checker:
             modules=names,
             seed=seed,
             examples="all",
-            batch_tokens=self.batch_tokens,
         )
         whole, other = self._operator(1.0), self._operator(1.0, again)
         part = ""
