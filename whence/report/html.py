@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from whence.report import charts, numbers
 from whence.report.model import Grid, Query, Report, Row
 from whence.report.tokens import BREAK, runs, strongest
-from whence.report.words import LIMITS
+from whence.report.words import LIMITS, three_digits
 from whence.store.manifest import atomic
 from whence.version import __version__
 
@@ -54,30 +54,30 @@ def write_html(report: Report, path: str | Path) -> Path:
 
 def render(report: Report, whole: int = WHOLE[0]) -> str:
     """The page, with up to so many characters of each row."""
+    unit = report.unit.removesuffix(" per copy")
+    views = [_View(query, unit, whole) for query in report.queries]
+    return filled("report.html.j2", report, queries=views, version=__version__, curve=training_curve(report), short=_short)
+
+
+def filled(template: str, report: Report, **more: Any) -> str:
+    """A template of this package filled in with a report and `more` values, of which functions are filters as well."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    pages = Environment(loader=PackageLoader("whence.report"), autoescape=True, undefined=StrictUndefined)
+    html = template.endswith(".html.j2")
+    pages = Environment(loader=PackageLoader("whence.report"), autoescape=html, undefined=StrictUndefined)
     pages.trim_blocks = pages.lstrip_blocks = True
     pages.filters |= {
         "effect": numbers.typeset,
+        "digits": three_digits,
         "percent": numbers.percent,
         "percentile": numbers.percentile,
         "times": numbers.times,
         "plain": numbers.plain_number,
         "clean": clean,
-        "short": _short,
+        **{name: value for name, value in more.items() if callable(value)},
     }
-    unit = report.unit.removesuffix(" per copy")
-    views = [_View(query, unit, whole) for query in report.queries]
-    return pages.get_template("report.html.j2").render(
-        report=report,
-        queries=views,
-        unit=unit,
-        version=__version__,
-        curve=training_curve(report),
-        columns=_columns,
-        limits=LIMITS,
-    )
+    given = {"report": report, "unit": report.unit.removesuffix(" per copy"), "columns": _columns, "limits": LIMITS}
+    return pages.get_template(template).render(given | more)
 
 
 class _View:
