@@ -3,7 +3,8 @@ import math
 import pandas as pd
 import pytest
 
-from whence.plots.comparison import benchmark_panels, comparison_panels, draw
+from whence.plots.comparison import benchmark_panels, comparison_panels
+from whence.plots.panels import points_figure
 
 
 def summary(*rows):
@@ -57,7 +58,7 @@ def test_a_benchmarks_panels_hold_its_numbers():
 
 def test_what_is_drawn_is_where_the_numbers_are():
     panels = benchmark_panels({"results": RESULTS, "differences": [DIFFERENCE]})
-    top, bottom = draw(panels).axes
+    top, bottom = points_figure(panels).axes
     points = {line.get_label(): line.get_xdata()[0] for line in top.lines if len(line.get_xdata()) == 1}
     assert points["base"] == 0.3 and points["tuned"] == 0.4
     bars = [tuple(line.get_xdata()) for line in top.lines if len(line.get_xdata()) == 2]
@@ -65,5 +66,5 @@ def test_what_is_drawn_is_where_the_numbers_are():
     assert [label.get_text() for label in top.get_yticklabels()] == ["virology (20)", "total (20)"]
     assert top.get_xlim()[0] == 0 > bottom.get_xlim()[0]
     assert top.get_ylim()[0] > top.get_ylim()[1] and [0, 0] in [list(line.get_xdata()) for line in bottom.lines]
-    (text,) = draw([]).texts
+    (text,) = points_figure([]).texts
     assert "nothing to compare" in text.get_text()

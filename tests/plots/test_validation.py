@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from whence.plots import panels
 from whence.plots import validation as plots
 from whence.plots.style import save
 
@@ -27,7 +28,7 @@ def test_scatter_has_all_points_and_the_mean_correlation():
     assert found.r == pytest.approx(0.0) and len(found.x) == 6
     constant = plots.scatter_of("one is constant", scores, np.array([[1.0, 1, 1], [1, 2, 3]]))
     assert constant.r == pytest.approx(1.0)
-    drawing = plots.scatter_figure([found, constant])
+    drawing = panels.scatter_figure([found, constant])
     assert [axes.get_title(loc="left").splitlines()[1] for axes in drawing.axes] == ["r = 0.000", "r = 1.000"]
     assert drawing.axes[0].collections[0].get_offsets().tolist()[1] == [2.0, 4.0]
 
@@ -37,7 +38,7 @@ def test_bars_of_agreement_have_two_standard_errors_and_leave_gaps():
     assert bars.labels == ["exact", "EK-FAC"] and list(bars.series) == ["0.1 x mean", "0.01 x mean"]
     assert bars.series["0.1 x mean"] == [0.999, 0.7] and math.isnan(bars.series["0.01 x mean"][1])
     assert bars.ends["0.1 x mean"] == [(0.997, 1.0), pytest.approx((0.6, 0.8))], "a correlation is at most 1"
-    axes = plots.bars_figure([bars]).axes[0]
+    axes = panels.bars_figure([bars]).axes[0]
     assert sorted(bar.get_width() for bar in axes.patches) == [0, 0.7, 0.99, 0.999]
 
 
@@ -47,7 +48,7 @@ def test_ladder_has_gaps_between_and_correlations_at_objectives():
     assert gaps.series["against the own control"] == [0.3, 0.1]
     assert gaps.series["against the trained weights"] == [0.4, 0.2]
     assert correlations.series == {"with influence": [0.2, 0.5, 1.0]}
-    axes = plots.bars_figure([gaps, correlations]).axes
+    axes = panels.bars_figure([gaps, correlations]).axes
     assert axes[0].get_xscale() == "log" and not axes[0].patches, "sizes of many orders are dots"
     assert axes[0].lines[0].get_xdata().tolist() == [0.3, 0.1] and len(axes[1].patches) == 3
 
@@ -60,7 +61,7 @@ def test_convergence_is_a_curve_per_damping_on_logarithmic_axes():
     ]
     lines = plots.convergence_lines(table)
     assert lines.curves["b"] == [(1.0, 0.5), (0.1, 0.01)]
-    axes = plots.lines_figure(lines).axes[0]
+    axes = panels.lines_figure(lines).axes[0]
     assert axes.get_xscale() == axes.get_yscale() == "log" and len(axes.lines) == 2
 
 
@@ -72,7 +73,7 @@ def test_removal_has_a_band_per_method_and_random_dashed():
     ]
     lines = plots.removal_lines(rows)
     assert lines.curves["EK-FAC"] == [pytest.approx((1.0, 0.03)), pytest.approx((5.0, 0.15))], "in order, in percent"
-    axes = plots.lines_figure(lines).axes[0]
+    axes = panels.lines_figure(lines).axes[0]
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--"] and len(axes.collections) == 2
 
 
@@ -82,4 +83,4 @@ def test_bars_with_given_ends(tmp_path):
     assert bars.series["AUC"] == [0.9] and bars.ends["AUC"] == [(0.8, 0.95)]
     plain = plots.interval_bars([{"method": "a", "lds": 0.5, "low": 0.4, "high": 0.6}], "lds", "LDS", "digits lds halves")
     assert plain.ends["LDS"] == [(0.4, 0.6)] and plain.title == "digits lds halves"
-    assert save(plots.bars_figure([bars]), tmp_path / "a.png").stat().st_size > 1000
+    assert save(panels.bars_figure([bars]), tmp_path / "a.png").stat().st_size > 1000

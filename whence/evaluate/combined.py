@@ -12,7 +12,8 @@ from whence.evaluate.benchmark import SUMMARY as BENCHMARK
 from whence.evaluate.compare import SUMMARY as COMPARISON
 from whence.evaluate.examples import FILE as EXAMPLES
 from whence.evaluate.mmlu import PREFIX
-from whence.plots.comparison import benchmark_panels, comparison_panels, draw, records
+from whence.plots.comparison import benchmark_panels, comparison_panels, records
+from whence.plots.panels import points_figure
 from whence.plots.style import save
 from whence.store.manifest import atomic
 
@@ -64,9 +65,9 @@ def combine(out: Path) -> Path:
             fix="whence evaluate compare or benchmark",
         )
     if benchmark is not None:
-        save(draw(benchmark_panels(benchmark)), out / BENCHMARK_FIGURE)
+        save(points_figure(benchmark_panels(benchmark)), out / BENCHMARK_FIGURE)
     panels = [*(comparison_panels(summary) if summary is not None else []), *(benchmark_panels(benchmark) if benchmark else [])]
-    save(draw(panels), out / FIGURE)
+    save(points_figure(panels), out / FIGURE)
     parts = [
         "# How good the answers are",
         f"![Comparison and benchmark]({FIGURE})",

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from whence.errors import UsageError
 from whence.evaluate.examples import write_examples, write_once
 from whence.linalg.stats import Interval, bootstrap
-from whence.plots.comparison import comparison_panels, draw
+from whence.plots.comparison import comparison_panels
+from whence.plots.panels import points_figure
 from whence.plots.style import save
 from whence.progress import note, stage
 
@@ -59,7 +60,7 @@ def compare_answers(
     summary = _summary(table, answers, seed)
     write_once(out / ROWS, _csv(table))
     write_once(out / SUMMARY, _csv(summary))
-    save(draw(comparison_panels(summary)), out / FIGURE)
+    save(points_figure(comparison_panels(summary)), out / FIGURE)
     for missing in _missing(answers):
         note(missing)
     if scores is not None:

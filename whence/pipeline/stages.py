@@ -180,7 +180,7 @@ STAGES = (
         settings=lambda c: {"compare": c.evaluate.compare if c.evaluate else None, "top": c.report.top, "seed": c.seed},
         inputs=lambda c: [],
         after=("generate", "score", "benchmark"),
-        sources=("evaluate", "plots/comparison", "plots/style"),
+        sources=("evaluate", "plots/comparison", "plots/panels", "plots/style"),
     ),
     Stage(
         "report",

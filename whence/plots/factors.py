@@ -6,7 +6,6 @@ docs/inspect.md says how to read each picture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,12 +104,10 @@ def lambda_map(lam_OI: Tensor, sorted_values: Spectrum, sides: Sides | None, cli
     rows, columns = (np.argsort(-key.astype(np.float64), kind="stable") for key in (by_row, by_column))
     cells = _means(lam[rows][:, columns], CELLS)
     positive = sorted_values.positive
-    if len(positive) == 0:
-        low = high = 1.0
-    else:
-        high = _percentile(sorted_values.values, clip_percentile)
+    low = high = 1.0
+    if len(positive):
         low = _percentile(positive, 100 - clip_percentile)
-        high = max(high, low)
+        high = max(_percentile(sorted_values.values, clip_percentile), low)
     return LambdaMap(cells, (lam.shape[0], lam.shape[1]), order, low, high, clip_percentile)
 
 
@@ -135,7 +132,9 @@ class Distribution:
 def distribution(values: Spectrum, bins: int = 80) -> Distribution:
     """Count eigenvalues in `bins` bins of equal width in log10."""
     positive = values.positive
-    counts, edges = np.histogram(np.log10(positive, dtype=np.float64), bins=bins) if len(positive) else _nothing(bins)
+    counts, edges = np.zeros(bins, int), np.linspace(-1, 0, bins + 1)
+    if len(positive):
+        counts, edges = np.histogram(np.log10(positive, dtype=np.float64), bins=bins)
     return Distribution(counts, edges, len(values.values) - len(positive))
 
 
@@ -182,7 +181,8 @@ def draw_spectrum(found: Spectrum) -> Figure:
     for axes, at, scale in ((left, ranks, 1.0), (right, even, 100 / total)):
         tidy(axes)
         axes.plot((at + 1) * scale, found.positive[at], color=SERIES[0], marker="." if len(at) < 60 else None)
-        axes.axvline(found.effective_rank * scale, color=NEUTRAL, linestyle=":", label=_rank_words(found))
+        rank = f"effective rank {rank_words(found.effective_rank)} ({found.effective_rank / total:.1%})"
+        axes.axvline(found.effective_rank * scale, color=NEUTRAL, linestyle=":", label=rank)
         if found.damping > 0:
             axes.axhline(found.damping, color=LOWERS, linestyle="--", label=f"damping d = {found.damping:.2e}")
     if len(ranks):
@@ -218,12 +218,8 @@ def draw_distribution(found: Distribution, values: Spectrum) -> Figure:
     total = len(values.values)
     if values.damping > 0:
         share = values.above_damping / total
-        axes.axvline(
-            np.log10(values.damping),
-            color=LOWERS,
-            linestyle="--",
-            label=f"damping d = {values.damping:.2e}; {share:.1%} above it",
-        )
+        label = f"damping d = {values.damping:.2e}; {share:.1%} above it"
+        axes.axvline(np.log10(values.damping), color=LOWERS, linestyle="--", label=label)
         axes.legend(fontsize=8)
     axes.set(xlabel="log10 of the eigenvalue", ylabel="eigenvalues")
     axes.set_title(f"{values.module}: {total:,} eigenvalues by size{_not_drawn(values.zero, values.negative)}", fontsize=10)
@@ -238,9 +234,8 @@ def draw_cumulative(found: Spectrum) -> Figure:
     axes.plot(at + 1, 100 * shares[at], color=SERIES[0])
     total = len(shares)
     for (share, count), colour in zip(marks.items(), SERIES[1:], strict=False):
-        axes.plot(
-            [count], [100 * share], "o", color=colour, label=f"{share:.0%} in the largest {count:,} ({count / total:.2%})"
-        )
+        label = f"{share:.0%} in the largest {count:,} ({count / total:.2%})"
+        axes.plot([count], [100 * share], "o", color=colour, label=label)
         axes.vlines(count, 0, 100 * share, color=colour, linestyle=":", linewidth=1)
     axes.set(xscale="log", xlabel="largest eigenvalues (log)", ylabel="share of the sum of all (%)", ylim=(0, 103))
     axes.legend(fontsize=8, loc="lower right" if marks[SHARES[0]] < total**0.5 else "upper left")
@@ -266,20 +261,14 @@ def _draw_side(axes: Axes, values: Tensor, side: Side, title: str, colour: str) 
         axes.legend(fontsize=8, loc="lower left")
     if len(positive):
         axes.set_yscale("log")
-    condition = (
-        f"condition {condition_words(side.condition)}" if np.isfinite(side.condition) else "singular to working precision"
-    )
+    finite = np.isfinite(side.condition)
+    condition = f"condition {condition_words(side.condition)}" if finite else "singular to working precision"
     axes.set_title(f"{title}\n{condition}{_not_drawn(int((ordered == 0).sum()), 0)}", fontsize=9)
     axes.set(xlabel="rank", ylabel="eigenvalue (log)")
 
 
-def _rank_words(found: Spectrum) -> str:
-    return f"effective rank {rank_words(found.effective_rank)} ({found.effective_rank / len(found.values):.1%})"
-
-
 def _not_drawn(zero: int, negative: int) -> str:
-    parts: Mapping[str, int] = {"zero": zero, "negative": negative}
-    said = " and ".join(f"{count:,} {what}" for what, count in parts.items() if count)
+    said = " and ".join(f"{count:,} {what}" for what, count in (("zero", zero), ("negative", negative)) if count)
     return f"; {said} not drawn" if said else ""
 
 
@@ -298,7 +287,3 @@ def _percentile(descending: np.ndarray, percentile: float) -> float:
     place = (len(descending) - 1) * (1 - percentile / 100)
     below, above = int(np.floor(place)), int(np.ceil(place))
     return float(descending[below] + (descending[above] - descending[below]) * (place - below))
-
-
-def _nothing(bins: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros(bins, int), np.linspace(-1, 0, bins + 1)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from whence.plots.style import SERIES, tidy
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -40,31 +39,23 @@ def training_figure(curves: Mapping[str, Curve]) -> Figure:
     """Four panels over the step: losses, learning rate, memory, speed."""
     from matplotlib.figure import Figure
 
+    panels: dict[str, dict[str, str | None]] = {
+        "Loss, nats per token in the loss": {"loss": "training", "eval_loss": "rows kept out"},
+        "Learning rate": {"learning_rate": None},
+        "Memory, GiB": {"memory": None},
+        "Rows per second": {"samples_per_second": None},
+    }
     drawing = Figure(figsize=(9.0, 6.0), layout="constrained")
-    loss, rate, memory, speed = drawing.subplots(2, 2, sharex=True).flat
-    _draw(loss, curves["loss"], SERIES[0], label="training")
-    _draw(loss, curves["eval_loss"], SERIES[1], label="rows kept out")
-    if curves["loss"].steps and curves["eval_loss"].steps:
-        loss.legend(frameon=False)
-    _draw(rate, curves["learning_rate"], SERIES[0])
-    _draw(memory, curves["memory"], SERIES[0])
-    _draw(speed, curves["samples_per_second"], SERIES[0])
-    for axes, name in ((memory, "memory"), (speed, "samples_per_second")):
-        axes.set_ylim(0, 1.08 * max(curves[name].values, default=1.0))
-    for axes, title in (
-        (loss, "Loss, nats per token in the loss"),
-        (rate, "Learning rate"),
-        (memory, "Memory, GiB"),
-        (speed, "Rows per second"),
-    ):
+    for axes, (title, names) in zip(drawing.subplots(2, 2, sharex=True).flat, panels.items(), strict=True):
+        for (name, label), colour in zip(names.items(), SERIES, strict=False):
+            steps, values = curves[name].steps, curves[name].values
+            dots = "o" if len(steps) <= 40 else None  # where they are few
+            axes.plot(steps, values, color=colour, marker=dots, markersize=3, linewidth=1.4, label=label)
+        if len(names) > 1 and all(curves[name].steps for name in names):
+            axes.legend(frameon=False)
         tidy(axes)
         axes.set_title(title, loc="left", fontsize=10)
-    for axes in (memory, speed):
+    for axes, name in zip(drawing.axes[2:], ("memory", "samples_per_second"), strict=True):
+        axes.set_ylim(0, 1.08 * max(curves[name].values, default=1.0))
         axes.set_xlabel("step")
     return drawing
-
-
-def _draw(axes: Axes, curve: Curve, colour: str, label: str | None = None) -> None:
-    """A line, with a dot at each measurement where they are few."""
-    dots = "o" if len(curve.steps) <= 40 else None
-    axes.plot(curve.steps, curve.values, color=colour, marker=dots, markersize=3, linewidth=1.4, label=label)

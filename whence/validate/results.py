@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whence.errors import UsageError
+from whence.plots import panels
 from whence.plots import validation as plots
 from whence.plots.style import save
 from whence.store.manifest import atomic
@@ -111,33 +112,33 @@ def shown(value: Any) -> str:
 
 def figures(result: Result) -> dict[str, Figure]:
     """The figures of a result by name; the columns of its tables say which."""
-    drawn: dict[str, Figure] = {"scatter": plots.scatter_figure(panels)} if (panels := scatters(result)) else {}
+    drawn: dict[str, Figure] = {"scatter": panels.scatter_figure(pairs)} if (pairs := scatters(result)) else {}
     for rows in result.tables.values():
         names = columns(rows)
         if "relative_error" in names:
-            drawn["convergence"] = plots.lines_figure(plots.convergence_lines(rows))
+            drawn["convergence"] = panels.lines_figure(plots.convergence_lines(rows))
         elif "objective" in names:
-            drawn["ladder"] = plots.bars_figure(plots.ladder_bars(rows))
+            drawn["ladder"] = panels.bars_figure(plots.ladder_bars(rows))
         elif "pearson_se" in names and "methods" not in drawn:
-            drawn["methods"] = plots.bars_figure([plots.agreement_bars(rows)])
+            drawn["methods"] = panels.bars_figure([plots.agreement_bars(rows)])
         elif "removed" in names:
-            drawn["removal"] = plots.lines_figure(plots.removal_lines(rows))
+            drawn["removal"] = panels.lines_figure(plots.removal_lines(rows))
         elif "lds" in names:
             best_first = sorted(rows, key=lambda row: -row["lds"])
             title = f"{result.about['setting']} lds {result.about['kind']}"
-            drawn["lds"] = plots.bars_figure([plots.interval_bars(best_first, "lds", "LDS", title)])
+            drawn["lds"] = panels.bars_figure([plots.interval_bars(best_first, "lds", "LDS", title)])
         for value, name in (("auc", "AUC"), ("mrr", "mean reciprocal rank")):
             if value in names:
-                drawn[value] = plots.bars_figure([plots.interval_bars(rows, value, name)])
+                drawn[value] = panels.bars_figure([plots.interval_bars(rows, value, name)])
     return drawn
 
 
 def loo_figure(results: Sequence[Result]) -> Figure:
     """A scatter of each result beside each other."""
-    return plots.scatter_figure([panel for result in results for panel in scatters(result)])
+    return panels.scatter_figure([panel for result in results for panel in scatters(result)])
 
 
-def scatters(result: Result) -> list[plots.Scatter]:
+def scatters(result: Result) -> list[panels.Scatter]:
     """Influence and what was measured: of single rows left out, or of the largest and the smallest change under the PBRF."""
     found = result.arrays.get("effects")
     if isinstance(found, Mapping):  # of leaving one out; the exact scores and the cold start stand first
@@ -147,11 +148,11 @@ def scatters(result: Result) -> list[plots.Scatter]:
         return []
     epsilons, effects_EQR, scores = found[0]["epsilons"], found[0]["pbrf"], found[0]["scores"]
     (exact, exact_QR), *others = scores.items()
-    panels = []
+    found = []
     for e in sorted({0, len(epsilons) - 1}):
         tried = ~np.isnan(effects_EQR[e]).all(0)
         title = f"{exact}, change {epsilons[e]:g}/N"
-        panels.append(plots.scatter_of(title, exact_QR[:, tried], effects_EQR[e][:, tried], "PBRF"))
+        found.append(plots.scatter_of(title, exact_QR[:, tried], effects_EQR[e][:, tried], "PBRF"))
     for name, scores_QR in others[:1]:
-        panels.append(plots.scatter_of(f"{name}, change {epsilons[-1]:g}/N", scores_QR, effects_EQR[-1], "PBRF"))
-    return panels
+        found.append(plots.scatter_of(f"{name}, change {epsilons[-1]:g}/N", scores_QR, effects_EQR[-1], "PBRF"))
+    return found
