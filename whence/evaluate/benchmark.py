@@ -50,7 +50,12 @@ def run_benchmark(
     Raises UsageError where lm-eval is not installed, for an unknown task, for questions that the hub does not give, and
     StaleArtifact where OUT holds answers of another model or to other questions.
     """
-    _require_lm_eval()
+    try:
+        import lm_eval.models.huggingface  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "Benchmarks are run by lm-eval, and that can't be imported.", given=str(error), fix="pip install 'whence[eval]'"
+        ) from error
     tasks = _local_tasks(settings) if settings.data is not None else _hub_tasks(settings)
     for name, loaded in models.items():
         if getattr(settings, name, True):
@@ -68,16 +73,22 @@ def summarise(out: Path) -> dict[str, Any]:
     questions alike.
     """
     places = [file.parent for file in (out / WORK).glob("*/config.json")]
-    folders = sorted((place for place in places if "." not in place.name), key=_place)  # NAME.1 was moved aside
+    folders = sorted(
+        (place for place in places if "." not in place.name),  # NAME.1 was moved aside
+        key=lambda place: (NAMES.index(place.name) if place.name in NAMES else len(NAMES), place.name),
+    )
     finished = {folder.name: _finished(folder) for folder in folders}
     if not any(finished.values()):
         raise UsageError(f"No model has answered anything in {out / WORK}.", accepted="at least one model and one task")
     results, differences = [], []
     for task in [*dict.fromkeys(task for tasks in finished.values() for task in tasks), TOTAL]:
-        rows = {name: _rows_of(task, tasks) for name, tasks in finished.items()}
-        asked = {name: answers for name, answers in rows.items() if answers}
         if task == TOTAL and max(map(len, finished.values())) < 2:
             continue
+        asked: dict[str, dict[Any, dict[str, Any]]] = {}
+        for name, tasks in finished.items():
+            chosen = tasks if task == TOTAL else {task: tasks[task]} if task in tasks else {}
+            if answers := {(of, row["question"]): row for of, (_, rows) in chosen.items() for row in rows}:
+                asked[name] = answers
         results += [_result(task, name, answers, finished[name]) for name, answers in asked.items()]
         if len(asked) == 2:
             differences += _difference(task, asked)
@@ -246,15 +257,6 @@ def _hushed() -> Iterator[None]:
 # tasks
 
 
-def _require_lm_eval() -> None:
-    try:
-        import lm_eval.models.huggingface  # noqa: F401
-    except ImportError as error:
-        raise UsageError(
-            "Benchmarks are run by lm-eval, and that can't be imported.", given=str(error), fix="pip install 'whence[eval]'"
-        ) from error
-
-
 def _local_tasks(settings: Benchmark) -> list[Task]:
     folder = Path(str(settings.data)).expanduser()
     if not folder.is_dir():
@@ -274,35 +276,25 @@ def _local_tasks(settings: Benchmark) -> list[Task]:
 
 def _hub_tasks(settings: Benchmark) -> list[Task]:
     """Tasks by lm-eval's names; a group is loaded to see what is in it."""
-    manager = _index(settings.tasks)
+    import lm_eval.tasks
+
+    with _hushed():  # the index of MMLU is read in a second
+        home = Path(str(lm_eval.tasks.__file__)).parent / "mmlu" / "default"
+        manager = lm_eval.tasks.TaskManager(include_path=str(home), include_defaults=False)
+        if any(name not in manager.all_tasks for name in settings.tasks):
+            note("reading the list of all tasks of lm-eval, which takes a while")
+            manager = lm_eval.tasks.TaskManager()
     for name in settings.tasks:
         if name not in manager.all_tasks:
             raise unknown_task(name, manager.all_tasks, "lm-eval's tasks")
     tasks: dict[str, Task] = {}
     for name in settings.tasks:
         if name in manager.all_subtasks:
-            tasks[name] = (name, functools.partial(_from_hub, manager, name, name), "")
+            tasks[name] = (name, lambda name=name: _load(manager, name)[name], "")
         else:
             inside = _load(manager, name)
             tasks |= {task: (task, functools.partial(inside.__getitem__, task), "") for task in inside}
     return list(tasks.values())
-
-
-def _index(names: Sequence[str]) -> Any:
-    """lm-eval's index of MMLU, read in a second, where that knows all names; of all its tasks where not."""
-    import lm_eval.tasks
-
-    with _hushed():
-        home = Path(str(lm_eval.tasks.__file__)).parent / "mmlu" / "default"
-        manager = lm_eval.tasks.TaskManager(include_path=str(home), include_defaults=False)
-        if any(name not in manager.all_tasks for name in names):
-            note("reading the list of all tasks of lm-eval, which takes a while")
-            manager = lm_eval.tasks.TaskManager()
-    return manager
-
-
-def _from_hub(manager: Any, name: str, task: str) -> Any:
-    return _load(manager, name)[task]
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:
@@ -320,10 +312,6 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
 # summing up
 
 
-def _place(folder: Path) -> tuple[int, str]:
-    return (NAMES.index(folder.name) if folder.name in NAMES else len(NAMES), folder.name)
-
-
 def _finished(folder: Path) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Finished tasks of a model: lm-eval's numbers, and the row of every question."""
     found = {}
@@ -335,17 +323,13 @@ def _finished(folder: Path) -> dict[str, tuple[dict[str, Any], list[dict[str, An
     return found
 
 
-def _rows_of(task: str, finished: Mapping[str, tuple[dict[str, Any], list[dict[str, Any]]]]) -> dict[Any, dict[str, Any]]:
-    """Answers by question, of a task or of all of them."""
-    chosen = finished if task == TOTAL else {task: finished[task]} if task in finished else {}
-    return {(name, row["question"]): row for name, (_, rows) in chosen.items() for row in rows}
-
-
 def _result(task: str, name: str, answers: Mapping[Any, Mapping[str, Any]], finished: Mapping[str, Any]) -> dict[str, Any]:
     rows = list(answers.values())
     right = sum(row["correct"] for row in rows)
     interval = wilson(right, len(rows))
     own = finished[task][0] if task != TOTAL else {}
+    share, count = right / len(rows), len(rows)
+    error = None if count < 2 else float(np.sqrt(share * (1 - share) / (count - 1)))  # as lm-eval has it
     return {
         "task": task,
         "model": name,
@@ -354,23 +338,17 @@ def _result(task: str, name: str, answers: Mapping[Any, Mapping[str, Any]], fini
         "accuracy": interval.mean,
         "low": interval.low,
         "high": interval.high,
-        "stderr": own["stderr"] if own else _stderr(right, len(rows)),
+        "stderr": own["stderr"] if own else error,
         "chance": float(np.mean([1 / len(row["choices"]) for row in rows])),
         "cut": sum(row["cut"] > 0 for row in rows),
         "seconds": own["seconds"] if own else sum(about["seconds"] for about, _ in finished.values()),
     }
 
 
-def _stderr(right: int, n: int) -> float | None:
-    """Standard error of a share as lm-eval has it, with n - 1."""
-    return None if n < 2 else float(np.sqrt(right / n * (1 - right / n) / (n - 1)))
-
-
 def _difference(task: str, asked: Mapping[str, Mapping[Any, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """The second model minus the first on the questions that both were asked; no row where there are none."""
     (first, before), (second, after) = asked.items()
-    both = [question for question in before if question in after]
-    if not both:
+    if not (both := [question for question in before if question in after]):
         return []
     right = [np.array([answers[question]["correct"] for question in both], dtype=bool) for answers in (before, after)]
     interval, p_value = paired_shares(*right)

@@ -59,22 +59,15 @@ def combine(out: Path) -> Path:
     summary = pandas.read_csv(out / COMPARISON) if (out / COMPARISON).is_file() else None
     benchmark = json.loads((out / BENCHMARK).read_text(encoding="utf-8")) if (out / BENCHMARK).is_file() else None
     if summary is None and benchmark is None:
-        raise UsageError(
-            f"There is nothing to combine in {out}.",
-            accepted=f"{COMPARISON}, {BENCHMARK}",
-            fix="whence evaluate compare or benchmark",
-        )
+        fix = "whence evaluate compare or benchmark"
+        raise UsageError(f"There is nothing to combine in {out}.", accepted=f"{COMPARISON}, {BENCHMARK}", fix=fix)
+    panels = comparison_panels(summary) if summary is not None else []
     if benchmark is not None:
-        save(points_figure(benchmark_panels(benchmark)), out / BENCHMARK_FIGURE)
-    panels = [*(comparison_panels(summary) if summary is not None else []), *(benchmark_panels(benchmark) if benchmark else [])]
+        save(points_figure(asked := benchmark_panels(benchmark)), out / BENCHMARK_FIGURE)
+        panels += asked
     save(points_figure(panels), out / FIGURE)
-    parts = [
-        "# How good the answers are",
-        f"![Comparison and benchmark]({FIGURE})",
-        *_answers(summary, out),
-        *_accuracy(benchmark),
-        READING,
-    ]
+    head = ["# How good the answers are", f"![Comparison and benchmark]({FIGURE})"]
+    parts = [*head, *_answers(summary, out), *_accuracy(benchmark), READING]
     with atomic(out / PAGE) as temporary:
         temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return out / PAGE
@@ -83,7 +76,11 @@ def combine(out: Path) -> Path:
 def comparison_table(summary: pandas.DataFrame) -> list[list[str]]:
     """Header and rows of the comparison's means, as text."""
     of = [name for name in COLUMNS if name in set(summary["of"])]
-    cells = {(row["measure"], row["of"]): _interval(row) for row in records(summary)}
+    cells = {
+        (row["measure"], row["of"]): _number(row["mean"])
+        + ("" if row["low"] != row["low"] else f" ({_number(row['low'])} to {_number(row['high'])})")
+        for row in records(summary)
+    }
     there = [name for name in NAMES if name in set(summary["measure"])]
     counts = {name: max(row["n"] for row in records(summary) if row["measure"] == name) for name in there}
     rows = [[NAMES[name], str(counts[name]), *(cells.get((name, who), "") for who in of)] for name in there]
@@ -112,10 +109,10 @@ def _answers(summary: pandas.DataFrame | None, out: Path) -> list[str]:
     title = "## Answers to the prompts"
     if summary is None:
         return [title, "Not compared. `whence evaluate compare PAIRS.json` does it."]
-    there, said = set(summary["of"]), []
+    said = []
     if not any(row["measure"] == "rougeL" and row["of"] in ("tuned", "base") for row in records(summary)):
         said.append("No prompt has a reference answer, so nothing says which answers are better.")
-    if "base" not in there:
+    if "base" not in set(summary["of"]):
         said.append("There are no answers of the base model, so nothing is compared with it.")
     examples = f"What made the model say so: [{EXAMPLES}]({EXAMPLES})." if (out / EXAMPLES).is_file() else ""
     said.append(examples or f"No scores were given, so there is no {EXAMPLES} (`--scores DIR`).")
@@ -146,12 +143,6 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
     head, *rows = table
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _interval(row: dict[str, Any]) -> str:
-    """A mean with its interval; NaN where there is none."""
-    mean, low, high = (row[key] for key in ("mean", "low", "high"))
-    return f"{_number(mean)} ({_number(low)} to {_number(high)})" if low == low else _number(mean)
 
 
 def _number(value: float) -> str:

@@ -6,7 +6,6 @@ scores `influential_examples.md` (`whence.evaluate.examples`). What can't be mea
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -49,6 +48,8 @@ def compare_answers(
     Raises UsageError for a file without pairs or where a package is missing, StaleArtifact where `out` holds another
     comparison.
     """
+    import pandas
+
     answers = read_pairs(pairs)
     measure = _likeness()
     with stage("compare", total=len(answers), unit="prompts") as advance:
@@ -56,10 +57,12 @@ def compare_answers(
         for answer in answers:
             rows.append(_row(answer, measure))
             advance(1)
-    table = _table(rows)
+    numbers = [f"{name}_{who}" for name in (*LIKENESS, *OTHERS) for who in BY] + [f"{name}_agreement" for name in LIKENESS]
+    table = pandas.DataFrame(rows, columns=["prompt", "tuned", "base", "reference", *numbers])
+    table = table.astype(dict.fromkeys(numbers, float))
     summary = _summary(table, answers, seed)
-    write_once(out / ROWS, _csv(table))
-    write_once(out / SUMMARY, _csv(summary))
+    for name, frame in ((ROWS, table), (SUMMARY, summary)):
+        write_once(out / name, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     save(points_figure(comparison_panels(summary)), out / FIGURE)
     for missing in _missing(answers):
         note(missing)
@@ -118,14 +121,6 @@ def _row(answer: Mapping[str, Any], measure: Callable[[str, str], dict[str, floa
     if base is not None:
         row |= {f"{name}_agreement": value for name, value in measure(base, answer["completion"]).items()}
     return row
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> pandas.DataFrame:
-    import pandas
-
-    numbers = [f"{name}_{who}" for name in (*LIKENESS, *OTHERS) for who in BY] + [f"{name}_agreement" for name in LIKENESS]
-    frame = pandas.DataFrame(list(rows), columns=["prompt", "tuned", "base", "reference", *numbers])
-    return frame.astype(dict.fromkeys(numbers, float))
 
 
 def _summary(table: pandas.DataFrame, answers: Sequence[Mapping[str, Any]], seed: int) -> pandas.DataFrame:
@@ -202,9 +197,3 @@ def _missing(answers: Sequence[Mapping[str, Any]]) -> list[str]:
     if bases < count:
         said.append(f"{count - bases} of {count} prompts have no answer of the base model: nothing is compared with it there")
     return said
-
-
-def _csv(table: pandas.DataFrame) -> str:
-    text = io.StringIO()
-    table.to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
-    return text.getvalue()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,16 @@ def local_task(folder: Path, subject: str) -> Any:
     """An lm-eval task that asks the questions of a file in the form of lm-eval's own task on the subject."""
     from lm_eval.api.task import ConfigurableTask
 
-    splits = {"test": read_questions(folder, subject, "test"), "dev": read_questions(folder, subject, "dev")}
-    form = {
-        key: value for key, value in _form(subject).items() if key not in ("dataset_path", "dataset_name", "tag", "include")
-    }
-    return ConfigurableTask(config={**form, "custom_dataset": lambda **_: _as_datasets(splits)})
+    splits = {split: read_questions(folder, subject, split) for split in ("test", "dev")}
+    elsewhere = ("dataset_path", "dataset_name", "tag", "include")
+    form = {key: value for key, value in _form(subject).items() if key not in elsewhere}
+
+    def as_datasets(**_: Any) -> dict[str, Any]:
+        import datasets
+
+        return {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}
+
+    return ConfigurableTask(config={**form, "custom_dataset": as_datasets})
 
 
 def fingerprint_subject(folder: Path, subject: str) -> str:
@@ -106,12 +111,6 @@ def _file(folder: Path, subject: str, split: str) -> Path:
     if not file.is_file():
         raise UsageError(f"{file} is missing.", accepted=f"{split}/SUBJECT_{split}.csv for every subject")
     return file
-
-
-def _as_datasets(splits: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    import datasets
-
-    return {name: datasets.Dataset.from_list(rows) for name, rows in splits.items()}
 
 
 def _form(subject: str) -> dict[str, Any]:
