@@ -82,7 +82,9 @@ def build_report(
     builder = _Builder(scores, pairs or {}, top)
     queries = tuple(builder.query(number) for number in range(len(scores.queries)))
     if health is None and curvature is not None:
-        health = _health(curvature)
+        from whence.fitting.health import health as health_of
+
+        health = {"damping": DAMPING, "modules": [module.as_json() for module in health_of(curvature, DAMPING)]}
     found = dict(health or {})
     given = {
         "answers of the base model": any(query.base_completion for query in queries),
@@ -125,13 +127,10 @@ class _Builder:
         self.pairs = list(pairs.get("data", ()))
         self.texts = [str(text) for text in scores.examples["text"]]
         self.places = {name: place for place, name in enumerate(scores.example_ids)}
-        self.hubs = Counter({name: self._times(name) for name in scores.hubs(words.HUB_TOP)})
+        tops = [set(scores.top(query, words.HUB_TOP)["id"]) for query in range(len(scores.queries))]
+        self.hubs = Counter({name: sum(name in top for top in tops) for name in scores.hubs(words.HUB_TOP)})
         self.about = [words.query_of(scores, number) for number in range(len(scores.queries))]
         self.words = Words([str(query["text"]) for query in self.about], self.texts)
-
-    def _times(self, name: str) -> int:
-        tops = (self.scores.top(query, words.HUB_TOP)["id"] for query in range(len(self.scores.queries)))
-        return sum(name in set(ids) for ids in tops)
 
     def hub_rows(self) -> tuple[tuple[str, int, str], ...]:
         """Rows that are high with most queries."""
@@ -145,6 +144,7 @@ class _Builder:
         prompt, completion = about.get("prompt") or "", about.get("completion") or ""
         pair = self._pair(prompt, completion)
         raises, lowers = self.rows(number), self.rows(number, lowest=True)
+        stands_out, typical = _stands_out(values), float(np.median(np.abs(values)))
         return Query(
             number=number,
             id=str(about["id"]),
@@ -166,8 +166,8 @@ class _Builder:
             statistics=_statistics(values),
             histogram=score_histogram(values),
             curve=score_curve(values),
-            stands_out=_stands_out(values),
-            diffuse=_diffuse(values),
+            stands_out=stands_out,
+            diffuse=stands_out is not None and stands_out < STANDS_OUT and float(values.max()) < TYPICAL * typical,
             excluded=words.excluded(scores, number),
             grid=self._grid(number, raises),
             sources=self._sources(number),
@@ -294,17 +294,6 @@ def _statistics(values: np.ndarray) -> Statistics:
 def _stands_out(values: np.ndarray) -> float | None:
     high = float(np.percentile(values, 99))
     return float(values.max()) / high if len(values) >= ENOUGH and high > 0 else None
-
-
-def _diffuse(values: np.ndarray) -> bool:
-    ratio = _stands_out(values)
-    return ratio is not None and ratio < STANDS_OUT and float(values.max()) < TYPICAL * float(np.median(np.abs(values)))
-
-
-def _health(curvature: Curvature) -> dict[str, Any]:
-    from whence.fitting.health import health
-
-    return {"damping": DAMPING, "modules": [found.as_json() for found in health(curvature, DAMPING)]}
 
 
 CHECKS = {

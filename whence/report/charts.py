@@ -36,13 +36,9 @@ class _Plot:
         (a, b), (c, d) = self.at(x1, y1), self.at(x2, y2)
         self.parts.append(f'<line class="{kind}" x1="{a:.1f}" y1="{b:.1f}" x2="{c:.1f}" y2="{d:.1f}"/>')
 
-    def path(self, kind: str, points: Sequence[tuple[float, float]]) -> None:
+    def path(self, kind: str, points: Sequence[tuple[float, float]], shape: str = "polyline") -> None:
         places = " ".join(f"{a:.1f},{b:.1f}" for a, b in (self.at(x, y) for x, y in points))
-        self.parts.append(f'<polyline class="{kind}" points="{places}"/>')
-
-    def area(self, kind: str, points: Sequence[tuple[float, float]]) -> None:
-        places = " ".join(f"{a:.1f},{b:.1f}" for a, b in (self.at(x, y) for x, y in points))
-        self.parts.append(f'<polygon class="{kind}" points="{places}"/>')
+        self.parts.append(f'<{shape} class="{kind}" points="{places}"/>')
 
     def box(self, kind: str, x1: float, x2: float, base: float, top: float, title: str) -> None:
         (a, b), (c, d) = self.at(x1, top), self.at(x2, base)
@@ -67,9 +63,9 @@ class _Plot:
 def histogram(found: Histogram, unit: str, shown: Sequence[float] = ()) -> Markup:
     """How many rows have which effect, counts on a logarithmic axis; small marks below are the rows of the lists."""
     most = max(found.counts)
-    low, high = (
-        (found.edges[0], found.edges[-1]) if found.edges[0] < found.edges[-1] else (found.edges[0] - 1, found.edges[0] + 1)
-    )
+    low, high = found.edges[0], found.edges[-1]
+    if low == high:
+        low, high = low - 1, low + 1
     top = math.log10(most) + 0.15
     plot = _Plot((low, high), (2 * FOOT, max(top, 0.5)), f"Histogram of the effects of {sum(found.counts):,} rows, in {unit}")
     for power in range(int(math.log10(most)) + 1):
@@ -85,7 +81,12 @@ def histogram(found: Histogram, unit: str, shown: Sequence[float] = ()) -> Marku
         plot.line("zero", 0, FOOT, 0, top)
     for value in shown:
         plot.line("tick-up" if value > 0 else "tick-down", value, 2 * FOOT, value, 1.2 * FOOT)
-    _ends(plot, low, high, unit)
+    for value, anchor in ((low, "start"), (high, "end")):
+        plot.below(value, _short(value), anchor)
+    if low < 0 < high and 0.2 < -low / (high - low) < 0.8:
+        plot.below(0, "0")
+    plot.below((low + high) / 2, f"effect in {unit}", row=1)
+    plot.parts.append(f'<text x="{LEFT - 5}" y="{HEIGHT - BOTTOM + 13}" text-anchor="end">rows</text>')
     return plot.svg()
 
 
@@ -100,7 +101,7 @@ def curve(found: Curve, unit: str) -> Markup:
     above, below = [p for p in points if p[1] > 0], [p for p in points if p[1] < 0]
     for kind, side in (("up", above), ("down", below)):
         if side:
-            plot.area(f"{kind} soft", [(side[0][0], 0), *side, (side[-1][0], 0)])
+            plot.path(f"{kind} soft", [(side[0][0], 0), *side, (side[-1][0], 0)], "polygon")
     plot.line("zero", 1, 0, max(2, found.rows), 0)
     for kind, side in (("curve-up", above), ("curve-down", below)):
         if side:
@@ -135,16 +136,6 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], across: s
     plot.below(min(xs), f"{min(xs):g}", "start")
     plot.below(max(xs), f"{across} {max(xs):g}", "end")
     return plot.svg()
-
-
-def _ends(plot: _Plot, low: float, high: float, unit: str) -> None:
-    plot.below(low, _short(low), "start")
-    plot.below(high, _short(high), "end")
-    span = high - low
-    if low < 0 < high and 0.2 * span < -low < 0.8 * span:
-        plot.below(0, "0")
-    plot.below((low + high) / 2, f"effect in {unit}", row=1)
-    plot.parts.append(f'<text x="{LEFT - 5}" y="{HEIGHT - BOTTOM + 13}" text-anchor="end">rows</text>')
 
 
 def _short(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from whence.errors import NumericalError, UsageError
 from whence.fitting.covariance import Sides
 from whence.fitting.curvature import Curvature
-from whence.fitting.health import Health, Side, choose_modules, condition_words, health, rank_words
+from whence.fitting.health import Health, choose_modules, condition_words, health, rank_words
 from whence.plots import factors as plots
 from whence.plots.style import save
 from whence.progress import note, stage
@@ -51,14 +51,18 @@ def inspect_factors(
     Raises UsageError where nothing is chosen, and NumericalError where eigenvalues are not finite: then `health.md` says
     which, and sound modules are drawn.
     """
+    import matplotlib
+
     settings = settings or Inspect()
     names = choose_modules(curvature.blocks, settings.layer, settings.modules)
-    _known_colours(settings.cmap)
-    provenance = {
-        "stage": "inspect",
-        "factors": _identity(curvature),
-        "settings": {**settings.as_json(), "damping": damping},
-    }
+    if settings.cmap not in matplotlib.colormaps:
+        accepted = "viridis, magma, cividis or another colormap of matplotlib"
+        raise UsageError(f"There are no colours {settings.cmap!r}.", accepted=accepted)
+    if curvature.provenance:
+        identity = digest(canonical_json(curvature.provenance))
+    else:
+        identity = fingerprint_operator(curvature.operator)["identity"]
+    provenance = {"stage": "inspect", "factors": identity, "settings": {**settings.as_json(), "damping": damping}}
     with Folder.claim(out, provenance, rerun=rerun) as folder:
         if folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to draw")
@@ -115,11 +119,10 @@ def inspect_module(curvature: Curvature, found: Health, out: Path, settings: Ins
 def module_facts(found: Health, sides: Sides | None, marks: dict[float, int], about: dict[str, Any]) -> dict[str, str]:
     """What there is to say about a module, as pairs of a name and words."""
     total = found.shape[0] * found.shape[1]
+    broken = f"{found.not_finite:,} NaN or infinite, {found.negative:,} negative"
     facts = {
         "shape": f"{found.shape[0]:,} outputs x {found.shape[1]:,} inputs = {total:,} eigenvalues",
-        "numbers": "all finite and none negative"
-        if not (found.not_finite or found.negative)
-        else f"{found.not_finite:,} NaN or infinite, {found.negative:,} negative",
+        "numbers": broken if found.not_finite or found.negative else "all finite and none negative",
     }
     if "method" in about:
         facts["fitted"] = (
@@ -182,28 +185,11 @@ UNIT = (
 
 def health_table(found: Sequence[Health], damping: float, about: dict[str, Any]) -> str:
     """All modules in Markdown, a row each."""
-    names = (
-        "module",
-        "shape",
-        "mean",
-        "largest",
-        "condition with d",
-        "effective rank",
-        "rank A",
-        "positions per column A",
-        "rank S",
-        "positions per column S",
-        "zero",
-        "negative",
-        "NaN or infinite",
-        "warnings",
-    )
     rows = [_row(entry, without_sides(about)) for entry in found]
     unsound = sum(not entry.sound for entry in found)
-    verdict = (
-        f"**{unsound} of {len(found)} modules can't be used.**" if unsound else "All numbers are finite, and none is negative."
-    )
-    table = [f"| {' | '.join(row)} |" for row in (names, ("---",) * len(names), *rows)]
+    bad, good = f"**{unsound} of {len(found)} modules can't be used.**", "All numbers are finite, and none is negative."
+    verdict = bad if unsound else good
+    table = [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows))]
     intro = f"{verdict} Damping d is {damping:g} times each module's mean eigenvalue. A: inputs, S: output gradients."
     return "\n".join(["# Health of the factors", "", intro, "", *table, "", UNIT, ""])
 
@@ -213,28 +199,31 @@ def without_sides(about: dict[str, Any]) -> str:
     return "none with this method" if about.get("method") in ("identity", "diagonal") else "not kept"
 
 
-def _row(entry: Health, without: str) -> tuple[str, ...]:
-    unknown = math.isnan(entry.effective_rank)
-    return (
-        entry.module,
-        f"{entry.shape[0]:,} x {entry.shape[1]:,}",
-        _number(entry.mean),
-        _number(entry.largest),
-        condition_words(entry.condition),
-        "not a number"
-        if math.isnan(entry.effective_rank)
-        else f"{rank_words(entry.effective_rank)} ({entry.relative_rank:.1%})",
-        *_side_cells(entry.inputs, without),
-        *_side_cells(entry.outputs, without),
-        "not a number" if unknown else f"{entry.zero:.1%}",
-        f"{entry.negative:,}",
-        f"{entry.not_finite:,}",
-        "; ".join(entry.warnings) or "none",
-    )
-
-
-def _side_cells(side: Side | None, without: str) -> tuple[str, str]:
-    return (without, without) if side is None else (f"{side.rank:,} of {side.width:,}", f"{side.per_column:,.1f}")
+def _row(entry: Health, without: str) -> dict[str, str]:
+    """A module's row of the table, by column."""
+    rank = f"{rank_words(entry.effective_rank)} ({entry.relative_rank:.1%})"
+    unknown = "not a number" if math.isnan(entry.effective_rank) else ""
+    sides = {
+        f"{what} {name}": text
+        for name, side in (("A", entry.inputs), ("S", entry.outputs))
+        for what, text in (
+            ("rank", f"{side.rank:,} of {side.width:,}" if side else without),
+            ("positions per column", f"{side.per_column:,.1f}" if side else without),
+        )
+    }
+    return {
+        "module": entry.module,
+        "shape": f"{entry.shape[0]:,} x {entry.shape[1]:,}",
+        "mean": _number(entry.mean),
+        "largest": _number(entry.largest),
+        "condition with d": condition_words(entry.condition),
+        "effective rank": unknown or rank,
+        **sides,
+        "zero": unknown or f"{entry.zero:.1%}",
+        "negative": f"{entry.negative:,}",
+        "NaN or infinite": f"{entry.not_finite:,}",
+        "warnings": "; ".join(entry.warnings) or "none",
+    }
 
 
 def _number(value: float) -> str:
@@ -245,22 +234,6 @@ def _number(value: float) -> str:
 
 def _broken_sides(entry: Health) -> bool:
     return any(side is not None and bool(side.not_finite) for side in (entry.inputs, entry.outputs))
-
-
-def _identity(curvature: Curvature) -> str:
-    """What tells these factors from others: what they were made from, or their eigenvalues."""
-    if curvature.provenance:
-        return digest(canonical_json(curvature.provenance))
-    return fingerprint_operator(curvature.operator)["identity"]
-
-
-def _known_colours(name: str) -> None:
-    import matplotlib
-
-    if name not in matplotlib.colormaps:
-        raise UsageError(
-            f"There are no colours {name!r}.", accepted="viridis, magma, cividis or another colormap of matplotlib"
-        )
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from whence.errors import UsageError
 from whence.store.manifest import CONFIG, MANIFEST, Folder
-from whence.store.scores import Scores, open_scores
+from whence.store.scores import open_scores
 from whence.validate.quick import read_quick
 
 SHOWN = "scores"
@@ -37,22 +37,26 @@ def gather(
     if found := read_quick(folder):
         warnings = {f"Warning {number}": text for number, text in enumerate(found.flags, start=1)}
         given["checks"] = found.about["checks"] | warnings
+    if pairs is not None and not Path(pairs).is_file():
+        raise UsageError(f"There is no file {pairs}.")
     files = {
-        "pairs": _named(pairs) or _there(own, "generate/generated.json"),
+        "pairs": Path(pairs) if pairs is not None else _there(own, "generate/generated.json"),
         "health": None if factors else _there(own, "inspect/health.json"),
     }
     given |= {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items() if file}
     if training or _there(own, "train/training.json"):
         given["training"] = _training(Path(training) if training else path / "train")
-    home = Path(factors) if factors else _finished(own, "factors")
+    home = Path(factors) if factors else _there(own, "factors", MANIFEST, CONFIG)
     if home is not None and "health" in given:  # no need to read the factors themselves
         given["factors"] = Folder.open(home).manifest["about"]
     elif home is not None:
         from whence.fitting import open_factors
 
         given["curvature"] = open_factors(home)
-    if (home := Path(itself) if itself else _finished(own, "self")) is not None:
-        given["self_scores"] = _self_scores(home)
+    if (home := Path(itself) if itself else _there(own, "self", MANIFEST, CONFIG)) is not None:
+        given["self_scores"] = open_scores(home)
+        if given["self_scores"].query_ids != ["self"]:
+            raise UsageError(f"{home} holds scores of queries.", accepted="a folder made with whence score --self")
     if own is not None:
         if evaluation := _evaluation(own / "evaluate"):
             given["evaluation"] = evaluation
@@ -68,26 +72,9 @@ def scores_in(path: Path) -> list[Path]:
     return sorted(found, key=lambda folder: -(folder / MANIFEST).stat().st_mtime) or [path]
 
 
-def _there(run: Path | None, name: str) -> Path | None:
-    return run / name if run is not None and (run / name).is_file() else None
-
-
-def _finished(run: Path | None, name: str) -> Path | None:
-    return run / name if run is not None and (run / name / MANIFEST).exists() and (run / name / CONFIG).exists() else None
-
-
-def _named(path: str | Path | None) -> Path | None:
-    """A file that the user named."""
-    if path is not None and not Path(path).is_file():
-        raise UsageError(f"There is no file {path}.")
-    return Path(path) if path is not None else None
-
-
-def _self_scores(folder: Path) -> Scores:
-    scores = open_scores(folder)
-    if scores.query_ids != ["self"]:
-        raise UsageError(f"{folder} holds scores of queries.", accepted="a folder made with whence score --self")
-    return scores
+def _there(run: Path | None, name: str, *inside: str) -> Path | None:
+    """A file of a run, or a folder with these files, if it is there."""
+    return run / name if run is not None and all((run / name / file).is_file() for file in inside or ("",)) else None
 
 
 def _training(folder: Path) -> dict[str, Any]:

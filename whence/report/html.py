@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from whence.report import charts, numbers
-from whence.report.model import Grid, Query, Report, Row
+from whence.report.model import Query, Report, Row
 from whence.report.tokens import BREAK, runs, strongest
 from whence.report.words import LIMITS, three_digits
 from whence.store.manifest import atomic
@@ -105,7 +105,9 @@ class _View:
 
     def _stretch(self, row: Row, width: int, one_line: bool) -> Markup:
         if not row.pieces:
-            return _plain(row.text, width, one_line)
+            shown = " ".join(row.text.split()) if one_line else row.text
+            cut = len(shown) if len(shown) <= width else max(shown.rfind(" ", width - 20, width), width - 20)
+            return escape(clean(shown[:cut])) + _more(len(shown) - cut, one_line)
         values = np.array(row.token_values)
         first, last = strongest(row.pieces, values, width)
         before, after = sum(map(len, row.pieces[:first])), sum(map(len, row.pieces[last:]))
@@ -120,14 +122,11 @@ class _View:
     @functools.cached_property
     def grid(self) -> list[tuple[str, list[tuple[float | None, str]]]]:
         """The heat map: per layer its values and their colours."""
-        grid: Grid | None = self.query.grid
-        if grid is None:
+        if (grid := self.query.grid) is None:
             return []
         largest = max((abs(value) for row in grid.values for value in row if value is not None), default=0.0)
-        return [
-            (layer, [(value, _heat(value, largest)) for value in values])
-            for layer, values in zip(grid.layers, grid.values, strict=True)
-        ]
+        cells = ([(value, _heat(value, largest)) for value in values] for values in grid.values)
+        return list(zip(grid.layers, cells, strict=True))
 
 
 def coloured(pieces: Sequence[str], values: np.ndarray, scale: float, one_line: bool = False) -> Markup:
@@ -145,21 +144,12 @@ def coloured(pieces: Sequence[str], values: np.ndarray, scale: float, one_line: 
 
 def clean(text: str) -> str:
     """The text without characters that a page can't hold."""
-    return (
-        re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
-        .replace("\r\n", "\n")
-        .replace("\r", "\n")
-    )
+    known = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
+    return known.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _line(text: str, one_line: bool) -> str:
     return clean(text).replace("\n", BREAK + " ") if one_line else clean(text)
-
-
-def _plain(text: str, width: int, one_line: bool) -> Markup:
-    shown = " ".join(text.split()) if one_line else text
-    cut = len(shown) if len(shown) <= width else max(shown.rfind(" ", width - 20, width), width - 20)
-    return escape(clean(shown[:cut])) + _more(len(shown) - cut, one_line)
 
 
 def _more(characters: int, one_line: bool) -> Markup:
@@ -190,9 +180,9 @@ def _columns(rows: Iterable[Any]) -> list[str]:
 
 def training_curve(report: Report) -> Markup | None:
     """The loss over the steps of training, and that on rows kept out, as far as the record has them."""
-    history = [entry for entry in report.history if "step" in entry]
     series = []
     for name, said in (("loss", "loss in training"), ("eval_loss", "loss on rows kept out")):
-        if part := [(float(entry["step"]), float(entry[name])) for entry in history if entry.get(name) is not None]:
+        measured = (entry for entry in report.history if "step" in entry and entry.get(name) is not None)
+        if part := [(float(entry["step"]), float(entry[name])) for entry in measured]:
             series.append((said, part))
     return charts.lines(series, "step", "Loss in nats per token over the steps of training") if series else None

@@ -34,12 +34,10 @@ def plain_number(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return "–" if not math.isfinite(value) else f"{value:,.4g}"
-    if isinstance(value, dict | list | tuple):
-        return (
-            ", ".join(f"{key} {plain_number(entry)}" for key, entry in value.items())
-            if isinstance(value, dict)
-            else ", ".join(plain_number(entry) for entry in value)
-        )
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain_number(entry)}" for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain_number, value))
     try:
         return plain_number(float(value)) if "." in str(value) else str(value)
     except ValueError:
