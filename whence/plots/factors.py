@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whence.fitting.covariance import Sides
 from whence.fitting.health import Health, Side, condition_words, holding, rank_words, refuse_infinite
-from whence.plots.style import LOWERS, NEUTRAL, RAISES, SERIES, figure, tidy
+from whence.plots.style import LOWERS, NEUTRAL, RAISES, SERIES, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,11 +54,6 @@ class Spectrum:
     def zero(self) -> int:
         """How many are exactly zero."""
         return int((self.values == 0).sum())
-
-    @property
-    def above_damping(self) -> int:
-        """How many are larger than the damping."""
-        return int((self.values > self.damping).sum())
 
 
 def spectrum(lam_OI: Tensor, health: Health) -> Spectrum:
@@ -143,7 +138,7 @@ def draw_lambda(found: LambdaMap, module: str, cmap: str = "viridis") -> Figure:
     import matplotlib
     from matplotlib.colors import LogNorm
 
-    drawing, axes = figure(7.5, 5.6)
+    drawing, (axes,) = figure(7.5, 5.6)
     axes.grid(False)
     spread = 1.0 if found.high > found.low else 10.0  # one value everywhere: in the middle of the scale
     norm = LogNorm(found.low / spread, found.high * spread, clip=True)
@@ -171,15 +166,11 @@ def draw_lambda(found: LambdaMap, module: str, cmap: str = "viridis") -> Figure:
 
 def draw_spectrum(found: Spectrum) -> Figure:
     """All eigenvalues, largest first: against their rank in logarithms, and against the share of all directions."""
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(9.5, 4.4), layout="constrained")
-    left, right = drawing.subplots(1, 2, sharey=True)
+    drawing, (left, right) = figure(9.5, 4.4, columns=2, sharey=True)
     ranks = curve_ranks(len(found.positive))
     even = np.unique(np.linspace(0, max(len(found.positive) - 1, 0), POINTS).astype(int)) if len(ranks) else ranks
     total = len(found.values)
     for axes, at, scale in ((left, ranks, 1.0), (right, even, 100 / total)):
-        tidy(axes)
         axes.plot((at + 1) * scale, found.positive[at], color=SERIES[0], marker="." if len(at) < 60 else None)
         rank = f"effective rank {rank_words(found.effective_rank)} ({found.effective_rank / total:.1%})"
         axes.axvline(found.effective_rank * scale, color=NEUTRAL, linestyle=":", label=rank)
@@ -198,12 +189,9 @@ def draw_spectrum(found: Spectrum) -> Figure:
 
 def draw_sides(sides: Sides, health: Health) -> Figure:
     """The eigenvalues of the two covariances, largest first."""
-    from matplotlib.figure import Figure
-
     assert health.inputs and health.outputs
     unit = "rows" if sides.by_example else "positions"
-    drawing = Figure(figsize=(9.5, 4.2), layout="constrained")
-    left, right = drawing.subplots(1, 2)
+    drawing, (left, right) = figure(9.5, 4.2, columns=2)
     _draw_side(left, sides.in_I, health.inputs, f"inputs A, over {health.inputs.samples:,} {unit}", RAISES)
     _draw_side(right, sides.out_O, health.outputs, f"output gradients S, over {health.outputs.samples:,} {unit}", LOWERS)
     drawing.suptitle(f"{health.module}: eigenvalues of both covariances, largest first, without damping", fontsize=10)
@@ -212,12 +200,12 @@ def draw_sides(sides: Sides, health: Health) -> Figure:
 
 def draw_distribution(found: Distribution, values: Spectrum) -> Figure:
     """How many eigenvalues there are of each size, and which of them the damping outweighs."""
-    drawing, axes = figure()
+    drawing, (axes,) = figure()
     colours = np.where(10 ** ((found.edges[1:] + found.edges[:-1]) / 2) > values.damping, RAISES, "#b9c9da")
     axes.bar(found.edges[:-1], found.counts, width=np.diff(found.edges), align="edge", color=colours)
     total = len(values.values)
     if values.damping > 0:
-        share = values.above_damping / total
+        share = int((values.values > values.damping).sum()) / total
         label = f"damping d = {values.damping:.2e}; {share:.1%} above it"
         axes.axvline(np.log10(values.damping), color=LOWERS, linestyle="--", label=label)
         axes.legend(fontsize=8)
@@ -228,7 +216,7 @@ def draw_distribution(found: Distribution, values: Spectrum) -> Figure:
 
 def draw_cumulative(found: Spectrum) -> Figure:
     """What share of the sum the largest eigenvalues hold."""
-    drawing, axes = figure()
+    drawing, (axes,) = figure()
     shares, marks = cumulative(found.values)
     at = curve_ranks(len(shares))
     axes.plot(at + 1, 100 * shares[at], color=SERIES[0])
@@ -251,7 +239,6 @@ def curve_ranks(count: int) -> np.ndarray:
 
 
 def _draw_side(axes: Axes, values: Tensor, side: Side, title: str, colour: str) -> None:
-    tidy(axes)
     ordered = np.sort(values.double().cpu().numpy())[::-1]
     positive = ordered[ordered > 0]
     at = curve_ranks(len(positive))

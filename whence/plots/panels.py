@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from whence.plots.style import LOWERS, NEUTRAL, RAISES, SERIES, figure, tidy
+from whence.plots.style import LOWERS, NEUTRAL, RAISES, SERIES, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +94,7 @@ def bars_figure(panels: Sequence[Bars]) -> Figure:
 
 def lines_figure(lines: Lines) -> Figure:
     """Curves with their bands."""
-    drawing, axes = figure(6.4, 3.8)
+    drawing, (axes,) = figure(6.4, 3.8)
     colours = [LOWERS if name == "random" else SERIES[number % len(SERIES)] for number, name in enumerate(lines.curves)]
     for number, (name, points) in enumerate(lines.curves.items()):
         x, y = zip(*points, strict=True)
@@ -113,11 +113,8 @@ def lines_figure(lines: Lines) -> Figure:
 
 def scatter_figure(panels: Sequence[Scatter]) -> Figure:
     """Panels beside each other; the line is where both are equal."""
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(3.6 * len(panels) + 0.4, 3.7), layout="constrained")
-    for axes, panel in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        tidy(axes)
+    drawing, every = figure(3.6 * len(panels) + 0.4, 3.7, columns=len(panels))
+    for axes, panel in zip(every, panels, strict=True):
         crowded = len(panel.x) > MANY
         axes.axline((0, 0), slope=1, color=NEUTRAL, linewidth=0.9, linestyle="--")
         axes.scatter(panel.x, panel.y, s=7 if crowded else 14, color=RAISES, alpha=0.45 if crowded else 0.7, linewidths=0)
@@ -130,12 +127,8 @@ def scatter_figure(panels: Sequence[Scatter]) -> Figure:
 
 def _stacked(panels: Sequence[Any], heights: Sequence[float], more: float, draw: Callable[[Axes, Any], None]) -> Figure:
     """Panels of named rows below each other, the first row at the top."""
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(7.2, more + (sum(heights) or 1.5)), layout="constrained")
-    axes = drawing.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0] if panels else ()
-    for axis, panel in zip(axes, panels, strict=True):
-        tidy(axis)
+    drawing, every = figure(7.2, more + (sum(heights) or 1.5), rows=len(panels), height_ratios=heights)
+    for axis, panel in zip(every, panels, strict=True):
         draw(axis, panel)
         axis.tick_params(axis="x", labelsize=8)
         axis.set_ylim(len(panel.labels) - 0.4, -0.6)

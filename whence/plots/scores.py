@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whence.plots.style import LOWERS, NEUTRAL, RAISES, figure, tidy
+from whence.plots.style import LOWERS, NEUTRAL, RAISES, figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,11 +61,7 @@ def score_histogram(values: np.ndarray, bins: int = BINS) -> Histogram:
 
 def draw_scores(curve: Curve, histogram: Histogram, unit: str, title: str = "") -> Figure:
     """The sorted scores on the left, their histogram with a logarithmic count on the right."""
-    drawing, axes = figure(9.0, 3.6)
-    axes.remove()
-    left, right = drawing.subplots(1, 2)
-    for part in (left, right):
-        tidy(part)
+    drawing, (left, right) = figure(9.0, 3.6, columns=2)
     ranks, values = np.array(curve.ranks), np.array(curve.values)
     left.axhline(0, color=NEUTRAL, linewidth=0.8)
     left.fill_between(ranks, values, 0, where=values >= 0, color=RAISES, alpha=0.25, linewidth=0, interpolate=True)
@@ -83,8 +79,8 @@ def draw_scores(curve: Curve, histogram: Histogram, unit: str, title: str = "") 
         right.set_ylim(bottom=0.6)
     right.set_xlabel(f"effect on the answer ({unit})")
     right.set_ylabel("rows (log scale)")
-    for axis in (left.yaxis, right.xaxis):
-        axis.get_major_formatter().set_powerlimits((-3, 4))
+    left.ticklabel_format(axis="y", scilimits=(-3, 4))
+    right.ticklabel_format(axis="x", scilimits=(-3, 4))
     if title:
         drawing.suptitle(title, fontsize=10)
     return drawing

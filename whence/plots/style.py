@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from whence.store.manifest import atomic
 
@@ -17,14 +17,15 @@ RAISES, LOWERS, NEUTRAL = "#1f6fb4", "#c8601a", "#6b6b6b"
 SERIES = ("#1f6fb4", "#c8601a", "#3d8f5f", "#8c5aa8", "#6b6b6b", "#b0892e")
 
 
-def figure(width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
-    """A figure of `width` x `height` inches with one pair of axes."""
+def figure(width: float = 7.0, height: float = 4.2, rows: int = 1, columns: int = 1, **more: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` x `height` inches with `rows` x `columns` axes, line by line; `more` is for `subplots`."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(width, height), layout="constrained")
-    axes = drawing.add_subplot()
-    tidy(axes)
-    return drawing, axes
+    every = list(drawing.subplots(rows, columns, squeeze=False, **more).flat) if rows and columns else []
+    for axes in every:
+        tidy(axes)
+    return drawing, every
 
 
 def tidy(axes: Axes) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from whence.plots.style import SERIES, tidy
+from whence.plots.style import SERIES, figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,25 +37,22 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], learning_rates: Sequen
 
 def training_figure(curves: Mapping[str, Curve]) -> Figure:
     """Four panels over the step: losses, learning rate, memory, speed."""
-    from matplotlib.figure import Figure
-
     panels: dict[str, dict[str, str | None]] = {
         "Loss, nats per token in the loss": {"loss": "training", "eval_loss": "rows kept out"},
         "Learning rate": {"learning_rate": None},
         "Memory, GiB": {"memory": None},
         "Rows per second": {"samples_per_second": None},
     }
-    drawing = Figure(figsize=(9.0, 6.0), layout="constrained")
-    for axes, (title, names) in zip(drawing.subplots(2, 2, sharex=True).flat, panels.items(), strict=True):
+    drawing, every = figure(9.0, 6.0, 2, 2, sharex=True)
+    for axes, (title, names) in zip(every, panels.items(), strict=True):
         for (name, label), colour in zip(names.items(), SERIES, strict=False):
             steps, values = curves[name].steps, curves[name].values
             dots = "o" if len(steps) <= 40 else None  # where they are few
             axes.plot(steps, values, color=colour, marker=dots, markersize=3, linewidth=1.4, label=label)
         if len(names) > 1 and all(curves[name].steps for name in names):
             axes.legend(frameon=False)
-        tidy(axes)
         axes.set_title(title, loc="left", fontsize=10)
-    for axes, name in zip(drawing.axes[2:], ("memory", "samples_per_second"), strict=True):
+    for axes, name in zip(every[2:], ("memory", "samples_per_second"), strict=True):
         axes.set_ylim(0, 1.08 * max(curves[name].values, default=1.0))
         axes.set_xlabel("step")
     return drawing

@@ -23,15 +23,10 @@ def agreement_bars(table: Sequence[Mapping[str, Any]]) -> Bars:
     group, name = ("damping", "method") if "method" in table[0] else ("retraining", "compared")
     groups = list(dict.fromkeys(row[group] for row in table))
     labels = list(dict.fromkeys(row[name] for row in table))
-    found = {(row[group], row[name]): row for row in table}
-
-    def ends(row: Mapping[str, Any] | None) -> tuple[float, float]:
-        if row is None:
-            return math.nan, math.nan
-        return row["pearson"] - 2 * row["pearson_se"], min(row["pearson"] + 2 * row["pearson_se"], 1.0)
-
-    series = {key: [found[key, label]["pearson"] if (key, label) in found else math.nan for label in labels] for key in groups}
-    bars = {key: [ends(found.get((key, label))) for label in labels] for key in groups}
+    found = {(row[group], row[name]): (row["pearson"], 2 * row["pearson_se"]) for row in table}
+    points = {key: [found.get((key, label), (math.nan, math.nan)) for label in labels] for key in groups}
+    series = {key: [r for r, _ in of] for key, of in points.items()}
+    bars = {key: [(r - half, min(r + half, 1.0)) for r, half in of] for key, of in points.items()}
     return Bars("Correlation with the truth", "Pearson, mean over queries; lines: two standard errors", labels, series, bars)
 
 
