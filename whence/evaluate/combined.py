@@ -76,14 +76,11 @@ def combine(out: Path) -> Path:
 def comparison_table(summary: pandas.DataFrame) -> list[list[str]]:
     """Header and rows of the comparison's means, as text."""
     of = [name for name in COLUMNS if name in set(summary["of"])]
-    cells = {
-        (row["measure"], row["of"]): _number(row["mean"])
-        + ("" if row["low"] != row["low"] else f" ({_number(row['low'])} to {_number(row['high'])})")
-        for row in records(summary)
-    }
-    there = [name for name in NAMES if name in set(summary["measure"])]
-    counts = {name: max(row["n"] for row in records(summary) if row["measure"] == name) for name in there}
-    rows = [[NAMES[name], str(counts[name]), *(cells.get((name, who), "") for who in of)] for name in there]
+    rows = []
+    for measure, name in NAMES.items():
+        if found := {row["of"]: row for row in records(summary) if row["measure"] == measure}:
+            count = max(row["n"] for row in found.values())
+            rows.append([name, str(count), *(_interval(found[who]) if who in found else "" for who in of)])
     return [["measure", "n", *of], *rows]
 
 
@@ -145,8 +142,10 @@ def _markdown(table: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _number(value: float) -> str:
-    return format(value, ".3f" if abs(value) < 1 else ".3g")
+def _interval(row: dict[str, Any]) -> str:
+    """A mean with its interval; NaN where there is none."""
+    mean, low, high = (format(row[key], ".3f" if abs(row[key]) < 1 else ".3g") for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})" if row["low"] == row["low"] else mean
 
 
 def _percent(row: dict[str, Any], key: str, sign: str = "") -> str:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from whence.errors import UsageError
@@ -163,7 +164,7 @@ def _likeness() -> Callable[[str, str], dict[str, float]]:
             given=str(error),
             fix="pip install 'whence[eval]'",
         ) from error
-    scorer = RougeScorer(list(LIKENESS[1:]), tokenizer=_Words())
+    scorer = RougeScorer(list(LIKENESS[1:]), tokenizer=SimpleNamespace(tokenize=_words))  # its own knows English letters only
 
     def measure(text: str, reference: str) -> dict[str, float]:
         rouge = scorer.score(reference, text)
@@ -171,13 +172,6 @@ def _likeness() -> Callable[[str, str], dict[str, float]]:
         return {"bleu": float(bleu), **{name: float(rouge[name].fmeasure) for name in LIKENESS[1:]}}
 
     return measure
-
-
-class _Words:
-    """A tokenizer for rouge-score, whose own knows no letters but English ones."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return _words(text)
 
 
 def _words(text: str) -> list[str]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whence.filter.tfidf import tfidf_scores
+from whence.linalg.stats import spearman
 from whence.plots.scores import score_curve, score_histogram
 from whence.report import words
 from whence.report.model import Check, Grid, Overlap, Query, Report, Row, Statistics
-from whence.report.overlap import Words, rank_correlation
 from whence.report.tokens import merge_special, shown_once, unpredicted, unread
 from whence.store.digest import canonical_json
 from whence.store.scores import Scores
@@ -28,6 +29,7 @@ STANDS_OUT, TYPICAL = 2.0, 10.0
 ENOUGH = 200
 """Rows from which on the 99th percentile is another thing than the runner-up."""
 
+_WORD = re.compile(r"\b\w\w+\b")
 _LAYER = re.compile(r"(?:(?P<stack>.*?)\.)?(?P<number>\d+)\.(?P<module>.+)")
 
 TRAINING = (
@@ -130,7 +132,7 @@ class _Builder:
         tops = [set(scores.top(query, words.HUB_TOP)["id"]) for query in range(len(scores.queries))]
         self.hubs = Counter({name: sum(name in top for top in tops) for name in scores.hubs(words.HUB_TOP)})
         self.about = [words.query_of(scores, number) for number in range(len(scores.queries))]
-        self.words = Words([str(query["text"]) for query in self.about], self.texts)
+        self.words = _Words([str(query["text"]) for query in self.about], self.texts)
 
     def hub_rows(self) -> tuple[tuple[str, int, str], ...]:
         """Rows that are high with most queries."""
@@ -258,7 +260,9 @@ class _Builder:
             return None
         every = self.words.cosines[number]
         top = float(np.mean([row.overlap for row in raises if row.overlap is not None]))
-        return Overlap(top, float(every.mean()), rank_correlation(self.scores.raw[number], every))
+        raw = self.scores.raw[number]
+        constant = len(raw) < 3 or np.ptp(raw) == 0 or np.ptp(every) == 0
+        return Overlap(top, float(every.mean()), None if constant else float(spearman(raw, every)))
 
     def _copy_rank(self, number: int, text: str) -> int | None:
         """Rank of the best row that is the query itself, word for word."""
@@ -266,6 +270,24 @@ class _Builder:
         raw = self.scores.raw[number]
         same = [raw[place] for place, other in enumerate(self.texts) if other and " ".join(other.split()) == wanted]
         return int((raw > max(same)).sum()) + 1 if same else None
+
+
+class _Words:
+    """The words of all rows beside those of the queries."""
+
+    def __init__(self, queries: Sequence[str], documents: Sequence[str]):
+        self.queries = [set(_WORD.findall(text.lower())) for text in queries]
+        asked = set().union(*self.queries)
+        self.documents = Counter(word for text in documents for word in asked & set(_WORD.findall(text.lower())))
+        self.common = max(len(documents) / 2, 2)
+        some = any(_WORD.findall(text.lower()) for text in documents)
+        self.cosines: np.ndarray | None = tfidf_scores(queries, documents).raw if asked and some else None
+        """`[Q, N]`; None where there are no words to compare."""
+
+    def shared(self, query: int, text: str) -> tuple[str, ...]:
+        """Words in both the query and a row that most rows have not, those of the fewest rows first."""
+        both = {word for word in self.queries[query] & set(_WORD.findall(text.lower())) if self.documents[word] <= self.common}
+        return tuple(sorted(both, key=lambda word: (self.documents[word], word)))
 
 
 def layer_and_module(name: str) -> tuple[str, str]:
