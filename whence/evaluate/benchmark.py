@@ -119,7 +119,13 @@ def _ask(name: str, model: Any, tokenizer: Any, tasks: Sequence[Task], settings:
     with Folder.claim(place, provenance, rerun=rerun) as folder:
         for task, build, questions in tasks:
             if folder.has_json(f"{task}.json"):
-                _refuse_other_questions(folder, task, questions)
+                if (found := folder.read_json(f"{task}.json")["questions"]) != questions:
+                    raise StaleArtifact(
+                        f"{folder.path} holds answers to other questions of {task}.",
+                        given=f"questions {found or 'of the hub'} -> {questions or 'of the hub'}",
+                        accepted="what it was made from; nothing was overwritten",
+                        fix="another --out (Python: out=...), or --rerun (rerun=True)",
+                    )
                 continue
             started = time.monotonic()
             rows, about = _answers(f"{name} {task.removeprefix(PREFIX)}", model, tokenizer, _built(task, build), settings)
@@ -128,18 +134,12 @@ def _ask(name: str, model: Any, tokenizer: Any, tasks: Sequence[Task], settings:
                 temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
             took = time.monotonic() - started
             folder.write_json(f"{task}.json", {**about, "questions": questions, "n": len(rows), "seconds": took})
-            _say_cuts(name, task, rows, about["context"])
-
-
-def _refuse_other_questions(folder: Folder, task: str, questions: str) -> None:
-    found = folder.read_json(f"{task}.json")["questions"]
-    if found != questions:
-        raise StaleArtifact(
-            f"{folder.path} holds answers to other questions of {task}.",
-            given=f"questions {found or 'of the hub'} -> {questions or 'of the hub'}",
-            accepted="what it was made from; nothing was overwritten",
-            fix="another --out (Python: out=...), or --rerun (rerun=True)",
-        )
+            if cut := [row["cut"] for row in rows if row["cut"]]:
+                note(
+                    f"warning: {len(cut)} of {len(rows)} prompts of {task} are longer than the {about['context']} tokens "
+                    f"{name} reads: they lost their beginning, up to {max(cut)} tokens (worked examples first); "
+                    "--fewshot takes fewer [WHENCE-07]"
+                )
 
 
 def _built(task: str, build: Callable[[], Any]) -> Any:
@@ -194,15 +194,6 @@ def _row(sample: Mapping[str, Any], asked: Any) -> dict[str, Any]:
         "cut": max(0, max(asked.lengths[pair] for pair in pairs) - asked.max_length),
         "prompt_hash": sample["prompt_hash"],
     }
-
-
-def _say_cuts(name: str, task: str, rows: Sequence[Mapping[str, Any]], context: int) -> None:
-    cut = [row["cut"] for row in rows if row["cut"]]
-    if cut:
-        note(
-            f"warning: {len(cut)} of {len(rows)} prompts of {task} are longer than the {context} tokens {name} reads: they "
-            f"lost their beginning, up to {max(cut)} tokens (worked examples first); --fewshot takes fewer [WHENCE-07]"
-        )
 
 
 @functools.cache

@@ -38,7 +38,12 @@ def write_examples(out: Path, table: pandas.DataFrame, scores: Scores, top: int 
     for number, row in enumerate(table.to_dict("records"), start=1):
         found = _queries_of(row, scores)
         missing += not found
-        lines = [f"## {number}. {_inline(row['prompt'])}", *_answers(row)]
+        lines = [f"## {number}. {_inline(row['prompt'])}"]
+        for name, who in (("Tuned", "tuned"), ("Base", "base"), ("Reference", "reference")):
+            if isinstance(row[who], str):
+                lines.append(f"**{name}**{_marks(row, who)}\n\n{_block(row[who])}")
+        if not isinstance(row["base"], str):
+            lines.append("No answer of the base model.")
         lines += [_of_query(query, row, scores, top, hubs) for query in found]
         if not found:
             lines.append("No scores for this prompt.")
@@ -70,21 +75,11 @@ def _queries_of(row: dict[str, Any], scores: Scores) -> list[int]:
     return sorted(known or same.values())
 
 
-def _answers(row: dict[str, Any]) -> list[str]:
-    named = {"Tuned": "tuned", "Base": "base", "Reference": "reference"}
-    said = [f"**{name}**{_marks(row, key)}\n\n{_block(row[key])}" for name, key in named.items() if isinstance(row[key], str)]
-    return [*said, *(["No answer of the base model."] if not isinstance(row["base"], str) else [])]
-
-
 def _marks(row: dict[str, Any], who: str) -> str:
     """What was measured of an answer, in brackets."""
-    shown = {
-        "log p": (f"logprob_{who}", "{:.2f} nats"),
-        "BLEU": (f"bleu_{who}", "{:.1f}"),
-        "ROUGE-L": (f"rougeL_{who}", "{:.2f}"),
-    }
-    known = {name: (row.get(key), form) for name, (key, form) in shown.items()}
-    said = [f"{name} {form.format(value)}" for name, (value, form) in known.items() if value is not None and value == value]
+    forms = {"logprob": "log p {:.2f} nats", "bleu": "BLEU {:.1f}", "rougeL": "ROUGE-L {:.2f}"}
+    known = ((row.get(f"{key}_{who}"), form) for key, form in forms.items())
+    said = [form.format(value) for value, form in known if value is not None and value == value]
     return f" ({', '.join(said)})" if said else ""
 
 
