@@ -76,8 +76,7 @@ def inspect_factors(
                 if entry.module in names:
                     written += inspect_module(curvature, entry, folder.path, settings)
                     advance(1)
-        broken = [entry for entry in found if entry.not_finite or _broken_sides(entry)]
-        if broken:
+        if broken := [entry for entry in found if entry.not_finite or _broken_sides(entry)]:
             raise NumericalError(
                 f"The eigenvalues of {broken[0].module} are not finite",
                 given=f"NaN or infinity in {len(broken)} of {len(found)} modules, see {folder.path / 'health.md'}",
@@ -130,8 +129,7 @@ def module_facts(found: Health, sides: Sides | None, marks: dict[float, int], ab
             f"eigenvalues over {about['eigenvalue_examples']:,} rows, labels from the {about['labels']}"
         )
     if found.not_finite:
-        facts["pictures"] = "none: there is nothing to draw where eigenvalues are not finite"
-        return facts
+        return facts | {"pictures": "none: there is nothing to draw where eigenvalues are not finite"}
     facts |= {
         "mean, largest, smallest": f"{found.mean:.3e}, {found.largest:.3e}, {found.smallest:.3e}",
         "damping d": f"{found.d:.3e}",
@@ -144,17 +142,14 @@ def module_facts(found: Health, sides: Sides | None, marks: dict[float, int], ab
         for share, count in marks.items()
     }
     if not (sides and found.inputs and found.outputs):
-        facts["eigenvalues of the covariances"] = without_sides(about)
-        return facts
+        return facts | {"eigenvalues of the covariances": without_sides(about)}
     unit = "rows" if sides.by_example else "positions"
     for name, side in (("input covariance A", found.inputs), ("gradient covariance S", found.outputs)):
-        per_column = f"{side.per_column:,.1f} per column"
+        facts[name] = f"rank {side.rank:,} of {side.width:,}, condition {condition_words(side.condition)}, "
+        facts[name] += f"{side.samples:,} {unit} ({side.per_column:,.1f} per column"
         if side.columns < side.width:
-            per_column += f" of its widest block, {side.columns:,}" if side.columns > 1 else ", as it is diagonal"
-        facts[name] = (
-            f"rank {side.rank:,} of {side.width:,}, condition {condition_words(side.condition)}, "
-            f"{side.samples:,} {unit} ({per_column})"
-        )
+            facts[name] += f" of its widest block, {side.columns:,}" if side.columns > 1 else ", as it is diagonal"
+        facts[name] += ")"
     if sides.group != found.module:
         facts["input covariance A"] += f", that of {sides.group}, which reads the same input"
     return facts

@@ -45,7 +45,13 @@ def gather(
     }
     given |= {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items() if file}
     if training or _there(own, "train/training.json"):
-        given["training"] = _training(Path(training) if training else path / "train")
+        from whence.train.metrics import FILE, read_metrics
+
+        home = Path(training) if training else path / "train"
+        if not (home / "training.json").is_file():
+            raise UsageError(f"{home} has no training.json.", accepted="the folder that whence train made")
+        history = read_metrics(home / FILE) if (home / FILE).is_file() else []
+        given["training"] = {**json.loads((home / "training.json").read_text(encoding="utf-8")), "history": history}
     home = Path(factors) if factors else _there(own, "factors", MANIFEST, CONFIG)
     if home is not None and "health" in given:  # no need to read the factors themselves
         given["factors"] = Folder.open(home).manifest["about"]
@@ -75,16 +81,6 @@ def scores_in(path: Path) -> list[Path]:
 def _there(run: Path | None, name: str, *inside: str) -> Path | None:
     """A file of a run, or a folder with these files, if it is there."""
     return run / name if run is not None and all((run / name / file).is_file() for file in inside or ("",)) else None
-
-
-def _training(folder: Path) -> dict[str, Any]:
-    """The record of a training, with its metrics as "history"."""
-    from whence.train.metrics import FILE, read_metrics
-
-    if not (folder / "training.json").is_file():
-        raise UsageError(f"{folder} has no training.json.", accepted="the folder that whence train made")
-    history = read_metrics(folder / FILE) if (folder / FILE).is_file() else []
-    return {**json.loads((folder / "training.json").read_text(encoding="utf-8")), "history": history}
 
 
 def _evaluation(folder: Path) -> dict[str, list[dict[str, str]]]:
