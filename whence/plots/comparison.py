@@ -21,22 +21,17 @@ def comparison_panels(summary: pandas.DataFrame) -> list[Points]:
 
     def points(of: str) -> list[Point]:
         found = {row["measure"]: row for row in records(summary) if row["of"] == of}
-        return [
-            tuple(found[name][end] / (100 if name == "bleu" else 1) for end in ("mean", "low", "high"))
-            if name in found
-            else None
-            for name in LABELS
-        ]
+        scale = {"bleu": 100}
+        ends = ("mean", "low", "high")
+        return [tuple(found[m][end] / scale.get(m, 1) for end in ends) if m in found else None for m in LABELS]
 
     labels, panels = list(LABELS.values()), []
     against = {who: points(who) for who in ("base", "tuned") if any(points(who))}
     if against:
         panels.append(Points("Answers against the references", f"mean over {prompts(*against)} prompts", labels, against))
     if any(points("tuned minus base")):
-        difference = {"tuned minus base": points("tuned minus base")}
-        panels.append(
-            Points("Tuned minus base, on the same prompts", "difference of means", labels, difference, around_zero=True)
-        )
+        title, difference = "Tuned minus base, on the same prompts", {"tuned minus base": points("tuned minus base")}
+        panels.append(Points(title, "difference of means", labels, difference, around_zero=True))
     if any(points("base against tuned")):
         alike = {"base against tuned": points("base against tuned")}
         panels.append(Points("How alike base and tuned answers are", f"mean over {prompts(*alike)} prompts", labels, alike))

@@ -158,9 +158,8 @@ def _points(axes: Axes, panel: Points) -> None:
                 label = None
     for row, chance in enumerate(panel.chance):
         label = "guessing" if row == 0 else None
-        axes.plot(
-            [chance] * 2, [row - 0.42, row + 0.42], color=SERIES[1], linestyle=":", linewidth=1.8, label=label, zorder=1.5
-        )
+        look = {"color": SERIES[1], "linestyle": ":", "linewidth": 1.8, "zorder": 1.5}
+        axes.plot([chance] * 2, [row - 0.42, row + 0.42], label=label, **look)
     if panel.around_zero:
         axes.axvline(0, color="black", linewidth=1, zorder=1.5)
     else:

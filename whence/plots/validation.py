@@ -33,6 +33,7 @@ def agreement_bars(table: Sequence[Mapping[str, Any]]) -> Bars:
 def ladder_bars(table: Sequence[Mapping[str, Any]]) -> list[Bars]:
     """Of the decomposition: the size of each gap, with and without own control, and correlations with influence, by change."""
     panels = []
+    size, pearson = "mean |difference|, nats per copy", "Pearson, mean over queries"
     for change in dict.fromkeys(row["change"] for row in table):
         rows = [row for row in table if row["change"] == change]
         steps = [f"{one['objective']} to {two['objective']}" for one, two in zip(rows, rows[1:], strict=False)]
@@ -40,14 +41,10 @@ def ladder_bars(table: Sequence[Mapping[str, Any]]) -> list[Bars]:
             "against the own control": [row["gap_to_next"] for row in rows[:-1]],
             "against the trained weights": [row["gap_no_control"] for row in rows[:-1]],
         }
-        panels.append(
-            Bars(f"Gaps between objectives at a change of {change}", "mean |difference|, nats per copy", steps, gaps, {}, True)
-        )
+        panels.append(Bars(f"Gaps between objectives at a change of {change}", size, steps, gaps, {}, True))
         correlations = {"with influence": [row["pearson_influence"] for row in rows]}
         labels = [row["objective"] for row in rows]
-        panels.append(
-            Bars(f"Correlation with influence at a change of {change}", "Pearson, mean over queries", labels, correlations)
-        )
+        panels.append(Bars(f"Correlation with influence at a change of {change}", pearson, labels, correlations))
     return panels
 
 
@@ -57,9 +54,8 @@ def convergence_lines(table: Sequence[Mapping[str, Any]]) -> Lines:
     for row in table:
         size = float(row["change"].removesuffix("/N"))
         curves.setdefault(row["damping"], []).append((size, row["relative_error"]))
-    return Lines(
-        "The smaller the change, the nearer the PBRF", "change, copies of the row", "relative error", curves, {}, (True, True)
-    )
+    title = "The smaller the change, the nearer the PBRF"
+    return Lines(title, "change, copies of the row", "relative error", curves, logarithmic=(True, True))
 
 
 def interval_bars(table: Sequence[Mapping[str, Any]], value: str, unit: str, title: str = "") -> Bars:
@@ -82,6 +78,5 @@ def removal_lines(table: Sequence[Mapping[str, Any]]) -> Lines:
         if row["removed"] in ("top", "random"):
             curves.setdefault(row["method"], []).append((100 * row["share"], row["mean"]))
             bands.setdefault(row["method"], []).append((row["low"], row["high"]))
-    return Lines(
-        "Retrained without each query's top rows", "rows removed, %", "fall of log p, nats (bands: 95 %)", curves, bands
-    )
+    title, fall = "Retrained without each query's top rows", "fall of log p, nats (bands: 95 %)"
+    return Lines(title, "rows removed, %", fall, curves, bands)
