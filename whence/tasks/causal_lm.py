@@ -10,27 +10,18 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from whence.errors import TruncatedQueryError, UsageError
-from whence.store.fingerprint import fingerprint_tokenizer
-from whence.tasks.base import Batch, Task
+from whence.errors import UsageError
+from whence.tasks.base import Batch
 from whence.tasks.chat import chat_template_of, render
 from whence.tasks.forward import accepted, unwrapped
 from whence.tasks.head import chunked, worth_chunks
-from whence.tasks.measurements import (
-    IGNORED,
-    NAMED,
-    Measurement,
-    check_measurement,
-    draw_labels,
-    measurement_name,
-    negative_log_likelihood,
-)
-from whence.tasks.outputs import Outputs, classes
-from whence.tasks.questions import answer_of, span_in_answer, variants
-from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize
+from whence.tasks.measurements import IGNORED, Measurement, draw_labels
+from whence.tasks.questions import answer_of, span_in_answer
+from whence.tasks.text import TextTask
+from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize, up_to_last
 
 
-class CausalLM(Task):
+class CausalLM(TextTask):
     """Next-token prediction on texts, prompts with completions, or conversations.
 
     In the loss are all tokens of a text, those that hold any character of a completion, and the turns of the assistant.
@@ -42,8 +33,6 @@ class CausalLM(Task):
     the end-of-sequence token if the tokenizer doesn't. The side of the padding changes no result.
     """
 
-    default_modules = "mlp"
-
     def __init__(
         self,
         tokenizer: Any,
@@ -54,26 +43,13 @@ class CausalLM(Task):
         append_eos: bool = False,
         padding_side: Literal["right", "left"] = "right",
     ):
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.measurement = check_measurement(measurement)
+        super().__init__(tokenizer, max_length, measurement, append_eos)
         self.chat_template = chat_template_of(tokenizer, chat_template)
-        self.append_eos = append_eos
         self.padding_side = padding_side
 
-    def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
-        """Return the negative log-likelihood of each row's labels, or of labels drawn with `noise [B, T]`: `[B]`, nats."""
-        return _measured(model, batch, negative_log_likelihood, noise)
-
-    def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the measurement of each query, `[B]`."""
-        if not isinstance(self.measurement, str):
-            return self.measurement(model, batch)
-        return _measured(model, batch, NAMED[self.measurement])
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Return the logits of the positions that `collate` kept, all at once."""
-        return classes(next_token_logits(model, batch), _at(batch["labels"], batch))
+    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run the model: logits and labels of the positions that `collate` kept."""
+        return next_token_logits(model, batch), _at(batch["labels"], batch)
 
     def encode(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokenise rows; notes what is cut and what has nothing in the loss.
@@ -87,17 +63,6 @@ class CausalLM(Task):
     def tokenize(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokenise rows as `encode` does, whatever comes out: for looking at data."""
         return self._tokenize([self._passage(row) for row in rows])
-
-    def encode_queries(self, rows: Sequence[Any]) -> list[list[tuple[Tokens, float]]]:
-        """Tokenise queries: in the loss is what is measured, the completion (of a conversation: its last turn) or its span.
-
-        A query with a contrast is two items, weighted +1 and -1. Raises `UsageError` for a query without completion,
-        `TruncatedQueryError` when the completion doesn't fit.
-        """
-        return [
-            [(self._encode_query(row, name), weight) for row, weight in variants(query)]
-            for name, query in zip(row_names(rows), rows, strict=True)
-        ]
 
     def collate(self, items: Sequence[Tokens]) -> Batch:
         """Batch items: `input_ids`, `attention_mask` and `labels`, int64 `[B, T]`.
@@ -124,8 +89,7 @@ class CausalLM(Task):
 
     def size(self, item: Tokens) -> int:
         """Count the positions up to the last one that predicts a token in the loss."""
-        predicted = item.in_loss[1:].nonzero()[0]
-        return int(predicted[-1]) + 1 if len(predicted) else 0
+        return up_to_last(item.in_loss[1:])
 
     def predictions(self, item: Tokens) -> int:
         """Count the tokens in the loss."""
@@ -135,21 +99,10 @@ class CausalLM(Task):
         """Return `(T,)`: one number for each position."""
         return (self.size(item),)
 
-    def collate_noise(self, items: Sequence[Tokens], noise: Sequence[Tensor]) -> Tensor:
-        """Batch the items' noise, padded as the labels are: `[B, T]`."""
-        return pad([row.numpy(force=True) for row in noise], 0.0, self.padding_side)
-
-    def settings(self) -> dict[str, Any]:
+    def settings(self, **own: Any) -> dict[str, Any]:
         """Name what decides about tokens, losses and measurements (the padding doesn't)."""
         template = self.chat_template and hashlib.blake2b(self.chat_template.encode(), digest_size=8).hexdigest()
-        return {
-            "task": type(self).__name__,
-            "tokenizer": fingerprint_tokenizer(self.tokenizer),
-            "max_length": self.max_length,
-            "chat_template": template,
-            "append_eos": self.append_eos,
-            "measurement": measurement_name(self.measurement),
-        }
+        return super().settings(chat_template=template, **own)
 
     def display(self, item: Tokens) -> list[tuple[str, bool]]:
         """Return each token's characters and whether it is in the loss; joined they are the text (up to the cut)."""
@@ -179,13 +132,8 @@ class CausalLM(Task):
             begin = passage.text.index(answer.strip(), first) - answer.index(answer.strip())  # templates may strip
             first, last = (begin + position for position in span_in_answer(row))
         (tokens,) = self._tokenize([replace(passage, answers=((first, last),))])
-        if tokens.needed > self.max_length:
-            raise TruncatedQueryError(
-                f"The answer of query {name} is cut off.",
-                given=f"max_length={self.max_length}; the answer ends at token {tokens.needed:,}",
-                accepted=f"max_length of at least {tokens.needed}",
-                fix=f"max_length={tokens.needed}    (command line: --max-length {tokens.needed})",
-            )
+        needed = tokens.needed
+        self._refuse_cut(needed, f"The answer of query {name} is cut off.", f"the answer ends at token {needed:,}")
         if self.size(tokens) == 0:
             raise UsageError(f"Query {name} has no answer that the model predicts.", given=repr(passage.text[:200]))
         return tokens
@@ -197,20 +145,17 @@ class CausalLM(Task):
             item.in_loss[:1] = False
         return tokens
 
+    def _measured(
+        self, model: nn.Module, batch: Batch, measure: Callable[[Tensor, Tensor], Tensor], noise: Tensor | None = None
+    ) -> Tensor:
+        labels, noise = _at(batch["labels"], batch), None if noise is None else _at(noise, batch)
+        if _is_watched(model) or not worth_chunks(model, labels.numel()):
+            return super()._measured(model, batch, measure, noise)
 
-def _measured(
-    model: nn.Module, batch: Batch, measure: Callable[[Tensor, Tensor], Tensor], noise: Tensor | None = None
-) -> Tensor:
-    """What `measure` makes of logits and labels, `[B]`; with noise, of labels that are drawn from the model."""
-    labels = _at(batch["labels"], batch)
-    noise = None if noise is None else _at(noise, batch)
+        def of(logits: Tensor, labels: Tensor, noise: Tensor | None) -> Tensor:
+            return measure(logits, labels if noise is None else draw_labels(logits, labels, noise))
 
-    def of(logits: Tensor, labels: Tensor, noise: Tensor | None) -> Tensor:
-        return measure(logits, labels if noise is None else draw_labels(logits, labels, noise))
-
-    if not _is_watched(model) and worth_chunks(model, labels.numel()):
         return chunked(model, _inputs(model, batch), batch.get("kept"), of, labels, noise)
-    return of(next_token_logits(model, batch), labels, noise)
 
 
 def next_token_logits(model: nn.Module, batch: Batch) -> Tensor:

@@ -11,18 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from whence.errors import UsageError
-from whence.store.fingerprint import fingerprint_tokenizer
-from whence.tasks.base import Batch, Task
-from whence.tasks.measurements import (
-    NAMED,
-    Measurement,
-    check_measurement,
-    draw_labels,
-    measurement_name,
-    negative_log_likelihood,
-)
-from whence.tasks.outputs import Outputs, classes
+from whence.tasks.base import Batch
+from whence.tasks.measurements import Measurement
 from whence.tasks.supervised import predict
+from whence.tasks.text import LabelTask
 from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize
 
 
@@ -34,7 +26,7 @@ class LabelledTokens:
     label: int
 
 
-class Classification(Task):
+class Classification(LabelTask):
     """One class per example: cross-entropy of logits `[B, V]` and labels `[B]`.
 
     Examples are `(input, label)` pairs or mappings of the model's arguments with `labels`. With a tokenizer they are rows
@@ -50,30 +42,13 @@ class Classification(Task):
         *,
         measurement: Measurement = "logprob",
     ):
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, max_length, measurement)
         self.label_names = list(label_names or [])
-        self.max_length = max_length
-        self.measurement = check_measurement(measurement)
 
-    def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
-        """Return the negative log-likelihood of each label, or of labels drawn with `noise [B]`: `[B]`, nats."""
+    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run the model: logits `[B, 1, V]` and labels `[B, 1]`."""
         logits, labels = predict(model, batch)
-        logits, labels = logits.unsqueeze(1), labels.unsqueeze(1)
-        if noise is not None:
-            labels = draw_labels(logits, labels, noise.unsqueeze(1))
-        return negative_log_likelihood(logits, labels)
-
-    def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the measurement of each query, `[B]`."""
-        if not isinstance(self.measurement, str):
-            return self.measurement(model, batch)
-        logits, labels = predict(model, batch)
-        return NAMED[self.measurement](logits.unsqueeze(1), labels.unsqueeze(1))
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Return the logits."""
-        logits, labels = predict(model, batch)
-        return classes(logits.unsqueeze(1), labels.unsqueeze(1))
+        return logits.unsqueeze(1), labels.unsqueeze(1)
 
     def encode(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Tokenise rows of text; without a tokenizer examples stay as they are."""
@@ -99,15 +74,9 @@ class Classification(Task):
         """Count the tokens of a text; 1 for anything else."""
         return len(item.tokens.ids) if isinstance(item, LabelledTokens) else 1
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, **own: Any) -> dict[str, Any]:
         """Name what decides about labels, tokens and measurements."""
-        return {
-            "task": type(self).__name__,
-            "tokenizer": self.tokenizer and fingerprint_tokenizer(self.tokenizer),
-            "max_length": self.max_length,
-            "label_names": self.label_names,
-            "measurement": measurement_name(self.measurement),
-        }
+        return super().settings(label_names=self.label_names, **own)
 
     def display(self, item: LabelledTokens) -> list[tuple[str, bool]]:
         """Return each token's characters; none is in the loss, which is about the label."""

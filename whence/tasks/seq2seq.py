@@ -9,22 +9,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from whence.errors import TruncatedQueryError, UsageError
-from whence.store.fingerprint import fingerprint_tokenizer
-from whence.tasks.base import Batch, Task
+from whence.errors import UsageError
+from whence.tasks.base import Batch
 from whence.tasks.forward import unwrapped
-from whence.tasks.measurements import (
-    IGNORED,
-    NAMED,
-    Measurement,
-    check_measurement,
-    draw_labels,
-    measurement_name,
-    negative_log_likelihood,
-)
-from whence.tasks.outputs import Outputs, classes
-from whence.tasks.questions import answer_of, span_in_answer, variants
-from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize
+from whence.tasks.measurements import IGNORED, Measurement
+from whence.tasks.questions import answer_of, span_in_answer
+from whence.tasks.text import TextTask
+from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize, up_to_last
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +26,7 @@ class TokenPair:
     target: Tokens
 
 
-class Seq2Seq(Task):
+class Seq2Seq(TextTask):
     """The completion, written by the decoder, of a prompt, read by the encoder; `T` positions are the decoder's.
 
     Losses, measurements and labels drawn from the model are those of `CausalLM`. Every token of the completion is in the
@@ -43,32 +34,20 @@ class Seq2Seq(Task):
     also when labels are drawn.
     """
 
-    default_modules = "mlp"
-
     def __init__(
         self, tokenizer: Any, max_length: int = 512, *, measurement: Measurement = "logprob", append_eos: bool = False
     ):
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.measurement = check_measurement(measurement)
-        self.append_eos = append_eos
+        super().__init__(tokenizer, max_length, measurement, append_eos)
 
-    def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
-        """Return the negative log-likelihood of each completion, or of labels drawn with `noise [B, T]`: `[B]`, nats."""
-        logits, labels = _decode(model, batch), batch["labels"]
-        if noise is not None:
-            labels = draw_labels(logits, labels, noise)
-        return negative_log_likelihood(logits, labels)
-
-    def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the measurement of each query, `[B]`."""
-        if not isinstance(self.measurement, str):
-            return self.measurement(model, batch)
-        return NAMED[self.measurement](_decode(model, batch), batch["labels"])
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
-        """Return the decoder's logits."""
-        return classes(_decode(model, batch), batch["labels"])
+    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run the model: the decoder's logits `[B, T, V]`, and the labels."""
+        output = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            decoder_input_ids=unwrapped(model).prepare_decoder_input_ids_from_labels(labels=batch["decoder_labels"]),
+            use_cache=False,
+        )
+        return output.logits, batch["labels"]
 
     def encode(self, rows: Sequence[Any]) -> list[TokenPair]:
         """Tokenise rows of prompt and completion; notes what is cut and what has no completion."""
@@ -78,13 +57,6 @@ class Seq2Seq(Task):
         longer = [max(pair, key=lambda tokens: tokens.length) for pair in zip(sources, targets, strict=True)]
         report_lengths(longer, [int(item.in_loss.sum()) for item in targets], self.max_length, row_names(rows))
         return [TokenPair(source, target) for source, target in zip(sources, targets, strict=True)]
-
-    def encode_queries(self, rows: Sequence[Any]) -> list[list[tuple[TokenPair, float]]]:
-        """Tokenise queries; a span and a contrast mean what they do in `CausalLM`."""
-        return [
-            [(self._encode_query(row, name), weight) for row, weight in variants(query)]
-            for name, query in zip(row_names(rows), rows, strict=True)
-        ]
 
     def collate(self, items: Sequence[TokenPair]) -> Batch:
         """Batch items: `input_ids` and `attention_mask` of the encoder, `[B, S]`, `labels` of the decoder, `[B, T]`.
@@ -121,20 +93,6 @@ class Seq2Seq(Task):
         """Return `(T,)`: one number for each position of the decoder."""
         return (_written(item),)
 
-    def collate_noise(self, items: Sequence[TokenPair], noise: Sequence[Tensor]) -> Tensor:
-        """Batch the items' noise, padded as the labels are: `[B, T]`."""
-        return pad([row.numpy(force=True) for row in noise], 0.0)
-
-    def settings(self) -> dict[str, Any]:
-        """Name what decides about tokens, losses and measurements."""
-        return {
-            "task": type(self).__name__,
-            "tokenizer": fingerprint_tokenizer(self.tokenizer),
-            "max_length": self.max_length,
-            "append_eos": self.append_eos,
-            "measurement": measurement_name(self.measurement),
-        }
-
     def display(self, item: TokenPair) -> list[tuple[str, bool]]:
         """Return each token's characters, of the prompt and then of the completion, and whether it is in the loss."""
         return item.source.display() + item.target.display()
@@ -149,34 +107,16 @@ class Seq2Seq(Task):
         (source,) = tokenize(self.tokenizer, [Passage(_prompt_of(row), ())], self.max_length)
         (target,) = self._tokenize_targets([Passage(answer, (stretch,))])
         needed = max(source.length, target.needed)
-        if needed > self.max_length:
-            raise TruncatedQueryError(
-                f"Query {name} is cut off.",
-                given=f"max_length={self.max_length}; the query needs {needed:,} tokens",
-                accepted=f"max_length of at least {needed}",
-                fix=f"max_length={needed}    (command line: --max-length {needed})",
-            )
+        self._refuse_cut(needed, f"Query {name} is cut off.", f"the query needs {needed:,} tokens")
         return TokenPair(source, target)
 
     def _tokenize_targets(self, passages: Sequence[Passage]) -> list[Tokens]:
         return tokenize(self.tokenizer, passages, self.max_length, append_eos=self.append_eos, target=True)
 
 
-def _decode(model: nn.Module, batch: Batch) -> Tensor:
-    """Run the model on a batch: the decoder's logits, `[B, T, V]`."""
-    written = unwrapped(model).prepare_decoder_input_ids_from_labels(labels=batch["decoder_labels"])
-    return model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        decoder_input_ids=written,
-        use_cache=False,
-    ).logits
-
-
 def _written(item: TokenPair) -> int:
     """Count the tokens up to the last one in the loss."""
-    positions = item.target.in_loss.nonzero()[0]
-    return int(positions[-1]) + 1 if len(positions) else 0
+    return up_to_last(item.target.in_loss)
 
 
 def _prompt_of(row: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -108,12 +108,14 @@ def tokenize(
                 verbose=False,
             )
             columns = (encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"])
-            tokens += [_cut(_align(*row, eos), max_length) for row in zip(chunk, *columns, strict=True)]
+            tokens += [_align(*row, eos, max_length) for row in zip(chunk, *columns, strict=True)]
     return tokens
 
 
-def _align(passage: Passage, ids: list[int], offsets: list[tuple[int, int]], added: list[int], eos: int | None) -> Tokens:
-    """Give every character to a token.
+def _align(
+    passage: Passage, ids: list[int], offsets: list[tuple[int, int]], added: list[int], eos: int | None, max_length: int
+) -> Tokens:
+    """Give every character to a token, and cut off what is too long.
 
     Offsets are not exact: byte-level tokenizers may leave white space out of them, and normalisers may drop characters.
     Such characters go to the next token, and what is left at the end to the last.
@@ -133,25 +135,18 @@ def _align(passage: Passage, ids: list[int], offsets: list[tuple[int, int]], add
     for first, last in passage.answers:
         in_loss |= (ends > first) & (begins < last)
     return Tokens(
-        ids=np.array(ids, np.int64),
-        in_loss=in_loss,
-        ends=ends,
+        ids=np.array(ids[:max_length], np.int64),
+        in_loss=in_loss[:max_length].copy(),
+        ends=ends[:max_length].copy(),
         text=passage.text,
         length=len(ids),
-        needed=_last(in_loss) + 1,
+        needed=up_to_last(in_loss),
     )
 
 
-def _cut(tokens: Tokens, max_length: int) -> Tokens:
-    if tokens.length <= max_length:
-        return tokens
-    ids, in_loss, ends = (array[:max_length].copy() for array in (tokens.ids, tokens.in_loss, tokens.ends))
-    return replace(tokens, ids=ids, in_loss=in_loss, ends=ends)
-
-
-def _last(mask: np.ndarray) -> int:
-    """Return the position of the last True, -1 if there is none."""
-    return int(mask.nonzero()[0][-1]) if mask.any() else -1
+def up_to_last(mask: np.ndarray) -> int:
+    """Count the positions up to the last True."""
+    return int(mask.nonzero()[0][-1]) + 1 if mask.any() else 0
 
 
 def pad(rows: Sequence[np.ndarray], fill: int | float | bool, side: str = "right") -> Tensor:

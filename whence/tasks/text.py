@@ -1,0 +1,110 @@
+"""What tasks whose labels are classes or tokens have in common: losses, measurements and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from whence.errors import TruncatedQueryError
+from whence.store.fingerprint import fingerprint_tokenizer
+from whence.tasks.base import Batch, Task
+from whence.tasks.measurements import (
+    NAMED,
+    Measurement,
+    check_measurement,
+    draw_labels,
+    measurement_name,
+    negative_log_likelihood,
+)
+from whence.tasks.outputs import Outputs, classes
+from whence.tasks.questions import variants
+from whence.tasks.tokens import pad, row_names
+
+
+class LabelTask(Task):
+    """Cross-entropy of labels; a subclass gives the logits."""
+
+    def __init__(self, tokenizer: Any, max_length: int, measurement: Measurement):
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.measurement = check_measurement(measurement)
+
+    def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run the model: logits `[B, T, V]` and labels `[B, T]`, -100 where none is in the loss."""
+        raise NotImplementedError
+
+    def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
+        """Return the negative log-likelihood of each example's labels, or of labels drawn with `noise`: `[B]`, nats."""
+        return self._measured(model, batch, negative_log_likelihood, noise)
+
+    def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the measurement of each query, `[B]`."""
+        if not isinstance(self.measurement, str):
+            return self.measurement(model, batch)
+        return self._measured(model, batch, NAMED[self.measurement])
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
+        """Return the logits of all labels at once."""
+        return classes(*self.predict(model, batch))
+
+    def settings(self, **own: Any) -> dict[str, Any]:
+        """Name what decides about labels, tokens, losses and measurements; `own` is a subclass's."""
+        return {
+            "task": type(self).__name__,
+            "tokenizer": self.tokenizer and fingerprint_tokenizer(self.tokenizer),
+            "max_length": self.max_length,
+            **own,
+            "measurement": measurement_name(self.measurement),
+        }
+
+    def _measured(
+        self, model: nn.Module, batch: Batch, measure: Callable[[Tensor, Tensor], Tensor], noise: Tensor | None = None
+    ) -> Tensor:
+        """What `measure` makes of logits and labels, `[B]`; with noise, of labels that are drawn from the model."""
+        logits, labels = self.predict(model, batch)
+        return measure(logits, labels if noise is None else draw_labels(logits, labels, noise.reshape(labels.shape)))
+
+
+class TextTask(LabelTask):
+    """Language models: labels are tokens, and queries may ask about a span or a contrast of their completion."""
+
+    default_modules = "mlp"
+    padding_side: Literal["right", "left"] = "right"
+
+    def __init__(self, tokenizer: Any, max_length: int, measurement: Measurement, append_eos: bool):
+        super().__init__(tokenizer, max_length, measurement)
+        self.append_eos = append_eos
+
+    def encode_queries(self, rows: Sequence[Any]) -> list[list[tuple[Any, float]]]:
+        """Tokenise queries: in the loss is what is measured, the completion (of a conversation: its last turn) or its span.
+
+        A query with a contrast is two items, weighted +1 and -1. Raises `UsageError` for a query without completion,
+        `TruncatedQueryError` when the completion doesn't fit.
+        """
+        return [
+            [(self._encode_query(row, name), weight) for row, weight in variants(query)]
+            for name, query in zip(row_names(rows), rows, strict=True)
+        ]
+
+    def _encode_query(self, row: Mapping[str, Any], name: str) -> Any:
+        raise NotImplementedError
+
+    def collate_noise(self, items: Sequence[Any], noise: Sequence[Tensor]) -> Tensor:
+        """Batch the items' noise, padded as the labels are: `[B, T]`."""
+        return pad([row.numpy(force=True) for row in noise], 0.0, self.padding_side)
+
+    def settings(self, **own: Any) -> dict[str, Any]:
+        """Name what decides about tokens, losses and measurements (the padding doesn't)."""
+        return super().settings(**own, append_eos=self.append_eos)
+
+    def _refuse_cut(self, needed: int, what: str, given: str) -> None:
+        """Raise `TruncatedQueryError` where a query needs more tokens than there may be."""
+        if needed > self.max_length:
+            raise TruncatedQueryError(
+                what,
+                given=f"max_length={self.max_length}; {given}",
+                accepted=f"max_length of at least {needed}",
+                fix=f"max_length={needed}    (command line: --max-length {needed})",
+            )
