@@ -6,16 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
+from whence.demo.tiny import BOS, EOS, PAD, UNK, make_llama, train_tokenizer
 from whence.generation import generate
 from whence.store.scores import row_text
 from whence.train.small import Training
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 
 
 @dataclass(frozen=True)
@@ -42,40 +39,13 @@ SETTINGS = Settings()
 
 def make_tokenizer(rows: Iterable[dict[str, str]]) -> PreTrainedTokenizerFast:
     """A tokenizer whose tokens are the words of the rows, each with the space before it; texts begin with BOS."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.WordLevelTrainer(special_tokens=[BOS, EOS, PAD, UNK], show_progress=False)
-    tokenizer.train_from_iterator((row_text(row) for row in rows), trainer)
-    start = tokenizer.token_to_id(BOS)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, start)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNK)
+    return train_tokenizer((row_text(row) for row in rows), "words", (BOS, EOS, PAD, UNK), begins=True)
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, settings: Settings = SETTINGS) -> LlamaForCausalLM:
     """An untrained Llama; the same seed gives the same weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    words = tokenizer.get_vocab()
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=settings.width,
-        intermediate_size=settings.inner,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        max_position_embeddings=settings.max_length,
-        initializer_range=settings.spread,
-        tie_word_embeddings=False,
-        bos_token_id=words[BOS],
-        eos_token_id=words[EOS],
-        pad_token_id=words[PAD],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config).eval()
+    sizes = (settings.width, settings.inner, settings.layers, settings.heads, settings.max_length)
+    return make_llama(tokenizer, seed, *sizes, spread=settings.spread)
 
 
 def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ def write_tiny(
         return _demo(values, folder, seed)
     questions = "completion" in (values["data"].get("columns") or {})
     if data is None:
-        data = _embedded_questions(folder, seed) if questions else _embedded_texts(folder, seed)
+        data = _embedded_corpus(folder, seed, questions)
         columns, said = values["data"].get("columns"), "the embedded corpus: made-up facts about people who don't exist"
     else:
         columns, said = _fitting_columns(data, columns or values["data"].get("columns")), data
@@ -84,24 +84,21 @@ def _introduction(name: str, said: str, values: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "whence run whence.yaml"])
 
 
-def _embedded_questions(folder: Path, seed: int) -> str:
-    """Questions and answers about the demo's world: every fact asked for in two wordings."""
+def _embedded_corpus(folder: Path, seed: int, questions: bool) -> str:
+    """The demo's world: its rows, or questions and answers, every fact asked for in two wordings."""
     from whence.demo.world import RELATIONS, make_world
 
+    world = make_world(seed)
+    if not questions:
+        _write_rows(folder / "corpus.jsonl", world.rows)
+        return "corpus.jsonl"
     wordings = {relation.name: relation.questions for relation in RELATIONS}
     with (folder / "corpus.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["Input", "Output"])
-        for fact in make_world(seed).facts:
+        for fact in world.facts:
             table.writerows((wording.format(x=fact.person), fact.value) for wording in wordings[fact.relation])
     return "corpus.csv"
-
-
-def _embedded_texts(folder: Path, seed: int) -> str:
-    from whence.demo.world import make_world
-
-    _write_rows(folder / "corpus.jsonl", make_world(seed).rows)
-    return "corpus.jsonl"
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
@@ -133,27 +130,20 @@ def _write_prompts(path: Path, rows: Rows) -> None:
 
 def _make_model(folder: Path, rows: Rows, seed: int, *, trained: bool = False) -> None:
     """A small Llama with a byte-level tokenizer of the rows' text."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tokenizers import pre_tokenizers
 
+    from whence.demo.tiny import BOS, EOS, PAD, make_llama, train_tokenizer
     from whence.store.scores import row_text
 
-    tokenizer = _make_tokenizer(row_text(row) for row in rows)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        max_position_embeddings=4 * MAX_LENGTH,
-        initializer_range=0.06,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    tokenizer = train_tokenizer(
+        (row_text(row) for row in rows),
+        "pieces",
+        (BOS, EOS, PAD),
+        begins=True,
+        vocab_size=VOCABULARY,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).eval()
+    model = make_llama(tokenizer, seed, WIDTH, INNER, LAYERS, HEADS, 4 * MAX_LENGTH, spread=0.06)
     if trained:
         from whence.tasks import CausalLM
         from whence.train.small import Training, train
@@ -162,25 +152,6 @@ def _make_model(folder: Path, rows: Rows, seed: int, *, trained: bool = False) -
         train(model, CausalLM(tokenizer, MAX_LENGTH, append_eos=True), rows, settings)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _make_tokenizer(texts: Iterable[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    start, end, padding = special = "<s>", "</s>", "<pad>"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A", special_tokens=[(start, tokenizer.token_to_id(start))]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=start, eos_token=end, pad_token=padding)
 
 
 def _demo(values: Mapping[str, Any], folder: Path, seed: int) -> str:

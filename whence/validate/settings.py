@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.data.rows import make_rows
+from whence.demo.tiny import BOS, EOS, PAD, UNK, make_llama, train_tokenizer
 from whence.engine.stream import identify
 from whence.errors import UsageError
 from whence.store.digest import canonical_json, digest
@@ -204,8 +205,9 @@ def bag_setting(name: str, rows: list[dict[str, Any]], classes: int, length: int
     different = list({row["text"]: row for row in rows}.values())
     chosen = random.Random(0).sample(different, 1200)
     train, queries = chosen[:1000], chosen[1000:]
-    tokenizer = word_tokenizer([row["text"] for row in train], 800)
-    words = len(tokenizer.get_vocab())
+    texts = [row["text"] for row in train]
+    tokenizer = train_tokenizer(texts, "words", (UNK, PAD), lowercase=True, vocab_size=800)
+    words = len(tokenizer)
 
     def model(seed: int) -> nn.Module:
         return seeded(seed, lambda: Bag(words, 16, 32, classes))
@@ -219,21 +221,8 @@ def bag_setting(name: str, rows: list[dict[str, Any]], classes: int, length: int
         make_rows(queries, origin=name),
         recipe,
         "*",
-        ([row["text"] for row in queries], [row["text"] for row in train]),
+        ([row["text"] for row in queries], texts),
     )
-
-
-def word_tokenizer(texts: Sequence[str], words: int) -> Any:
-    """A tokenizer of the most frequent words of the texts, in lower case."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.WordLevelTrainer(vocab_size=words, special_tokens=["<unk>", "<pad>"], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>")
 
 
 # language models
@@ -246,18 +235,19 @@ def language(folder: Path | None) -> Setting:
     lines = found(folder, FILES["lm"][0]).read_text(encoding="utf-8").splitlines()
     stories = [json.loads(line)["text"] for line in lines]
     random.Random(0).shuffle(stories)
-    tokenizer = piece_tokenizer(stories[:500], LM_VOCABULARY)
+    tokenizer = train_tokenizer(stories[:500], "pieces", (BOS, EOS, UNK), vocab_size=LM_VOCABULARY)
     openings = (opening(tokenizer, story, LM_TOKENS) for story in dict.fromkeys(stories))
     pieces = list(itertools.islice(dict.fromkeys(filter(None, openings)), LM_TRAIN + LM_QUERIES))
     train, queries = [before + after for before, after in pieces[:LM_TRAIN]], pieces[LM_TRAIN:]
-    words = len(tokenizer.get_vocab())
 
     def model(seed: int) -> nn.Module:
-        return seeded(seed, lambda: tiny_llama(words))
+        llama = make_llama(tokenizer, seed, 32, 64, 2, 2, 2 * LM_TOKENS, spread=32**-0.5)
+        llama.set_attn_implementation("eager")  # plain attention, which `vmap` knows how to batch
+        return llama
 
     return Setting(
         "lm",
-        f"tinystories: Llama of 2 layers, 32 wide, {words} tokens, texts of {LM_TOKENS}",
+        f"tinystories: Llama of 2 layers, 32 wide, {len(tokenizer)} tokens, texts of {LM_TOKENS}",
         model,
         CausalLM(tokenizer, max_length=2 * LM_TOKENS),
         make_rows([{"text": text} for text in train], origin="tinystories"),
@@ -275,39 +265,6 @@ def opening(tokenizer: Any, story: str, tokens: int) -> tuple[str, str] | None:
         return None
     cut, end = offsets[tokens // 2][0], offsets[tokens - 1][1]
     return story[:cut], story[cut:end]
-
-
-def piece_tokenizer(texts: Sequence[str], pieces: int) -> Any:
-    """A byte-pair tokenizer (Sennrich et al. 2016) of the characters of the texts and their most frequent joins."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=pieces, special_tokens=["<s>", "</s>", "<unk>"], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-
-
-def tiny_llama(words: int, width: int = 32) -> nn.Module:
-    """A Llama of two layers; plain attention, which `vmap` knows how to batch."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=words,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=2 * LM_TOKENS,
-        initializer_range=width**-0.5,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    config._attn_implementation = "eager"
-    return LlamaForCausalLM(config)
 
 
 # parts
