@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
 
 from whence import dist
 from whence.data.rows import Rows, with_contents
@@ -22,7 +21,9 @@ from whence.store.digest import digest, fingerprint_code, fingerprint_settings
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 from whence.store.manifest import Folder, atomic, differences
 from whence.tasks.chat import write
+from whence.tasks.forward import in_mode
 from whence.tasks.questions import has_answer, with_answer
+from whence.tasks.tokens import pad
 
 REPLACEMENT = "\ufffd"
 """What the first bytes of an unfinished character are decoded to."""
@@ -191,7 +192,16 @@ def _resumable(
     size = settings.batch_size
     complete = _completer(model, tokenizer, settings.max_new_tokens, settings.temperature, seed)
     files = {start: f"batch-{start:08d}.json" for start in range(0, len(prompts), size)}
-    with _claim(place, {"stage": name, **made, "model": _origin(model, tokenizer)}) as folder:
+    try:
+        claimed = Folder.claim(place, {"stage": name, **made, "model": _origin(model, tokenizer)})
+    except StaleArtifact as error:
+        raise StaleArtifact(
+            f"{place} holds the beginning of pairs made from something else.",
+            given=error.given,
+            accepted="what it was made from; nothing was overwritten",
+            fix=f"another --out (Python: out=...), or remove {place.parent}",
+        ) from error
+    with claimed as folder:
         done = sum(len(prompts[start : start + size]) for start, file in files.items() if folder.has_json(file))
         with stage(name, total=len(prompts), unit="prompts", done=done) as advance:
             for start, file in files.items():
@@ -200,18 +210,6 @@ def _resumable(
                     folder.write_json(file, complete(start, batch))
                     advance(len(batch))
         return [answer for file in files.values() for answer in folder.read_json(file)]
-
-
-def _claim(place: Path, provenance: Mapping[str, Any]) -> Folder:
-    try:
-        return Folder.claim(place, provenance)
-    except StaleArtifact as error:
-        raise StaleArtifact(
-            f"{place} holds the beginning of pairs made from something else.",
-            given=error.given,
-            accepted="what it was made from; nothing was overwritten",
-            fix=f"another --out (Python: out=...), or remove {place.parent}",
-        ) from error
 
 
 def _completer(
@@ -223,7 +221,7 @@ def _completer(
 
     @torch.no_grad()
     def complete(start: int, batch: Sequence[str]) -> list[dict[str, Any]]:
-        with evaluating(model), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        with in_mode(model, training=False), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(int(fingerprint_settings([seed, start]), 16) % 2**63)
             return _complete(model, tokenizer, batch, [encode(prompt)["input_ids"] for prompt in batch], settings)
 
@@ -236,15 +234,19 @@ def _complete(
     if empty := [prompt for prompt, ids in zip(prompts, encoded, strict=True) if not ids]:
         raise UsageError(f"The prompt {empty[0]!r} has no tokens.", accepted="a prompt of at least one token")
     heads = [[] for _ in encoded] if model.config.is_encoder_decoder else encoded
-    ids_BT, mask_BT = (part.to(model.device) for part in _pad_left(encoded, settings["pad_token_id"]))
+    # on the left, so that all prompts end together
+    ids_BT = pad([np.array(ids) for ids in encoded], settings["pad_token_id"], "left").to(model.device)
+    mask_BT = pad([np.ones(len(ids), int) for ids in encoded], 0, "left").to(model.device)
     output = model.generate(
         input_ids=ids_BT, attention_mask=mask_BT, output_logits=True, return_dict_in_generate=True, **settings
     )
     new_BT = output.sequences[:, -len(output.logits) :]
-    logp_BT = torch.stack([_log_prob(logits, new) for logits, new in zip(output.logits, new_BT.T, strict=True)], dim=1)
+    steps = zip(output.logits, new_BT.T, strict=True)
+    logp_BT = torch.stack([logits.float().log_softmax(-1).gather(1, new[:, None])[:, 0] for logits, new in steps], dim=1)
     answers = []
     for prompt, head, new, logp in zip(prompts, heads, new_BT.tolist(), logp_BT.tolist(), strict=True):
-        text, length = _written(tokenizer, head, _until_end(new, settings["eos_token_id"]))
+        end = next((at for at, token in enumerate(new) if token in settings["eos_token_id"]), len(new))
+        text, length = _written(tokenizer, head, new[:end])
         answers.append({"prompt": prompt, "completion": text, "logprob": sum(logp[:length])})
     return answers
 
@@ -262,48 +264,16 @@ def _settings(model: Any, tokenizer: Any, max_new_tokens: int, temperature: floa
     return {**plain, **drawing, "eos_token_id": ends, "pad_token_id": padding}
 
 
-def _pad_left(encoded: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
-    """Batch ids `[B, T]` with their attention mask; padding is on the left, so that all prompts end together."""
-    longest = max(len(ids) for ids in encoded)
-    ids_BT = torch.tensor([[padding] * (longest - len(ids)) + list(ids) for ids in encoded])
-    mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in encoded])
-    return ids_BT, mask_BT
-
-
-def _log_prob(logits_BV: Tensor, ids_B: Tensor) -> Tensor:
-    return logits_BV.float().log_softmax(-1).gather(1, ids_B[:, None])[:, 0]
-
-
-def _until_end(ids: list[int], ends: list[int]) -> list[int]:
-    """Cut ids before the first end of text."""
-    return ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))]
-
-
 def _written(tokenizer: Any, prompt_ids: list[int], new_ids: list[int]) -> tuple[str, int]:
     """Decode what follows the prompt, and count its tokens.
 
     It is decoded together with the prompt, because many tokenizers drop the space before the first word; tokens that
     begin a character and were cut off before they ended it are left out.
     """
-    head = _decode(tokenizer, prompt_ids)
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    head = decode(prompt_ids)
     for length in range(len(new_ids), 0, -1):
-        text = _decode(tokenizer, [*prompt_ids, *new_ids[:length]])[len(head) :]
+        text = decode([*prompt_ids, *new_ids[:length]])[len(head) :]
         if not text.endswith(REPLACEMENT):
             return text, length
     return "", 0
-
-
-def _decode(tokenizer: Any, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and give every module back its mode."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

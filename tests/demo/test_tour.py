@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from whence.demo.tour import METHODS, _best_rank, _lead, take_tour
+from whence.demo.tour import METHODS, _lead, take_tour
 from whence.errors import StaleArtifact
 from whence.store.scores import open_scores
+from whence.validate.controls import best_rank
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_another_seed_in_the_same_folder_is_refused(tour):
 
 
 def test_ties_count_against_the_source():
-    assert _best_rank(np.array([1.0, 1.0, 0.0]), [0]) == 2
-    assert _best_rank(np.array([1.0, 2.0, 0.0]), [0, 1]) == 1
+    assert best_rank(np.array([1.0, 1.0, 0.0]), [0]) == 2
+    assert best_rank(np.array([1.0, 2.0, 0.0]), [0, 1]) == 1
     assert _lead(np.array([4.0, 2.0, 0.0]), [0]) == 2.0
     assert _lead(np.array([-1.0, 2.0]), [0]) == 0.0

@@ -8,20 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import StringConstraints, TypeAdapter
 
 from whence.errors import UsageError
-from whence.settings import (
-    Benchmark,
-    Count,
-    Data,
-    Fit,
-    Generate,
-    Inspect,
-    Measured,
-    Score,
-    Section,
-    Train,
-    Weights,
-    setting,
-)
+from whence.settings import Benchmark, Count, Data, Fit, Generate, Inspect, Measured, Score, Section, Train, Weights, setting
 
 
 class Model(Weights):

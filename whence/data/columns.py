@@ -20,27 +20,16 @@ ROLES = ("text", "prompt", "completion", "messages", "source", "id", "label", "c
 SHAPES = ({"text"}, {"prompt"}, {"prompt", "completion"}, {"messages"})
 """What a row is made of; the other roles only come along."""
 
+PAIRS = (
+    *(("instruction+input", "output"), ("instruction+context", "response"), ("instruction", "output")),
+    *(("instruction", "response"), ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer")),
+    *(("question", "answer"), ("question", "response"), ("input", "output"), ("input", "target")),
+)
 GUESSES = (
-    {"messages": "messages"},
-    {"messages": "conversations"},
-    {"messages": "conversation"},
-    {"prompt": "instruction+input", "completion": "output"},
-    {"prompt": "instruction+context", "completion": "response"},
-    {"prompt": "instruction", "completion": "output"},
-    {"prompt": "instruction", "completion": "response"},
-    {"prompt": "prompt", "completion": "completion"},
-    {"prompt": "prompt", "completion": "response"},
-    {"prompt": "prompt", "completion": "answer"},
-    {"prompt": "question", "completion": "answer"},
-    {"prompt": "question", "completion": "response"},
-    {"prompt": "input", "completion": "output"},
-    {"prompt": "input", "completion": "target"},
-    {"text": "text"},
-    {"text": "content"},
-    {"text": "story"},
-    {"text": "document"},
-    {"prompt": "prompt"},
-    {"prompt": "question"},
+    *({"messages": name} for name in ("messages", "conversations", "conversation")),
+    *({"prompt": prompt, "completion": completion} for prompt, completion in PAIRS),
+    *({"text": name} for name in ("text", "content", "story", "document")),
+    *({"prompt": name} for name in ("prompt", "question")),
 )
 """Well-known columns, the more telling first; names are compared without regard to case."""
 
@@ -79,7 +68,8 @@ def read_columns(
         rows.append({role: value for role, value in row.items() if value is not None})
     for mapping in {json.dumps(m): m for m in guessed.values()}.values():
         if any(role != column for role, column in mapping.items()):
-            note(f"{origin}: read as {_as_text(mapping)} (guessed from the column names)")
+            said = ", ".join(f"{role} = {column}" for role, column in mapping.items())
+            note(f"{origin}: read as {said} (guessed from the column names)")
     return rows, ids if "id" in given else None
 
 
@@ -154,10 +144,6 @@ def _column_error(what: str, sample: Record, mapping: Mapping[str, str]) -> Colu
 def _clip(value: Any, width: int = 40) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _as_text(mapping: Mapping[str, str]) -> str:
-    return ", ".join(f"{role} = {column}" for role, column in mapping.items())
 
 
 def _split(column: str, known: Mapping[str, Any]) -> list[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from whence.data import Rows
 from whence.demo.tiny import BOS, EOS, PAD, UNK, make_llama, train_tokenizer
 from whence.generation import generate
 from whence.store.scores import row_text
-from whence.train.small import Training
+from whence.tasks import CausalLM
+from whence.train.small import Training, train
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -46,6 +50,16 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, settings: Sett
     """An untrained Llama; the same seed gives the same weights."""
     sizes = (settings.width, settings.inner, settings.layers, settings.heads, settings.max_length)
     return make_llama(tokenizer, seed, *sizes, spread=settings.spread)
+
+
+def teach(rows: Rows, folder: Path, seed: int = 0) -> None:
+    """Train a model of the rows and save it in the folder, with its tokenizer."""
+    tokenizer = make_tokenizer(rows)
+    model = make_model(tokenizer, seed)
+    train(model, CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True), rows, SETTINGS.training)
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[str]:

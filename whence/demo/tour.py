@@ -8,7 +8,6 @@ and resumes when interrupted.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from whence.data import Rows, as_rows, load_data
-from whence.demo.model import SETTINGS, answers, make_model, make_tokenizer
+from whence.demo.model import SETTINGS, answers, teach
 from whence.demo.world import Question, World, make_world
 from whence.errors import StaleArtifact, WhenceError
 from whence.filter.tfidf import tfidf_scores
@@ -32,7 +31,7 @@ from whence.scoring import score
 from whence.store.manifest import atomic
 from whence.store.scores import Scores
 from whence.tasks import CausalLM
-from whence.train.small import train
+from whence.validate.controls import best_rank
 
 METHODS = ("EK-FAC influence", "gradient dot product", "gradient cosine", "TF-IDF")
 
@@ -105,7 +104,7 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
     world = make_world(seed)
     corpus = _keep_corpus(folder, world)
     with _timed(seconds, "train"):
-        model, tokenizer = _taught(folder / "model", world, corpus, seed)
+        model, tokenizer = _taught(folder / "model", corpus, seed)
     task = CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True)
     given = answers(model, tokenizer, [question.prompt for question in world.questions])
     asked = [question for question, answer in zip(world.questions, given, strict=True) if answer == question.answer]
@@ -159,17 +158,12 @@ def _keep_corpus(folder: Path, world: World) -> Rows:
     return load_data(path)
 
 
-def _taught(folder: Path, world: World, corpus: Rows, seed: int) -> tuple[Any, Any]:
+def _taught(folder: Path, corpus: Rows, seed: int) -> tuple[Any, Any]:
     """The trained model and its tokenizer, from the folder if they are there."""
     if folder.exists():
         return load_model(str(folder))
-    tokenizer = make_tokenizer(world.rows)
-    model = make_model(tokenizer, seed)
-    train(model, CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True), corpus, SETTINGS.training)
     temporary = folder.with_name(".model.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
+    teach(corpus, temporary, seed)
     temporary.rename(folder)
     return load_model(str(folder))
 
@@ -197,18 +191,11 @@ def _finding(number: int, question: Question, influence: Scores, matrices: dict[
         truth=question.truth.strip(),
         planted=question.planted,
         sources=[influence.examples["text"].iloc[source] for source in question.sources],
-        ranks={method: _best_rank(matrix[number], question.sources) for method, matrix in matrices.items()},
+        ranks={method: best_rank(matrix[number], question.sources) for method, matrix in matrices.items()},
         leads={method: _lead(matrix[number], question.sources) for method, matrix in matrices.items()},
         raises=rows(lowest=False),
         lowers=rows(lowest=True),
     )
-
-
-def _best_rank(scores: np.ndarray, sources: Sequence[int]) -> int:
-    """The rank of the best source; ties count against it, so that a method that can't tell gets no credit."""
-    best = max(scores[list(sources)])
-    others = np.delete(scores, list(sources))
-    return int((others >= best).sum()) + 1
 
 
 def _lead(scores: np.ndarray, sources: Sequence[int]) -> float:

@@ -21,12 +21,12 @@ import numpy as np
 
 from whence.errors import StaleArtifact, UsageError
 from whence.evaluate.mmlu import PREFIX, fingerprint_subject, local_task, select, unknown_task
-from whence.generation import evaluating
 from whence.linalg.stats import paired_shares, wilson
 from whence.progress import note, stage
 from whence.settings import Benchmark
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 from whence.store.manifest import Folder, atomic
+from whence.tasks.forward import in_mode
 from whence.version import __version__
 
 SUMMARY, WORK, TOTAL = "benchmark.json", "benchmark", "total"
@@ -162,7 +162,7 @@ def _answers(
 
     task.set_config(key="num_fewshot", value=settings.fewshot)
     task.set_fewshot_seed(seed=1234)  # lm-eval's own; MMLU takes the first examples, whatever the seed
-    with _hushed(), evaluating(model):
+    with _hushed(), in_mode(model, training=False):
         asked = _harness()(name, model, copy.deepcopy(tokenizer), settings.batch_size)
         found: Any = evaluate(lm=asked, task_dict={task.config.task: task}, limit=settings.limit)
     if found is None:

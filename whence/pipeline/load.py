@@ -19,10 +19,5 @@ def rows_of(data: Data, path: str | None = None) -> Rows:
 def task_of(model: Any, tokenizer: Any, data: Data, measurement: Any = "logprob") -> Any:
     """How text becomes tokens and what is asked."""
     return task_for(
-        model,
-        tokenizer,
-        data.max_length,
-        measurement=measurement,
-        chat_template=data.chat_template,
-        append_eos=data.append_eos,
+        model, tokenizer, data.max_length, measurement=measurement, chat_template=data.chat_template, append_eos=data.append_eos
     )

@@ -32,7 +32,9 @@ class Record:
 
     def whole(self, folder: Path) -> bool:
         """Whether the stage was finished and all its files are there."""
-        return self.files is not None and all(_size(folder / name) == size for name, size in self.files.items())
+        if self.files is None:
+            return False
+        return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in self.files.items())
 
 
 @dataclass
@@ -115,7 +117,3 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") ->
 def _short(value: Any) -> str:
     text = "nothing" if value is None else canonical_json(value).strip('"')
     return text if len(text) <= 40 else f"{text[:30]}... ({digest(text)[:6]})"
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None

@@ -98,12 +98,7 @@ class Workshop:
     @property
     def pairs(self) -> dict[str, Any]:
         """The generated answers."""
-        return read_json(self.out / "generate" / "generated.json")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads((self.out / "generate" / "generated.json").read_text(encoding="utf-8"))
 
 
 def train(shop: Workshop, out: Path) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from whence.config.write import commented
-from whence.data import Rows, load_data
+from whence.data import Rows, as_rows, load_data
 from whence.errors import ColumnError
 
 VOCABULARY, MAX_LENGTH = 2048, 128
@@ -63,10 +62,6 @@ def write_tiny(
     config["generate"] = {**values.get("generate", {}), "max_new_tokens": 16}
     if config.get("evaluate"):
         config["evaluate"] = {"compare": True}
-    return commented(config, _introduction(name, said, values))
-
-
-def _introduction(name: str, said: str, values: Mapping[str, Any]) -> str:
     weights = (
         "random, and fine-tuning trains them from nothing"
         if "train" in values
@@ -81,7 +76,7 @@ def _introduction(name: str, said: str, values: Mapping[str, Any]) -> str:
         lines.append(
             "Benchmarks need their questions: --set evaluate.benchmark.data=FOLDER (MMLU's csv files in dev/ and test/)."
         )
-    return "\n".join([*lines, "whence run whence.yaml"])
+    return commented(config, "\n".join([*lines, "whence run whence.yaml"]))
 
 
 def _embedded_corpus(folder: Path, seed: int, questions: bool) -> str:
@@ -156,21 +151,12 @@ def _make_model(folder: Path, rows: Rows, seed: int, *, trained: bool = False) -
 
 def _demo(values: Mapping[str, Any], folder: Path, seed: int) -> str:
     """The tour's own world, model and questions."""
-    from whence.data import as_rows
-    from whence.demo.model import SETTINGS, make_model, make_tokenizer
+    from whence.demo.model import teach
     from whence.demo.world import make_world
-    from whence.tasks import CausalLM
-    from whence.train.small import train
 
     world = make_world(seed)
     _write_rows(folder / "corpus.jsonl", world.rows)
     prompts = [{"prompt": question.prompt, "completion": question.answer} for question in world.questions[:PROMPTS]]
     (folder / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n", encoding="utf-8")
-    tokenizer = make_tokenizer(world.rows)
-    model = make_model(tokenizer, seed)
-    task = CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True)
-    train(model, task, as_rows(list(world.rows)), SETTINGS.training)
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    teach(as_rows(list(world.rows)), folder / "model", seed)
     return commented(dict(values), "The embedded world of the demo, and a small model that learnt it.\nwhence run whence.yaml")

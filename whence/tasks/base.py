@@ -64,7 +64,10 @@ class Task:
     def collate(self, items: Sequence[Any]) -> Batch:
         """Batch items; the default stacks tensors as `torch.utils.data.default_collate` does."""
         batch = torch.utils.data.default_collate(list(items))
-        return batch if isinstance(batch, Mapping) else dict(enumerate_fields(batch))
+        if isinstance(batch, Mapping):
+            return batch
+        parts = batch if isinstance(batch, list | tuple) else [batch]
+        return dict(zip(["inputs", "targets", *(f"field_{i}" for i in range(2, len(parts)))], parts, strict=False))
 
     def size(self, item: Any) -> int:
         """Positions that the item takes up in a batch (tokens of a text, 1 for a vector or an image)."""
@@ -93,13 +96,6 @@ class Task:
     def settings(self) -> dict[str, Any]:
         """What of the task changes the scores, for fingerprints: JSON values only."""
         return {"task": type(self).__name__}
-
-
-def enumerate_fields(batch: Any) -> list[tuple[str, Any]]:
-    """Name the parts of a collated tuple: `(inputs, targets)`, or a lone `inputs`."""
-    parts = batch if isinstance(batch, list | tuple) else [batch]
-    names = ["inputs", "targets", *(f"field_{i}" for i in range(2, len(parts)))]
-    return list(zip(names, parts, strict=False))
 
 
 def sample_classes(logits: Tensor, noise: Tensor) -> Tensor:

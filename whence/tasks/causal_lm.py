@@ -48,8 +48,15 @@ class CausalLM(TextTask):
         self.padding_side = padding_side
 
     def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Run the model: logits and labels of the positions that `collate` kept."""
-        return next_token_logits(model, batch), _at(batch["labels"], batch)
+        """Run the model, without a key-value cache: logits `[B, K, V]` and labels of the positions that `collate` kept.
+
+        The head, often a fifth of a small model's products, is only applied there, where the model can be asked for that;
+        not where its own inputs are looked at, which stand for all positions.
+        """
+        given, labels = _inputs(model, batch), _at(batch["labels"], batch)
+        if "kept" in batch and "logits_to_keep" in accepted(model) and not _is_watched(model):
+            return model(**given, logits_to_keep=batch["kept"]).logits, labels
+        return _at(model(**given).logits, batch), labels
 
     def encode(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokenise rows; notes what is cut and what has nothing in the loss.
@@ -156,20 +163,6 @@ class CausalLM(TextTask):
             return measure(logits, labels if noise is None else draw_labels(logits, labels, noise))
 
         return chunked(model, _inputs(model, batch), batch.get("kept"), of, labels, noise)
-
-
-def next_token_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Run the model on a batch, without a key-value cache: logits `[B, K, V]` of the positions that `collate` kept.
-
-    The head, often a fifth of a small model's products, is only applied there, where the model can be asked for that; not
-    where its own inputs are looked at, which stand for all positions.
-    """
-    given = _inputs(model, batch)
-    narrow = "kept" in batch and "logits_to_keep" in accepted(model) and not _is_watched(model)
-    if narrow:
-        given["logits_to_keep"] = batch["kept"]
-    logits = model(**given).logits
-    return logits if narrow else _at(logits, batch)
 
 
 def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
+
+from torch import nn
 
 
 def unwrapped(model: Any) -> Any:
@@ -15,9 +17,16 @@ def unwrapped(model: Any) -> Any:
 
 def accepted(model: Any) -> frozenset[str]:
     """Name the arguments of the model's `forward`."""
-    return _arguments(type(unwrapped(model)).forward)
+    return frozenset(inspect.signature(type(unwrapped(model)).forward).parameters)
 
 
-@functools.cache
-def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(forward).parameters)
+@contextlib.contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Switch dropout and its like on or off, and give every module back its mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

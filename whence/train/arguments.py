@@ -32,32 +32,27 @@ OURS = TRAINER | {
 
 DECIDED = {
     "auto_find_batch_size": "a resumed run would not know the batch size; choose batch_size",
-    "data_seed": "the seed is the run's",
-    "deepspeed": "one process trains the model",
     "disable_tqdm": "progress is whence's own",
     "do_eval": "evaluation says it",
     "do_train": "this is training",
     "enable_jit_checkpoint": "checkpoints are written every save_steps",
-    "fsdp": "one process trains the model",
-    "fsdp_config": "one process trains the model",
     "ignore_data_skip": "a resumed run would see rows twice",
     "load_best_model_at_end": "the model is that of the last step; earlier ones are in checkpoints/",
     "label_names": "the task knows the labels",
-    "label_smoothing_factor": "the loss is the one that attribution differentiates",
     "output_dir": "it is in `out`",
-    "parallelism_config": "one process trains the model",
     "push_to_hub": "nothing leaves this machine",
     "remove_unused_columns": "the task makes the batches",
     "resume_from_checkpoint": "the same call resumes by itself",
     "save_only_model": "a killed run could not go on",
-    "seed": "the seed is the run's",
-    "torch_compile": "the task looks at the model's own arguments",
-    "torch_compile_backend": "the task looks at the model's own arguments",
-    "torch_compile_mode": "the task looks at the model's own arguments",
     "train_sampling_strategy": "the order of the rows is recorded, and shuffled each epoch",
     "use_cache": "training keeps no key-value cache",
     "use_cpu": "the model's device says it",
-    "use_liger_kernel": "the loss is the one that attribution differentiates",
+    **dict.fromkeys(("data_seed", "seed"), "the seed is the run's"),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config"), "one process trains the model"),
+    **dict.fromkeys(("label_smoothing_factor", "use_liger_kernel"), "the loss is the one that attribution differentiates"),
+    **dict.fromkeys(
+        ("torch_compile", "torch_compile_backend", "torch_compile_mode"), "the task looks at the model's own arguments"
+    ),
 }
 """Arguments that can't be chosen, and why."""
 
@@ -103,7 +98,13 @@ def check(settings: Train, model: nn.Module) -> None:
             fix="evaluation=0.1 (--evaluation 0.1), or no eval_steps",
         )
     _check_schedule(settings)
-    _check_tracker(settings.tracker)
+    modules = MODULES.get(settings.tracker, ())
+    if modules and not any(importlib.util.find_spec(module) for module in modules):
+        raise UsageError(
+            f"The tracker {settings.tracker} is not installed.",
+            accepted="none (metrics.jsonl is written in any case), or a tracker that is there",
+            fix=f"pip install {modules[0]}",
+        )
     _check_names(settings.arguments)
 
 
@@ -168,16 +169,6 @@ def _check_schedule(settings: Train) -> None:
             f"The schedule {settings.schedule} follows the loss on the rows kept out.",
             given=f"eval_steps={settings.eval_steps}, evaluation={settings.evaluation}",
             fix="eval_steps=100 (--eval-steps 100)",
-        )
-
-
-def _check_tracker(name: str) -> None:
-    modules = MODULES.get(name, ())
-    if modules and not any(importlib.util.find_spec(module) for module in modules):
-        raise UsageError(
-            f"The tracker {name} is not installed.",
-            accepted="none (metrics.jsonl is written in any case), or a tracker that is there",
-            fix=f"pip install {modules[0]}",
         )
 
 

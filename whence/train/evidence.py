@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from whence.data.rows import Rows
-from whence.engine.partition import run_chunk
+from whence.engine.partition import batch_positions, run_chunk
 from whence.engine.stream import to_device
 from whence.errors import EmptyLossError
+from whence.tasks.base import Task
 from whence.tasks.causal_lm import CausalLM
 from whence.tasks.tokens import Tokens
 
@@ -46,8 +50,8 @@ def evidence_of_training(
     items = [item for item in task.tokenize(rows.take(range(0, len(rows), step))[:examples]) if task.size(item)]
     if not items:
         raise EmptyLossError("No row has a token in the loss.", given=f"{min(len(rows), examples)} rows looked at")
-    real = _losses(model, task, items, batch_tokens)
-    exchanged = _losses(model, task, _exchanged(items, seed), batch_tokens)
+    real = row_losses(model, task, items, batch_tokens)
+    exchanged = row_losses(model, task, _exchanged(items, seed), batch_tokens)
     tokens = sum(task.predictions(item) for item in items)
     return Evidence(float(real.sum() / tokens), float(exchanged.sum() / tokens))
 
@@ -65,13 +69,24 @@ def _exchanged(items: Sequence[Tokens], seed: int) -> list[Tokens]:
     return dealt
 
 
-def _losses(model: nn.Module, task: CausalLM, items: Sequence[Tokens], batch_tokens: int) -> np.ndarray:
+def row_losses(
+    model: nn.Module,
+    task: Task,
+    items: Sequence[Any],
+    batch_tokens: int | None,
+    precision: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> np.ndarray:
+    """Each row's loss in nats, float64 `[N]`, of the model as it is; the rows are batched by length."""
     device, losses = next(model.parameters()).device, np.zeros(len(items))
 
     def run(batches: list[list[int]]) -> None:
         for batch in batches:
             inputs = to_device(task.collate([items[index] for index in batch]), device)
-            losses[batch] = task.losses(model, inputs).float().cpu().numpy()
+            with precision():
+                losses[batch] = task.losses(model, inputs).float().cpu().numpy()
+            advance(len(batch))
 
-    run_chunk(range(len(items)), [task.size(item) for item in items], batch_tokens, run, lambda: None)
+    positions = batch_positions(batch_tokens, device)
+    run_chunk(range(len(items)), [task.size(item) for item in items], positions, run, lambda: None)
     return losses

@@ -318,7 +318,10 @@ def _borrowed(model: nn.Module) -> Iterator[None]:
     flags = {name: tensor.requires_grad for name, tensor in tensors.items()}
     trained = [name for name, _ in model.named_buffers()] + [name for name, _ in model.named_parameters() if flags[name]]
     copies = {name: tensors[name].detach().to("cpu", copy=True) for name in trained}
-    insides = [(module, dict(vars(module)), _contents(module)) for module in model.modules()]
+    insides = [
+        (module, dict(vars(module)), {name: dict(value) for name, value in vars(module).items() if isinstance(value, dict)})
+        for module in model.modules()
+    ]
     configs = [getattr(unwrapped(model), name, None) for name in ("config", "generation_config")]
     said = [(config, copy.deepcopy(vars(config))) for config in configs if config is not None]  # saving writes into them
     try:
@@ -340,11 +343,6 @@ def _borrowed(model: nn.Module) -> Iterator[None]:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])
             parameter.grad = None
-
-
-def _contents(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """Modules, parameters, buffers and hooks of a module, by the attribute that holds them."""
-    return {name: dict(value) for name, value in vars(module).items() if isinstance(value, dict)}
 
 
 @contextlib.contextmanager

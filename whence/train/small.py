@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from whence.engine.stream import encode, to_device
 from whence.progress import stage
 from whence.tasks.base import Task
+from whence.tasks.forward import in_mode
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ def train(model: nn.Module, task: Task, data: Any, training: Training = Training
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(training.seed)
     steps = training.epochs * math.ceil(len(items) / training.batch_size)
-    optimizer = torch.optim.AdamW(_groups(model, training.weight_decay), lr=training.learning_rate, fused=True)
+    matrices, vectors = ([p for p in model.parameters() if p.requires_grad and (p.ndim >= 2) == wide] for wide in (True, False))
+    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
     schedule = LambdaLR(optimizer, lambda step: warm_cosine(step / steps, training.warmup))
     epochs = []
-    with _training_mode(model), _one_thread(), stage("train", training.epochs, unit="epochs") as advance:
+    with in_mode(model, training=True), one_thread(), stage("train", training.epochs, unit="epochs") as advance:
         for _ in range(training.epochs):
             total = 0.0
             for batch in shuffled_batches(sizes, training.batch_size, generator):
@@ -82,27 +85,9 @@ def shuffled_batches(sizes: Sequence[int], batch_size: int, generator: torch.Gen
     return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters, matrices with weight decay and vectors without."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
 @contextlib.contextmanager
-def _training_mode(model: nn.Module) -> Iterator[None]:
-    before = model.training
-    model.train()
-    try:
-        yield
-    finally:
-        model.train(before)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: sums over several come out otherwise on another number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -6,26 +6,25 @@ descends and what attribution differentiates come from the same lines.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from whence.engine.partition import batch_positions, run_chunk
-from whence.engine.stream import to_device
 from whence.errors import NumericalError
 from whence.progress import stage
 from whence.tasks.base import Task
+from whence.tasks.forward import in_mode
 from whence.train.checkpoints import PREFIX, Checkpoint, load_weights, save_moments, seal, thin
+from whence.train.evidence import row_losses
 from whence.train.metrics import Metrics
 from whence.train.order import Order
 
@@ -33,18 +32,10 @@ ROWS, PREDICTIONS = "rows", "predictions"
 """What a batch says of itself besides the model's inputs: positions of its rows, and tokens in the loss."""
 
 
-@dataclass(frozen=True)
-class Collate:
-    """Batches the items at some positions as the task does."""
-
-    task: Task
-    items: Sequence[Any]
-
-    def __call__(self, positions: Sequence[int]) -> dict[str, Any]:
-        """The task's batch, with the rows in it and how many tokens are in the loss."""
-        chosen = [self.items[position] for position in positions]
-        predictions = sum(self.task.predictions(item) for item in chosen)
-        return {**self.task.collate(chosen), ROWS: list(positions), PREDICTIONS: predictions}
+def collate(task: Task, items: Sequence[Any], positions: Sequence[int]) -> dict[str, Any]:
+    """The task's batch of the items at some positions, with the rows in it and how many tokens are in the loss."""
+    chosen = [items[position] for position in positions]
+    return {**task.collate(chosen), ROWS: list(positions), PREDICTIONS: sum(task.predictions(item) for item in chosen)}
 
 
 class Shuffled(Sampler[int]):
@@ -93,14 +84,14 @@ class TaskTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches in the known order."""
-        workers, arguments = self.args.dataloader_num_workers, self.args
+        arguments = self.args
         loader = DataLoader(
             range(self.order.rows),  # type: ignore[arg-type]
             batch_size=self.order.batch_size,
             sampler=self.sampler,
             drop_last=self.order.drop_last,
-            collate_fn=Collate(self.task, self.items),
-            num_workers=workers,
+            collate_fn=functools.partial(collate, self.task, self.items),
+            num_workers=arguments.dataloader_num_workers,
             pin_memory=arguments.dataloader_pin_memory,
             persistent_workers=arguments.dataloader_persistent_workers,
             prefetch_factor=arguments.dataloader_prefetch_factor,
@@ -142,23 +133,8 @@ class TaskTrainer(Trainer):
 @torch.no_grad()
 def mean_loss(model: nn.Module, task: Task, items: Sequence[Any], precision: Callable[[], AbstractContextManager]) -> float:
     """Loss per token in nats, the model in evaluation mode; the rows are batched by length, and the sum is in float64."""
-    device, losses = next(model.parameters()).device, np.zeros(len(items))
-    training = model.training
-    model.eval()
-    sizes = [task.size(item) for item in items]
-    with stage("loss", len(items), unit="rows") as advance:
-
-        def run(batches: list[list[int]]) -> None:
-            for batch in batches:
-                inputs = to_device(task.collate([items[index] for index in batch]), device)
-                with precision():
-                    losses[batch] = task.losses(model, inputs).float().cpu().numpy()
-                advance(len(batch))
-
-        try:
-            run_chunk(range(len(items)), sizes, batch_positions(None, device), run, lambda: None)
-        finally:
-            model.train(training)
+    with in_mode(model, training=False), stage("loss", len(items), unit="rows") as advance:
+        losses = row_losses(model, task, items, None, precision, advance)
     return float(losses.sum() / sum(task.predictions(item) for item in items))
 
 
@@ -196,7 +172,12 @@ class Follow(TrainerCallback):
         """Take down the metrics; raises NumericalError for a loss that is no number."""
         for name in ("loss", "eval_loss"):
             if name in logs and not math.isfinite(logs[name]):
-                raise _diverged(name, logs[name], state.global_step, args.learning_rate)
+                raise NumericalError(
+                    f"The training diverged: {name} is {logs[name]} after step {state.global_step}.",
+                    given=f"learning_rate={args.learning_rate:g}",
+                    fix="a lower learning_rate (--learning-rate), a warmup (--warmup 0.1), "
+                    "or max_grad_norm=1 (--max-grad-norm 1)",
+                )
         if "loss" in logs:
             norm = float(logs["grad_norm"]) if "grad_norm" in logs else None
             self.metrics.put(state.global_step, state.epoch, loss=logs["loss"], learning_rate=self.rates[-1], grad_norm=norm)
@@ -214,11 +195,3 @@ class Follow(TrainerCallback):
         seal(path, state.global_step, state.epoch, self.rates)
         thin(folder, self.keep)
         self.metrics.wait()
-
-
-def _diverged(name: str, value: float, step: int, rate: float) -> NumericalError:
-    return NumericalError(
-        f"The training diverged: {name} is {value} after step {step}.",
-        given=f"learning_rate={rate:g}",
-        fix="a lower learning_rate (--learning-rate), a warmup (--warmup 0.1), or max_grad_norm=1 (--max-grad-norm 1)",
-    )

@@ -28,6 +28,8 @@ from whence.errors import UsageError
 from whence.progress import stage
 from whence.store.manifest import atomic
 from whence.tasks.base import Batch, Task
+from whence.tasks.forward import in_mode
+from whence.train.small import one_thread
 
 Parameters = dict[str, Tensor]
 """By name as in `model.named_parameters()`, stacked over replicas: `[K, ...]`."""
@@ -147,7 +149,7 @@ class Replicas:
         order = sorted((i for i, size in enumerate(sizes) if size), key=lambda i: -sizes[i])
         run = _Run(self.model, measure)
         result = next(iter(self.parameters.values())).new_zeros((len(self), len(items)))
-        with evaluating(self.model), one_thread():
+        with in_mode(self.model, training=False), one_thread():
             for start in range(0, len(order), EVALUATED):
                 chosen = order[start : start + EVALUATED]
                 batch = to_device(self.task.collate([items[i] for i in chosen]), device)
@@ -196,7 +198,7 @@ def retrain(
     batches: list[tuple[list[int], Batch]] = []
     latest: int | None = None
     shown = stage(progress, steps * len(seeds), "steps") if progress else contextlib.nullcontext(lambda count: None)
-    with evaluating(model), one_thread(), shown as advance:
+    with in_mode(model, training=False), one_thread(), shown as advance:
         for members in groups:
             if orders[members[0]] != latest:
                 latest = orders[members[0]]
@@ -268,29 +270,6 @@ def data_order(rows: Sequence[int], recipe: Recipe, order_seed: int, steps: int)
                 return
             yield [rows[i] for i in order[first : first + recipe.batch_size]]
             done += 1
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread: sums over several come out otherwise on another number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have the model in evaluation mode, as it is when it is attributed."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 class _Run:
