@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -13,7 +13,7 @@ from whence.data.content import content_digest, content_id
 from whence.errors import UsageError
 from whence.progress import note
 
-__all__ = ["Rows", "content_id", "make_rows", "with_contents"]
+__all__ = ["Rows", "content_id", "make_rows", "numbered", "with_contents"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +75,16 @@ def make_rows(records: Iterable[Record | str], *, columns: Mapping[str, str] | N
     counts = Counter(digests)
     if len(counts) < len(rows):
         note(f"{origin}: {len(rows) - len(counts):,} of {len(rows):,} rows are exact copies of an earlier row")
-    ids = tuple(_numbered(digests) if own_ids is None else _checked(own_ids, origin))
+    ids = tuple(numbered(digest[:12] for digest in digests) if own_ids is None else _checked(own_ids, origin))
     return Rows(tuple(rows), ids, tuple(counts[digest] for digest in digests), origin, _fingerprint(ids, rows))
 
 
-def _numbered(digests: Sequence[str]) -> Iterable[str]:
-    """Short ids of the contents; the second row with the same one gets `#2`."""
+def numbered(names: Iterable[str]) -> Iterator[str]:
+    """The names, where the second of a kind gets `#2`, and so on."""
     seen = Counter[str]()
-    for digest in digests:
-        short = digest[:12]
-        seen[short] += 1
-        yield short if seen[short] == 1 else f"{short}#{seen[short]}"
+    for name in names:
+        seen[name] += 1
+        yield name if seen[name] == 1 else f"{name}#{seen[name]}"
 
 
 def _checked(ids: Sequence[str], origin: str) -> Sequence[str]:

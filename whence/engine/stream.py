@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from whence.capture import Capture
 from whence.data import Rows, as_rows, content_id
+from whence.data.rows import numbered
 from whence.errors import NumericalError, UsageError
 from whence.gradients import Gradient
 from whence.tasks.base import Batch, Task
@@ -111,7 +112,7 @@ def identify(rows: Sequence[Any]) -> tuple[tuple[str, ...], str]:
     """An id of each row that stays the same wherever it stands, and one fingerprint of all rows in their order."""
     if isinstance(rows, Rows):
         return rows.ids, rows.fingerprint
-    ids = _numbered([content_id(row) for row in rows])
+    ids = tuple(numbered(content_id(row) for row in rows))
     return ids, hashlib.blake2b("\n".join(ids).encode(), digest_size=16).hexdigest()
 
 
@@ -124,18 +125,6 @@ def read(data: Any) -> Sequence[Any]:
         isinstance(first, Mapping) and any(isinstance(value, str | list) for value in first.values())
     )
     return as_rows(data) if is_text else data
-
-
-def _numbered(ids: Sequence[str]) -> tuple[str, ...]:
-    seen: dict[str, int] = {}
-    for name in ids:
-        seen[name] = seen.get(name, 0) + 1
-    counts: dict[str, int] = {}
-    numbered = []
-    for name in ids:
-        counts[name] = counts.get(name, 0) + 1
-        numbered.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
-    return tuple(numbered)
 
 
 def draws(task: Task, item: Any, identity: str, seed: str) -> Tensor:
