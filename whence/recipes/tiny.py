@@ -46,10 +46,11 @@ def write_tiny(
     config["prompts"] = {"path": "prompts.json"}
     if "train" in values:
         config["train"] = {**values["train"], **TRAINING}
-        _make_model(folder / "model", rows, seed)
+        weights = "random, and fine-tuning trains them from nothing"
     else:
         config["data"]["append_eos"] = True
-        _make_model(folder / "model", rows, seed, trained=True)
+        weights = "trained for a moment when this was written"
+    _make_model(folder / "model", rows, seed, trained="train" not in values)
     if "dtype" in values["model"]:
         config["fit"] = {key: value for key, value in values["fit"].items() if key != "statistics"}
         config["score"] = {key: value for key, value in values["score"].items() if key != "operands"}
@@ -62,11 +63,6 @@ def write_tiny(
     config["generate"] = {**values.get("generate", {}), "max_new_tokens": 16}
     if config.get("evaluate"):
         config["evaluate"] = {"compare": True}
-    weights = (
-        "random, and fine-tuning trains them from nothing"
-        if "train" in values
-        else "trained for a moment when this was written"
-    )
     lines = [
         f"The recipe {name}, small: to see every stage run, not to learn anything about {values['model']['base']}.",
         f"Data: {said}.",
@@ -123,7 +119,7 @@ def _write_prompts(path: Path, rows: Rows) -> None:
     path.write_text(json.dumps(prompts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _make_model(folder: Path, rows: Rows, seed: int, *, trained: bool = False) -> None:
+def _make_model(folder: Path, rows: Rows, seed: int, *, trained: bool) -> None:
     """A small Llama with a byte-level tokenizer of the rows' text."""
     from tokenizers import pre_tokenizers
 

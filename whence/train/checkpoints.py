@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,12 +137,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     if not saved.keys() <= model.state_dict().keys():  # transformers saves some models (mixtures of experts) under other names
         saved = type(model).from_pretrained(path, dtype=model.dtype).state_dict()  # type: ignore[attr-defined]
     missing, unexpected = model.load_state_dict(saved, strict=False)
-    assert not unexpected and set(missing) <= _aliases(model), f"{path} holds another model: {missing} {unexpected}"
-
-
-def _aliases(model: nn.Module) -> set[str]:
-    """Names of parameters that are another name's tensor too."""
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {name for group in names.values() if len(group) > 1 for name in group}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    counts = Counter(map(id, parameters.values()))
+    aliases = {name for name, parameter in parameters.items() if counts[id(parameter)] > 1}
+    assert not unexpected and set(missing) <= aliases, f"{path} holds another model: {missing} {unexpected}"

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.metadata
 import random
 import shutil
 import warnings
@@ -47,7 +48,7 @@ from whence.train.leakage import Split, split_rows
 from whence.train.metrics import FILE as METRICS
 from whence.train.metrics import MEANING, Metrics, read_metrics
 from whence.train.order import Order
-from whence.train.record import CHECKPOINTS, MODEL, RECORD, ROWS, SPLIT, STEPS, versions, write_rows, write_steps
+from whence.train.record import CHECKPOINTS, MODEL, PACKAGES, RECORD, ROWS, SPLIT, STEPS, write_rows, write_steps
 from whence.train.trainer import Follow, TaskTrainer
 
 LOSS_ROWS = 256
@@ -275,7 +276,7 @@ def _record(model: nn.Module, work: _Work, rates: np.ndarray, losses: dict[str, 
             {"step": found.step, "learning_rate": found.learning_rate, "folder": f"{CHECKPOINTS}/{found.path.name}"}
             for found in find_checkpoints(work.folder.path / CHECKPOINTS)
         ],
-        "versions": versions(),
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }
 
 

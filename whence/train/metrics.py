@@ -63,7 +63,9 @@ class Metrics:
         if "loss" in values and self.rows:
             self.row["samples_per_second"] = self.rows / self.busy
             self.rows, self.busy = 0, 0.0
-        self.row["memory_bytes"] = memory_bytes(self.device)
+        gpu = self.device.type == "cuda"
+        used = torch.cuda.max_memory_allocated(self.device) if gpu else psutil.Process().memory_info().rss
+        self.row["memory_bytes"] = used
         self.row["seconds"] = time.monotonic() - self.began
 
     def flush(self) -> None:
@@ -80,13 +82,6 @@ def read_metrics(file: str | Path) -> list[dict[str, Any]]:
     """Read the rows of `metrics.jsonl`; a last line that a kill cut short is left out."""
     lines = Path(file).read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def memory_bytes(device: torch.device) -> int:
-    """The most that tensors took up on a GPU so far; elsewhere what the process takes up now."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return psutil.Process().memory_info().rss
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,8 +85,3 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], ids: Sequence[str]
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for name, row in zip(ids, rows, strict=True):
             file.write(json.dumps({"id": name, **row}, ensure_ascii=False) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    return {package: importlib.metadata.version(package) for package in PACKAGES}
