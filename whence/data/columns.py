@@ -25,6 +25,8 @@ PAIRS = (
     *(("instruction", "response"), ("prompt", "completion"), ("prompt", "response"), ("prompt", "answer")),
     *(("question", "answer"), ("question", "response"), ("input", "output"), ("input", "target")),
 )
+"""Columns of prompts with those of their completions."""
+
 GUESSES = (
     *({"messages": name} for name in ("messages", "conversations", "conversation")),
     *({"prompt": prompt, "completion": completion} for prompt, completion in PAIRS),
