@@ -107,18 +107,18 @@ class Capture:
 
     def __enter__(self) -> Capture:
         self.root = torch.zeros((), requires_grad=True, device=next(self.model.parameters()).device)
-        modes = [(module, module.training) for module in self.model.modules()]
-        flags = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        modes = [(module, module.training) for module in self.model.modules() if module.training != _recomputes(module)]
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         fastpath = torch.backends.mha.get_fastpath_enabled()
         self._restore = [
             lambda: [setattr(module, "training", mode) for module, mode in modes],
-            lambda: [parameter.requires_grad_(flag) for parameter, flag in flags],
+            lambda: [parameter.requires_grad_(True) for parameter in trained],
             lambda: torch.backends.mha.set_fastpath_enabled(fastpath),  # the fused path calls no module
         ]
         torch.backends.mha.set_fastpath_enabled(False)
-        for module, _ in modes:
-            module.training = _recomputes(module)
-        for parameter, _ in flags:
+        for module, mode in modes:
+            module.training = not mode
+        for parameter in trained:
             parameter.requires_grad_(False)
         for site in self.sites.values():
             for module, layer in site.uses:

@@ -157,7 +157,8 @@ class QueryGradients:
     def put(self, name: str, rows: Sequence[int], w_QOI: Tensor) -> None:
         """Keep the gradients of the queries `rows` at one module."""
         square = torch.linalg.vector_norm(w_QOI, dim=(1, 2)).cpu().double().square()
-        self.square[list(rows)] += square
+        every = list(rows) == list(range(self.count))
+        self.square[slice(None) if every else list(rows)] += square
         if self.rank is None or self.rank * (w_QOI.shape[1] + w_QOI.shape[2]) >= w_QOI[0].numel():
             parts: tuple[Tensor, ...] = (w_QOI,)
         else:
@@ -165,7 +166,7 @@ class QueryGradients:
             parts = (g_QRO, a_QRI)
             self.lost[list(rows)] += square * (1 - share.cpu())
         parts = tuple(part.to(self.kept).contiguous() for part in parts)
-        if list(rows) == list(range(self.count)):
+        if every:
             self.parts[name] = parts
             return
         if name not in self.parts:

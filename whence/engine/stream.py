@@ -193,6 +193,9 @@ def _prepared(
         chosen = [items[index] for index in indices]
         return indices, chosen, to_device(task.collate(chosen), device)
 
+    if len(batches) == 1:  # nothing to be ahead of
+        yield prepare(batches[0])
+        return
     with ThreadPoolExecutor(1, "collate") as ahead:
         coming = None
         for indices in [*batches, None]:

@@ -17,7 +17,7 @@ from whence.engine.point import Point
 from whence.engine.queries import encode_queries, precondition
 from whence.errors import StaleArtifact, TokenizerMismatch, UsageError
 from whence.indexing.rows import expand
-from whence.operators import Identity, Operator, Projection
+from whence.operators import Operator, Projection
 from whence.operators.projection import random_projection
 from whence.precision import multiplying
 from whence.scoring.checks import check_scores
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import pandas
 
 MAPS, ROWS, EXAMPLES = "query-projection", "rows", "examples.parquet"
-BLOCK_BYTES = 64 * 2**20
-"""Memory for the rows that a search holds at a time."""
+BLOCK_BYTES = {"cpu": 2**20, "cuda": 64 * 2**20}
+"""Memory for the rows that a search holds at a time: what stays in a core's cache, or keeps a GPU busy."""
 
 
 class Index:
@@ -47,7 +47,7 @@ class Index:
         self._folder = folder
         self._asked: tuple[Point, Any] | None = None
         """The model and the task that were searched with last, and what they looked like."""
-        self._widths = [math.prod(min(side, about["dim"]) for side in shape) for shape in about["modules"].values()]
+        self.widths = [math.prod(min(side, about["dim"]) for side in shape) for shape in about["modules"].values()]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -65,15 +65,20 @@ class Index:
 
         Rows stay in memory as they are on disk. Examples that have no loss have no row.
         """
+        size = BLOCK_BYTES.get(like.device.type, BLOCK_BYTES["cpu"])
         for shard in self._shards:
-            step = max(1, BLOCK_BYTES // (like.element_size() * shard["codes"].shape[1]))
+            step = max(1, size // (like.element_size() * shard["codes"].shape[1]))
             for start in range(0, len(shard["indices"]), step):
                 part = {key: tensor[start : start + step] for key, tensor in shard.items()}
-                yield part["indices"], expand(part["codes"], part["scale"], self._widths, like), part["norm"]
+                yield part["indices"], expand(part["codes"], part["scale"], self.widths, like), part["norm"]
 
     @functools.cached_property
     def _shards(self) -> list[dict[str, Tensor]]:
         return [self._folder.load(f"{ROWS}-{number:04d}") for number in range(self.about["chunks"])]
+
+    @functools.cached_property
+    def _ids(self) -> list[str]:
+        return list(self.examples["id"])
 
     @functools.cached_property
     def _queries(self) -> Projection:
@@ -102,11 +107,12 @@ class Index:
         if batch_tokens:
             point.batch_tokens = batch_tokens
         asked = encode_queries(task, queries)
+        mapped = self._queries if operator is None else self._queries @ operator
         with multiplying("float32", point.device):
-            found = precondition(point, asked, self._sites(point, operator), self._queries @ (operator or Identity()))
+            found = precondition(point, asked, self._sites(point, operator), mapped)
         rows_QD = torch.cat([found.gradients[name].dense().w_BOI.flatten(1) for name in self.about["modules"]], 1).float()
-        raw, norms = self._scan(rows_QD)
-        check_scores(raw, list(self.examples["id"]))
+        raw, norms = self.scan(rows_QD)
+        check_scores(raw, self._ids)
         import pandas
 
         columns = {"measured": found.measured, "norm": rows_QD.norm(dim=1).cpu(), "energy": float("nan")}
@@ -168,7 +174,7 @@ class Index:
             )
         return sites
 
-    def _scan(self, rows_QD: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def scan(self, rows_QD: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Inner products with every row, `[Q, N]`, and the rows' norms `[N]`; zero for examples without a loss."""
         raw, norms = np.zeros((len(rows_QD), len(self)), dtype=np.float32), np.zeros(len(self), dtype=np.float32)
         for indices, rows_nD, norm in self.blocks(rows_QD):

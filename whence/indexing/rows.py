@@ -47,7 +47,15 @@ TINY = 2.0**-100
 
 def expand(codes: Tensor, scale: Tensor, widths: Sequence[int], like: Tensor) -> Tensor:
     """The rows that `compress` was given, in the format and on the device of `like`."""
-    return codes.to(like) * _spread(scale.to(like), widths)
+    rows, scale = codes.to(like, copy=True), scale.to(like)
+    if scale.shape[1] == 1:
+        return rows.mul_(scale)
+    number = module = 0
+    for count, width in _runs(widths):
+        part = rows[:, number : number + count * width].unflatten(1, (count, width))
+        part.mul_(scale[:, module : module + count].unsqueeze(2))
+        number, module = number + count * width, module + count
+    return rows
 
 
 def _spread(scale: Tensor, widths: Sequence[int]) -> Tensor:

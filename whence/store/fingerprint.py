@@ -44,10 +44,15 @@ def glance(model: nn.Module) -> tuple[Any, ...]:
     For asking at once whether anything changed since the last look. Writing through `.data` is seen only where it changes one
     of the few numbers.
     """
-    tensors = [tensor for _, tensor in _state(model)]
-    looks = [tensor.detach().flatten()[:: max(1, tensor.numel() // SEEN)].to("cpu", torch.float64) for tensor in tensors]
+    tensors = [*model.parameters(), *model.buffers()]
+    looks: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    with torch.no_grad():
+        for tensor in tensors:
+            look = tensor.reshape(-1)[:: max(1, tensor.numel() // SEEN)]
+            looks.setdefault((tensor.device, tensor.dtype), []).append(look)
+    seen = [torch.cat(some).view(torch.uint8).cpu().numpy().tobytes() for some in looks.values()]
     places = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-    return (*places, hash(torch.cat(looks).numpy().tobytes()))
+    return (*places, hash(tuple(seen)))
 
 
 def fingerprint_tokenizer(tokenizer: Any) -> str:
