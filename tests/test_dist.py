@@ -156,6 +156,34 @@ def test_a_killed_score(tmp_path):
     agree(found, whole)
 
 
+def test_an_index(tmp_path):
+    work.fit_case("llama", tmp_path / "factors", work.ROWS)
+    for name, basis in (("plain", None), ("in a basis", tmp_path / "factors")):
+        expected = work.index_in(tmp_path / f"{name}, one", basis)
+        first, second = run(work.index_in, tmp_path / f"{name}, two", basis)
+        assert same(first, second), "the processes differ"
+        assert all(same(first[part], expected[part]) for part in ("places", "rows", "norms"))
+        agree(first, expected)
+        assert files(tmp_path / f"{name}, two") == files(tmp_path / f"{name}, one")
+        for shard in (tmp_path / f"{name}, one").glob("*.safetensors"):
+            assert shard.read_bytes() == (tmp_path / f"{name}, two" / shard.name).read_bytes()
+    agree(run(work.index_in, None)[1], work.index_in(None))
+
+
+def test_a_killed_index(tmp_path):
+    whole = work.index_in(tmp_path / "whole")
+    ends = run(work.kill_at, "index", 10, None, work.index_in, tmp_path / "again")
+    assert -signal.SIGKILL in ends and not (tmp_path / "again" / "manifest.json").exists()
+    subprocess.run(["cp", "-r", tmp_path / "again", tmp_path / "alone"], check=True)
+    (seen, found), _ = run(work.resume, work.index_in, tmp_path / "again")
+    assert seen["index"] > 0, "the second run began from nothing"
+    agree(found, whole)
+    seen, found = work.resume(work.index_in, tmp_path / "alone")  # in one process
+    assert seen["index"] > 0 and same(found, whole)
+    for shard in (tmp_path / "whole").glob("*.safetensors"):
+        assert shard.read_bytes() == (tmp_path / "again" / shard.name).read_bytes()
+
+
 def test_one_process_goes_on_in_two(tmp_path):
     whole = work.fit_case("llama", tmp_path / "whole", work.ROWS)
     (end,) = run(work.kill_at, "eigenvalues", 10, 0, work.fit_case, "llama", tmp_path / "again", work.ROWS, world=1)

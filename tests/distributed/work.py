@@ -155,6 +155,20 @@ def score_in(factors: Path, out: Path) -> dict[str, np.ndarray]:
     return arrays(score(*given, out=out, rescore=2, rank=1, **CHUNKED))
 
 
+def index_in(out: Path | None, curvature: Path | None = None) -> dict[str, np.ndarray]:
+    """The rows of an index, and what a search in it finds."""
+    from whence.fitting import open_factors
+    from whence.indexing import build_index
+
+    case = CASES["llama"]
+    given = (case.model(), case.task(), case.train(ROWS))
+    basis = open_factors(curvature) if curvature else None
+    index = build_index(*given, modules=case.modules, dim=4, curvature=basis, out=out, **CHUNKED)
+    rows = [torch.cat(part).numpy() for part in zip(*index.blocks(torch.empty(0)), strict=True)]
+    found = index.search(case.model(), case.task(), case.queries(), basis.inverse() if basis else None)
+    return {"places": rows[0], "rows": rows[1], "norms": rows[2], **arrays(found)}
+
+
 def traced_by_steps(training: Path, queries: Any, rows: Any, out: Path) -> np.ndarray:
     """TracIn of a training."""
     from models import tokenizer

@@ -34,7 +34,7 @@ def rows(case, projection, batch_tokens=40):
     model, task = case.model(), case.task()
     examples = encode(task, case.train())
     sites = cover(model, list(projection.out)).sites
-    sink = ProjectedRows(projection, sites, "float32", torch.float64, torch.empty(0, dtype=torch.float64))
+    sink = ProjectedRows(projection, sites, (), "float32", torch.float64, torch.empty(0, dtype=torch.float64))
     step = max(1, batch_tokens // max(examples.sizes))
     batches = [examples.usable[start : start + step] for start in range(0, len(examples.usable), step)]
     with Capture(model, sites, sink.inputs) as capture:

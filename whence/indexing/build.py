@@ -136,7 +136,8 @@ def _write_rows(
     if isinstance(inverse, BlockDiagonal):
         projection, queries = in_eigenbasis(projection, inverse)
         keep(folder, MAPS, {f"{side}/{n}": m for side in ("out", "into") for n, m in getattr(queries, side).items()})
-    sink = ProjectedRows(projection, sites, settings.kept, precision.operands("scores", point.dtype), point.like)
+    operands, sizes = precision.operands("scores", point.dtype), point.examples.sizes
+    sink = ProjectedRows(projection, sites, sizes, settings.kept, operands, point.like)
     with multiplying(products, point.device):
         run_pass(point, sites, point.examples, point.likelihood, sink, "index", saved)
     return products

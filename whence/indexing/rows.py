@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -79,12 +79,28 @@ class ProjectedRows(Table):
 
     axis = 0
 
-    def __init__(self, projection: Projection, sites: Mapping[str, Site], kept: Kept, operands: torch.dtype, like: Tensor):
+    def __init__(
+        self,
+        projection: Projection,
+        sites: Mapping[str, Site],
+        sizes: Sequence[int],
+        kept: Kept,
+        operands: torch.dtype,
+        like: Tensor,
+    ):
         super().__init__()
+        self.sizes = sizes
         self.kept: Kept = kept
         self.operands, self.like = operands, like
         self.projection = projection.to(like.to(operands))
         self.inputs = {name: m_I for name, m_I in self.projection.into.items() if sites[name].reads_columns}
+
+    def joined(self, states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Several states as one, the longest example first: the same files whatever number of processes made them."""
+        found = super().joined(states)
+        places = found["indices"].tolist() if found else []
+        order = sorted(range(len(places)), key=lambda row: (-self.sizes[places[row]], places[row]))
+        return {key: tensor[order] for key, tensor in found.items()}
 
     def begin(self, indices: Sequence[int], batch: Batch) -> None:
         """Start the batch's rows."""
