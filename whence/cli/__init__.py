@@ -40,6 +40,8 @@ COMMANDS = {
     "inspect": "whence.cli.inspect:inspect",
     "score": "whence.cli.score:score",
     "show": "whence.cli.show:show",
+    "index build": "whence.cli.index:build",
+    "index search": "whence.cli.index:search",
     "evaluate benchmark": "whence.cli.evaluate:benchmark",
     "evaluate compare": "whence.cli.evaluate:compare",
     "validate": "whence.cli.validate:validate",
@@ -49,7 +51,7 @@ COMMANDS = {
 }
 """Where each command lives; a name of two words ("data preview") makes a group."""
 
-SHARED = {"fit", "score", "trace", "run"}
+SHARED = {"fit", "score", "trace", "run", "index build"}
 """Commands whose work several processes share out."""
 
 HELP = """Which training examples made the model say that, by how much, and how far can you trust the answer?

@@ -14,14 +14,19 @@ LOWERING = 2
 """Rows that lower the answer, shown beside those that raise it."""
 
 
-class Question(Section):
+class Answer(Section):
     """What the model said."""
 
-    question: str = setting(..., "The prompt, as the model gets it.", "--question", "-q")
     answer: str | None = setting(None, "Its completion, joined as it is; generated greedily if not said.", "--answer", "-a")
     contrast: str | None = setting(None, "Another completion: why the answer rather than this?")
     span: str | None = setting(None, "The part of the answer that is asked about.")
     max_new_tokens: Count = setting(64, NEW_TOKENS)
+
+
+class Question(Answer):
+    """What the model was asked, and what it said."""
+
+    question: str = setting(..., "The prompt, as the model gets it.", "--question", "-q")
 
 
 class Place(Section):
@@ -73,7 +78,7 @@ def trace(
         loaded, tokenizer = load_model(model, **weights.as_json())
         task, rows = task_of(loaded, tokenizer, data), rows_of(data)
         warn_if_untrained(loaded, task, rows)
-        queries = answered(loaded, task, as_rows([query_like(rows[0], asked)]), asked.max_new_tokens)
+        queries = answered(loaded, task, as_rows([query_like(rows[0], asked.question, asked)]), asked.max_new_tokens)
         curvature = fitting.fit(loaded, task, rows, settings, out=folder / "factors", rerun=session.rerun)
         made_from = [list(queries.rows), measured.measurement, measured.damping, norm, settings.method]
         name = f"trace-{fingerprint_settings(made_from)[:8]}"
@@ -98,10 +103,10 @@ def trace(
         display(ranking, [0], by="source" if any(scores.examples["source"].notna()) else None)
 
 
-def query_like(row: Any, asked: Question) -> dict[str, Any]:
+def query_like(row: Any, question: str, asked: Answer) -> dict[str, Any]:
     """The question in the form that the training rows have: a conversation where they are conversations."""
     rest = {name: value for name in ("contrast", "span") if (value := getattr(asked, name)) is not None}
     if "messages" not in row:
-        return {"prompt": asked.question, **({"completion": asked.answer} if asked.answer is not None else {}), **rest}
+        return {"prompt": question, **({"completion": asked.answer} if asked.answer is not None else {}), **rest}
     said = [{"role": "assistant", "content": asked.answer}] if asked.answer is not None else []
-    return {"messages": [{"role": "user", "content": asked.question}, *said], **rest}
+    return {"messages": [{"role": "user", "content": question}, *said], **rest}

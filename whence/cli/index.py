@@ -1,0 +1,200 @@
+"""Keep the projected gradients of all training rows, and search them without another pass over the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from whence.cli import options
+from whence.cli.from_settings import Without
+from whence.cli.options import QUERY_COLUMNS, Session
+from whence.cli.trace import LOWERING, Answer, query_like
+from whence.errors import StaleArtifact, UsageError
+from whence.settings import AtLeastZero, Count, Data, Index, Measured, Section, Weights, setting
+
+MaxLength = Annotated[
+    int | None,
+    typer.Option("--max-length", min=2, metavar="N", help="Tokens at which a row is cut; as for the factors or the index."),
+]
+
+
+class Asked(Answer):
+    """What is searched for."""
+
+    question: str | None = setting(None, "The prompt, as the model gets it.", "--question", "-q")
+    queries: str | None = setting(None, "Prompts with completions instead: a file, or a data set as for --data.")
+    query_columns: dict[str, str] = setting({}, QUERY_COLUMNS, metavar="PART=COLUMN")
+
+
+class Curved(Measured):
+    """What is measured, and the curvature between queries and rows."""
+
+    factors: str | None = setting(
+        None, "Folder that whence fit made, for influence; without one, the dot product of gradients.", "--factors", "-f"
+    )
+    absolute_damping: AtLeastZero | None = setting(None, "The same damping for all modules, instead of --damping.")
+
+
+class Checked(Section):
+    """Which of the estimates are computed exactly."""
+
+    exact: Count | None = setting(
+        None, "Score the rows with the N highest and N lowest estimates again, exactly; needs --data.", metavar="N"
+    )
+
+
+def build(
+    *,
+    model: options.Model,
+    settings: Index,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the index, such as runs/a/index.")],
+    factors: Annotated[
+        Path | None,
+        typer.Option(
+            "--factors", "-f", help="Factors of the model: project in their basis, for less noise in searches with them."
+        ),
+    ] = None,
+    max_length: MaxLength = None,
+    weights: Weights,
+    session: Session,
+) -> None:
+    """Project the gradient of every training row to a few numbers per module, once for all searches.
+
+    The work is saved as it goes: the same command goes on after a kill, and does nothing when all is done. Several processes
+    share it out (torchrun).
+
+    \b
+    Examples
+      whence index build ./model --data train.jsonl --out runs/a/index
+      whence index build ./model --data train.jsonl --factors runs/a/factors --dim 32 --out runs/a/index
+      torchrun --nproc-per-node 2 -m whence index build ./model --data train.jsonl --out runs/a/index
+    """
+    import json
+
+    from whence.cli.console import say, start
+    from whence.fitting import open_factors
+    from whence.indexing import build_index
+    from whence.models import load_model
+    from whence.pipeline.load import rows_of, task_of
+
+    with start(session, 1):
+        curvature = open_factors(factors) if factors else None
+        loaded, tokenizer = load_model(model, **weights.as_json())
+        task = task_of(loaded, tokenizer, cut_at(data, max_length, curvature))
+        if curvature:
+            curvature.check(loaded, task)
+        rows = rows_of(data)
+        index = build_index(loaded, task, rows, settings, curvature=curvature, out=out, rerun=session.rerun)
+    about, files = index.about, sum(file.stat().st_size for file in out.glob("*") if file.is_file())
+    if session.as_json:
+        print(json.dumps({"index": str(out), "rows": len(index), "bytes": files, **about}))
+        return
+    modules = f"{len(about['modules'])} modules, {about['share']:.1%} of the parameters"
+    say(f"{out}: {len(index):,} rows of {modules}, {about['dim']} x {about['dim']} {about['kept']} each; {files / 1e6:,.1f} MB")
+    say(f"next: whence index search {out} {model} {f'--factors {factors} ' if factors else ''}-q QUESTION")
+
+
+def search(
+    *,
+    index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that whence index build made.")],
+    model: options.Model,
+    asked: Asked,
+    measured: Curved,
+    checked: Checked,
+    top: options.Top = 10,
+    norm: options.Norm = None,
+    path: Annotated[
+        str, typer.Option("--data", "-d", help="The training data of the index, for --exact.", show_default=False)
+    ] = "",
+    data: Data,
+    max_length: MaxLength = None,
+    weights: Weights,
+    session: Annotated[Session, Without("rerun")],
+) -> None:
+    """Find the training rows with the largest effect on an answer, by one scan over an index.
+
+    Effects are estimates from projections: right on average, noisy one by one, good for finding candidates. --exact scores the
+    candidates again and shows what is exact. A prompt without a completion is answered by the model first.
+
+    Sign and unit: "raises +0.021 nats" says that one more copy of the row would have raised log p(answer) by 0.021 nats.
+
+    \b
+    Examples
+      whence index search runs/a/index ./model --factors runs/a/factors -q "Where was Ada Velt born?"
+      whence index search runs/a/index ./model -f runs/a/factors --queries prompts.json --data train.jsonl --exact 20 --json
+    """
+    import json
+
+    from whence import scoring
+    from whence.cli.console import coloured, say, start
+    from whence.cli.ranking import Ranking
+    from whence.cli.show import display, document
+    from whence.data import as_rows, load_data
+    from whence.fitting import open_factors
+    from whence.generation import answered
+    from whence.indexing import open_index
+    from whence.models import load_model
+    from whence.operators import Identity
+    from whence.pipeline.load import rows_of, task_of
+
+    if (asked.question is None) == (asked.queries is None):
+        raise UsageError("There is one thing to search for: say -q QUESTION, or --queries FILE.")
+    if checked.exact and not path:
+        raise UsageError("Exact scores need the training data.", fix="--data DATA, as for whence index build")
+    with start(session):
+        opened = open_index(index)
+        curvature = open_factors(Path(measured.factors)) if measured.factors else None
+        loaded, tokenizer = load_model(model, **weights.as_json())
+        task = task_of(loaded, tokenizer, cut_at(data, max_length, opened), measured.measurement)
+        opened.check(loaded, task)
+        if curvature:
+            curvature.check(loaded, task)
+        rows: Any = rows_of(data) if path else None
+        if rows is not None and rows.fingerprint != opened.provenance["data"]["fingerprint"]:
+            raise StaleArtifact(
+                "The index is of other rows.",
+                given=f"{len(rows):,} rows of {path}, {len(opened):,} in {index}",
+                fix="give the data that it was built from, read with the same options",
+            )
+        if asked.queries is None:
+            queries = as_rows([query_like(rows[0] if rows else {}, asked.question or "", asked)])
+        else:
+            queries = load_data(asked.queries, columns=asked.query_columns)
+        queries = answered(loaded, task, queries, asked.max_new_tokens)
+        operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping) if curvature else None
+        found = opened.search(loaded, task, queries, operator)
+        if checked.exact:
+            ids = [
+                name
+                for each in range(len(found.queries))
+                for lowest in (False, True)
+                for name in found.top(each, checked.exact, lowest=lowest)["id"]
+            ]
+            norms = [norm] if norm in ("cosine", "relatif") else []
+            found = scoring.score(
+                loaded, task, queries, rows, operator or Identity(), rows=list(dict.fromkeys(ids)), norms=norms
+            )
+    ranking, numbers = Ranking(found, norm, top, LOWERING, coloured()), list(range(len(found.queries)))
+    size = f"{opened.about['dim']} x {opened.about['dim']} numbers per module"
+    says = (
+        f"exact scores of the {found.shape[1]:,} rows that have the {checked.exact} highest and lowest estimates of a query"
+        if checked.exact
+        else f"estimates from projections ({size}): candidates, not verdicts"
+    )
+    if session.as_json:
+        made = document(ranking, numbers, None)
+        print(json.dumps({"index": str(index), "estimates": not checked.exact, **made, "notes": [says, *made["notes"]]}))
+        return
+    display(ranking, numbers)
+    say(says, "dim")
+    if not checked.exact:
+        say("next: the same with --data DATA --exact 20 scores the candidates again, exactly")
+
+
+def cut_at(data: Data, max_length: int | None, made: Any) -> Data:
+    """The settings of the data, its rows cut where the user says, or else where they were when factors or index were made."""
+    length = max_length or (made.provenance["task"]["max_length"] if made else None)
+    return data.changed(max_length=length) if length else data
