@@ -97,8 +97,11 @@ class ProjectedRows(Table):
 
     def joined(self, states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Several states as one, the longest example first: the same files whatever number of processes made them."""
-        found = super().joined(states)
-        places = found["indices"].tolist() if found else []
+        parts = [state for state in states if state]
+        found = super().joined(parts)
+        if len(parts) < 2:  # in this order already
+            return found
+        places = found["indices"].tolist()
         order = sorted(range(len(places)), key=lambda row: (-self.sizes[places[row]], places[row]))
         return {key: tensor[order] for key, tensor in found.items()}
 
