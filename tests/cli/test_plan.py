@@ -14,6 +14,12 @@ def test_the_table_names_the_stages_and_why_says_the_choices(run, tiny_model_fol
         assert word in shown
 
 
+def test_an_index_is_planned_when_asked_for(run, tiny_model_folder, data):
+    words = ("plan", tiny_model_folder, "--data", data, "--queries", 2, "--no-calibrate", "-q")
+    assert "16 x 16 int8" not in run(*words).stdout
+    assert "4 x 4 float16 of 6 modules" in run(*words, "--index", "--dim", "4", "--kept", "float16").stdout
+
+
 def test_json_holds_bytes_and_seconds(run, tiny_model_folder, data, queries):
     words = ("plan", tiny_model_folder, "--data", data, "--queries", queries, "--no-calibrate", "--json", "-q")
     found = json.loads(run(*words).stdout)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from whence.stream import Examples
+from whence.engine.stream import Examples
 
 import whence
 from whence.errors import DoesNotFit
 from whence.planning.plan import size
 from whence.planning.work import Data, Sample, one_pass
 from whence.precision import Precision
+from whence.settings import Index
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "plan_check.py"
 
@@ -47,6 +48,23 @@ def plan(case, **settings):
     queries = CHECK.rows(case, "queries")
     common = {"queries": queries, "device": "cpu", "calibrate": False, "examples": "all", "disjoint": False}
     return whence.plan(blank(case), task, CHECK.rows(case, "train"), **common | settings)
+
+
+@pytest.mark.parametrize("kept", ["int8", "float16", "float32"])
+def test_an_index_is_a_stage_with_the_bytes_of_its_files(tmp_path, kept):
+    settings = Index(dim=8, kept=kept, modules="all", chunks=2)
+    stage = next(stage for stage in plan(TINY, index=settings).stages if stage.name == "index")
+    task, rows = whence.CausalLM(CHECK.tokenizer(TINY)), CHECK.rows(TINY, "train")
+    whence.build_index(blank(TINY).to_empty(device="cpu").apply(zeroed), task, rows, settings, out=tmp_path / "index")
+    assert stage.disk == pytest.approx(sum(file.stat().st_size for file in (tmp_path / "index").iterdir()), rel=0.1)
+    assert stage.seconds > 0 and stage.memory.tensors > stage.memory.comes > 0 and f"8 x 8 {kept}" in stage.note
+    assert "index" not in [stage.name for stage in plan(TINY).stages]
+
+
+def zeroed(module):
+    """A module whose weights and buffers are zero."""
+    for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+        torch.nn.init.zeros_(tensor)
 
 
 @pytest.mark.slow

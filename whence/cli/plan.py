@@ -10,7 +10,7 @@ from whence.cli import options
 from whence.cli.from_settings import Only, Without
 from whence.cli.options import QUERY_COLUMNS, Session
 from whence.errors import UsageError
-from whence.settings import Data, Fit, Score, Section, Weights, setting
+from whence.settings import Data, Fit, Index, Score, Section, Weights, setting
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -22,6 +22,7 @@ class Budget(Section):
     query_columns: dict[str, str] = setting({}, QUERY_COLUMNS, metavar="PART=COLUMN")
     memory: str | None = setting(None, "Memory to keep to, such as 24GB: finds settings that do.", metavar="SIZE")
     disk: str | None = setting(None, "Disk to keep to; what is free if not said.", metavar="SIZE")
+    index: bool = setting(False, "Also plan whence index build, with --dim, --kept and the settings it shares with fit.")
     why: bool = setting(False, "Say how each kind of module is computed, and the FLOPs of what else.")
     calibrate: bool = setting(True, "Measure this machine for a few seconds first.")
 
@@ -32,6 +33,7 @@ def plan(
     budget: Budget,
     settings: Annotated[Fit, Without("until", "statistics")],
     scoring: Annotated[Score, Only("rank")],
+    indexing: Annotated[Index, Only("dim", "kept", "modules", "products", "chunks")],
     data: Data,
     weights: Weights,
     session: Annotated[Session, Without("rerun")],
@@ -45,6 +47,7 @@ def plan(
     Examples
       whence plan gpt2 --data train.jsonl
       whence plan ./model --data train.jsonl --queries prompts.json --memory 24GB
+      whence plan ./model --data train.jsonl --index --dim 32
       whence plan ./model --data train.jsonl --modules all --examples 4000 --why
     """
     import json
@@ -69,6 +72,7 @@ def plan(
             device=weights.device,
             calibrate=budget.calibrate,
             rank=None if scoring.rank == "full" else scoring.rank,
+            index=indexing if budget.index else None,
         )
     if session.as_json:
         print(json.dumps(made.to_dict()))

@@ -45,6 +45,8 @@ def _smaller(settings: Settings, plan: Plan, longest: int, batch_tokens: int) ->
     stage = max(plan.stages, key=lambda stage: stage.memory.peak)
     now, rank = settings.batch_tokens or batch_tokens, plan.data["rank"]
     fewer_tokens = settings.changed(batch_tokens=max(longest, now // 4)) if now > longest else None
+    if stage.name == "index":
+        return fewer_tokens
     groups = min(4 * settings.fit.groups, plan.model["families"])
     if stage.name not in FIT_STAGES:
         less = settings.changed(rank=64 if rank is None else LOWEST_RANK) if rank is None or rank > LOWEST_RANK else None

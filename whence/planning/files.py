@@ -1,16 +1,21 @@
-"""Bytes of the files that fitting and scoring leave."""
+"""Bytes of the files that fitting, scoring and indexing leave."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from whence.coverage import Site
 from whence.fitting import Curvature
 from whence.planning.work import Data
+from whence.settings import Index
 from whence.store.compact import compact_bytes
+
+if TYPE_CHECKING:
+    import pandas
 
 MANIFESTS = 5_000
 """Bytes of config, manifest and headers of a run folder; a little more per module (`PER_MODULE`)."""
@@ -31,20 +36,41 @@ def of_scores(data: Data, queries: Sequence[Any]) -> int:
     """Bytes of a folder of scores: numbers, and the table of the rows' texts (compressed, from those tokenised)."""
     import pandas
 
-    from whence.store.scores import describe_rows, row_text
+    from whence.store.scores import row_text
 
-    def size(table: pandas.DataFrame) -> int:
-        written = io.BytesIO()
-        table.to_parquet(written, index=False)
-        return written.tell()
-
-    examples = data.examples
-    rows = size(describe_rows(examples.rows, examples.ids, examples.sizes, None))
     texts = [row_text(row) for row in queries]
     parts = [row if isinstance(row, dict) else {} for row in queries]
     asked = {"text": texts} | {key: [part.get(key) for part in parts] for key in ("prompt", "completion")}
     numbers = 4 * len(queries) * data.total
-    return numbers + round(rows * data.scale) + size(pandas.DataFrame(asked)) + MANIFESTS
+    return numbers + of_texts(data) + _written(pandas.DataFrame(asked)) + MANIFESTS
+
+
+def of_rows(examples: int, sites: Collection[Site], settings: Index) -> int:
+    """Bytes of the rows of an index: their numbers, their scales, a norm and a place."""
+    widths = [min(side, settings.dim) for site in sites for side in site.shape]
+    numbers = sum(out * into for out, into in zip(widths[::2], widths[1::2], strict=True))
+    each, scales = {"int8": (1, len(sites)), "float16": (2, 1), "float32": (4, 1)}[settings.kept]
+    return examples * (each * numbers + 4 * scales + 4 + 8)
+
+
+def of_index(data: Data, sites: Collection[Site], settings: Index) -> int:
+    """Bytes of the folder of an index: its rows, and the table of their texts."""
+    names = PER_MODULE * len(sites) // 5
+    return of_rows(data.usable, sites, settings) + of_texts(data) + MANIFESTS // 2 + names
+
+
+def of_texts(data: Data) -> int:
+    """Bytes of the table of the rows' texts, compressed, from those tokenised."""
+    from whence.store.scores import describe_rows
+
+    examples = data.examples
+    return round(_written(describe_rows(examples.rows, examples.ids, examples.sizes, None)) * data.scale)
+
+
+def _written(table: pandas.DataFrame) -> int:
+    written = io.BytesIO()
+    table.to_parquet(written, index=False)
+    return written.tell()
 
 
 def _distinct(tensors: Sequence[Tensor]) -> int:

@@ -24,6 +24,7 @@ from whence.engine.point import cover_default
 from whence.engine.probe import probe_rows, worth_probing
 from whence.engine.stream import Sink, encode, likelihood, read, stream
 from whence.fitting import Curvature, fit
+from whence.indexing import build_index
 from whence.planning import files, work
 from whence.planning.blank import blank_model
 from whence.planning.budget import fitting
@@ -35,7 +36,7 @@ from whence.precision import Precision, Products, multiplying
 from whence.progress import stage
 from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
-from whence.settings import Fit
+from whence.settings import Fit, Index
 from whence.tasks.base import Task
 
 
@@ -52,6 +53,7 @@ def plan(
     dtype: str = "auto",
     calibrate: bool = True,
     rank: int | None | Literal["auto"] = "auto",
+    index: Index | None = None,
     where: str | os.PathLike = ".",
     **changes: Any,
 ) -> Plan:
@@ -61,12 +63,13 @@ def plan(
     `queries` are queries, or how many there will be. `memory` and `disk` are budgets in bytes, `memory` of the whole
     process; with a budget for memory that the settings exceed, others are searched that keep to it (batches, groups,
     rank), and DoesNotFit is raised where there are none. `calibrate` measures this machine for a few seconds, and runs a
-    few real batches of a model that has its weights. `where` is the folder whose disk is meant.
+    few real batches of a model that has its weights. With `index`, building an index with these settings is a stage too.
+    `where` is the folder whose disk is meant.
     """
     settings = settings.changed(**changes)
     asked = Settings(settings, settings.batch_tokens, rank)
     blank = blank_model(os.fspath(model), dtype) if not isinstance(model, nn.Module) else model
-    planner = Planner(blank, task, data, queries, device, calibrate)
+    planner = Planner(blank, task, data, queries, device, calibrate, index)
     if memory is not None:
         free = memory
     elif planner.device.startswith("cuda"):
@@ -87,8 +90,10 @@ Stages = dict[str, Rehearsed]
 class Planner:
     """A model, its data and a machine, to evaluate settings for; what was rehearsed once is remembered."""
 
-    def __init__(self, model: nn.Module, task: Task, data: Any, queries: Any, device: str | None, calibrate: bool):
-        self.model, self.task, self.calibrate = model, task, calibrate
+    def __init__(
+        self, model: nn.Module, task: Task, data: Any, queries: Any, device: str | None, calibrate: bool, index: Index | None
+    ):
+        self.model, self.task, self.calibrate, self.index = model, task, calibrate, index
         first = next(model.parameters())
         self.dtype, self.has_weights = first.dtype, not first.is_meta
         self.device = str(device or (first.device if self.has_weights else "cuda" if torch.cuda.is_available() else "cpu"))
@@ -99,6 +104,7 @@ class Planner:
         """How much longer real batches take than rehearsed ones; nothing where there are none to run."""
         self.fits: dict[Any, tuple[Rehearsal, Stages, Curvature]] = {}
         self.scores: dict[Any, Stages] = {}
+        self.indices: dict[Any, Stages] = {}
 
     def evaluate(self, settings: Settings) -> Plan:
         """The plan for these settings."""
@@ -125,8 +131,12 @@ class _Evaluation:
         self.passes = {
             name: work.one_pass(planner.data, sample, self.tokens, settings.fit.chunks) for name, sample in of.items()
         }
-        once = replace(first, size=first.size // settings.fit.draws)
+        once, index = replace(first, size=first.size // settings.fit.draws), planner.index
         self.precision = {"fit": self._settled(once), "score": self._settled(of["score"])}
+        if index:
+            self.indexed = cover_default(planner.model, planner.task, index.modules).sites
+            self.precision["index"] = self._settled(of["score"], index.precision)
+            self.passes["index"] = work.one_pass(planner.data, of["score"], self.tokens, index.chunks)
         self.products: dict[str, Products] = {command: precision.products for command, precision in self.precision.items()}
         self.groups = module_groups(self.sites, settings.fit.groups)
         self.rank = settings.rank
@@ -134,9 +144,9 @@ class _Evaluation:
             size = len(planner.queries) * sum(math.prod(site.shape) for site in self.sites.values()) * 4
             self.rank = None if size <= FULL_RANK_BYTES else AUTO_RANK
 
-    def _settled(self, sample: work.Sample) -> Precision:
+    def _settled(self, sample: work.Sample, precision: Precision | None = None) -> Precision:
         """With the format of products that "auto" stands for over the sample, if the probe allows it: only weights can tell."""
-        precision, examples = self.settings.fit.precision, self.planner.data.examples
+        precision, examples = precision or self.settings.fit.precision, self.planner.data.examples
         if precision.products != "auto":
             return precision
         positions, probed = (
@@ -161,12 +171,20 @@ class _Evaluation:
             _, fitted, _ = self._fit(fit_pass.largest, heaviest)
         else:
             fitted = fits[fit_pass.largest]
-        scored = scores[score_pass.largest]
+        scored, indexed = scores[score_pass.largest], {}
         written = self._files(curvature, fitted)
+        if planner.index:
+            index_pass = self.passes["index"]
+            built = {shape: self._index(shape, rehearsal, planner.index) for shape in index_pass.rehearsed}
+            seconds |= self._seconds("index", index_pass, built, rehearsal)
+            indexed = built[index_pass.largest]
+            written["index"] = files.of_index(data, self.indexed.values(), planner.index)
         notes = {
             "eigenvectors": f"{'float64' if self.products['fit'] == 'float32' else 'float32'}, one matrix at a time",
             "queries": f"{len(planner.queries)} queries, {'full rank' if self.rank is None else f'rank {self.rank}'}",
         }
+        if planner.index:
+            notes["index"] = f"{planner.index.dim} x {planner.index.dim} {planner.index.kept} of {len(self.indexed)} modules"
         sums = fitted["covariance"].kept.all if "covariance" in fitted else 0
         if sums >= 1e8:
             notes["covariance"] = f"{sums / 1e9:.2g} GB of sums"
@@ -174,11 +192,13 @@ class _Evaluation:
             Stage(
                 name,
                 seconds[name],
-                memory_of(name, held, overheads, self.products["score" if name in scored else "fit"]),
+                memory_of(
+                    name, held, overheads, self.products["index" if name in indexed else "score" if name in scored else "fit"]
+                ),
                 written.get(name, 0),
                 notes.get(name, ""),
             )
-            for name, held in (fitted | scored).items()
+            for name, held in (fitted | scored | indexed).items()
         )
         tensors = {id(tensor): tensor.nbytes for tensor in [*planner.model.parameters(), *planner.model.buffers()]}
         return Plan(
@@ -218,7 +238,7 @@ class _Evaluation:
         """Rehearse `fit` of these modules on a batch of this shape."""
         planner, settings, precision = self.planner, self.settings.fit, self.precision["fit"]
         rows = self.passes["covariance"].rows_of(shape)
-        key = (repr(replace(settings, modules=tuple(names), groups=1, precision=precision)), shape, len(rows))
+        key = (repr(settings.changed(modules=tuple(names), groups=1, precision=precision)), shape, len(rows))
         if key not in planner.fits:
             rehearsal = Rehearsal(planner.model, planner.task, planner.device)
             seen, curvature = rehearsal.run(
@@ -267,6 +287,20 @@ class _Evaluation:
             first = {name: first[name].beyond(more[name], steps) for name in first}
         planner.scores[key] = first
         return first
+
+    def _index(self, shape: work.Shape, rehearsal: Rehearsal, settings: Index) -> Stages:
+        """Rehearse building an index of such a batch; what of its rows is held until a chunk is saved comes on top."""
+        planner, precision, passed = self.planner, self.precision["index"], self.passes["index"]
+        rows = passed.rows_of(shape)
+        key = (repr(precision), shape, len(rows), id(rehearsal))
+        if key not in planner.indices:
+            given = {"precision": precision, "batch_tokens": math.prod(shape), "modules": tuple(self.indexed)}
+            work = lambda model, task: build_index(model, task, rows, settings, **given)  # noqa: E731
+            seen, _ = rehearsal.run(work, planner.machine(precision.products), "index")
+            more = 2 * files.of_rows(passed.examples, self.indexed.values(), settings) // settings.chunks  # filed, and stacked
+            held = seen["index"]
+            planner.indices[key] = {"index": held._replace(peak=held.peak._replace(all=held.peak.all + more))}
+        return planner.indices[key]
 
     def _seconds(
         self, command: str, planned: work.Pass, batches: Mapping[work.Shape, Stages], rehearsal: Rehearsal
