@@ -12,6 +12,7 @@ from whence.fitting import fit
 from whence.indexing.rows import compress, expand
 from whence.operators import BlockDiagonal, EigenBlock
 from whence.precision import are_short
+from whence.store import fingerprint
 from whence.tasks import CausalLM, Classification
 
 WHOLE = 64
@@ -181,7 +182,7 @@ def test_a_gradient_that_is_not_finite_is_named():
 
 def test_what_is_refused(tmp_path):
     case = CASES["llama"]
-    with pytest.raises(UsageError, match="dim can.t be 0"):
+    with pytest.raises(UsageError, match="dim can't be 0"):
         built(case, dim=0)
     index = built(case, dim=2, out=tmp_path / "index")
     curvature = fit(case.model(), case.task(), case.train(), modules="mlp")
@@ -220,6 +221,23 @@ def test_a_folder_holds_everything(tmp_path, based):
     close(results[2].raw, results[0].raw, 1e-3)  # other batches
     assert results[1].top(0, 3)["text"].tolist() == results[0].top(0, 3)["text"].tolist()
     assert "dim=4" in repr(opened)
+
+
+def test_a_model_is_hashed_once_and_again_where_it_has_changed(tmp_path, monkeypatch):
+    case, hashed = CASES["llama"], []
+    digest = fingerprint._digest_tensor
+    built(case, dim=4, out=tmp_path / "index")
+    monkeypatch.setattr(fingerprint, "_digest_tensor", lambda *given: hashed.append(given[0]) or digest(*given))
+    index, model, task = whence.open_index(tmp_path / "index"), case.model(), case.task()
+    first = index.search(model, task, case.queries())
+    assert hashed
+    hashed.clear()
+    assert np.array_equal(index.search(model, task, case.queries()).raw, first.raw) and not hashed
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    with pytest.raises(StaleArtifact, match="another model"):
+        index.search(model, task, case.queries())
+    assert hashed
 
 
 def cut_up(out):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from whence.engine.stream import Examples
 
 import whence
+from whence.engine.stream import Examples
 from whence.errors import DoesNotFit
 from whence.planning.plan import size
 from whence.planning.work import Data, Sample, one_pass
