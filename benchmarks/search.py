@@ -1,7 +1,7 @@
 """What a search in an open index takes beside the least that any search takes: its query through the model, and the scan.
 
     python -m benchmarks.search                              # 2,316 TinyStories, the stories260K model
-    python -m benchmarks.search --index /tmp/index --profile # keeps the index; also where a search's time goes
+    python -m benchmarks.search --index runs/index --profile  # keeps the index; also where the time goes
 
 One thread, processor seconds. "forward and backward" is one query's log-probability and its backward pass alone, without
 gradients of weights and from the first tracked module on; "scan" is the inner products with all rows. They take turns with
@@ -27,7 +27,7 @@ import torch
 
 TARGET = 1.3
 PROMPT = "Once upon a time, there was a little girl named Lily. She loved to"
-"""The query is this with the model's own answer, as long as `whence trace` lets it be."""
+"""The query is this with the model's own answer."""
 
 MODEL, STORIES = "models/stories260K/hf", "tinystories/train_2316.jsonl"
 
@@ -38,6 +38,9 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with models and tinystories")
     parser.add_argument("--rows", type=int, help="only so many stories")
     parser.add_argument("--index", type=Path, help="folder for the index, which is built there only once")
+    parser.add_argument(
+        "--tokens", type=int, default=64, help="of the answer; 64 is what whence trace asks for, 256 is a story"
+    )
     parser.add_argument("--rounds", type=int, default=41, help="searches to take the median of")
     parser.add_argument("--profile", action="store_true", help="also say where a search's time goes")
     options = parser.parse_args(given)
@@ -65,7 +68,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> int:
     built = time.perf_counter() - began
     size = sum(file.stat().st_size for file in folder.glob("rows-*"))
     index = whence.open_index(folder)
-    query = answered(model, task, as_rows([{"prompt": PROMPT}]))
+    query = answered(model, task, as_rows([{"prompt": PROMPT}]), options.tokens)
     items = [item for one in task.encode_queries(query) for item, _ in one]
     print(f"{index!r}, {size / len(index):,.0f} bytes per row; a query of {sum(task.size(item) for item in items)} tokens")
     print(f"{'build':<22}{built:9.2f} s   {len(index) / built:,.0f} rows per second")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from distributed.processes import server
 
-from benchmarks import breakdown, compare, products, quiet, report
+from benchmarks import breakdown, compare, products, quiet, report, search
 from benchmarks.compare import arguments, better_peer
 from benchmarks.report import TARGETS, Cell, judge, make_row
 from benchmarks.worker import ONE_THREAD, Worker, memory, settle
@@ -369,3 +369,8 @@ def test_the_command_measures_whence_alone(cache, tmp_path, monkeypatch):
     again = {row["phase"]: row for row in json.loads(out.read_text())["rows"]}
     assert set(again) == set(found) and again["fit"] == found["fit"] and again["index"] != found["index"]
     assert out.with_suffix(".md").read_text().count("--out") == 2, "both commands"
+
+
+def test_a_search_is_measured_where_its_data_is(tmp_path, capsys):
+    assert search.main(["--data", str(tmp_path)]) == 2
+    assert "stories260K" in capsys.readouterr().err
