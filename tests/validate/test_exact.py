@@ -3,6 +3,7 @@
 import oracle
 import pytest
 import torch
+from exact import exact_scores
 from models import CASES
 from torch import nn
 
@@ -10,7 +11,7 @@ import whence
 from whence.engine.stream import encode
 from whence.errors import NumericalError, UsageError
 from whence.tasks import Classification, Regression
-from whence.validate.exact import exact_scores, gauss_newton, iterative
+from whence.validate.exact import gauss_newton, iterative
 from whence.validate.problem import Problem
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from exact import exact_scores
 from models import CASES
 from torch import nn
 
@@ -14,7 +15,7 @@ from whence.linalg.stats import agree
 from whence.tasks import Classification, Regression
 from whence.tasks.outputs import Outputs
 from whence.validate import pbrf
-from whence.validate.exact import exact_scores, gauss_newton
+from whence.validate.exact import gauss_newton
 from whence.validate.ladder import LADDER
 from whence.validate.methods import EXACT, NAMES
 from whence.validate.minimise import minimise

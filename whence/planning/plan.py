@@ -19,14 +19,16 @@ class Settings:
     """What a plan is for: settings of `fit`, and those of `score` that decide about time and memory."""
 
     fit: Fit = Fit()
-    batch_tokens: int | None = None
     rank: int | None | Literal["auto"] = "auto"
 
+    @property
+    def batch_tokens(self) -> int | None:
+        """Positions per batch, if the user says."""
+        return self.fit.batch_tokens
+
     def changed(self, **values: Any) -> Settings:
-        """The same with other values, of `fit` or of its own."""
-        own = {field.name for field in dataclasses.fields(self)} - {"fit"}
-        fit = self.fit.changed(**{key: value for key, value in values.items() if key not in own})
-        return dataclasses.replace(self, fit=fit, **{key: value for key, value in values.items() if key in own})
+        """The same with other values, of `fit` or the rank."""
+        return Settings(rank=values.pop("rank", self.rank), fit=self.fit.changed(**values))
 
     def differences(self, other: Settings) -> dict[str, Any]:
         """What the other has that this has not, by name."""
@@ -35,7 +37,7 @@ class Settings:
 
     def flat(self) -> dict[str, Any]:
         """All values by name."""
-        return {**vars(self.fit), "batch_tokens": self.batch_tokens, "rank": self.rank}
+        return {**vars(self.fit), "rank": self.rank}
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def plan(
     `where` is the folder whose disk is meant.
     """
     settings = settings.changed(**changes)
-    asked = Settings(settings, settings.batch_tokens, rank)
+    asked = Settings(settings, rank)
     blank = blank_model(os.fspath(model), dtype) if not isinstance(model, nn.Module) else model
     planner = Planner(blank, task, data, queries, device, calibrate, index)
     if memory is not None:

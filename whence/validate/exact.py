@@ -16,15 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from whence.data.rows import Rows
-from whence.engine.stream import read
 from whence.errors import UsageError
 from whence.linalg.krylov import block_cg
 from whence.progress import stage
-from whence.store.scores import Scores, describe_queries, describe_rows
-from whence.tasks.base import Task
 from whence.validate.problem import Problem
 
 Way = Literal["auto", "dense", "dual", "cg"]
@@ -154,36 +150,6 @@ def iterative(problem: Problem, tolerance: float = 1e-8, iterations: int = 5000)
     return trace, solver
 
 
-def exact_scores(
-    model: nn.Module,
-    task: Task,
-    queries: Any,
-    train: Any,
-    *,
-    damping: float = 0.1,
-    absolute: float | None = None,
-    modules: str | Sequence[str] | None = "all",
-    way: Way = "auto",
-) -> Scores:
-    """Scores with the exact damped Gauss-Newton matrix of all tracked weights together, as `whence.score` gives them.
-
-    Damping is `damping` times the mean eigenvalue of the whole matrix (not module by module), or `absolute`. `about`
-    says the damping, the way and the residual of the solutions.
-    """
-    problem = Problem(model, task, train, queries, modules)
-    curvature = gauss_newton(problem, way)
-    chosen = curvature.damping(damping, absolute)
-    raw, residual = influence(problem, curvature.inverse(chosen.absolute))
-    about = {
-        "operator": f"exact Gauss-Newton, inverse with damping {chosen.absolute:g} = {chosen.relative:g} x mean eigenvalue",
-        "way": curvature.kind,
-        "damping": chosen.absolute,
-        "mean_eigenvalue": chosen.mean,
-        "residual": residual,
-    }
-    return as_scores(problem, queries, raw, about)
-
-
 def influence(problem: Problem, inverse: Inverse, rows: Sequence[int] | None = None) -> tuple[np.ndarray, float]:
     """Raw scores `[Q, rows]` (default: all training rows; 0 where a row has no loss), and the residual of the solutions."""
     v_QP = problem.query_gradients()
@@ -197,23 +163,6 @@ def influence(problem: Problem, inverse: Inverse, rows: Sequence[int] | None = N
                 raw[:, column] = -(u_QP @ problem.row_gradient(row)).numpy(force=True)
             advance(1)
     return raw, residual
-
-
-def as_scores(problem: Problem, queries: Any, raw: np.ndarray, about: dict[str, Any]) -> Scores:
-    """The matrix with ids and texts of both sides."""
-    import pandas
-
-    rows, train = problem.train.rows, problem.train
-    asked = describe_queries(read(queries), problem.task, problem.weighted)
-    measurement = problem.task.settings().get("measurement", "logprob")
-    unit = "nats per copy" if measurement in ("logprob", "loss") else f"{measurement} per copy"
-    return Scores(
-        raw=raw,
-        n_train=len(problem.rows),
-        examples=describe_rows(rows, train.ids, train.sizes, rows.copies if isinstance(rows, Rows) else None),
-        queries=pandas.DataFrame({**asked, "measured": problem.measured().numpy(force=True)}),
-        about={"unit": unit, "measurement": measurement, **about},
-    )
 
 
 def _blocks(problem: Problem, name: str) -> Any:
