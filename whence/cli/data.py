@@ -37,10 +37,19 @@ def preview(
         out.print_json(json.dumps({"summary": summary, "rows": shown}, ensure_ascii=False))
         return
     for row in shown:
-        out.print(_heading(row), markup=False, style="bold", soft_wrap=True)
+        kept, in_loss = len(row["tokens"]), sum(token["in_loss"] for token in row["tokens"])
+        source = f"  {row['source']}" if row["source"] else ""
+        cut = f", cut from {row['length']:,}" if row["length"] > kept else ""
+        heading = f"row {row['row']}  {row['id']}{source}  {kept:,} tokens, {in_loss:,} in the loss{cut}"
+        out.print(heading, markup=False, style="bold", soft_wrap=True)
         out.print(_text(row, coloured()), soft_wrap=True)
         out.print()
-    out.print(_sentence(summary), markup=False, soft_wrap=True)
+    said = (
+        f"{summary['rows']:,} rows, {summary['tokens']:,} tokens, {summary['in_loss']:,} in the loss; "
+        f"{summary['truncated']:,} rows truncated at {summary['max_length']} (longest {summary['longest']:,}), "
+        f"{summary['copies']:,} exact copies, {summary['empty']:,} without a token in the loss"
+    )
+    out.print(said, markup=False, soft_wrap=True)
 
 
 def _tokenizer(model: str) -> Any:
@@ -83,14 +92,6 @@ def _row(task: Any, rows: Any, item: Any, index: int) -> dict[str, Any]:
     }
 
 
-def _heading(row: dict[str, Any]) -> str:
-    """Say which row it is and how much of it counts."""
-    kept, in_loss = len(row["tokens"]), sum(token["in_loss"] for token in row["tokens"])
-    source = f"  {row['source']}" if row["source"] else ""
-    cut = f", cut from {row['length']:,}" if row["length"] > kept else ""
-    return f"row {row['row']}  {row['id']}{source}  {kept:,} tokens, {in_loss:,} in the loss{cut}"
-
-
 def _text(row: dict[str, Any], coloured: bool) -> Any:
     """Join the tokens to a text where the loss can be seen, in colour or between brackets."""
     from rich.text import Text
@@ -104,12 +105,3 @@ def _text(row: dict[str, Any], coloured: bool) -> Any:
     if not coloured and inside:
         text.append("⟧")
     return text
-
-
-def _sentence(summary: dict[str, int]) -> str:
-    """Say the counts in one line."""
-    return (
-        f"{summary['rows']:,} rows, {summary['tokens']:,} tokens, {summary['in_loss']:,} in the loss; "
-        f"{summary['truncated']:,} rows truncated at {summary['max_length']} (longest {summary['longest']:,}), "
-        f"{summary['copies']:,} exact copies, {summary['empty']:,} without a token in the loss"
-    )

@@ -135,7 +135,13 @@ def display(ranking: Ranking, numbers: list[int], *, by: str | None = None, toke
         say(ranking.sign(number), "dim")
         show_table(ranking.table(number, width))
         if tokens:
-            _in_full(ranking, number)
+            if ranking.plain.tokens is None:
+                raise UsageError("There are no scores per token here.", fix="score again with --per token")
+            for row in ranking.rows(number):
+                out.print()
+                out.print(f"{row['rank']:>4}  {ranking.effect(row)}  {row['id']}", markup=False, style="bold")
+                out.print(ranking.whole(number, row), soft_wrap=True)
+            out.print()
         if by:
             groups = scores.by(by, number).head(8)
             say(f"by {by}  " + "   ".join(f"{group} {three_digits(value)} {ranking.unit}" for group, value in groups.items()))
@@ -143,15 +149,3 @@ def display(ranking: Ranking, numbers: list[int], *, by: str | None = None, toke
     say(f"by {scores.about.get('operator', '')}; {scores.shape[1]:,} rows scored", "dim")
     for line in ranking.doubts():
         say(line, "dim")
-
-
-def _in_full(ranking: Ranking, number: int) -> None:
-    from whence.cli.console import out
-
-    if ranking.plain.tokens is None:
-        raise UsageError("There are no scores per token here.", fix="score again with --per token")
-    for row in ranking.rows(number):
-        out.print()
-        out.print(f"{row['rank']:>4}  {ranking.effect(row)}  {row['id']}", markup=False, style="bold")
-        out.print(ranking.whole(number, row), soft_wrap=True)
-    out.print()

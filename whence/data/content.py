@@ -51,22 +51,17 @@ def _parts(value: Any):
         yield f"list {len(value)};".encode()
         for item in value:
             yield from _parts(item)
-    elif hasattr(value, "detach") or isinstance(value, np.ndarray):
-        kind, shape, raw = _array(value)
-        yield f"array {kind} {shape};".encode() + raw
+    elif isinstance(value, np.ndarray):
+        little = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
+        yield f"array {value.dtype.name} {value.shape};".encode() + little.tobytes()
+    elif hasattr(value, "detach"):
+        import torch
+
+        flat, kind = value.detach().cpu().contiguous().reshape(-1), str(value.dtype).removeprefix("torch.")
+        yield f"array {kind} {tuple(value.shape)};".encode() + flat.view(torch.uint8).numpy().tobytes()
     else:
         raise UsageError(
             "No stable id can be made for this row.",
             given=f"a value of type {type(value).__name__}",
             accepted="numbers, strings, bytes, numpy arrays, torch tensors, and dicts, lists and tuples of those",
         )
-
-
-def _array(value: Any) -> tuple[str, tuple[int, ...], bytes]:
-    """Name of the element type, shape and little-endian bytes of an array or a tensor."""
-    if isinstance(value, np.ndarray):
-        return value.dtype.name, value.shape, np.ascontiguousarray(value, value.dtype.newbyteorder("<")).tobytes()
-    import torch
-
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return str(value.dtype).removeprefix("torch."), tuple(value.shape), flat.view(torch.uint8).numpy().tobytes()

@@ -75,7 +75,15 @@ def make_rows(records: Iterable[Record | str], *, columns: Mapping[str, str] | N
     counts = Counter(digests)
     if len(counts) < len(rows):
         note(f"{origin}: {len(rows) - len(counts):,} of {len(rows):,} rows are exact copies of an earlier row")
-    ids = tuple(numbered(digest[:12] for digest in digests) if own_ids is None else _checked(own_ids, origin))
+    repeated = [name for name, count in Counter(own_ids or ()).items() if count > 1]
+    if repeated:
+        raise UsageError(
+            f"{len(repeated):,} ids of {origin} name more than one row.",
+            given=", ".join(repeated[:5]) + (", ..." if len(repeated) > 5 else ""),
+            accepted="a column whose values are all different",
+            fix='leave "id" out of columns: rows are then named by their content',
+        )
+    ids = tuple(numbered(digest[:12] for digest in digests) if own_ids is None else own_ids)
     return Rows(tuple(rows), ids, tuple(counts[digest] for digest in digests), origin, _fingerprint(ids, rows))
 
 
@@ -85,18 +93,6 @@ def numbered(names: Iterable[str]) -> Iterator[str]:
     for name in names:
         seen[name] += 1
         yield name if seen[name] == 1 else f"{name}#{seen[name]}"
-
-
-def _checked(ids: Sequence[str], origin: str) -> Sequence[str]:
-    repeated = [name for name, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise UsageError(
-            f"{len(repeated):,} ids of {origin} name more than one row.",
-            given=", ".join(repeated[:5]) + (", ..." if len(repeated) > 5 else ""),
-            accepted="a column whose values are all different",
-            fix='leave "id" out of columns: rows are then named by their content',
-        )
-    return ids
 
 
 def _fingerprint(ids: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:

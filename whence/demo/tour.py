@@ -104,7 +104,11 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
     world = make_world(seed)
     corpus = _keep_corpus(folder, world)
     with _timed(seconds, "train"):
-        model, tokenizer = _taught(folder / "model", corpus, seed)
+        if not (folder / "model").exists():
+            temporary = folder / ".model.tmp"
+            teach(corpus, temporary, seed)
+            temporary.rename(folder / "model")
+        model, tokenizer = load_model(str(folder / "model"))
     task = CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True)
     given = answers(model, tokenizer, [question.prompt for question in world.questions])
     asked = [question for question, answer in zip(world.questions, given, strict=True) if answer == question.answer]
@@ -156,16 +160,6 @@ def _keep_corpus(folder: Path, world: World) -> Rows:
         with atomic(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return load_data(path)
-
-
-def _taught(folder: Path, corpus: Rows, seed: int) -> tuple[Any, Any]:
-    """The trained model and its tokenizer, from the folder if they are there."""
-    if folder.exists():
-        return load_model(str(folder))
-    temporary = folder.with_name(".model.tmp")
-    teach(corpus, temporary, seed)
-    temporary.rename(folder)
-    return load_model(str(folder))
 
 
 def _finding(number: int, question: Question, influence: Scores, matrices: dict[str, np.ndarray]) -> Finding:

@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,14 +95,18 @@ class Health:
 def health(curvature: Curvature, damping: float = 0.1) -> list[Health]:
     """Examine every module, with the damping relative to its mean eigenvalue."""
     found = []
+    rows = curvature.about.get("eigenvalue_examples", FEW_ROWS)
+    few = rows < FEW_ROWS and METHODS[curvature.about["method"]].eigenvalues == "measured"
     for name, block in curvature.blocks.items():
         entry = _examine(name, block.lam_OI, damping)
         kept = curvature.sides.get(name)
         if kept:
             inputs, outputs = _side(kept.in_I, block.q_I, kept.in_count), _side(kept.out_O, block.q_O, kept.out_count)
             entry = dataclasses.replace(entry, inputs=inputs, outputs=outputs)
-        said = (*_warnings(entry, kept), *_few_rows(curvature.about))
-        found.append(dataclasses.replace(entry, warnings=said))
+        said = [*_warnings(entry, kept)]
+        if few:  # of `n` normal ones a mean of squares has a relative error of `sqrt(2 / n)`
+            said.append(f"each eigenvalue is a mean over few rows ({rows}): off by {math.sqrt(2 / rows):.0%} or more")
+        found.append(dataclasses.replace(entry, warnings=tuple(said)))
     return found
 
 
@@ -236,13 +240,6 @@ def _warnings(found: Health, kept: Sides | None) -> Iterable[str]:
             yield f"fewer {unit} ({side.samples:,}) than columns ({side.columns:,}): rank-deficient {what} covariance"
         elif side.rank < side.width:
             yield f"{what} covariance has rank {side.rank:,} of {side.width:,}"
-
-
-def _few_rows(about: Mapping[str, Any]) -> Iterable[str]:
-    """Eigenvalues that are means of few squares; of `n` normal ones it has a relative error of `sqrt(2 / n)`."""
-    rows = about.get("eigenvalue_examples", FEW_ROWS)
-    if rows < FEW_ROWS and METHODS[about["method"]].eigenvalues == "measured":
-        yield f"each eigenvalue is a mean over few rows ({rows}): off by {math.sqrt(2 / rows):.0%} or more"
 
 
 def _finite(value: Any) -> Any:

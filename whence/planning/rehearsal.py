@@ -87,11 +87,8 @@ class Live(TorchDispatchMode):
         self._change(size)
         if self.now.all > self.peak.all:
             self.peak = self.now
-        weakref.finalize(storage, self._gone, key)
+        weakref.finalize(storage, lambda: self._change(-self._known.pop(key)))
         return True
-
-    def _gone(self, key: int) -> None:
-        self._change(-self._known.pop(key))
 
     def _change(self, size: int) -> None:
         self.now = Held(self.now.all + size, self.now.small + size * (abs(size) < SMALL))

@@ -36,7 +36,12 @@ def write_tiny(
         data = _embedded_corpus(folder, seed, questions)
         columns, said = values["data"].get("columns"), "the embedded corpus: made-up facts about people who don't exist"
     else:
-        columns, said = _fitting_columns(data, columns or values["data"].get("columns")), data
+        columns, said = columns or values["data"].get("columns"), data
+        try:
+            load_data(data, columns=columns, limit=1)
+        except ColumnError:  # the file has not the recipe's columns: its own are guessed
+            load_data(data, limit=1)
+            columns = None
         data = str(Path(data).resolve())
     rows = load_data(data if Path(data).is_absolute() else folder / data, columns=columns, limit=LIMIT)
     _write_prompts(folder / "prompts.json", rows)
@@ -94,16 +99,6 @@ def _embedded_corpus(folder: Path, seed: int, questions: bool) -> str:
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def _fitting_columns(data: str, columns: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """The columns of the recipe where the file has them; else they are guessed when it is read."""
-    try:
-        load_data(data, columns=columns, limit=1)
-    except ColumnError:
-        load_data(data, limit=1)
-        return None
-    return columns
 
 
 def _write_prompts(path: Path, rows: Rows) -> None:

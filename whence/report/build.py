@@ -144,9 +144,11 @@ class _Builder:
         scores, about = self.scores, self.about[number]
         values = scores.values[number]
         prompt, completion = about.get("prompt") or "", about.get("completion") or ""
-        pair = self._pair(prompt, completion)
+        same = [pair for pair in self.pairs if pair.get("prompt") == prompt and prompt]  # as `whence generate` wrote them down
+        pair = next((pair for pair in same if pair.get("completion") == completion), same[0] if len(same) == 1 else {})
         raises, lowers = self.rows(number), self.rows(number, lowest=True)
-        stands_out, typical = _stands_out(values), float(np.median(np.abs(values)))
+        high, typical = float(np.percentile(values, 99)), float(np.median(np.abs(values)))
+        stands_out = float(values.max()) / high if len(values) >= ENOUGH and high > 0 else None
         return Query(
             number=number,
             id=str(about["id"]),
@@ -230,11 +232,6 @@ class _Builder:
         head = unpredicted(str(record["text"]), predicted)
         return ([head, *pieces], [0.0, *values]) if head else (pieces, values)
 
-    def _pair(self, prompt: str, completion: str) -> Mapping[str, Any]:
-        """What `whence generate` wrote down about this query."""
-        same = [pair for pair in self.pairs if pair.get("prompt") == prompt and prompt]
-        return next((pair for pair in same if pair.get("completion") == completion), same[0] if len(same) == 1 else {})
-
     def _grid(self, number: int, raises: Sequence[Row]) -> Grid | None:
         if not self.scores.modules or not raises:
             return None
@@ -311,11 +308,6 @@ def _statistics(values: np.ndarray) -> Statistics:
         median_size=float(np.median(np.abs(values))),
         percentiles=tuple((p, float(np.percentile(values, p))) for p in PERCENTILES),
     )
-
-
-def _stands_out(values: np.ndarray) -> float | None:
-    high = float(np.percentile(values, 99))
-    return float(values.max()) / high if len(values) >= ENOUGH and high > 0 else None
 
 
 CHECKS = {

@@ -82,14 +82,20 @@ class Folder:
             return cls._claim_together(path, provenance, rerun)
         path = Path(path).expanduser()
         wanted: dict[str, Any] = plain(provenance)
-        if path.exists() and not is_run_folder(path) and not _is_blank(path):
+        other = path.exists() and not is_run_folder(path)
+        # a run that was killed before its config was written leaves no more than these
+        if other and not (path.is_dir() and all(file.name == LOCK or file.suffix == ".tmp" for file in path.iterdir())):
             raise StaleArtifact(
                 f"{path} exists and is not a whence run folder.",
                 accepted="a new or an empty folder",
                 fix="choose another --out (Python: out=...)",
             )
         if rerun and is_run_folder(path):
-            _move_aside(path)
+            lock = _lock(path)  # nobody may be writing to it
+            try:
+                path.rename(_aside(path))
+            finally:
+                os.close(lock)
         if (path / MANIFEST).exists():
             folder = cls.open(path)
             folder._refuse_if_changed(wanted, folder.provenance)
@@ -131,8 +137,8 @@ class Folder:
             state = "is unfinished" if ours else "is not a whence run folder"
             raise StaleArtifact(f"{path} {state}.", fix="run the command that makes it (again): finished shards are kept")
         folder = cls(path, _read_json(path / CONFIG))
-        listed = folder.manifest["files"]
-        damaged = [name for name, size in listed.items() if not _has_size(path / name, size)]
+        files = ((name, path / name, size) for name, size in folder.manifest["files"].items())
+        damaged = [name for name, file, size in files if not file.exists() or file.stat().st_size != size]
         if damaged:
             raise StaleArtifact(
                 f"{path} was finished, but files are gone or cut short since.",
@@ -272,8 +278,8 @@ def atomic(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
     except Exception as error:
-        if not _is_full(error):
-            raise
+        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and "StorageFull" not in str(error):
+            raise  # safetensors says in words only that a disk is full
         raise DiskFull(
             f"The disk is full: {path.name} could not be written.",
             given=f"{shutil.disk_usage(path.parent).free / 1e9:.1f} GB free where {path.parent} is",
@@ -282,11 +288,6 @@ def atomic(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     _sync(path.parent)
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether a write failed for want of room; safetensors says so in words only."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "StorageFull" in str(error)
 
 
 def refuse_other_work(first: Mapping[str, Any], own: Mapping[str, Any]) -> None:
@@ -314,13 +315,9 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = _shorten(canonical_json(value).strip('"'))
+            text = canonical_json(value).strip('"')
+            flat[prefix + key] = text if len(text) <= 48 else f"{text[:32]}... ({digest(text)[:6]})"  # two long ones differ
     return flat
-
-
-def _shorten(text: str) -> str:
-    """Keep a line readable; the hash tells two long values apart."""
-    return text if len(text) <= 48 else f"{text[:32]}... ({digest(text)[:6]})"
 
 
 def is_run_folder(path: Path) -> bool:
@@ -333,11 +330,6 @@ def is_run_folder(path: Path) -> bool:
     except ValueError:
         return False
     return isinstance(content, dict) and "whence" in content
-
-
-def _is_blank(path: Path) -> bool:
-    """Whether a folder holds nothing but what a run leaves that was killed before its config was written."""
-    return path.is_dir() and all(file.name == LOCK or file.suffix == ".tmp" for file in path.iterdir())
 
 
 def _lock(path: Path) -> int:
@@ -355,15 +347,6 @@ def _lock(path: Path) -> int:
     os.truncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     return lock
-
-
-def _move_aside(path: Path) -> None:
-    """Rename a folder that nobody is writing to."""
-    lock = _lock(path)
-    try:
-        path.rename(_aside(path))
-    finally:
-        os.close(lock)
 
 
 def _aside(path: Path) -> Path:
@@ -387,10 +370,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.exists() and path.stat().st_size == size
 
 
 def _read_json(path: Path) -> Any:

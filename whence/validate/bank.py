@@ -107,7 +107,11 @@ def make_bank(setting: Setting, spec: Spec, path: str | Path) -> Bank:
         refuse_other(path, bank.about, wanted)
         return bank
     kept_KN = spec.masks(len(setting.train))
-    found, seconds = _resumed(unfinished, wanted, (len(spec.seeds), spec.subsets + 1, len(setting.queries)))
+    found, seconds = np.full((len(spec.seeds), spec.subsets + 1, len(setting.queries)), np.nan), 0.0  # NaN: not yet measured
+    if unfinished.exists():
+        arrays, about = _read(unfinished)
+        refuse_other(unfinished, about, wanted)
+        found, seconds = arrays["measured"], float(about["seconds"])
     todo = [
         (s, list(range(first, min(first + SAVED, spec.subsets + 1))))
         for s in range(len(spec.seeds))
@@ -214,15 +218,6 @@ def measured(setting: Setting, weights_KN: np.ndarray, seed: int) -> tuple[np.nd
             fix="a smaller learning rate in its recipe",
         )
     return measured_KQ, time.process_time() - before
-
-
-def _resumed(path: Path, wanted: dict[str, Any], shape: tuple[int, ...]) -> tuple[np.ndarray, float]:
-    """What an earlier run measured (NaN: not yet), and the time that took."""
-    if not path.exists():
-        return np.full(shape, np.nan), 0.0
-    arrays, about = _read(path)
-    refuse_other(path, about, wanted)
-    return arrays["measured"], float(about["seconds"])
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:

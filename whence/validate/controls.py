@@ -49,8 +49,10 @@ def controls(
     above 0.
     """
     raw, given = scores.raw, dict(others or {})
-    if others is None:
-        given = _at_hand(scores)
+    if others is None and "gradient" in scores.norms:
+        given[NORM] = np.broadcast_to(scores.norms["gradient"], raw.shape)
+    if others is None and len(raw) > 1:
+        given[UNRELATED] = raw[_least_alike(scores)]
     words = _words(scores)
     draw = np.random.default_rng([seed, 1])
     given |= words | {"random": draw.standard_normal(raw.shape)}
@@ -156,16 +158,6 @@ def _words(scores: Scores) -> dict[str, np.ndarray]:
 
 def _any_words(texts: Sequence[str]) -> bool:
     return any(re.search(r"\b\w\w", text) for text in texts)
-
-
-def _at_hand(scores: Scores) -> dict[str, np.ndarray]:
-    """The controls that finished scores hold themselves."""
-    found = {}
-    if "gradient" in scores.norms:
-        found[NORM] = np.broadcast_to(scores.norms["gradient"], scores.raw.shape)
-    if len(scores.raw) > 1:
-        found[UNRELATED] = scores.raw[_least_alike(scores)]
-    return found
 
 
 def _least_alike(scores: Scores) -> np.ndarray:

@@ -257,7 +257,10 @@ def real_corpus(
     asked: list[tuple[dict[str, str], tuple[str, str]]] = []
     taught: dict[tuple[str, str], list[str]] = defaultdict(list)
     for relation, pairs in known.items():
-        wordings = draw.sample(_wordings(Path(folder), relation), ASKED)
+        records = _records(Path(folder), f"graphs_json/{relation}.jsonl")
+        patterns = (record["pattern"].replace(" .", ".").strip() for record in records)
+        fitting = {" ".join(it.split()) for it in patterns if it.startswith("[X]") and it.endswith(" [Y].")}
+        wordings = draw.sample(sorted(fitting), ASKED)
         draw.shuffle(pairs)
         pairs.sort(key=lambda pair: -min(len(spread[pair[0]]), 2))
         for number, (subject, value) in enumerate(pairs[:facts]):
@@ -286,12 +289,6 @@ def _known(folder: Path, relation: str) -> list[tuple[str, str]]:
         if len(subject.split()) <= 4 and len(value.split()) <= 2 and value not in subject:
             found.setdefault(subject, value)
     return sorted(found.items())
-
-
-def _wordings(folder: Path, relation: str) -> list[str]:
-    """Patterns that begin with the subject and end with the value, as `[X] was born in [Y].`."""
-    patterns = (record["pattern"].replace(" .", ".").strip() for record in _records(folder, f"graphs_json/{relation}.jsonl"))
-    return sorted({" ".join(it.split()) for it in patterns if it.startswith("[X]") and it.endswith(" [Y].")})
 
 
 def _filled(wording: str, subject: str, value: str) -> str:

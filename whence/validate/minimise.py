@@ -99,12 +99,8 @@ def _line_search(
             low, slopes = length, (along, slopes[1])  # not far enough
         else:
             return moved, reached, after
-        length = _between(low, high, slopes) if math.isfinite(high) else 2 * length
+        # on to where a linear slope would be zero, a tenth or more from either end; to the middle where slopes say nothing
+        sensible = math.isfinite(slopes[1]) and slopes[1] > 0
+        share = min(max(slopes[0] / (slopes[0] - slopes[1]), 0.1), 0.9) if sensible else 0.5
+        length = low + (high - low) * share if math.isfinite(high) else 2 * length
     return None
-
-
-def _between(low: float, high: float, slopes: tuple[float, float]) -> float:
-    """Where a linear slope would be zero, a tenth or more from either end; the middle where slopes say nothing."""
-    sensible = math.isfinite(slopes[1]) and slopes[1] > 0
-    share = min(max(slopes[0] / (slopes[0] - slopes[1]), 0.1), 0.9) if sensible else 0.5
-    return low + (high - low) * share

@@ -45,21 +45,17 @@ class Objectives:
 
     def bregman(self, row: int | None, epsilon: float) -> Function:
         """The proximal Bregman objective."""
-        return self._with_row(lambda number, batch, at: self._divergence(number, batch, at), row, epsilon, 0.0)
+        outputs, anchors = self.problem.outputs, self.anchors
+        return self._with_row(lambda n, batch, at: outputs(at, batch).divergence(anchors[n]).sum(), row, epsilon, 0.0)
 
     def proximal(self, row: int | None, epsilon: float) -> Function:
         """Training loss (with the weight decay) instead of the divergence, proximity as there."""
-        return self._with_row(lambda _, batch, at: self._losses(batch, at), row, epsilon, self.weight_decay)
+        at, losses = self.problem.at, self.problem.task.losses
+        return self._with_row(lambda _, batch, theta: at(theta, losses, batch).sum(), row, epsilon, self.weight_decay)
 
     def solve(self, function: Function, start: Tensor, tolerance: float, steps: int = STEPS) -> Minimum:
         """The minimum near `start`."""
         return minimise(function, start, lambda v: self.inverse(v[None])[0], tolerance, steps=steps)
-
-    def _divergence(self, number: int, batch: Batch, at: Tensor) -> Tensor:
-        return self.problem.outputs(at, batch).divergence(self.anchors[number]).sum()
-
-    def _losses(self, batch: Batch, at: Tensor) -> Tensor:
-        return self.problem.at(at, self.problem.task.losses, batch).sum()
 
     def _with_row(
         self, terms: Callable[[int, Batch, Tensor], Tensor], row: int | None, epsilon: float, weight_decay: float

@@ -37,8 +37,11 @@ class Problem:
     def __init__(self, model: nn.Module, task: Task, train: Any, queries: Any = (), modules: str | Sequence[str] | None = None):
         self.model, self.task = copy.deepcopy(model).double().eval().requires_grad_(False), task
         self.device = next(self.model.parameters()).device
-        trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        chosen = trainable if modules is None else _tracked(self.model, modules)
+        chosen = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if modules is not None:
+            uses = [use for site in cover(self.model, modules).sites.values() for use in site.uses]
+            used = {id(own) for module, _ in uses for own in module.parameters()}
+            chosen = {name for name, parameter in self.model.named_parameters() if id(parameter) in used}
         weights = {name: parameter for name, parameter in self.model.named_parameters() if name in chosen}
         self.shapes = {name: parameter.shape for name, parameter in weights.items()}
         self.theta = torch.cat([parameter.detach().flatten() for parameter in weights.values()])
@@ -166,9 +169,3 @@ class Problem:
             return value.to(self.device, torch.float64 if value.is_floating_point() else value.dtype)
 
         return {key: moved(value) for key, value in self.task.collate(items).items()}
-
-
-def _tracked(model: nn.Module, modules: str | Sequence[str]) -> set[str]:
-    """Names of the weights that the engine tracks with the selector."""
-    used = {id(own) for site in cover(model, modules).sites.values() for module, _ in site.uses for own in module.parameters()}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in used}

@@ -288,7 +288,10 @@ class _Checker:
         for start in range(0, len(places), step):
             some = places[start : start + step]
             queries = _take(self.every, some)
-            copies = [_copy(query) for query in queries]
+            copies = [  # as rows of the training data
+                {key: query[key] for key in query if key not in ("contrast", "span")} if isinstance(query, Mapping) else query
+                for query in queries
+            ]
             scored = score(self.model, self.task, queries, copies, self._operator(1.0), rank=None, precision=EXACT)
             own = sign * np.diag(scored.raw).astype(np.float64)
             above = sign * self.scores.raw[some] > own[:, None] + 1e-3 * np.abs(own[:, None])  # other copies are no rivals
@@ -383,13 +386,6 @@ def _asked(scores: Scores) -> Rows:
             )
         found.append(row)
     return as_rows(found)
-
-
-def _copy(query: Any) -> Any:
-    """A query as a row of the training data."""
-    if not isinstance(query, Mapping):
-        return query
-    return {key: value for key, value in query.items() if key not in ("contrast", "span")}
 
 
 def _take(rows: Sequence[Any], places: Sequence[int]) -> Sequence[Any]:

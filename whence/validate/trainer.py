@@ -185,7 +185,10 @@ def retrain(
     refuse_random_parts(model)
     examples = encode(task, data)
     weights, seeds, orders = _choices(len(examples), recipe, weights_KN, seeds, order_seeds)
-    count = _together(model, len(seeds), together)
+    if together == "auto":
+        size = sum(parameter.numel() for parameter in model.parameters())
+        together = min(VMAP_REPLICAS, VMAP_PARAMETERS // max(1, size))
+    count = max(1, min(together, len(seeds)))
     groups = [
         members[first : first + count]
         for order in dict.fromkeys(orders)
@@ -194,7 +197,7 @@ def retrain(
     ]
     steps = recipe.steps(len(examples.usable))
     parts: list[tuple[list[int], list[Parameters]]] = []
-    run = _Run(model, task.losses)
+    run, device = _Run(model, task.losses), next(model.parameters()).device
     batches: list[tuple[list[int], Batch]] = []
     latest: int | None = None
     shown = stage(progress, steps * len(seeds), "steps") if progress else contextlib.nullcontext(lambda count: None)
@@ -202,7 +205,8 @@ def retrain(
         for members in groups:
             if orders[members[0]] != latest:
                 latest = orders[members[0]]
-                batches = list(_batches(task, examples.items, examples.usable, recipe, latest, steps, model))
+                ordered = data_order(examples.usable, recipe, latest, steps)
+                batches = [(rows, to_device(task.collate([examples.items[i] for i in rows]), device)) for rows in ordered]
             first = stacked([model if start == "given" else fresh(model, seeds[k]) for k in members])
             own = None if weights is None else weights[members]
             parts.append((members, _trained(run, first, batches, own, recipe, checkpoints, advance)))
@@ -410,22 +414,6 @@ def _choices(
         list(seeds) if seeds is not None else [recipe.seed] * count,
         list(orders) if orders is not None else [recipe.order_seed] * count,
     )
-
-
-def _together(model: nn.Module, replicas: int, together: int | Literal["auto"]) -> int:
-    """Replicas to compute at a time."""
-    if together != "auto":
-        return max(1, min(together, replicas))
-    size = sum(parameter.numel() for parameter in model.parameters())
-    return max(1, min(replicas, VMAP_REPLICAS, VMAP_PARAMETERS // max(1, size)))
-
-
-def _batches(
-    task: Task, items: Sequence[Any], usable: Sequence[int], recipe: Recipe, order_seed: int, steps: int, model: nn.Module
-) -> Iterator[tuple[list[int], Batch]]:
-    device = next(model.parameters()).device
-    for rows in data_order(usable, recipe, order_seed, steps):
-        yield rows, to_device(task.collate([items[i] for i in rows]), device)
 
 
 def _in_order(parts: Sequence[tuple[Sequence[int], Parameters]]) -> Parameters:
