@@ -35,8 +35,8 @@ torch.set_num_threads(1)
 from benchmarks.worker import Worker
 worker = Worker("whence", Path(sys.argv[1]))
 for line in sys.stdin:
-    method, arguments = json.loads(line)
-    answers.write(json.dumps(getattr(worker, method)(*arguments)) + "\\n")
+    method, name, *folder = json.loads(line)
+    answers.write(json.dumps(getattr(worker, method)(name, *map(Path, folder))) + "\\n")
     answers.flush()
 """
 
@@ -66,18 +66,18 @@ class Side:
 
     def __init__(self, root: Path, scratch: Path):
         environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(root)}
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         command = [sys.executable, "-W", "ignore", "-c", SERVE, str(scratch)]
         self.process = subprocess.Popen(command, cwd=root, env=environment, text=True, **pipes)
 
     def ask(self, method: str, *words: str) -> Any:
         """Call a method of its `Worker`."""
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps([method, words]) + "\n")
+        self.process.stdin.write(json.dumps([method, *words]) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"{method} {' '.join(words)} failed in {self.process.args}")
+            raise RuntimeError(f"{method} {' '.join(words)} failed; its process said why")
         return json.loads(answer)
 
     def close(self) -> None:

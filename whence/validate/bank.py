@@ -34,7 +34,7 @@ LEVELS = 32767
 SAVED = 32
 """Retrainings between two saves."""
 
-SOURCES = ("validate/trainer", "validate/settings", "validate/bank", "stream", "tasks")
+SOURCES = ("validate/trainer", "validate/settings", "validate/bank", "engine/stream", "tasks")
 
 
 @dataclass(frozen=True)
