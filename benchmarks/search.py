@@ -36,7 +36,7 @@ def main(given: list[str] | None = None) -> int:
     """Measure and print; 0 where the target is met."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with models and tinystories")
-    parser.add_argument("--rows", type=int, help="only so many stories")
+    parser.add_argument("--rows", type=int, help="stories to index; default: all")
     parser.add_argument("--index", type=Path, help="folder for the index, which is built there only once")
     parser.add_argument(
         "--tokens", type=int, default=64, help="of the answer; 64 is what whence trace asks for, 256 is a story"

@@ -153,6 +153,14 @@ def test_what_needs_a_blockwise_operator_says_so():
         score_points(point, point, QUERIES, few)
 
 
+def test_products_are_not_shortened(notes):
+    point, curvature = setting("llama")
+    model = point.model.float()
+    operator = gauss_newton_inverse(Point(model, point.task, ROWS), curvature, tolerance=1e-3)
+    found = score(model, point.task, QUERIES, ROWS, operator, products="bfloat16")
+    assert found.about["products"] == "float32" and any("multiplying in float32" in text for text in notes)
+
+
 def test_other_ways_to_ask_give_the_same_numbers():
     point, curvature = setting("llama")
     operator = gauss_newton_inverse(point, curvature, **TIGHT)

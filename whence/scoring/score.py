@@ -106,6 +106,10 @@ def score_points(
         at, of = (of.only(rows),) * 2 if at is of else (at, of.only(rows))
     run = _Score(at, of, operator, names or {})
     check_choices(settings, operator)
+    if not operator.blockwise:  # it may run the model and solve for something, which rounded products would not let converge
+        if settings.products == "bfloat16":
+            note(f"multiplying in float32, which {operator.label} needs")
+        settings = settings.changed(products="float32")
     rank = run.rank(len(asked), settings.rank)
     settings = settings.changed(rank=rank or "full", chunks=settings.chunks if out else 1)
     with work(out, lambda: run.provenance("score", settings, asked.fingerprint), rerun=rerun) as folder:
@@ -142,8 +146,8 @@ def self_influence(
     has to act on each module by itself (`Operator.blockwise`).
     """
     settings = settings.changed(**changes)
+    point = Point(model, task, train, batch_tokens=settings.batch_tokens)
     settings = Score().changed(rank="full", precision=settings.precision, chunks=settings.chunks if out else 1)
-    point = Point(model, task, train, batch_tokens=changes.get("batch_tokens", settings.batch_tokens))
     check_choices(settings.changed(norms=("relatif",)), operator)
     run = _Score(point, point, operator, {})
     with work(out, lambda: run.provenance("self-influence", settings, ""), rerun=rerun) as folder:
