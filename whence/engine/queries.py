@@ -118,9 +118,9 @@ def precondition(
     if together:
         inner: Sink = Total(dtype, dtype, point.device)
     elif streaming is not None:
-        inner = _ByQuery(queries, streaming, result)
+        inner = _ByQuery(queries, streaming, result, sites)
     else:
-        inner = _ByQuery(queries, Identity().streaming(point.like), whole)
+        inner = _ByQuery(queries, Identity().streaming(point.like), whole, sites)
     sink = _Measured(point.task, queries, inner)
     largest = max(math.prod(site.shape) for site in sites.values()) * torch.finfo(dtype).bits // 8
     every = Unsaved(range(len(queries)))
@@ -137,8 +137,6 @@ def precondition(
         applied = operator @ waiting
     for name, gradient in applied.items():
         result.put(name, range(count), gradient.dense().w_BOI)
-    if not bool(torch.isfinite(result.square).all()):
-        raise NumericalError("A query's gradient is not finite", fix="look at the query's text, or use float32")
     return result.described(sink.measured.sum(0, keepdim=True) if together else sink.measured)
 
 
@@ -152,19 +150,19 @@ class QueryGradients:
     def restart(self) -> None:
         """Forget them."""
         self.parts: dict[str, tuple[Tensor, ...]] = {}
-        self.square, self.lost = torch.zeros(2, self.count, dtype=torch.float64)
+        self._norms: dict[tuple[int, ...], list[Tensor]] = {}
+        self._merged, self.lost = torch.zeros(2, self.count, dtype=torch.float64)
 
     def put(self, name: str, rows: Sequence[int], w_QOI: Tensor) -> None:
         """Keep the gradients of the queries `rows` at one module."""
-        square = torch.linalg.vector_norm(w_QOI, dim=(1, 2)).cpu().double().square()
-        every = list(rows) == list(range(self.count))
-        self.square[slice(None) if every else list(rows)] += square
+        norms, every = torch.linalg.vector_norm(w_QOI, dim=(1, 2)), list(rows) == list(range(self.count))
+        self._norms.setdefault(tuple(rows), []).append(norms)
         if self.rank is None or self.rank * (w_QOI.shape[1] + w_QOI.shape[2]) >= w_QOI[0].numel():
             parts: tuple[Tensor, ...] = (w_QOI,)
         else:
             g_QRO, a_QRI, share = randomized_svd(w_QOI, self.rank, seed=self.seed)
             parts = (g_QRO, a_QRI)
-            self.lost[list(rows)] += square * (1 - share.cpu())
+            self.lost[list(rows)] += norms.cpu().double().square() * (1 - share.cpu())
         parts = tuple(part.to(self.kept).contiguous() for part in parts)
         if every:
             self.parts[name] = parts
@@ -176,6 +174,8 @@ class QueryGradients:
 
     def merge(self) -> None:
         """Bring together what the processes have: each the gradients of its own queries, and zeros for the others."""
+        if dist.world() == 1:
+            return
         found = {f"{number}/{name}": part for name, parts in self.parts.items() for number, part in enumerate(parts)}
         parts: dict[str, dict[int, Tensor]] = {}
         for key, tensor in dist.add_up(found).items():
@@ -183,7 +183,16 @@ class QueryGradients:
             parts.setdefault(name, {})[int(number)] = tensor
         self.parts = {name: tuple(pieces[number] for number in sorted(pieces)) for name, pieces in parts.items()}
         about = dist.add_up({"square": self.square, "lost": self.lost})
-        self.square, self.lost = about["square"], about["lost"]
+        self._merged, self.lost = about["square"], about["lost"]
+        self._norms.clear()
+
+    @property
+    def square(self) -> Tensor:
+        """The squared norm of each query's gradient, `[Q]` in float64."""
+        total = self._merged.clone()
+        for rows, norms in self._norms.items():  # brought to the host together: each transfer waits for the device
+            total[list(rows)] += torch.stack(norms).cpu().double().square().cumsum(0)[-1]
+        return total
 
     @property
     def gradients(self) -> dict[str, Gradient]:
@@ -191,9 +200,12 @@ class QueryGradients:
         return {name: Dense(*parts) if len(parts) == 1 else Factored(*parts) for name, parts in self.parts.items()}
 
     def described(self, measured: Tensor) -> Preconditioned:
-        """All of them, with what they are worth."""
-        energy = 1 - self.lost / self.square.clamp(min=torch.finfo(torch.float32).tiny)
-        return Preconditioned(self.gradients, measured, self.square.sqrt(), energy)
+        """All of them, with what they are worth. Raises NumericalError where one is not finite."""
+        square = self.square
+        if not bool(torch.isfinite(square).all()):
+            raise NumericalError("A query's gradient is not finite", fix="look at the query's text, or use float32")
+        energy = 1 - self.lost / square.clamp(min=torch.finfo(torch.float32).tiny)
+        return Preconditioned(self.gradients, measured, square.sqrt(), energy)
 
 
 class _Measured(Sink):
@@ -201,7 +213,7 @@ class _Measured(Sink):
 
     def __init__(self, task: Task, queries: Queries, inner: Sink):
         self.task, self.queries, self.inner = task, queries, inner
-        self.begin, self.receive, self.end = inner.begin, inner.receive, inner.end
+        self.inputs, self.begin, self.receive, self.end = inner.inputs, inner.begin, inner.receive, inner.end
 
     def objective(self, model: nn.Module, batch: Batch, indices: Sequence[int]) -> Tensor:
         """The items' weighted measurements, which are also added up query by query."""
@@ -223,8 +235,9 @@ class _Measured(Sink):
 class _ByQuery(Sink):
     """Maps the gradients of items as they arise, and adds them up to those of the queries."""
 
-    def __init__(self, queries: Queries, streaming: Streaming, target: QueryGradients):
+    def __init__(self, queries: Queries, streaming: Streaming, target: QueryGradients, sites: Mapping[str, Site]):
         self.queries, self.streaming, self.target = queries, streaming, target
+        self.inputs = streaming.ahead(name for name, site in sites.items() if site.reads_columns)
 
     def begin(self, indices: Sequence[int], batch: Batch) -> None:
         owners = [self.queries.owners[index] for index in indices]

@@ -22,7 +22,7 @@ from whence.operators.projection import random_projection
 from whence.precision import multiplying
 from whence.scoring.checks import check_scores
 from whence.scoring.results import measured
-from whence.store.fingerprint import glance
+from whence.store.fingerprint import Glance
 from whence.store.manifest import Folder, differences
 from whence.store.memory import Memory
 from whence.store.scores import Scores
@@ -45,7 +45,7 @@ class Index:
         self.about = about
         """How it was built: dim, seed, format of the rows, modules, share of the parameters, examples and positions."""
         self._folder = folder
-        self._asked: tuple[Point, Any] | None = None
+        self._asked: tuple[Point, Glance, dict[str, Any]] | None = None
         """The model and the task that were searched with last, and what they looked like."""
         self.widths = [math.prod(min(side, about["dim"]) for side in shape) for shape in about["modules"].values()]
 
@@ -136,13 +136,15 @@ class Index:
         Returns both as a point to ask. Asked again of the same, it looks at where the weights are, how often they were written
         to, and at a few of them, instead of hashing them all.
         """
-        seen = glance(model), {name: id(value) for name, value in vars(task).items()}
-        if self._asked is not None and (self._asked[0].model, self._asked[0].task) == (model, task) and self._asked[1] == seen:
-            return self._asked[0]
-        point = Point(model, task)
+        settings = {name: id(value) for name, value in vars(task).items()}
+        if self._asked is not None:
+            point, seen, then = self._asked
+            if (point.model, point.task, then) == (model, task, settings) and seen.still_holds(model):
+                return point
+        point, seen = Point(model, task), Glance(model)
         if self.provenance:
             self._compare(self.provenance, point)
-        self._asked = point, seen
+        self._asked = point, seen, settings
         return point
 
     def _compare(self, built: Mapping[str, Any], point: Point) -> None:

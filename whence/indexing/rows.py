@@ -12,7 +12,7 @@ from torch import Tensor
 from whence.coverage import Site
 from whence.engine.sinks import Table
 from whence.errors import NumericalError
-from whence.gradients import Factored, Gradient
+from whence.gradients import Gradient
 from whence.operators import Projection
 from whence.tasks.base import Batch
 
@@ -91,9 +91,10 @@ class ProjectedRows(Table):
         super().__init__()
         self.sizes = sizes
         self.kept: Kept = kept
-        self.operands, self.like = operands, like
-        self.projection = projection.to(like.to(operands))
-        self.inputs = {name: m_I for name, m_I in self.projection.into.items() if sites[name].reads_columns}
+        self.like = like
+        self.projection = projection
+        self.streaming = projection.streaming(like.to(operands))
+        self.inputs = self.streaming.ahead(name for name, site in sites.items() if site.reads_columns)
 
     def joined(self, states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Several states as one, the longest example first: the same files whatever number of processes made them."""
@@ -112,9 +113,7 @@ class ProjectedRows(Table):
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Project the module's gradients."""
-        gradient = gradient.to(self.operands)
-        read_BRP = gradient.a_BRI if isinstance(gradient, Factored) and name in self.inputs else None
-        self._parts[name] = self.projection.at(name, gradient, read_BRP).w_BOI.flatten(1)
+        self._parts[name] = self.streaming.apply(name, gradient, readers).w_BOI.flatten(1)
 
     def end(self) -> None:
         """File the rows; a module that none of the batch reached leaves zeros."""

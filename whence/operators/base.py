@@ -10,7 +10,7 @@ Influence between two points of training is a product of operators, a damped cur
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, overload
 
@@ -92,6 +92,13 @@ class Streaming(abc.ABC):
     @abc.abstractmethod
     def apply(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Gradient:
         """`operator @ gradient` at the module `name`."""
+
+    def ahead(self, names: Iterable[str]) -> Mapping[str, Tensor]:
+        """Matrices `[I, P]` that inputs of the modules `names` are multiplied with on the way forward already, by module.
+
+        From then on `apply` is given factored gradients of these modules with `a_BRP` for `a_BRI`.
+        """
+        return {}
 
     def quadratic(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Tensor:
         """The module's part of `<g, operator g>` of each example, `[B]`."""

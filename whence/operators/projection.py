@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,19 +40,15 @@ class Projection(Operator):
 
     def apply_to(self, gradients: Gradients) -> Gradients:
         """Project each module's gradients."""
-        return {name: self.at(name, gradients[name]) for name in self.out if name in gradients}
-
-    def at(self, name: str, gradient: Gradient, read_BRP: Tensor | None = None) -> Dense:
-        """The gradients of one module projected, in float32 or better; `read_BRP` is `a m_I` where it is known."""
-        return Dense(project(gradient, self.out[name], self.into[name], read_BRP))
+        return {n: Dense(project(gradients[n], self.out[n], self.into[n])) for n in self.out if n in gradients}
 
     def identity(self) -> Any:
         """Both sides' matrices."""
         return {name: [self.out[name], self.into[name]] for name in self.out}
 
-    def streaming(self, like: Tensor | None = None) -> Streaming:
+    def streaming(self, like: Tensor | None = None) -> StreamingProjection:
         """Itself, module by module."""
-        return _StreamingProjection(self if like is None else self.to(like))
+        return StreamingProjection(self if like is None else self.to(like))
 
     @property
     def widths(self) -> list[int]:
@@ -71,12 +67,22 @@ class Projection(Operator):
         return Projection({n: moved[id(m)] for n, m in self.out.items()}, {n: moved[id(m)] for n, m in self.into.items()})
 
 
-class _StreamingProjection(Streaming):
+class StreamingProjection(Streaming):
+    """A projection that meets the modules' gradients one by one, and their inputs on the way forward if asked to."""
+
     def __init__(self, projection: Projection):
         self.projection = projection
+        self._ahead: Mapping[str, Tensor] = {}
 
-    def apply(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Gradient:
-        return self.projection.at(name, gradient.to(self.projection.out[name].dtype))
+    def ahead(self, names: Iterable[str]) -> Mapping[str, Tensor]:
+        self._ahead = {name: self.projection.into[name] for name in names}
+        return self._ahead
+
+    def apply(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Dense:
+        m_O, m_I = self.projection.out[name], self.projection.into[name]
+        gradient = gradient.to(m_O.dtype)
+        read_BRP = gradient.a_BRI if name in self._ahead and isinstance(gradient, Factored) else None
+        return Dense(project(gradient, m_O, m_I, read_BRP))
 
 
 def random_projection(shapes: Shapes, dim: int, seed: int) -> Projection:

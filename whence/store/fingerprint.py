@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,21 +39,36 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
     return {"architecture": f"{type(model).__name__} {structure}", "weights": digest(*weights)}
 
 
-def glance(model: nn.Module) -> tuple[Any, ...]:
+class Glance:
     """What a look at a model tells without reading it: where its weights are, how often they were written to, a few of them.
 
-    For asking at once whether anything changed since the last look. Writing through `.data` is seen only where it changes one
-    of the few numbers.
+    For asking at once whether anything changed since. Writing through `.data` is seen only where it changes one of the few
+    numbers.
     """
-    tensors = [*model.parameters(), *model.buffers()]
-    looks: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    with torch.no_grad():
-        for tensor in tensors:
-            look = tensor.reshape(-1)[:: max(1, tensor.numel() // SEEN)]
-            looks.setdefault((tensor.device, tensor.dtype), []).append(look)
-    seen = [torch.cat(some).view(torch.uint8).cpu().numpy().tobytes() for some in looks.values()]
-    places = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-    return (*places, hash(tuple(seen)))
+
+    def __init__(self, model: nn.Module):
+        self._tensors = _tensors(model)
+        self._few: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for tensor in self._tensors:
+            flat = tensor.detach().reshape(-1)
+            self._few.setdefault((tensor.device, tensor.dtype), []).append(flat[:: max(1, len(flat) // SEEN)])
+        self._seen = self._look()
+
+    def still_holds(self, model: nn.Module) -> bool:
+        """Whether the model has the same tensors, in the same places, and nothing seems to have been written to them."""
+        tensors = _tensors(model)
+        same = len(tensors) == len(self._tensors) and all(map(operator.is_, tensors, self._tensors))
+        return same and self._look() == self._seen
+
+    def _look(self) -> tuple[Any, ...]:
+        places = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in self._tensors]
+        return places, [torch.cat(some).view(torch.uint8).cpu().numpy().tobytes() for some in self._few.values()]
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, in a fifth of the time that the model's own lists of them take."""
+    kept = (tensors for module in model.modules() for tensors in (module._parameters, module._buffers))
+    return [tensor for tensors in kept for tensor in tensors.values() if tensor is not None]
 
 
 def fingerprint_tokenizer(tokenizer: Any) -> str:
@@ -74,7 +90,7 @@ def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest(*(_digest_tensor(name, tensor) for name, tensor in tensors.items()))
 
 
-def fingerprint_operator(operator: Operator) -> dict[str, str]:
+def fingerprint_operator(of: Operator) -> dict[str, str]:
     """What an operator is, for people, and a hash of its identity."""
 
     def hashed(value: Any) -> Any:
@@ -84,7 +100,7 @@ def fingerprint_operator(operator: Operator) -> dict[str, str]:
             return {key: hashed(entry) for key, entry in value.items()}
         return [hashed(entry) for entry in value] if isinstance(value, list | tuple) else value
 
-    return {"label": operator.label, "identity": digest(canonical_json(hashed(operator.identity())))}
+    return {"label": of.label, "identity": digest(canonical_json(hashed(of.identity())))}
 
 
 def _without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
