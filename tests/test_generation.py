@@ -12,6 +12,7 @@ from whence.generation import answered, check_vacant, generate, generate_pairs, 
 from whence.models import load_model
 from whence.progress import Silent, report_to
 from whence.settings import Generate
+from whence.store.intact import read_json
 from whence.tasks import CausalLM
 
 PROMPTS = ["Ada Velt was", "In", "The old harbour of Lyon is quiet"]
@@ -192,7 +193,7 @@ def test_pairs_that_were_interrupted_are_those_of_one_go(tiny_llama, tiny_tokeni
     assert not (tmp_path / "cut.json").exists() and (tmp_path / "cut.parts" / "tuned").is_dir()
     kept = [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("cut.parts/*/batch*"))]
     assert len(kept) == batches
-    assert make("cut.json") == whole == json.loads((tmp_path / "cut.json").read_text())
+    assert make("cut.json") == whole == read_json(tmp_path / "cut.json")
     assert not (tmp_path / "cut.parts").exists()
 
 

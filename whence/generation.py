@@ -19,6 +19,7 @@ from whence.progress import note, stage
 from whence.settings import Generate
 from whence.store.digest import digest, fingerprint_code, fingerprint_settings
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
+from whence.store.intact import read_json, sealed
 from whence.store.manifest import Folder, atomic, differences
 from whence.tasks.chat import write
 from whence.tasks.forward import in_mode
@@ -134,9 +135,9 @@ def _answered(model: Any, task: Any, queries: Rows, max_new_tokens: int) -> Rows
 
 
 def save_pairs(path: Path, document: dict[str, Any]) -> None:
-    """Write pairs with how they were made, whole or not at all, as a file that `load_data` reads."""
+    """Write pairs with how they were made and a digest of all, whole or not at all, as a file that `load_data` reads."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(sealed(document), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_vacant(path: Path) -> None:
@@ -166,7 +167,7 @@ def _origin(model: Any, tokenizer: Any) -> dict[str, Any]:
 
 def _read_same(out: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
     """Read finished pairs; raises StaleArtifact unless they were made from just this."""
-    found = json.loads(out.read_text(encoding="utf-8"))
+    found = read_json(out)
     changes = differences(found.get("provenance", {}) if isinstance(found, dict) else {}, origin)
     if changes:
         raise StaleArtifact(

@@ -13,6 +13,7 @@ from torch import nn
 from whence import dist
 from whence.errors import AdapterBaseMissing, ModelNotFound
 from whence.progress import note
+from whence.store.intact import intact
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 HUB_TIMEOUT = 10
@@ -35,13 +36,15 @@ def load_model(
     `device` is the GPU where there is one. `tokenizer` is for models that come without. `attention` is how
     transformers calls its kernels ("sdpa", "eager", "flash_attention_2"). Code from a model's repository is never run.
 
-    Raises ModelNotFound (01) and AdapterBaseMissing (02).
+    Raises ModelNotFound (01), AdapterBaseMissing (02), and StaleArtifact (23) for files of a training that were damaged since.
     """
     name = locate(os.fspath(name))
     if adapter is None and is_adapter(name):
         name, adapter = base_of(name), name
+    intact(Path(name))
     if adapter is not None:
         adapter = locate(os.fspath(adapter))
+        intact(Path(adapter))
         note(f"adapter {adapter} on base {name}")
     device = torch.device(device or dist.device())
     try:

@@ -5,7 +5,7 @@ import pytest
 from whence.config import resolve
 from whence.errors import UsageError
 from whence.pipeline import STAGES, plan_run
-from whence.pipeline.lock import Lock, Record, changes, files_below
+from whence.pipeline.lock import Lock, Record, changes
 
 VALUES = {
     "run": "a",
@@ -37,7 +37,7 @@ def pretend_all_is_done(folder, *settings, **changed):
         for place in step.stage.folders:
             (resolved.out / place).mkdir(parents=True, exist_ok=True)
             (resolved.out / place / "file").write_text(step.stage.name)
-        lock.records[step.stage.name] = Record(step.made_from, files_below(resolved.out, step.stage.folders))
+        lock.records[step.stage.name] = Record.of(step.made_from, resolved.out, step.stage.folders)
     lock.write()
 
 

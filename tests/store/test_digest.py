@@ -13,6 +13,7 @@ OTHERS = {
     "settings",  # what is chosen stands in the provenance itself, defaults too
     "store/digest",  # hashes what was chosen
     "store/fingerprint",  # hashes models, data and operators
+    "store/intact",  # refuses files that are not what was written
     "store/manifest",  # keeps tensors as they are, and compares provenances
     "store/memory",  # the same without a disk
     "train",  # an empty package

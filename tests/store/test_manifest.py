@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -90,8 +89,10 @@ def test_other_libraries_do_not_resume_and_do_read(tmp_path):
         folder.write_json("config.json", folder.config | {"versions": {"torch": "1.0", "transformers": "5.0"}})
     with pytest.raises(StaleArtifact, match="versions.torch 1.0 ->"):
         Folder.claim(tmp_path / "f", PROVENANCE)
-    (tmp_path / "f" / "manifest.json").write_text(json.dumps({"files": {}}))
-    assert Folder.claim(tmp_path / "f", PROVENANCE).finished
+    with Folder.claim(tmp_path / "g", PROVENANCE) as folder:
+        folder.write_json("config.json", folder.config | {"versions": {"torch": "1.0", "transformers": "5.0"}})
+        folder.finish()
+    assert Folder.claim(tmp_path / "g", PROVENANCE).finished
 
 
 def test_many_changes_are_cut_to_five_lines(tmp_path):

@@ -53,7 +53,7 @@ def inspect(
     from whence.cli.console import start
     from whence.fitting import open_factors
     from whence.models import load_model
-    from whence.store.manifest import is_run_folder
+    from whence.store.intact import is_run_folder
 
     damping = measured.damping
     if is_run_folder(Path(what)):
@@ -104,13 +104,12 @@ def one_module(curvature: Curvature, module: str, damping: float) -> dict[str, A
 
 def drawn(curvature: Curvature, out: Path, settings: Inspect, damping: float, rerun: bool) -> dict[str, Any]:
     """Draw the chosen modules; returns the files and what there is to worry about."""
-    import json
-
     from whence.fitting.health import choose_modules
     from whence.report.factors import inspect_factors
+    from whence.store.intact import read_json
 
     files = inspect_factors(curvature, out, settings, damping=damping, rerun=rerun)
-    everything = json.loads((out / "health.json").read_text(encoding="utf-8"))["modules"]
+    everything = read_json(out / "health.json")["modules"]
     return {
         "out": str(out),
         "damping": damping,

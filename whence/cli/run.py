@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from whence import dist
 from whence.cli import options
 from whence.cli.from_settings import Without
 from whence.cli.options import Session
@@ -39,22 +40,22 @@ def run(
 
     from whence.cli.console import say, start
     from whence.config import read_config
-    from whence.pipeline import plan_run, run_pipeline
+    from whence.pipeline import plan_run, run_pipeline, say_unchanged
     from whence.progress import note
 
     resolved = read_config(file, settings or ())
+    steps = plan_run(resolved, stages or ())
     if dry_run:
-        steps = plan_run(resolved, stages or ())
         if not session.as_json:
             for step in steps:
                 why = "" if step.state in ("unchanged", "new") else ": " + "; ".join(step.reasons or ("it was interrupted",))
                 say(f"{step.stage.name:<9} {'is skipped, unchanged' if step.state == 'unchanged' else 'runs'}{why}")
             return
-    elif all(step.state == "unchanged" for step in plan_run(resolved, stages or ())):
+    elif all(step.state == "unchanged" for step in steps):
         from whence.cli.console import reporting
 
         with reporting(quiet=session.quiet):
-            steps = run_pipeline(resolved, stages or ())
+            dist.on_first(say_unchanged, resolved, steps)
     else:
         with start(session):
             note(f"{resolved.config.run} -> {resolved.out}")

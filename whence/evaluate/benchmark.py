@@ -25,6 +25,7 @@ from whence.linalg.stats import paired_shares, wilson
 from whence.progress import note, stage
 from whence.settings import Benchmark
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
+from whence.store.intact import CONFIG, intact, read_json, reading, sealed
 from whence.store.manifest import Folder, atomic
 from whence.tasks.forward import in_mode
 from whence.version import __version__
@@ -95,12 +96,12 @@ def summarise(out: Path) -> dict[str, Any]:
     document = {
         "unit": "share of questions answered correctly, with 95 % intervals",
         "versions": {"whence": __version__, "lm_eval": importlib.metadata.version("lm_eval")},
-        "models": {folder.name: json.loads((folder / "config.json").read_text())["provenance"] for folder in folders},
+        "models": {folder.name: read_json(intact(folder / CONFIG))["provenance"] for folder in folders},
         "results": results,
         "differences": differences,
     }
     with atomic(out / SUMMARY) as temporary:
-        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(sealed(document), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return document
 
 
@@ -129,7 +130,7 @@ def _ask(name: str, model: Any, tokenizer: Any, tasks: Sequence[Task], settings:
                 continue
             started = time.monotonic()
             rows, about = _answers(f"{name} {task.removeprefix(PREFIX)}", model, tokenizer, _built(task, build), settings)
-            with atomic(folder.path / f"{task}.jsonl") as temporary:
+            with folder.writing(f"{task}.jsonl") as temporary:
                 lines = (json.dumps(row, ensure_ascii=False) for row in rows)
                 temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
             took = time.monotonic() - started
@@ -309,8 +310,9 @@ def _finished(folder: Path) -> dict[str, tuple[dict[str, Any], list[dict[str, An
     for file in sorted(folder.glob("*.jsonl")):
         about = file.with_suffix(".json")
         if about.is_file():
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            found[file.stem] = (json.loads(about.read_text(encoding="utf-8")), rows)
+            with reading(intact(file)):
+                rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            found[file.stem] = (read_json(intact(about)), rows)
     return found
 
 

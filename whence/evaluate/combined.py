@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from whence.evaluate.mmlu import PREFIX
 from whence.plots.comparison import benchmark_panels, comparison_panels, records
 from whence.plots.panels import points_figure
 from whence.plots.style import save
+from whence.store.intact import read_json
 from whence.store.manifest import atomic
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def combine(out: Path) -> Path:
     import pandas
 
     summary = pandas.read_csv(out / COMPARISON) if (out / COMPARISON).is_file() else None
-    benchmark = json.loads((out / BENCHMARK).read_text(encoding="utf-8")) if (out / BENCHMARK).is_file() else None
+    benchmark = read_json(out / BENCHMARK) if (out / BENCHMARK).is_file() else None
     if summary is None and benchmark is None:
         fix = "whence evaluate compare or benchmark"
         raise UsageError(f"There is nothing to combine in {out}.", accepted=f"{COMPARISON}, {BENCHMARK}", fix=fix)

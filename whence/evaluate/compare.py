@@ -21,6 +21,7 @@ from whence.plots.comparison import comparison_panels
 from whence.plots.panels import points_figure
 from whence.plots.style import save
 from whence.progress import note, stage
+from whence.store.intact import unsealed
 
 if TYPE_CHECKING:
     import pandas
@@ -76,10 +77,10 @@ def read_pairs(pairs: str | Path | Mapping[str, Any]) -> list[dict[str, Any]]:
     """Read pairs, as `whence generate` writes them; every one has a prompt and a completion."""
     if isinstance(pairs, str | Path):
         try:
-            document = json.loads(Path(pairs).read_text(encoding="utf-8"))
+            document = unsealed(json.loads(Path(pairs).read_text(encoding="utf-8")), Path(pairs))
         except FileNotFoundError:
             raise UsageError(f"There is no file {pairs}.", fix="whence generate makes it") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{pairs} is no JSON.", given=str(error)) from error
     else:
         document = pairs

@@ -100,7 +100,7 @@ def build_index(
             "modules": {name: list(site.shape) for name, site in coverage.sites.items()},
         }
         if isinstance(folder, Folder):
-            dist.on_first(table.to_parquet, folder.path / EXAMPLES, index=False)
+            folder.save_table(EXAMPLES, table)
         folder.finish({"about": about})
         return Index(folder, table, about)
 

@@ -187,7 +187,5 @@ class Index:
 
 def open_index(path: str | Path) -> Index:
     """Open a finished index in its folder; StaleArtifact where it is unfinished or damaged."""
-    import pandas
-
     folder = Folder.open(path)
-    return Index(folder, pandas.read_parquet(folder.path / EXAMPLES), folder.manifest["about"])
+    return Index(folder, folder.read_table(EXAMPLES), folder.manifest["about"])

@@ -13,28 +13,39 @@ from pathlib import Path
 from typing import Any
 
 from whence.store.digest import canonical_json, digest
-
-NAME = "whence.lock"
+from whence.store.intact import RUN_LOCK, Listed, file_digest, read_json, reading, sealed
 
 
 @dataclass(frozen=True)
 class Record:
-    """One stage: what it was made from, and, once it is finished, its files with their bytes."""
+    """One stage: what it was made from, and, once it is finished, its files with their bytes and digests."""
 
     made_from: dict[str, Any]
     files: dict[str, int] | None = None
     seconds: float = 0.0
+    digests: dict[str, str] | None = None
+    """None in locks that were written before digests were kept."""
+
+    @classmethod
+    def of(cls, made_from: dict[str, Any], folder: Path, places: Iterable[str], seconds: float = 0.0) -> Record:
+        """The record of a stage that is finished, whose files are below these places of the run."""
+        below = (file for place in places for file in sorted((folder / place).rglob("*")) if file.is_file())
+        names = [
+            file.relative_to(folder).as_posix() for file in below if not file.name.startswith(".") and file.suffix != ".tmp"
+        ]
+        sizes = {name: (folder / name).stat().st_size for name in names}
+        return cls(made_from, sizes, seconds, {name: file_digest(folder / name) for name in names})
 
     @property
     def identity(self) -> str:
         """Hash of what it was made from."""
         return digest(canonical_json(self.made_from))
 
-    def whole(self, folder: Path) -> bool:
-        """Whether the stage was finished and all its files are there."""
-        if self.files is None:
-            return False
-        return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in self.files.items())
+    def faults(self, folder: Path) -> list[str]:
+        """What is wrong with the files of a finished stage, a line each."""
+        digests = self.digests or {}
+        listed = {name: Listed(size, (digests[name],) if name in digests else ()) for name, size in (self.files or {}).items()}
+        return [f"{name} {fault}" for name, file in listed.items() if (fault := file.fault(folder / name))]
 
 
 @dataclass
@@ -44,24 +55,39 @@ class Lock:
     folder: Path
     records: dict[str, Record] = field(default_factory=dict)
     hashes: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    """Files that no stage makes, with their bytes: the settings of the run."""
+    digests: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Lock:
-        """Read the lock of a run's folder; an empty one where there is none."""
-        path = folder / NAME
+        """Read the lock of a run's folder; an empty one where there is none. Raises StaleArtifact for a damaged one."""
+        path = folder / RUN_LOCK
         if not path.exists():
             return cls(folder)
-        found = json.loads(path.read_text(encoding="utf-8"))
-        records = {name: Record(**record) for name, record in found["stages"].items()}
-        return cls(folder, records, {name: tuple(entry) for name, entry in found["hashes"].items()})
+        found = read_json(path)
+        with reading(path):
+            records = {name: Record(**record) for name, record in found["stages"].items()}
+            hashes = {name: tuple(entry) for name, entry in found["hashes"].items()}
+            return cls(folder, records, hashes, found.get("files", {}), found.get("digests", {}))
 
     def write(self) -> None:
         """Write the lock, whole or not at all."""
         from whence.store.manifest import atomic
 
-        content = {"stages": {name: asdict(record) for name, record in self.records.items()}, "hashes": self.hashes}
-        with atomic(self.folder / NAME) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        stages = {name: asdict(record) for name, record in self.records.items()}
+        content = {"stages": stages, "hashes": self.hashes, "files": self.files, "digests": self.digests}
+        with atomic(self.folder / RUN_LOCK) as temporary:
+            temporary.write_text(json.dumps(sealed(content), indent=1) + "\n", encoding="utf-8")
+
+    def keep(self, name: str) -> None:
+        """List a file that no stage makes."""
+        path = self.folder / name
+        self.files[name], self.digests[name] = path.stat().st_size, file_digest(path)
+
+    def lists(self, name: str) -> bool:
+        """Whether the file is listed and what was written."""
+        return name in self.digests and not Listed(self.files[name], (self.digests[name],)).fault(self.folder / name)
 
     def hash_of(self, name: str) -> str:
         """Hash the contents of a file or folder; what is no path here, such as a name of the hub, stands for itself."""
@@ -89,17 +115,6 @@ class Lock:
                 known = (state.st_size, state.st_mtime_ns, hashlib.file_digest(file, "blake2b").hexdigest()[:16])
             self.hashes[name] = known
         return known[2]
-
-
-def files_below(folder: Path, places: Iterable[str]) -> dict[str, int]:
-    """All files of a stage with their bytes."""
-    found = (
-        file
-        for place in places
-        for file in sorted((folder / place).rglob("*"))
-        if file.is_file() and not file.name.startswith(".") and file.suffix != ".tmp"
-    )
-    return {file.relative_to(folder).as_posix(): file.stat().st_size for file in found}
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

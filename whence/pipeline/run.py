@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +13,15 @@ from whence import dist
 from whence.config import Resolved, commented
 from whence.config.read import values_of
 from whence.errors import UsageError
-from whence.pipeline.lock import Lock, Record, changes, files_below
+from whence.pipeline.lock import Lock, Record, changes
 from whence.pipeline.stages import STAGES, Stage, active
 from whence.progress import note
 
 SHOWN = 5
 """Changes that are listed at a time."""
+
+SETTINGS = "whence.yaml"
+"""The run's own copy of its settings."""
 
 State = Literal["unchanged", "new", "resumed", "stale"]
 
@@ -55,12 +58,11 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     lock = Lock.read(resolved.out)
     steps = _plan(resolved, lock, wanted)
     if all(step.state == "unchanged" for step in steps):
-        for number, step in enumerate(steps, 1):
-            _say(number, len(steps), step)
+        dist.on_first(say_unchanged, resolved, steps)
         return steps
     from whence.pipeline.work import Workshop  # torch and all: only when there is something to do
 
-    dist.on_first(_keep_settings, resolved)
+    dist.on_first(_keep_settings, resolved, lock)
     workshop = Workshop(resolved)
     for number, step in enumerate(steps, 1):
         _say(number, len(steps), step)
@@ -74,6 +76,15 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
             dist.on_first(_alone, step.stage, resolved.out, workshop)
         dist.on_first(_end, step, lock, time.monotonic() - started)
     return steps
+
+
+def say_unchanged(resolved: Resolved, steps: Sequence[Step]) -> None:
+    """Say of each stage that it is skipped; the run's copy of its settings is written again where it is damaged."""
+    for number, step in enumerate(steps, 1):
+        _say(number, len(steps), step)
+    lock = Lock.read(resolved.out)
+    if not lock.lists(SETTINGS):
+        _keep_settings(resolved, lock)
 
 
 def _plan(resolved: Resolved, lock: Lock, wanted: Sequence[str]) -> list[Step]:
@@ -96,7 +107,11 @@ def _steps(resolved: Resolved, lock: Lock, stages: Sequence[Stage]) -> list[Step
             "after": after,
             "code": stage.code(),
         }
-        steps[stage.name] = _step(stage, made_from, lock)
+        step = _step(stage, made_from, lock)
+        if step.state == "unchanged" and (again := [name for name in after if steps[name].state != "unchanged"]):
+            # made from the same, and yet from files that are lost: what replaces them may differ in its last bits
+            step = replace(step, state="stale", reasons=tuple(f"{name} runs again" for name in again))
+        steps[stage.name] = step
     return list(steps.values())
 
 
@@ -110,8 +125,10 @@ def _step(stage: Stage, made_from: dict[str, Any], lock: Lock) -> Step:
         return Step(stage, "stale", made_from, (*(line for line in differing if line not in after), *again))
     if record.files is None:
         return Step(stage, "resumed", made_from)
-    if not record.whole(lock.folder):
-        return Step(stage, "stale", made_from, ("files are gone or cut short",))
+    if faults := record.faults(lock.folder):
+        return Step(stage, "stale", made_from, tuple(faults))
+    if record.digests is None:
+        return Step(stage, "unchanged", made_from, ("its files have no digests yet, and only their sizes were compared",))
     return Step(stage, "unchanged", made_from)
 
 
@@ -157,8 +174,7 @@ def _alone(stage: Stage, out: Path, workshop: Any) -> None:
 
 
 def _end(step: Step, lock: Lock, seconds: float) -> None:
-    files = files_below(lock.folder, step.stage.folders)
-    lock.records[step.stage.name] = Record(step.made_from, files, seconds)
+    lock.records[step.stage.name] = Record.of(step.made_from, lock.folder, step.stage.folders, seconds)
     lock.write()
 
 
@@ -187,13 +203,15 @@ def _say(number: int, total: int, step: Step) -> None:
         note(f"    and {len(step.reasons) - SHOWN} more")
 
 
-def _keep_settings(resolved: Resolved) -> None:
+def _keep_settings(resolved: Resolved, lock: Lock) -> None:
     """Write the settings as resolved, every one of them, into the run: that file makes the same run again."""
     from whence.store.manifest import atomic
 
     resolved.out.mkdir(parents=True, exist_ok=True)
-    with atomic(resolved.out / "whence.yaml") as temporary:
+    with atomic(resolved.out / SETTINGS) as temporary:
         temporary.write_text(settings_text(resolved), encoding="utf-8")
+    lock.keep(SETTINGS)
+    lock.write()
 
 
 def settings_text(resolved: Resolved) -> str:

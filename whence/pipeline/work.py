@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from whence.progress import note
 from whence.report import build_report, gather, write_report
 from whence.report.factors import inspect_factors
 from whence.settings import Score
+from whence.store.intact import read_json
 from whence.store.scores import Scores, open_scores
 from whence.train.finetune import finetune
 from whence.train.record import read_training
@@ -98,7 +98,7 @@ class Workshop:
     @property
     def pairs(self) -> dict[str, Any]:
         """The generated answers."""
-        return json.loads((self.out / "generate" / "generated.json").read_text(encoding="utf-8"))
+        return read_json(self.out / "generate" / "generated.json")
 
 
 def train(shop: Workshop, out: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from whence.errors import UsageError
-from whence.store.manifest import CONFIG, MANIFEST, Folder
+from whence.store.intact import CONFIG, MANIFEST, intact, read_json, reading
+from whence.store.manifest import Folder
 from whence.store.scores import open_scores
 from whence.validate.quick import read_quick
 
@@ -28,7 +28,7 @@ def gather(
     `pairs` (a file of `whence generate`) and the folders `factors`, `itself` (self-influence) and `training` come before what
     the run has.
 
-    Raises UsageError where something named is not there, StaleArtifact where it is unfinished.
+    Raises UsageError where something named is not there, StaleArtifact where it is unfinished or damaged.
     """
     path = Path(path)
     folder = scores_in(path)[0]
@@ -43,15 +43,15 @@ def gather(
         "pairs": Path(pairs) if pairs is not None else _there(own, "generate/generated.json"),
         "health": None if factors else _there(own, "inspect/health.json"),
     }
-    given |= {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items() if file}
+    given |= {key: read_json(intact(file)) for key, file in files.items() if file}
     if training or _there(own, "train/training.json"):
         from whence.train.metrics import FILE, read_metrics
 
         home = Path(training) if training else path / "train"
         if not (home / "training.json").is_file():
             raise UsageError(f"{home} has no training.json.", accepted="the folder that whence train made")
-        history = read_metrics(home / FILE) if (home / FILE).is_file() else []
-        given["training"] = {**json.loads((home / "training.json").read_text(encoding="utf-8")), "history": history}
+        history = read_metrics(intact(home / FILE)) if (home / FILE).is_file() else []
+        given["training"] = {**read_json(intact(home / "training.json")), "history": history}
     home = Path(factors) if factors else _there(own, "factors", MANIFEST, CONFIG)
     if home is not None and "health" in given:  # no need to read the factors themselves
         given["factors"] = Folder.open(home).manifest["about"]
@@ -67,7 +67,8 @@ def gather(
         if evaluation := _evaluation(own / "evaluate"):
             given["evaluation"] = evaluation
         if settings := _there(own, "whence.yaml"):
-            given |= {"settings": settings.read_text(encoding="utf-8"), "command": f"whence run {settings}"}
+            with reading(intact(settings)):
+                given |= {"settings": settings.read_text(encoding="utf-8"), "command": f"whence run {settings}"}
     return given
 
 
@@ -91,7 +92,8 @@ def _evaluation(folder: Path) -> dict[str, list[dict[str, str]]]:
     if (folder / COMPARISON).is_file():
         import pandas
 
-        found["Answers of the base and the tuned model"] = comparison_table(pandas.read_csv(folder / COMPARISON))
+        with reading(intact(folder / COMPARISON)) as file:
+            found["Answers of the base and the tuned model"] = comparison_table(pandas.read_csv(file))
     if (folder / BENCHMARK).is_file():
-        found["Benchmark"] = benchmark_table(json.loads((folder / BENCHMARK).read_text(encoding="utf-8")))
+        found["Benchmark"] = benchmark_table(read_json(intact(folder / BENCHMARK)))
     return {title: [dict(zip(head, row, strict=True)) for row in rows] for title, (head, *rows) in found.items()}

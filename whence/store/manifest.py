@@ -8,6 +8,7 @@
 
 A file appears under its name only when it is complete and on disk, so after a kill at any moment the same call finds
 the shards that were done and goes on. A folder made from something else is refused with what changed, never overwritten.
+What is read is compared with the digests that were kept of it (`whence.store.intact`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,10 +33,30 @@ from torch import Tensor
 
 from whence import dist
 from whence.errors import DiskFull, StaleArtifact, WhenceError
+from whence.progress import note
 from whence.store.digest import canonical_json, digest, plain
+from whence.store.intact import (
+    CONFIG,
+    FORMAT,
+    JOURNAL,
+    LOCK,
+    MANIFEST,
+    Listed,
+    check,
+    file_digest,
+    is_run_folder,
+    listing,
+    note_digest,
+    read_config,
+    read_json,
+    reading,
+    refuse_faults,
+    sealed,
+)
 
-FORMAT = 1
-CONFIG, MANIFEST, LOCK = "config.json", "manifest.json", ".lock"
+if TYPE_CHECKING:
+    import pandas
+
 SHOWN = 5
 """Differences that a refusal lists."""
 
@@ -67,6 +88,7 @@ class Folder:
 
     def __init__(self, path: Path, config: dict[str, Any], lock: int | None = None):
         self.path, self.config = path, config
+        self._read: tuple[Any, dict[str, Listed]] | None = None
         self._release = weakref.finalize(self, os.close, lock) if lock is not None else None
 
     @classmethod
@@ -99,15 +121,26 @@ class Folder:
         if (path / MANIFEST).exists():
             folder = cls.open(path)
             folder._refuse_if_changed(wanted, folder.provenance)
+            refuse_faults(path, check(path / MANIFEST).faults)
+            (path / JOURNAL).unlink(missing_ok=True)  # where a kill came between the manifest and this
             return folder
+        if path.is_symlink() and not path.exists():
+            raise StaleArtifact(
+                f"{path} is a link to nothing, or to itself.", fix="remove it, or choose another --out (Python: out=...)"
+            )
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
         if (path / CONFIG).exists():
-            folder = cls(path, _read_json(path / CONFIG), lock)
+            try:
+                folder = cls(path, read_config(path), lock)
+            except StaleArtifact:
+                os.close(lock)
+                raise
             versions = {"versions": _versions()}
             folder._refuse_if_changed(wanted | versions, folder.provenance | {"versions": folder.config["versions"]})
             for leftover in path.rglob("*.tmp"):
                 leftover.unlink()
+            folder._refuse_damaged_shards()
             return folder
         folder = cls(path, {"whence": FORMAT, "created": _now(), "versions": _versions(), "provenance": wanted}, lock)
         folder.write_json(CONFIG, folder.config)
@@ -136,15 +169,12 @@ class Folder:
         if not ours or not (path / MANIFEST).exists():
             state = "is unfinished" if ours else "is not a whence run folder"
             raise StaleArtifact(f"{path} {state}.", fix="run the command that makes it (again): finished shards are kept")
-        folder = cls(path, _read_json(path / CONFIG))
-        files = ((name, path / name, size) for name, size in folder.manifest["files"].items())
-        damaged = [name for name, file, size in files if not file.exists() or file.stat().st_size != size]
-        if damaged:
-            raise StaleArtifact(
-                f"{path} was finished, but files are gone or cut short since.",
-                given=", ".join(damaged[:SHOWN]),
-                fix="restore them, or --rerun (the old folder is kept aside)",
-            )
+        folder = cls(path, read_config(path))
+        files = folder._listed
+        refuse_faults(path, {name: Listed(file.size, ()).fault(path / name) for name, file in files.items()})
+        folder.intact(CONFIG)
+        if not all(file.digests for file in files.values()):
+            note(f"{path} was made before digests of files were kept: only their sizes can be checked")
         return folder
 
     def __enter__(self) -> Folder:
@@ -176,8 +206,29 @@ class Folder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What `finish` wrote: `files` with their bytes, and its `extra`."""
-        return self.read_json(MANIFEST)
+        """What `finish` wrote: `files` with their bytes, `digests` of them, and its `extra`."""
+        return read_json(self.path / MANIFEST)
+
+    @property
+    def _listed(self) -> dict[str, Listed]:
+        """What is known of the files: from the manifest, or while there is none from the lines written with each."""
+        record = next((file for name in (MANIFEST, JOURNAL) if (file := self.path / name).exists()), None)
+        if record is None:
+            return {}
+        state = record.stat()
+        version = (record, state.st_ino, state.st_size, state.st_mtime_ns)
+        if self._read is None or self._read[0] != version:
+            self._read = version, listing(record)
+        return self._read[1]
+
+    def intact(self, name: str) -> Path:
+        """The path of a file of the folder that is about to be read; raises StaleArtifact unless it is what was written."""
+        path, listed = self.path / name, self._listed.get(name)
+        if listed is not None:
+            refuse_faults(self.path, {name: listed.fault(path)})
+        elif self.config["whence"] > 1:
+            refuse_faults(self.path, {name: "is in no record of the folder" if path.exists() else "is gone"})
+        return path
 
     @_by_first
     def has(self, name: str) -> bool:
@@ -192,12 +243,33 @@ class Folder:
     @_by_first
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Save tensors as the shard `name` ("covariance", "eigen/0003"), whole or not at all."""
-        with atomic(self._shard(name)) as temporary:
+        with self.writing(f"{name}.safetensors") as temporary:
             save_file({key: _own(tensor) for key, tensor in tensors.items()}, temporary)
 
     def load(self, name: str, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-        """Load the tensors of a shard."""
-        return load_file(self._shard(name), device=str(device))
+        """Load the tensors of a shard; raises StaleArtifact where they are not those that were saved."""
+        return load_tensors(self.intact(f"{name}.safetensors"), device)
+
+    @_by_first
+    def save_table(self, name: str, table: pandas.DataFrame) -> None:
+        """Write a table as the Parquet file `name`, whole or not at all."""
+        with self.writing(name) as temporary:
+            table.to_parquet(temporary, index=False)
+
+    def read_table(self, name: str) -> pandas.DataFrame:
+        """Read a table; raises StaleArtifact where it is not the one that was written."""
+        import pandas
+
+        path = self.intact(name)
+        with reading(path):
+            return pandas.read_parquet(path)
+
+    @contextlib.contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """Yield a temporary path, as `atomic`; the file's digest is kept before it appears."""
+        with atomic(self.path / name) as temporary:
+            yield temporary
+            note_digest(self.path, name, file_digest(temporary))
 
     @_by_first
     def drop(self, name: str) -> None:
@@ -213,8 +285,13 @@ class Folder:
     @_by_first
     def adopt(self, name: str) -> None:
         """Take a child's files for its own, or those of them that a killed run left there."""
-        for file in sorted((self.path / name).glob("*")):
-            file.replace(self.path / file.name)
+        inner = self.child(name)
+        for known, listed in inner._listed.items():
+            for found in listed.digests:
+                note_digest(self.path, known, found)
+        for file in sorted(inner.path.glob("*")):
+            if file.name != JOURNAL:
+                file.replace(self.path / file.name)
         self.discard(name)
 
     @_by_first
@@ -225,7 +302,7 @@ class Folder:
     @_by_first
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, whole or not at all."""
-        with atomic(self.path / name) as temporary:
+        with self.writing(name) as temporary:
             temporary.write_text(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @_by_first
@@ -234,22 +311,40 @@ class Folder:
         return (self.path / name).exists()
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file of the folder."""
-        return _read_json(self.path / name)
+        """Read a JSON file of the folder; raises StaleArtifact where it is not what was written."""
+        return read_json(self.intact(name))
 
     @_by_first
     def finish(self, extra: Mapping[str, Any] | None = None) -> None:
         """Write the manifest, with `extra` in it, and let the folder go: it is complete."""
-        files = {
-            file.relative_to(self.path).as_posix(): file.stat().st_size
-            for file in sorted(self.path.rglob("*"))
-            if file.is_file() and file.name != LOCK and file.suffix != ".tmp"
-        }
-        self.write_json(MANIFEST, {"finished": _now(), "identity": self.identity, "files": files, **(extra or {})})
+        there = (file for file in sorted(self.path.rglob("*")) if file.is_file() and file.suffix != ".tmp")
+        files = {file.relative_to(self.path).as_posix(): file for file in there if file.name not in (LOCK, JOURNAL)}
+        known = self._listed
+        digests = {name: self._digest_of(name, known.get(name)) for name in files}
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        content = {"finished": _now(), "identity": self.identity, "files": sizes, "digests": digests}
+        self.write_json(MANIFEST, sealed(plain({**content, **(extra or {})})))
+        (self.path / JOURNAL).unlink(missing_ok=True)
         self.close()
+
+    def _digest_of(self, name: str, listed: Listed | None) -> str:
+        """The digest of a file that is finished: the one it was written with, else that of what is there."""
+        if listed is not None and len(listed.digests) == 1:
+            return listed.digests[0]
+        return file_digest(self.intact(name) if listed else self.path / name)
 
     def _shard(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
+
+    def _refuse_damaged_shards(self) -> None:
+        """Raise StaleArtifact where anything that was saved so far, here or in a child, is not what was written."""
+        try:
+            self.intact(CONFIG)
+            for record in sorted(self.path.rglob(JOURNAL)):
+                refuse_faults(record.parent, check(record).faults)
+        except StaleArtifact:
+            self.close()
+            raise
 
     def _refuse_if_changed(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
         changes = differences(found, wanted)
@@ -320,18 +415,6 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def is_run_folder(path: Path) -> bool:
-    """Whether whence made the folder, finished or not; a model's folder has a `config.json` too."""
-    config = path / CONFIG
-    if not config.is_file():
-        return False
-    try:
-        content = _read_json(config)
-    except ValueError:
-        return False
-    return isinstance(content, dict) and "whence" in content
-
-
 def _lock(path: Path) -> int:
     """Lock the folder for this process; the system lets go of it when the process ends, however it ends."""
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -372,8 +455,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def load_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Load a safetensors file; raises StaleArtifact with its name where it is damaged."""
+    with reading(path):
+        return load_file(path, device=str(device))
 
 
 @functools.cache

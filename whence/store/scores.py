@@ -311,8 +311,8 @@ class Scores:
         arrays |= {f"module/{name}": values for name, values in self.modules.items()}
         arrays |= {key: value for key in ("tokens", "exact") if (value := getattr(self, key)) is not None}
         folder.save(SHARD, {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()})
-        self.examples.to_parquet(folder.path / EXAMPLES, index=False)
-        self.queries.to_parquet(folder.path / QUERIES, index=False)
+        folder.save_table(EXAMPLES, self.examples)
+        folder.save_table(QUERIES, self.queries)
         for part in folder.shards():  # the chunks that led here
             if part != SHARD:
                 folder.drop(part)
@@ -339,8 +339,6 @@ def _joined_about(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[st
 
 def open_scores(path: str | Path) -> Scores:
     """Read finished scores from their folder; StaleArtifact where they are unfinished or damaged."""
-    import pandas
-
     folder = Folder.open(path)
     arrays = {key: tensor.numpy() for key, tensor in folder.load(SHARD).items()}
 
@@ -350,8 +348,8 @@ def open_scores(path: str | Path) -> Scores:
     return Scores(
         raw=arrays["raw"],
         n_train=folder.manifest["n_train"],
-        examples=pandas.read_parquet(folder.path / EXAMPLES),
-        queries=pandas.read_parquet(folder.path / QUERIES),
+        examples=folder.read_table(EXAMPLES),
+        queries=folder.read_table(QUERIES),
         about=folder.manifest["about"],
         norms=named("norm/"),
         modules=named("module/"),

@@ -5,7 +5,7 @@ checkpoint-N/
   second_moments.safetensors                      AdamW's `exp_avg_sq` of each parameter, by name
   learning_rates.npy                              of steps 1 to N, float64
   optimizer.pt, scheduler.pt, rng_state.pth ...   what resuming needs; only in the newest
-  checkpoint.json                                 the seal, written last: step, epoch, learning rate, files with bytes
+  checkpoint.json                                 the seal, written last: step, epoch, learning rate, files, digests
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from whence.store.manifest import atomic
+from whence.store.intact import SEAL, file_digest, intact, read_json, reading, sealed
+from whence.store.manifest import atomic, load_tensors
 
-SEAL, MOMENTS, RATES = "checkpoint.json", "second_moments.safetensors", "learning_rates.npy"
+MOMENTS, RATES = "second_moments.safetensors", "learning_rates.npy"
 PREFIX = "checkpoint-"
 
 RESUMING = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "training_args.bin")
@@ -47,11 +48,12 @@ class Checkpoint:
     def second_moments(self) -> dict[str, Tensor]:
         """AdamW's running mean of each parameter's squared gradient, by the parameter's name; empty for other optimizers."""
         file = self.path / MOMENTS
-        return load_file(file) if file.exists() else {}
+        return load_tensors(intact(file)) if file.exists() else {}
 
     def learning_rates(self) -> np.ndarray:
         """Of each step so far, `[step]`."""
-        return np.load(self.path / RATES)
+        with reading(intact(self.path / RATES)) as file:
+            return np.load(file)
 
 
 def find_checkpoints(folder: str | Path) -> list[Checkpoint]:
@@ -95,29 +97,35 @@ def thin(folder: Path, keep: int | None) -> None:
             shutil.rmtree(checkpoint.path)
         elif checkpoint.resumable:
             about = {name: getattr(checkpoint, name) for name in ("step", "epoch", "learning_rate")}
-            _write_seal(checkpoint.path, {**about, "resumable": False}, without=RESUMING)
+            known = read_json(checkpoint.path / SEAL).get("digests", {})
+            _write_seal(checkpoint.path, {**about, "resumable": False}, RESUMING, known)
             for name in RESUMING:
                 (checkpoint.path / name).unlink(missing_ok=True)
 
 
-def _write_seal(path: Path, about: dict[str, Any], without: Sequence[str] = ()) -> None:
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name not in (SEAL, *without)]
-    for file in files:
+def _write_seal(path: Path, about: dict[str, Any], without: Sequence[str] = (), known: Mapping[str, str] = {}) -> None:
+    there = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name not in (SEAL, *without)]
+    for file in there:
         _sync(file)
-    sizes = {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
+    files = {file.relative_to(path).as_posix(): file for file in there}
+    content = {
+        **about,
+        "files": {name: file.stat().st_size for name, file in files.items()},
+        "digests": {name: known.get(name) or file_digest(file) for name, file in files.items()},
+    }
     with atomic(path / SEAL) as temporary:
-        temporary.write_text(json.dumps({**about, "files": sizes}, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(sealed(content), indent=2) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> Checkpoint | None:
-    """Read a checkpoint's seal; None where it has none, or files are gone or cut short."""
-    try:
-        about = json.loads((path / SEAL).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    """Read a checkpoint's seal; None where it has none, or files are gone or cut short. StaleArtifact for a damaged seal."""
+    if not (path / SEAL).is_file():
         return None
-    files = about.pop("files")
-    whole = all((path / name).is_file() and (path / name).stat().st_size == size for name, size in files.items())
-    return Checkpoint(path, **about) if whole else None
+    about = read_json(path / SEAL)
+    with reading(path / SEAL):
+        files, _ = about.pop("files"), about.pop("digests", None)
+        whole = all((path / name).is_file() and (path / name).stat().st_size == size for name, size in files.items())
+        return Checkpoint(path, **about) if whole else None
 
 
 def _sync(file: Path) -> None:
@@ -126,14 +134,15 @@ def _sync(file: Path) -> None:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put a checkpoint's weights into the model that it was made from, in place."""
+    """Put a checkpoint's weights into the model that it was made from, in place; StaleArtifact where files are damaged."""
+    intact(path)
     from peft import PeftModel
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"))
         return
-    saved = {name: tensor for file in path.glob("model*.safetensors") for name, tensor in load_file(file).items()}
+    saved = {name: tensor for file in path.glob("model*.safetensors") for name, tensor in load_tensors(file).items()}
     if not saved.keys() <= model.state_dict().keys():  # transformers saves some models (mixtures of experts) under other names
         saved = type(model).from_pretrained(path, dtype=model.dtype).state_dict()  # type: ignore[attr-defined]
     missing, unexpected = model.load_state_dict(saved, strict=False)

@@ -39,6 +39,7 @@ from whence.errors import EmptyLossError, OutOfMemory, UsageError, WhenceWarning
 from whence.progress import note, stage
 from whence.settings import Lora, Train
 from whence.store.fingerprint import fingerprint
+from whence.store.intact import intact
 from whence.store.manifest import Folder
 from whence.tasks.base import Task
 from whence.tasks.forward import unwrapped
@@ -184,6 +185,7 @@ def _train(model: nn.Module, work: _Work) -> None:
     discard_unfinished(place)
     start = next((found for found in reversed(find_checkpoints(place)) if found.resumable), None)
     if start:
+        intact(start.path)
         note(f"going on after step {start.step} of {order.steps}")
     metrics = Metrics(folder.path / METRICS, device, start.step if start else -1)
     arguments = training_arguments(settings, place, order, work.seed, device)

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from whence.store.intact import reading
 from whence.store.manifest import atomic
 
 FILE = "metrics.jsonl"
@@ -79,9 +80,10 @@ class Metrics:
 
 
 def read_metrics(file: str | Path) -> list[dict[str, Any]]:
-    """Read the rows of `metrics.jsonl`; a last line that a kill cut short is left out."""
-    lines = Path(file).read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Read the rows of `metrics.jsonl`; a last line that a kill cut short is left out. StaleArtifact where it is damaged."""
+    with reading(Path(file)) as path:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _line(row: dict[str, Any]) -> str:

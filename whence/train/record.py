@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from whence.errors import UsageError
+from whence.store.intact import reading
 from whence.store.manifest import Folder, atomic
 from whence.train.checkpoints import Checkpoint, find_checkpoints
 from whence.train.metrics import FILE as METRICS
@@ -59,13 +60,12 @@ def read_training(path: str | Path) -> Training:
             f"{path} holds no training.", given=f"a {folder.provenance.get('stage')}", accepted="a folder of whence train"
         )
     split = folder.read_json(SPLIT)
-    with np.load(folder.path / STEPS) as arrays:
+    with reading(folder.intact(STEPS)) as file, np.load(file) as arrays:
         rows, ends, rates = arrays["rows"], arrays["ends"], arrays["learning_rates"]
     steps = [[split["train"][row] for row in step] for step in np.split(rows, ends[:-1])]
     checkpoints = find_checkpoints(folder.path / CHECKPOINTS)
-    return Training(
-        folder.path, folder.read_json(RECORD), split, steps, rates, read_metrics(folder.path / METRICS), checkpoints
-    )
+    metrics = read_metrics(folder.intact(METRICS))
+    return Training(folder.path, folder.read_json(RECORD), split, steps, rates, metrics, checkpoints)
 
 
 def write_steps(path: Path, order: Order, rates: np.ndarray) -> None:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import time
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -229,14 +228,15 @@ def _write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not path.exists():
         raise UsageError("There is no bank", given=str(path))
+    again = f"rm {shlex.quote(str(path))}, and make it again"
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         text, expected = str(arrays.pop("about")), str(arrays.pop("hash"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path} is cut off or no bank", given=str(error), fix="delete it and make it again") from error
+    except Exception as error:  # zipfile and numpy raise a dozen types for damaged files
+        raise UsageError(f"{path} is cut off or no bank", given=f"{type(error).__name__}: {error}", fix=again) from error
     if _hash(arrays, text) != expected:
-        raise UsageError(f"{path} was altered: its content is not what was written", fix="delete it and make it again")
+        raise UsageError(f"{path} was altered: its content is not what was written", fix=again)
     return arrays, json.loads(text)
 
 

@@ -25,6 +25,7 @@ from whence.linalg.stats import spearman
 from whence.operators import Identity, Operator
 from whence.precision import EXACT
 from whence.scoring import score
+from whence.store.intact import read_json, sealed
 from whence.store.manifest import atomic
 from whence.store.scores import Scores, open_scores, row_text
 from whence.tasks.base import Task
@@ -76,7 +77,7 @@ def quick(
     found = quick_result({**checker.run(), "seconds": round(time.monotonic() - started, 2), "lds": lds})
     if out is not None:
         with atomic(Path(out) / FILE) as temporary:
-            temporary.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(sealed(found.as_json()), indent=2) + "\n", encoding="utf-8")
     return found
 
 
@@ -89,9 +90,9 @@ def quick_from_run(shop: Any, **settings: Any) -> Result:
 
 
 def read_quick(folder: str | Path) -> Result | None:
-    """What was found of the scores in a folder; None where they were not checked."""
+    """What was found of the scores in a folder; None where they were not checked. Raises StaleArtifact where it is damaged."""
     path = Path(folder) / FILE
-    return quick_result(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return quick_result(read_json(path)) if path.is_file() else None
 
 
 def quick_result(found: Mapping[str, Any]) -> Result:

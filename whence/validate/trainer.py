@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from whence.engine.stream import encode, read, to_device
 from whence.errors import UsageError
 from whence.progress import stage
-from whence.store.manifest import atomic
+from whence.store.manifest import atomic, load_tensors
 from whence.tasks.base import Batch, Task
 from whence.tasks.forward import in_mode
 from whence.train.small import one_thread
@@ -133,9 +133,7 @@ class Replicas:
     @classmethod
     def open(cls, path: str | Path, model: nn.Module, task: Task, together: int = 1) -> Replicas:
         """The replicas of `model` that `save` wrote; raises UsageError where they are of another model."""
-        from safetensors.torch import load_file
-
-        parameters = load_file(path)
+        parameters = load_tensors(Path(path))
         expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         found = {name: tuple(stacked.shape[1:]) for name, stacked in parameters.items()}
         if found != expected:
