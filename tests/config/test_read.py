@@ -1,6 +1,9 @@
+import time
+
 import pytest
 
 from whence.config import read_config, resolve
+from whence.config.convert import converted
 from whence.config.read import values_of
 from whence.errors import UsageError
 
@@ -97,3 +100,61 @@ def test_paths_start_from_the_file(tmp_path, write):
     assert found.place("rows.jsonl") == str(tmp_path / "rows.jsonl")
     assert found.place("gpt2") == "gpt2"
     assert found.out == tmp_path / "runs" / "a"
+
+
+# hostile files
+
+
+def multiplied(levels, width=9):
+    lines = [f"a0: &a0 [{', '.join(['x'] * width)}]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+MERGED = "a0: &a0 {x: 1, y: 2}\n" + "\n".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}], z{n}: 1}}" for n in range(1, 30)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (multiplied(9), r"its aliases stand for [\d,]+ values, and at most 100,000 are read"),
+        (multiplied(400, width=2), "its aliases stand for|nested too deeply"),
+        (MERGED, "its aliases stand for"),
+        ("a: &a [*a]", "line 1 holds itself"),
+        ("a: &a\n  b: &b [*a, *b]", "holds itself"),
+        ("a: " + "[" * 10**5, "nested too deeply"),
+        ("a: " + "{a: " * 10**4, "nested too deeply"),
+        ("a: 2020-13-45", "month must be in"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: \x00", "special characters are not allowed"),
+        ("? {a: [b]}\n: c", "unhashable key"),
+        ("a: b: c", "mapping values are not allowed"),
+    ],
+)
+def test_yaml_that_nobody_writes_is_refused_at_once(write, text, said):
+    started = time.process_time()
+    for read in (read_config, converted):
+        with pytest.raises(UsageError, match=f"whence.yaml (.|\n)*({said})"):
+            read(write(text))
+    assert time.process_time() - started < 10
+
+
+def test_aliases_that_people_write_are_read(write):
+    text = (
+        "run: a\nmodel: &model {base: m}\ndata: {path: rows.jsonl}\nprompts: {items: &asked [Who]}\n"
+        "score: {damping: &d 0.2}\ninspect: {modules: *asked}\n"
+    )
+    config = read_config(write(text)).config
+    assert config.score.damping == 0.2 and list(config.inspect.modules) == ["Who"]
+
+
+def test_a_settings_file_that_is_no_file_is_refused(write, tmp_path):
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "latin.yaml").write_bytes(b"run: \xe9")
+    for name in ("loop.yaml", "folder.yaml", "latin.yaml"):
+        with pytest.raises(UsageError, match=name):
+            read_config(tmp_path / name)
+    assert "nested too deeply" not in wrong(["score.damping=" + "[" * 10**4])

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from whence.config.plain_yaml import Unreadable, load_yaml
 from whence.errors import UsageError
 from whence.settings import Train, settings_of
 
@@ -46,9 +45,9 @@ class _Reader:
 def converted(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Read such a file and say it in our settings, see `convert`."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} can't be read.", given=str(error).replace("\n", " ")) from None
+        values = load_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, Unreadable, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} can't be read.", given=str(error)) from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds no settings.", accepted="models, dataset, factors, scores")
     return convert(values)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from whence.config.plain_yaml import Unreadable, load_yaml
 from whence.config.schema import Config, adapter
 from whence.errors import UsageError
 from whence.settings import Section, alternatives, in_file
@@ -52,13 +52,20 @@ def read_config(path: str | Path, settings: Sequence[str] = (), environment: Map
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = [str(file) for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
         fix = f"did you mean {', '.join(near[:3])}?" if near else "whence init writes one"
         raise UsageError(f"There is no file {path}.", fix=fix) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML.", given=str(error).replace("\n", " ")) from None
+    except (Unreadable, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is no YAML.",
+            given=str(error),
+            accepted="sections such as model, data and prompts",
+            fix="whence init writes one",
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path} can't be read.", given=str(error), accepted="a file") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds no settings.", accepted="sections such as model, data and prompts", fix="whence init")
     if {"models", "dataset"} <= values.keys():
@@ -119,8 +126,8 @@ def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return load_yaml(text)
+    except Unreadable:
         return text
 
 

@@ -8,13 +8,15 @@ import gzip
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from whence.data.columns import Record
 from whence.data.rows import Rows, make_rows
-from whence.errors import UsageError
+from whence.errors import UsageError, WhenceError
+from whence.store.intact import unsealed
 
 Reader = Callable[[Path, int | None, Mapping[str, str]], Iterable[Any]]
 
@@ -80,10 +82,13 @@ def _read_file(path: Path, limit: int | None, columns: Mapping[str, str]) -> lis
         raise UsageError(f"{path} is empty.", accepted="at least one row")
     try:
         return list(itertools.islice(READERS[kind](path, limit, columns), limit))
-    except UsageError:
+    except WhenceError:
         raise
-    except (ValueError, gzip.BadGzipFile) as error:
-        raise UsageError(f"{path} can't be read as {kind.removeprefix('.')}.", given=str(error)) from error
+    except (ValueError, OSError, EOFError, RecursionError, zlib.error) as error:
+        packed = f" ({path.suffix.removeprefix('.')})" if path.suffix == ".gz" else ""
+        raise UsageError(
+            f"{path} can't be read as {kind.removeprefix('.')}{packed}.", given=f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _kind(path: Path) -> str:
@@ -115,7 +120,7 @@ def _read_json(path: Path, limit: int | None, columns: Mapping[str, str]) -> Ite
             return _read_jsonl(path, limit, columns)
         raise
     if isinstance(value, dict) and isinstance(value.get("data"), list):
-        value = value["data"]
+        value = unsealed(value, path)["data"]
     if not isinstance(value, list):
         raise UsageError(
             f"{path} holds no list of rows.",

@@ -1,0 +1,43 @@
+"""YAML that comes from anywhere: read as `yaml.safe_load` does, but for what would never end or take all memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+MOST = 100_000
+"""Values that a document may have once its aliases are written out."""
+
+
+class Unreadable(ValueError):
+    """Text that is no YAML, or none that anybody writes."""
+
+
+def load_yaml(text: str) -> Any:
+    """Read YAML; raises Unreadable for what is none, is nested too deeply, or repeats itself without end."""
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if (values := _written_out(root, {})) > MOST:
+            raise Unreadable(f"its aliases stand for {values:,} values, and at most {MOST:,} are read")
+        return loader.construct_document(root)
+    except RecursionError:
+        raise Unreadable("it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise Unreadable(str(error).replace("\n", " ")) from error
+
+
+def _written_out(node: yaml.Node, counts: dict[int, int]) -> int:
+    """How many values a node stands for, its aliases written out; `counts` remembers those of nodes, and 0 while at one."""
+    known = counts.get(id(node))
+    if known == 0:
+        raise Unreadable(f"line {node.start_mark.line + 1} holds itself")
+    if known is None:
+        counts[id(node)] = 0
+        below = node.value if isinstance(node.value, list) else []
+        parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known = counts[id(node)] = 1 + sum(_written_out(part, counts) for part in parts)
+    return known
