@@ -47,6 +47,7 @@ COMMANDS = {
     "validate": "whence.cli.validate:validate",
     "export": "whence.cli.show:export",
     "report": "whence.cli.report:report",
+    "verify": "whence.cli.verify:verify",
     "doctor": "whence.cli.doctor:doctor",
 }
 """Where each command lives; a name of two words ("data preview") makes a group."""
