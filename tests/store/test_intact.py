@@ -309,8 +309,9 @@ def test_a_config_that_is_nested_deeply_is_no_run_folder_and_no_traceback(tmp_pa
 
 def test_links_that_turn_in_circles_end(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(StaleArtifact, match="loop is a link to nothing, or to itself"):
-        Folder.claim(tmp_path / "loop", PROVENANCE)
+    for path in (tmp_path / "loop", tmp_path / "loop" / "factors"):
+        with pytest.raises(UsageError, match="loop is a link to nothing, or to itself"):
+            Folder.claim(path, PROVENANCE)
     with pytest.raises(StaleArtifact, match="not a whence run folder"):
         Folder.open(tmp_path / "loop")
     with pytest.raises(UsageError, match="no folder"):

@@ -16,6 +16,7 @@ from whence.errors import UsageError
 from whence.pipeline.lock import Lock, Record, changes
 from whence.pipeline.stages import STAGES, Stage, active
 from whence.progress import note
+from whence.store.intact import refuse_loop
 
 SHOWN = 5
 """Changes that are listed at a time."""
@@ -55,6 +56,7 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     A stage that was killed goes on where it was. One that was made from something else is run again; what it made before
     is kept as NAME.1.
     """
+    refuse_loop(resolved.out)
     lock = Lock.read(resolved.out)
     steps = _plan(resolved, lock, wanted)
     if all(step.state == "unchanged" for step in steps):

@@ -266,6 +266,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def refuse_loop(path: Path) -> None:
+    """Raise UsageError where the path, or a folder above it, is a link that leads nowhere."""
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise UsageError(
+                f"{place} is a link to nothing, or to itself.",
+                given=f"-> {os.readlink(place)}",
+                accepted="a file or folder, or a link to one",
+            )
+
+
 def intact(path: Path) -> Path:
     """The path of a file or folder, once it is found to be what the nearest record that lists it says.
 

@@ -51,6 +51,7 @@ from whence.store.intact import (
     read_json,
     reading,
     refuse_faults,
+    refuse_loop,
     sealed,
 )
 
@@ -103,6 +104,7 @@ class Folder:
         if dist.world() > 1:
             return cls._claim_together(path, provenance, rerun)
         path = Path(path).expanduser()
+        refuse_loop(path)
         wanted: dict[str, Any] = plain(provenance)
         other = path.exists() and not is_run_folder(path)
         # a run that was killed before its config was written leaves no more than these
@@ -124,10 +126,6 @@ class Folder:
             refuse_faults(path, check(path / MANIFEST).faults)
             (path / JOURNAL).unlink(missing_ok=True)  # where a kill came between the manifest and this
             return folder
-        if path.is_symlink() and not path.exists():
-            raise StaleArtifact(
-                f"{path} is a link to nothing, or to itself.", fix="remove it, or choose another --out (Python: out=...)"
-            )
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
         if (path / CONFIG).exists():
