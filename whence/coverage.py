@@ -5,14 +5,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from whence.errors import CoverageError
 from whence.experts import expert_layers
-from whence.layers import Layer, layer_of
+from whence.layers import Layer, beside, layer_of, makes_weights
 
 MLP_WORDS = re.compile(
     r"(^|[._])(mlp|ffn|ff|feed_?forward|fc\d?|fc_in|fc_out|c_fc|dense_h_to_4h|dense_4h_to_h|densereludense|wi(_\d)?|wo|intermediate"
@@ -29,12 +29,16 @@ SELECTORS = (
 )
 
 
+Use = tuple[nn.Module, Layer]
+"""A module, and how its weight's gradient is taken."""
+
+
 @dataclass(frozen=True)
 class Site:
     """A tracked weight: its canonical name, the modules that use it (several where it is tied), and its matrix shape (O, I)."""
 
     name: str
-    uses: tuple[tuple[nn.Module, Layer], ...]
+    uses: tuple[Use, ...]
     shape: tuple[int, int]
     parameters: int
 
@@ -117,13 +121,23 @@ def cover(model: nn.Module, modules: str | Sequence[str]) -> Coverage:
     return Coverage(sites, *_count(model, sites))
 
 
+def selector_without(sites: Collection[str], left_out: Collection[str]) -> str:
+    """A selector that takes the other sites: globs in which layers have no numbers, where these match no site left out."""
+    globs = {name: re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in sites if name not in left_out}
+    short = {name: glob for name, glob in globs.items() if not fnmatch.filter(left_out, glob)}
+    return ",".join(dict.fromkeys(short.get(name, name) for name in globs))
+
+
 def _trackable(model: nn.Module) -> dict[str, tuple[nn.Module, Layer]]:
     """Every weight whose gradient can be taken, by name; not where it is also that of a module of an unknown kind."""
-    known, unknown = {}, set[int]()
+    known, unknown, inner = {}, set[int](), set[int]()
     for name, module in model.named_modules():
+        if id(module) in inner:  # what makes the weight of the module around it
+            continue
         layer = layer_of(module)
         layers = {name: layer} if layer else {f"{name}.{part}": each for part, each in expert_layers(module).items()}
         known |= {each: (module, layer) for each, layer in layers.items()}
+        inner |= {id(each) for each in module.modules()} if layer and makes_weights(module) else set()
         unknown |= set() if layers else {id(parameter) for parameter in module.parameters(recurse=False)}
     return {
         name: pair for name, pair in known.items() if not _inside_attention(name, known) and _weight(*pair)[0] not in unknown
@@ -173,12 +187,32 @@ def _merge_tied(names: list[str], known: dict[str, tuple[nn.Module, Layer]]) -> 
     for module, layer in known.values():
         uses.setdefault(_weight(module, layer), []).append((module, layer))
     for name in names:
-        module, layer = known[name]
-        tied = uses.pop(_weight(module, layer), None)
+        tied = uses.pop(_weight(*known[name]), None)
         if tied:
-            shape = layer.shape(module)
-            sites[name] = Site(name, tuple(tied), shape, shape[0] * shape[1])
+            each, shape = _with_all_biases(name, tied)
+            sites[name] = Site(name, each, shape, shape[0] * shape[1])
     return sites
+
+
+def _with_all_biases(name: str, tied: list[Use]) -> tuple[tuple[Use, ...], tuple[int, int]]:
+    """The uses of one weight, each with a column for each bias that goes with it somewhere, and their matrix's shape.
+
+    Raises CoverageError where they don't use it alike.
+    """
+    biases = [layer.parameters(module)[1:] for module, layer in tied]
+    every = list({id(bias): bias for some in biases for bias in some}.values())
+    shapes = [layer.shape(module) for module, layer in tied]
+    if all(len(some) == len(every) for some in biases):
+        return tuple(tied), shapes[0]
+    weights = {(n_out, n_in - len(some)) for some, (n_out, n_in) in zip(biases, shapes, strict=True)}
+    if len(weights) > 1 or any(layer.side != -1 or layer.piece is not None for _, layer in tied):
+        raise CoverageError(
+            f"The weight of {name} is shared by modules that use it in different ways",
+            given=", ".join(f"{type(module).__name__} {layer.shape(module)}" for module, layer in tied),
+            fix=f"leave it out: --modules with globs that don't match {name}",
+        )
+    ((n_out, n_in),) = weights
+    return tuple((module, beside(layer, every, module)) for module, layer in tied), (n_out, n_in + len(every))
 
 
 def _weight(module: nn.Module, layer: Layer) -> tuple[int, int | None]:

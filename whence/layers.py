@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from whence.gradients import Dense, Factored, Gradient
 
@@ -44,9 +45,23 @@ class Layer:
     """Along which of the two the parts lie side by side."""
 
 
+PARTS = {"weight", "bias"}
+
+
 def layer_of(module: nn.Module) -> Layer | None:
     """The kind of the module, None where whence can't take its gradient."""
-    return next((layer for layer in LAYERS if layer.matches(module)), None)
+    layer = next((layer for layer in LAYERS if layer.matches(module)), None)
+    if layer is None or not makes_weights(module):
+        return layer
+    outputs = {parameter.shape[0] if parameter.ndim else None for parameter in module.parameters()}
+    alike = len(outputs) == 1 and None not in outputs and not isinstance(module, nn.MultiheadAttention)
+    return replace(MADE, kind=layer.kind) if alike else None
+
+
+def makes_weights(module: nn.Module) -> bool:
+    """Whether the module makes its weight from parameters: pruned, normalised by weight or spectrum, or parametrised."""
+    made = any(isinstance(vars(module).get(name), Tensor) for name in PARTS)
+    return parametrize.is_parametrized(module) or (made and bool(module._parameters.keys() - PARTS))
 
 
 # Linear and its kin: y = x W^T + b
@@ -99,8 +114,8 @@ def _transposed_shape(module: Any) -> tuple[int, int]:
 
 
 def _transposed_parts(module: Any, tensors: list[Tensor]) -> list[Tensor]:
-    weight, bias = tensors
-    return [weight.mT, bias.unsqueeze(-1)]
+    weight, *biases = tensors
+    return [weight.mT, *(bias.unsqueeze(-1) for bias in biases)]
 
 
 # nn.MultiheadAttention: its output projection, which is never called as a module
@@ -140,7 +155,10 @@ def _conv_parts(module: Any, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _conv_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gradient:
-    """Patches are the inputs and positions the summands; a grouped convolution is formed group by group."""
+    """Patches are the inputs and positions the summands; a grouped convolution is formed group by group.
+
+    An example may be several images that follow each other, such as the frames of a clip: their positions are summands, too.
+    """
     padding = module._reversed_padding_repeated_twice
     if any(padding):
         x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
@@ -148,12 +166,13 @@ def _conv_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gradient
     g_BOR = g.flatten(2)
     bias = [] if module.bias is None else [torch.ones_like(patches[:, :1])]
     if module.groups == 1:
-        return Factored(g_BOR.mT, torch.cat([patches, *bias], dim=1).mT)
+        return Factored(_by_example(g_BOR.mT, examples), _by_example(torch.cat([patches, *bias], dim=1).mT, examples))
     by_group = [
         g_part @ torch.cat([x_part, *bias], dim=1).mT
         for x_part, g_part in zip(patches.chunk(module.groups, 1), g_BOR.chunk(module.groups, 1), strict=True)
     ]
-    return Dense(torch.cat(by_group, dim=1))
+    w_BOI = torch.cat(by_group, dim=1)
+    return Dense(w_BOI if len(w_BOI) == examples else w_BOI.unflatten(0, (examples, -1)).sum(1))
 
 
 # Embedding: a linear layer on one-hot rows; its weight [V, width] makes the token the output side
@@ -209,6 +228,66 @@ def _rms_norm_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Grad
     eps = torch.finfo(wide.dtype).eps if eps is None else eps
     return _norm_gradient(wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps), module, g, examples)
 
+
+# A weight that several modules share, each with a bias of its own: each bias is a column
+
+
+def beside(layer: Layer, biases: list[nn.Parameter], module: nn.Module) -> Layer:
+    """The layer of a module with the columns of all biases that go with its weight, its own one among them."""
+    own = layer.parameters(module)[1:]
+
+    def gradient(module: Any, x: Any, g: Tensor, examples: int) -> Gradient:
+        given = layer.gradient(module, layer.columns(module, x, examples) if layer.columns else x, g, examples)
+        if isinstance(given, Factored):
+            return replace(given, a_BRI=spread(given.a_BRI))
+        return Dense(spread(given.w_BOI))
+
+    def spread(columns: Tensor) -> Tensor:
+        width = columns.shape[-1] - len(own)
+        wide = F.pad(columns[..., :width], (0, len(biases)))
+        for bias in own:
+            wide[..., width + next(n for n, each in enumerate(biases) if each is bias)] = columns[..., -1]
+        return wide
+
+    return replace(layer, gradient=gradient, columns=None, parameters=lambda module: [layer.parameters(module)[0], *biases])
+
+
+# A weight that is made from others: the gradient goes through to the parameters that were trained
+
+
+def _made_shape(module: Any) -> tuple[int, int]:
+    parameters = list(module.parameters())
+    return parameters[0].shape[0], sum(parameter[0].numel() for parameter in parameters)
+
+
+def _made_gradient(module: Any, x: Tensor, g: Tensor, examples: int) -> Gradient:
+    """Every example by itself through the module and back, once more; the parameters' gradients lie side by side."""
+    made = {name: vars(module)[name] for name in PARTS if name in vars(module)}
+    parameters = {name: parameter.detach().requires_grad_() for name, parameter in module.named_parameters()}
+    rows = []
+    with torch.enable_grad():
+        for x_part, g_part in zip(x.unflatten(0, (examples, -1)), g.unflatten(0, (examples, -1)), strict=True):
+            y = torch.func.functional_call(module, parameters, (x_part.detach(),))
+            found = torch.autograd.grad(y, list(parameters.values()), g_part, allow_unused=True, materialize_grads=True)
+            rows.append(torch.cat([part.reshape(len(part), -1) for part in found], dim=1))
+    vars(module).update(made)  # hooks that make weights keep them there
+    return Dense(torch.stack(rows))
+
+
+def _made_parts(module: Any, tensors: list[Tensor]) -> list[Tensor]:
+    """Each parameter `[..., O, *]` as a matrix."""
+    further = tensors[0].ndim - next(module.parameters()).ndim
+    return [tensor.flatten(further + 1) if tensor.ndim > further + 1 else tensor.unsqueeze(-1) for tensor in tensors]
+
+
+MADE = Layer(
+    "made weight",
+    makes_weights,
+    _made_shape,
+    _made_gradient,
+    parameters=lambda module: list(module.parameters()),
+    parts=_made_parts,
+)
 
 LAYERS = (
     Layer(
