@@ -11,8 +11,9 @@ instead of a wrong number. What is needed of it can also be taken on the way for
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -95,10 +96,10 @@ class Capture:
     def __init__(self, model: nn.Module, sites: dict[str, Site], inputs: Mapping[str, Tensor] | None = None):
         self.model, self.sites, self.inputs = model, sites, inputs or {}
         self._restore: list[Callable[[], Any]] = []
-        self._paused = False
         self._reset()
 
     def _reset(self) -> None:
+        self._paused = False  # also where an error came in between
         self._examples, self._rows = 0, frozenset[int]()
         self._inputs: list[_Input] = []
         self._calls: dict[str, int] = {}
@@ -235,7 +236,9 @@ class Capture:
             if use.layer.columns is not None:
                 x = self._columns(use, x)
         use.keeper = use.projected = None
+        self._paused = True  # a layer may run its module again
         gradient = use.layer.gradient(use.module, x, g, self._examples)
+        self._paused = False
         readers = tuple(use.source.readers) if use.source else (use.site.name,)
         name = use.site.name
         calls = self._arrived.setdefault(name, [])
@@ -254,6 +257,27 @@ class Capture:
     def _give(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         assert self._receive is not None
         self._receive(name, gradient, readers)
+
+
+@contextlib.contextmanager
+def outputs_of(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor]]]:
+    """Every module's output tensor in the order in which they come to be, by the module's name, while the model runs inside."""
+    seen: list[tuple[str, nn.Module, Tensor]] = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(module: nn.Module, args: Any, output: Any) -> None:
+            first = next(iter(output), None) if isinstance(output, tuple | list) else output
+            if isinstance(first, Tensor):
+                seen.append((name, module, first.detach()))
+
+        return see
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _recomputes(module: nn.Module) -> bool:

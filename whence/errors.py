@@ -9,7 +9,7 @@
     │   ├── EmptyLossError         06  no token is left in the loss
     │   ├── TruncatedQueryError    07  the query's answer was cut off
     │   ├── TokenizerMismatch      08  the data was made with another tokenizer
-    │   └── CoverageError       16-18  no module to track
+    │   └── CoverageError       16-18  no module to track, or (24) one whose gradient is not what was captured
     ├── OutOfMemory            10  a batch of one example does not fit            exit code 3
     ├── DoesNotFit             11  no settings keep to the memory or disk         exit code 3
     ├── DiskFull               13  nothing more can be written                    exit code 3

@@ -170,8 +170,9 @@ class Numeric(Section):
         return super().changed(**changes)
 
     def deciding(self) -> dict[str, Any]:
-        """Those that decide numbers, for provenance: all but the size of batches."""
-        return {field.name: getattr(self, field.name) for field in settings_of(type(self)) if field.name != "batch_tokens"}
+        """Those that decide numbers, for provenance: all but the size of batches, and whether gradients are checked."""
+        names = [field.name for field in settings_of(type(self)) if field.name not in ("batch_tokens", "check")]
+        return {name: getattr(self, name) for name in names}
 
 
 FORMATS = {"statistics": "statistics", "operands": "scores", "products": "products"}
@@ -194,6 +195,7 @@ DAMPING = "Damping, in units of each module's mean eigenvalue."
 MODULES = "mlp, attention, all, lora, last-K, or globs on names, joined by commas; mlp if not said.", "--modules", "-m"
 NEW_TOKENS = "Tokens to generate at most."
 OPERANDS = "Number format of the inner products."
+CHECK = "Compare gradients of a few rows with autograd's before the work."
 PRODUCTS = "Format to multiply in; auto takes bfloat16 where it is fast and hardly moves scores."
 SEED = "Seed of everything drawn."
 
@@ -336,6 +338,7 @@ class Fit(Numeric):
     statistics: Dtype = setting("float32", "Number format of the sums' operands.")
     products: Products = setting("auto", PRODUCTS)
     batch_tokens: Count | None = setting(None, BATCH_TOKENS)
+    check: bool = setting(True, CHECK)
     groups: Count = setting(1, "Groups of modules fitted one after the other: less memory.")
     chunks: Count = setting(8, CHUNKS)
 
@@ -377,6 +380,7 @@ class Score(Numeric):
     operands: Dtype = setting("float32", OPERANDS)
     products: Products = setting("auto", PRODUCTS)
     batch_tokens: Count | None = setting(None, BATCH_TOKENS)
+    check: bool = setting(True, CHECK)
     chunks: Count = setting(8, CHUNKS)
 
     def changed(self, **changes: Any) -> Self:
@@ -403,6 +407,7 @@ class Index(Numeric):
     operands: Dtype = setting("float32", OPERANDS)
     products: Products = setting("auto", PRODUCTS)
     batch_tokens: Count | None = setting(None, BATCH_TOKENS)
+    check: bool = setting(True, CHECK)
     chunks: Count = setting(8, CHUNKS)
 
 

@@ -217,7 +217,7 @@ def test_gradient_checkpointing_does_not_matter():
     model, calls = case.model(), []
     model.activation_checkpointing_enable()
     model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: calls.append(1))
-    operator = fit(model, case.task(), case.train(), modules="all").inverse(damping=0.1)
+    operator = fit(model, case.task(), case.train(), modules="all", check=False).inverse(damping=0.1)
     recomputed = len(calls)
     found = score(model, case.task(), case.queries(), case.train(), operator)
     agree(found.raw, reference(case).total)

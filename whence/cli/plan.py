@@ -31,7 +31,7 @@ def plan(
     *,
     model: options.Model,
     budget: Budget,
-    settings: Annotated[Fit, Without("until", "statistics")],
+    settings: Annotated[Fit, Without("until", "statistics", "check")],
     scoring: Annotated[Score, Only("rank")],
     indexing: Annotated[Index, Only("dim", "kept", "modules", "products", "chunks")],
     data: Data,

@@ -43,7 +43,9 @@ def trace(
     place: Place,
     top: options.Top = 5,
     norm: options.Norm = None,
-    settings: Annotated[Fit, Only("method", "modules", "examples", "seed", "products", "batch_tokens", "groups", "chunks")],
+    settings: Annotated[
+        Fit, Only("method", "modules", "examples", "seed", "products", "batch_tokens", "check", "groups", "chunks")
+    ],
     measured: Measured,
     data: Data,
     weights: Weights,
@@ -95,6 +97,7 @@ def trace(
             precision=settings.precision,
             batch_tokens=settings.batch_tokens,
             chunks=settings.chunks,
+            check=settings.check,
         )
     ranking = Ranking(scores, norm, top, LOWERING, coloured())
     if session.as_json:

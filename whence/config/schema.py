@@ -45,7 +45,9 @@ class Scoring(Measured, Score):
     )
     self_influence: bool = setting(False, "Also score every row against itself.")
     check: bool = setting(
-        True, "Check what can be checked in seconds: copies of questions come first, and dampings and seeds agree."
+        True,
+        "Check what can be checked in seconds: gradients of a few rows are autograd's, copies of questions come first, and "
+        "dampings and seeds agree.",
     )
     export: tuple[Literal["npz", "parquet", "csv", "jsonl"], ...] = setting(
         ("npz", "parquet"), "Files written beside the scores."

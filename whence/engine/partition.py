@@ -156,7 +156,7 @@ def run_chunk(
             run([list(batch) for batch in batches])
             return batch_tokens
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         undo()
@@ -191,5 +191,6 @@ def release_memory() -> None:
         trim(0)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)

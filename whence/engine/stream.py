@@ -168,20 +168,25 @@ def stream(
     for indices, chosen, batch in _prepared(task, items, batches, _device(capture.model)):
         capture.begin(len(chosen), _row_counts(batch, len(chosen)))
         with torch.enable_grad():
-            values = objective(capture.model, batch, indices)
+            values = one_for_each(objective(capture.model, batch, indices), len(chosen), task)
             total = values.sum()
-        if values.shape != (len(chosen),):
-            raise UsageError(
-                f"{type(task).__name__} must give one number per example",
-                given=f"shape {tuple(values.shape)} for {len(chosen)} examples",
-                accepted=f"shape ({len(chosen)},)",
-            )
         sink.begin(indices, batch)
         capture.backward(total, sink.receive)
         sink.end()
         values_seen.append(values.detach())
         advance(sum(task.size(item) for item in chosen))
     _refuse_infinite(torch.cat(values_seen), [index for indices in batches for index in indices])
+
+
+def one_for_each(values: Tensor, examples: int, task: Task) -> Tensor:
+    """The values that a task gave, if they are one number per example; raises UsageError."""
+    if values.shape != (examples,):
+        raise UsageError(
+            f"{type(task).__name__} must give one number per example",
+            given=f"shape {tuple(values.shape)} for {examples} examples",
+            accepted=f"shape ({examples},)",
+        )
+    return values
 
 
 def _prepared(

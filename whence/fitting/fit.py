@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from whence import dist
 from whence.coverage import Coverage, Site
+from whence.engine.autograd import check_rows
 from whence.engine.partition import SAVE_SECONDS, data_chunks, keep, module_groups, release_memory
 from whence.engine.passes import ByClock, run_pass
 from whence.engine.point import Point
@@ -113,6 +114,8 @@ def fit(
         if isinstance(folder, Folder) and folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to compute")
             return load_curvature(folder, folder.manifest["about"])
+        if settings.check:
+            check_rows(folder, point, coverage.sites)
         run = _Fit(point, coverage, settings, folder, save_every)
         about = run.grow(settings.until) if settings.until else run.fit(run.samples())
         folder.finish({"about": about})

@@ -11,6 +11,7 @@ from torch import nn
 from whence import dist
 from whence.coverage import Coverage
 from whence.data.rows import Rows
+from whence.engine.autograd import check_rows
 from whence.engine.partition import data_chunks, keep
 from whence.engine.passes import ByChunk, run_pass
 from whence.engine.point import Point
@@ -82,6 +83,8 @@ def build_index(
         if isinstance(folder, Folder) and folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to compute")
             return open_index(folder.path)
+        if settings.check:
+            check_rows(folder, point, coverage.sites)
         saved = ByChunk(data_chunks(examples.usable, examples.sizes, settings.chunks), folder, ROWS)
         products = _write_rows(folder, saved, point, coverage, settings, curvature)
         copies = examples.rows.copies if isinstance(examples.rows, Rows) else None

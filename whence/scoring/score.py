@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from whence import dist
+from whence.engine.autograd import check_queries, check_rows
 from whence.engine.partition import data_chunks
 from whence.engine.passes import ByChunk, Unsaved, run_pass
 from whence.engine.point import Point, shared_sites
@@ -115,6 +116,9 @@ def score_points(
     with work(out, lambda: run.provenance("score", settings, asked.fingerprint), rerun=rerun) as folder:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
+        if settings.check:
+            check_rows(folder, of, run.rows)
+            check_queries(folder, at, run.sites, asked)
         with run.multiplying(folder, settings.precision):
             kept = kept_as(settings.precision.operands("scores", at.dtype), at.device)
             prepared = run.prepare(asked, settings, rank, kept)
@@ -147,12 +151,15 @@ def self_influence(
     """
     settings = settings.changed(**changes)
     point = Point(model, task, train, batch_tokens=settings.batch_tokens)
-    settings = Score().changed(rank="full", precision=settings.precision, chunks=settings.chunks if out else 1)
+    kept = {"precision": settings.precision, "chunks": settings.chunks if out else 1, "check": settings.check}
+    settings = Score().changed(rank="full", **kept)
     check_choices(settings.changed(norms=("relatif",)), operator)
     run = _Score(point, point, operator, {})
     with work(out, lambda: run.provenance("self-influence", settings, ""), rerun=rerun) as folder:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
+        if settings.check:
+            check_rows(folder, point, run.rows)
         with run.multiplying(folder, settings.precision):
             parts = run.columns({"raw": run.self_products()}, settings, folder)
         return run.finish(folder, parts["raw"].reshape(1, -1), settings)
