@@ -236,7 +236,20 @@ def _block(
     q_O = torch.eye(len(out), dtype=out.dtype) if covariance[0][name].one_hot else torch.linalg.eigh(out).eigenvectors
     q = kronecker(q_O, torch.linalg.eigh(into).eigenvectors)
     measured = torch.stack([(q.T @ w_OI.flatten()).square() for w_OI in w_NOI]).mean(0)
-    return q @ torch.diag(measured) @ q.T
+    if largest is None:
+        measured = _alike_where_nothing_was_seen(measured.view(len(out), len(into)), out, into, covariance[0][name].one_hot)
+    return q @ torch.diag(measured.flatten()) @ q.T
+
+
+def _alike_where_nothing_was_seen(lam_OI: Tensor, out: Tensor, into: Tensor, one_hot: bool) -> Tensor:
+    """The mean over each side's null space, whose basis is anybody's choice, in the place of each eigenvalue there."""
+    for matrix, dim in ((out, 0), (into, 1)):
+        values = torch.linalg.eigvalsh(matrix)
+        unseen = values <= 1e-13 * len(values) * values.max()
+        if not (one_hot and dim == 0) and unseen.any():
+            part = lam_OI.movedim(dim, 0)
+            part[unseen] = part[unseen].mean(0)
+    return lam_OI
 
 
 def _by_position(name: str, examples: Sequence[Mapping[str, Trace]]) -> tuple[Tensor, Tensor, float]:

@@ -1,6 +1,7 @@
 """Fitted curvature against dense matrices made by definition: every tiny model, every method, both kinds of labels."""
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,23 @@ def test_wide_factors_are_split_into_diagonal_blocks(case, method):
     curvature = fit(case.model(), case.task(), case.train(), method=method, modules=case.modules, largest_factor=4)
     for name, expected in dense(case, method, "model", largest=4).items():
         agree(matrices_of(curvature)[name], expected, case.tolerance)
+
+
+@pytest.mark.parametrize("method", ["ekfac", "shampoo"])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("name", ["llama", "conv", "repeated"])
+def test_fewer_positions_than_columns(name, rows, method):
+    """Directions that no position had are alike, whichever rounding chose: batches and formats don't move what is fitted."""
+    case = replace(CASES[name], rows=rows)
+    given = {"method": method, "modules": case.modules}
+    found = matrices_of(fit(case.model(), case.task(), case.train(), **given))
+    for each, expected in dense(case, method, "model").items():
+        agree(found[each], expected, 1e-7)
+    for each, again in matrices_of(fit(case.model(), case.task(), case.train(), batch_tokens=1, **given)).items():
+        agree(again, found[each], 1e-9)
+    if case.text:
+        for each, short in matrices_of(fit(case.model().float(), case.task(), case.train(), **given)).items():
+            agree(short, found[each], 1e-3)
 
 
 def test_another_seed_draws_other_labels():

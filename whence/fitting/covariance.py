@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -178,6 +178,32 @@ def rotations(bases: Mapping[str, Tensor]) -> dict[str, Rotation]:
         if side.startswith(("out/", "in/")):
             parts.setdefault(side, {})[int(number)] = vectors
     return {side: Rotation(tuple(blocks[number] for number in sorted(blocks))) for side, blocks in parts.items()}
+
+
+def null_spaces(bases: Mapping[str, Tensor], side: str, key: str, other: int) -> list[slice]:
+    """Where a side's eigenvalues are zero to working precision, for each diagonal block: directions that no sample had.
+
+    A mean over positions has at most their number as its rank, one over examples `other` (the width of the other side) times
+    that. Any basis of such a space is as good as another, and rounding chooses one.
+    """
+    values, start, number, found = bases[f"{side}_values/{key}"], 0, 0, []
+    samples = int(bases[f"{side}_count/{key}"]) * (other if f"by_example/{key}" in bases else 1)
+    while (vectors := bases.get(f"{side}/{key}/{number}")) is not None:
+        width, number = vectors.shape[-1], number + 1
+        part = values[start : start + width]
+        small = torch.finfo(values.dtype).eps * width * part[-1]
+        found.append(slice(start, start + max(width - samples, int((part <= small).sum()))))
+        start += width
+    return found
+
+
+def levelled(lam_OI: Tensor, outputs: Sequence[slice], inputs: Sequence[slice]) -> Tensor:
+    """Eigenvalues that are alike in all directions of each null space: their mean there, which is the same in any basis."""
+    for rows in outputs:
+        lam_OI[rows] = lam_OI[rows].mean(0, keepdim=True)
+    for columns in inputs:
+        lam_OI[:, columns] = lam_OI[:, columns].mean(1, keepdim=True)
+    return lam_OI
 
 
 def kronecker_eigenvalues(bases: Mapping[str, Tensor], name: str, group: str) -> Tensor:

@@ -29,7 +29,7 @@ from whence.engine.probe import agreement, probe, probe_rows, settle_products
 from whence.engine.sinks import Sums
 from whence.engine.stream import Examples, Objective, drawn_likelihood, likelihood
 from whence.errors import CoverageError, NumericalError, UsageError, WhenceWarning
-from whence.fitting.covariance import Covariance, decompose, kronecker_eigenvalues, rotations
+from whence.fitting.covariance import Covariance, decompose, kronecker_eigenvalues, levelled, null_spaces, rotations
 from whence.fitting.curvature import Curvature, load_curvature
 from whence.fitting.eigenvalues import Eigenvalues
 from whence.fitting.methods import Method, method_named
@@ -209,10 +209,11 @@ class _Fit:
 
     def _eigenvalues(self, number: int, sites: dict[str, Site], samples: tuple[list[int], list[int]]) -> dict[str, Tensor]:
         """The blocks' eigenvalues `[O, I]`, after whatever passes the method needs; on the first process."""
+        nulls: dict[str, tuple[list[slice], list[slice]]] = {}
         if self.method.basis == "identity":
             blocks = {name: EigenBlock(None, None, torch.empty(site.shape)) for name, site in sites.items()}
         else:
-            blocks = self._basis(number, sites, samples[0])
+            blocks, nulls = self._basis(number, sites, samples[0])
         if self.method.eigenvalues == "product":
             return {name: block.lam_OI for name, block in blocks.items()}
         sink = Eigenvalues(blocks, operands=self.operands, sums=self.point.sums, device=self.point.device)
@@ -220,10 +221,13 @@ class _Fit:
         with dist.agreeing():
             self._refuse_infinite(sink.totals)
         count = sink.totals["examples"].item()
-        return dist.merged({name: sink.totals[name] / count for name in _reached(sites, sink.totals)})
+        means = {name: sink.totals[name] / count for name in _reached(sites, sink.totals)}
+        return dist.merged({name: levelled(lam_OI, *nulls.get(name, ((), ()))) for name, lam_OI in means.items()})
 
-    def _basis(self, number: int, sites: dict[str, Site], sample: list[int]) -> dict[str, EigenBlock]:
-        """The eigenbases of the covariances, with the eigenvalues of K-FAC."""
+    def _basis(
+        self, number: int, sites: dict[str, Site], sample: list[int]
+    ) -> tuple[dict[str, EigenBlock], dict[str, tuple[list[slice], list[slice]]]]:
+        """The eigenbases of the covariances, with the eigenvalues of K-FAC; and where each side has none."""
         basis, inputs = f"basis-{number:02d}", f"inputs-{number:02d}.json"
         if not self.folder.has(basis):
             by = "kfac" if self.method.basis == "kfac" else "shampoo"
@@ -244,14 +248,14 @@ class _Fit:
             del bases  # what comes next takes as much again
         bases = {name: part.to(self.point.device) for name, part in expand(self.folder.load(basis)).items()}
         groups = self.folder.read_json(inputs)
-        sides = rotations(bases)
-        return {
-            name: EigenBlock(
-                sides.get(f"out/{name}"), sides.get(f"in/{groups[name]}"), kronecker_eigenvalues(bases, name, groups[name])
-            )
-            for name in sites
-            if f"out_values/{name}" in bases
-        }
+        sides, blocks, nulls = rotations(bases), {}, {}
+        for name in sites:
+            if f"out_values/{name}" in bases:
+                group = groups[name]
+                lam_OI = kronecker_eigenvalues(bases, name, group)
+                blocks[name] = EigenBlock(sides.get(f"out/{name}"), sides.get(f"in/{group}"), lam_OI)
+                nulls[name] = null_spaces(bases, "out", name, lam_OI.shape[1]), null_spaces(bases, "in", group, lam_OI.shape[0])
+        return blocks, nulls
 
     def _accumulate(self, what: str, number: int, sites: dict[str, Site], sample: list[int], sink: Sums) -> None:
         """Run one pass over the sample, every example once for each draw of its labels."""
