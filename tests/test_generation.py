@@ -6,8 +6,10 @@ from distributed import work
 from distributed.processes import killed, run
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.flips import flip
 from whence.data import as_rows, load_data
 from whence.errors import StaleArtifact, UsageError
+from whence.evaluate.compare import read_pairs
 from whence.generation import answered, check_vacant, generate, generate_pairs, save_pairs
 from whence.models import load_model
 from whence.progress import Silent, report_to
@@ -261,3 +263,35 @@ def test_kill_minus_nine_then_the_same_command(tiny_model_folder, tmp_path):
     model = load_model(tiny_model_folder)
     whole = generate_pairs(*model, [{"prompt": prompt} for prompt in PROMPTS], settings, out=tmp_path / "whole.json")
     assert json.loads((tmp_path / "cut.json").read_text())["data"] == whole["data"]
+
+
+def test_pairs_with_a_flipped_bit_are_not_taken_for_finished(tiny_llama, tiny_tokenizer, rows, tmp_path):
+    def make():
+        return generate_pairs(tiny_llama, tiny_tokenizer, rows, pairs_settings(), out=tmp_path / "pairs.json", seed=5)
+
+    made = make()
+    text = (tmp_path / "pairs.json").read_text()
+    for before, after in (("answer 0", "answer 8"), ('"logprob": -', '"logprob":  '), ('"unit": "l', '"unit": "L')):
+        assert before in text
+        (tmp_path / "pairs.json").write_text(text.replace(before, after, 1))
+        with pytest.raises(StaleArtifact, match="pairs.json is damaged"):
+            make()
+        with pytest.raises(StaleArtifact, match="pairs.json is damaged"):
+            read_pairs(tmp_path / "pairs.json")
+    (tmp_path / "pairs.json").write_text(text)
+    assert make() == made
+
+
+def test_a_batch_with_a_flipped_bit_is_not_gone_on_from(tiny_llama, tiny_tokenizer, rows, tmp_path):
+    def make(name):
+        return generate_pairs(tiny_llama, tiny_tokenizer, rows, pairs_settings(), out=tmp_path / name, seed=5)
+
+    with pytest.raises(KeyboardInterrupt), report_to(Stops(2)):
+        make("cut.json")
+    batch = sorted(tmp_path.glob("cut.parts/tuned/batch*"))[0]
+    flip(batch, 100)
+    with pytest.raises(StaleArtifact, match=f"{batch.name} is damaged") as raised:
+        make("cut.json")
+    assert raised.value.fix.startswith(f"rm {batch}, ")
+    batch.unlink()
+    assert make("cut.json") == make("whole.json")

@@ -196,6 +196,8 @@ def _resumable(
     try:
         claimed = Folder.claim(place, {"stage": name, **made, "model": _origin(model, tokenizer)})
     except StaleArtifact as error:
+        if "made from something else" not in error.what:  # damaged
+            raise
         raise StaleArtifact(
             f"{place} holds the beginning of pairs made from something else.",
             given=error.given,

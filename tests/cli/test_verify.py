@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from benchmarks.flips import flip
 
+from benchmarks.flips import flip
 from whence.store.manifest import Folder
 
 

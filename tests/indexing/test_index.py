@@ -7,12 +7,14 @@ from distributed.processes import killed
 from models import CASES, HUGE, Routed, named, overflowing, randomised, small_memory
 
 import whence
+from benchmarks.flips import flip
 from whence.errors import NumericalError, OutOfMemory, StaleArtifact, UsageError
 from whence.fitting import fit
 from whence.indexing.rows import compress, expand
 from whence.operators import BlockDiagonal, EigenBlock
 from whence.precision import are_short
 from whence.store import fingerprint
+from whence.store.intact import file_digest
 from whence.tasks import CausalLM, Classification
 
 WHOLE = 64
@@ -269,3 +271,45 @@ def test_products_are_taken_as_the_precision_says(tmp_path, monkeypatch):
         found.append(whence.build_index(case.model().float(), task, case.train(), out=tmp_path / products, **settings))
     assert seen == [True, False] and not are_short()
     assert [index.about["products"] for index in found] == ["bfloat16", "float32"]
+
+
+@pytest.mark.parametrize("name", ["rows-0000.safetensors", "query-projection.safetensors", "examples.parquet", "manifest.json"])
+def test_an_index_with_a_flipped_bit_is_not_searched(tmp_path, name):
+    case = CASES["llama"]
+    curvature = fit(case.model(), case.task(), case.train(), modules=case.modules)
+    built(case, dim=4, out=tmp_path / "index", curvature=curvature)
+    asked = (case.model(), case.task(), case.queries())
+    before = whence.open_index(tmp_path / "index").search(*asked)
+    file = tmp_path / "index" / name
+    for bit in (8 * file.stat().st_size // 2, 8 * file.stat().st_size - 99):
+        flip(file, bit)
+        with pytest.raises(StaleArtifact, match=name):
+            whence.open_index(tmp_path / "index").search(*asked)
+        with pytest.raises(StaleArtifact, match=name):
+            built(case, dim=4, out=tmp_path / "index", curvature=curvature)
+        flip(file, bit)
+    assert np.array_equal(whence.open_index(tmp_path / "index").search(*asked).raw, before.raw)
+
+
+def test_rows_of_an_index_are_verified_when_they_are_opened_and_not_at_every_search(tmp_path, monkeypatch):
+    case, hashed = CASES["llama"], []
+    built(case, dim=4, out=tmp_path / "index")
+    monkeypatch.setattr("whence.store.intact.file_digest", lambda path: hashed.append(path.name) or file_digest(path))
+    index = whence.open_index(tmp_path / "index")
+    for _ in range(3):
+        index.search(case.model(), case.task(), case.queries())
+    rows = [f"rows-{number:04d}.safetensors" for number in range(index.about["chunks"])]
+    assert sorted(hashed) == ["config.json", "examples.parquet", *rows]
+
+
+def test_a_killed_build_with_a_flipped_bit_does_not_go_on(tmp_path):
+    killed("index", 3, cut_up, tmp_path / "index")
+    shard = tmp_path / "index" / "rows-0000.safetensors"
+    flip(shard, 8 * shard.stat().st_size - 99)
+    with pytest.raises(StaleArtifact, match="rows-0000.safetensors is damaged") as raised:
+        cut_up(tmp_path / "index")
+    assert raised.value.fix.startswith(f"rm {shard}, ")
+    shard.unlink()
+    cut_up(tmp_path / "index")
+    cut_up(tmp_path / "whole")
+    assert shard.read_bytes() == (tmp_path / "whole" / shard.name).read_bytes()

@@ -7,6 +7,7 @@ import torch
 from distributed.processes import killed
 from transformers import get_scheduler
 
+from benchmarks.flips import flip
 from tests.models import CASES, llama, randomised, texts, tokenizer
 from whence.data import as_rows, load_data
 from whence.errors import EmptyLossError, NumericalError, StaleArtifact, UsageError, WhenceWarning
@@ -14,9 +15,11 @@ from whence.models import load_model
 from whence.progress import Silent, report_to
 from whence.settings import Lora, Train
 from whence.store.fingerprint import fingerprint
+from whence.store.intact import read_json
 from whence.store.manifest import Folder
 from whence.tasks import CausalLM
 from whence.train import finetune as module
+from whence.train.checkpoints import find_checkpoints, load_weights
 from whence.train.finetune import finetune
 from whence.train.metrics import MEANING
 from whence.train.record import read_training
@@ -343,6 +346,62 @@ def test_after_kill_9_it_ends_with_the_same_bits(whole, tmp_path, damage, notes)
     assert any(text.startswith("going on after step 3") for text in notes) == (damage is None)
     assert same(weights(whole.model), weights(again.model))
     assert [found.step for found in again.checkpoints] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "optimizer.pt", "rng_state.pth", "learning_rates.npy", "trainer_state.json", "checkpoint.json"],
+)
+def test_a_checkpoint_with_a_flipped_bit_is_not_gone_on_from(tmp_path, name):
+    out = tmp_path / "train"
+    with report_to(Interrupted("train", 5)), pytest.raises(InterruptedError):
+        run(out)
+    newest = out / "checkpoints" / "checkpoint-3"
+    flip(newest / name, 8 * (newest / name).stat().st_size - 90)
+    with pytest.raises(StaleArtifact, match=f"checkpoint-3/{name} is damaged") as raised:
+        run(out)
+    assert f"mv {newest} {newest}.damaged" in raised.value.fix and newest.is_dir()
+
+
+def test_what_is_read_of_checkpoints_later_is_what_was_written(tmp_path):
+    trained = run(tmp_path / "train", fast({"max_steps": 6}))
+    first, last = trained.checkpoints
+    flip(first.path / "second_moments.safetensors", 9000)
+    with pytest.raises(StaleArtifact, match="checkpoint-3/second_moments.safetensors"):
+        first.second_moments()
+    with pytest.raises(StaleArtifact, match="checkpoint-3/second_moments.safetensors"):
+        load_model(first.path)
+    with pytest.raises(StaleArtifact, match="checkpoint-3/second_moments.safetensors"):
+        load_weights(first.path, model())
+    assert last.second_moments() and len(last.learning_rates()) == 6
+    flip(last.path / "learning_rates.npy", 1000)
+    with pytest.raises(StaleArtifact, match="checkpoint-6/learning_rates.npy"):
+        last.learning_rates()
+    seal = last.path / "checkpoint.json"
+    seal.write_text(seal.read_text().replace('"step": 6', '"step": 7'))
+    with pytest.raises(StaleArtifact, match="checkpoint-6/checkpoint.json"):
+        find_checkpoints(last.path.parent)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_trained_model_with_a_flipped_bit_does_not_load(tmp_path, name):
+    trained = run(tmp_path / "train", fast({"max_steps": 1}))
+    flip(trained.model / name, 8 * (trained.model / name).stat().st_size - 90)
+    for folder in (trained.model, str(trained.model)):
+        with pytest.raises(StaleArtifact, match=f"model/{name} is damaged"):
+            load_model(folder)
+    with pytest.raises(StaleArtifact, match=f"model/{name} is damaged"):
+        run(tmp_path / "train", fast({"max_steps": 1}))
+
+
+def test_checkpoints_of_before_digests_are_read(tmp_path):
+    trained = run(tmp_path / "train", fast({"max_steps": 6}))
+    for found in trained.checkpoints:
+        about = read_json(found.path / "checkpoint.json")
+        del about["digests"]
+        (found.path / "checkpoint.json").write_text(json.dumps(about))
+    assert [found.step for found in find_checkpoints(tmp_path / "train" / "checkpoints")] == [3, 6]
+    assert trained.checkpoints[0].second_moments()
 
 
 # what is refused

@@ -1,10 +1,12 @@
 import json
+import random
 import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from benchmarks.flips import flip
 from benchmarks.quality import TOLERANCE, recheck
 from whence.errors import StaleArtifact, UsageError
 from whence.progress import Silent, report_to
@@ -146,3 +148,22 @@ def test_the_about_says_where_it_comes_from(made):
     assert about["setting"]["recipe"]["learning_rate"] == 0.02
     assert about["spec"]["seeds"] == [0, 1] and about["seconds"] > 0
     assert re.fullmatch(r"[0-9a-f]{16}", about["code"]) and about["setting"]["data"]
+
+
+def test_a_bank_with_a_flipped_bit_is_refused_or_the_same(made, tmp_path):
+    bank, path = made
+    copied = tmp_path / "bank.npz"
+    copied.write_bytes(path.read_bytes())
+    draw, refused = random.Random(0), 0
+    for _ in range(300):
+        bit = draw.randrange(8 * copied.stat().st_size)
+        flip(copied, bit)
+        try:
+            again = open_bank(copied)
+        except UsageError as error:
+            assert f"rm {copied}" in error.fix
+            refused += 1
+        else:  # in a date, or what else of a zip file nobody reads
+            assert np.array_equal(again.changes, bank.changes) and again.about == bank.about
+        flip(copied, bit)
+    assert refused > 150
