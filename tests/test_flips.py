@@ -74,7 +74,7 @@ def test_a_run_makes_damaged_files_again(finished, notes):
     for name in ("scores/scores.safetensors", "whence.yaml"):
         flips.flip(out / name, 2001)
     run_pipeline(read_config(finished, environment={}))
-    assert any("scores/scores.safetensors is not what was written" in note for note in notes)
+    assert any("scores/scores.safetensors has changed since it was written" in note for note in notes)
     again = open_scores(out / "scores")
     assert np.array_equal(again.raw, before.raw) and again.queries.equals(before.queries)
     assert (out / "scores.1").is_dir() and flips.verify(out)
@@ -108,4 +108,4 @@ def test_a_lock_of_before_says_that_sizes_were_compared(finished, notes):
     lock.write_text(json.dumps({"stages": content["stages"], "hashes": content["hashes"]}))
     assert set(states(finished).values()) == {"unchanged"}
     run_pipeline(read_config(finished, environment={}))
-    assert any("only their sizes were compared" in note for note in notes)
+    assert any("only their sizes are compared" in note for note in notes)

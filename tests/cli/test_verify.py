@@ -20,23 +20,23 @@ def folder(tmp_path):
 
 def test_a_whole_folder_is_said_to_be_whole(run, folder):
     said = run("verify", folder).stdout
-    assert "3 files are what was written" in said and f"{folder}/manifest.json" in said
+    assert "3 files are unchanged since they were written" in said and f"{folder}/manifest.json" in said
     found = json.loads(run("verify", folder, "--json").stdout)
     assert found["files"] == 3 and found["damaged"] == {} and found["by_size_only"] == [] == found["unlisted"]
     (folder / "notes.txt").write_text("mine")
-    assert "1 files are in no record" in run("verify", folder).stdout
+    assert "1 files are not listed in any record" in run("verify", folder).stdout
 
 
 def test_damage_is_named_with_exit_code_4(run, folder):
     flip(folder / "eigen" / "0000.safetensors", 900)
     failed = run("verify", folder, code=4)
-    assert f"{folder}/eigen/0000.safetensors is damaged" in failed.stderr and "what was written" not in failed.stdout
+    assert f"{folder}/eigen/0000.safetensors is damaged" in failed.stderr and "are unchanged" not in failed.stdout
     assert f"mv {folder} {folder}.damaged" in failed.stderr
     (folder / "inputs.json").unlink()
     failed = run("verify", folder, "--json", code=4)
     assert json.loads(failed.stdout)["damaged"] == {
-        "eigen/0000.safetensors": "is not what was written",
-        "inputs.json": "is gone",
+        "eigen/0000.safetensors": "has changed since it was written",
+        "inputs.json": "is missing",
     }
     assert f"2 files of {folder} are damaged" in failed.stderr
     (folder / "manifest.json").write_text("{")
@@ -45,7 +45,7 @@ def test_damage_is_named_with_exit_code_4(run, folder):
 
 
 def test_a_folder_below_is_compared_with_the_record_above(run, folder):
-    assert "1 files are what was written" in run("verify", folder / "eigen").stdout
+    assert "1 files are unchanged since they were written" in run("verify", folder / "eigen").stdout
     flip(folder / "eigen" / "0000.safetensors", 900)
     assert "0000.safetensors is damaged" in run("verify", folder / "eigen", code=4).stderr
 
@@ -53,7 +53,7 @@ def test_a_folder_below_is_compared_with_the_record_above(run, folder):
 def test_an_unfinished_folder_is_compared_too(run, tmp_path):
     with Folder.claim(tmp_path / "f", {"stage": "fit"}) as folder:
         folder.save("one", {"q": torch.eye(4)})
-    assert "2 files are what was written" in run("verify", tmp_path / "f").stdout
+    assert "2 files are unchanged since they were written" in run("verify", tmp_path / "f").stdout
     flip(tmp_path / "f" / "one.safetensors", 900)
     assert "one.safetensors is damaged" in run("verify", tmp_path / "f", code=4).stderr
 

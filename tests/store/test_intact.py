@@ -182,7 +182,7 @@ def test_folders_of_before_open_and_say_what_can_not_be_checked(tmp_path, notes)
     without_digests(finished(tmp_path / "f"))
     assert torch.equal(read_all(tmp_path / "f")[0], torch.eye(4))
     assert Folder.claim(tmp_path / "f", PROVENANCE).finished
-    assert any("only their sizes can be checked" in note for note in notes)
+    assert any("only the sizes of its files are checked" in note for note in notes)
     found = verified(tmp_path / "f")
     assert found.faults == {} and not any(found.files.values())
 
@@ -310,7 +310,7 @@ def test_a_config_that_is_nested_deeply_is_no_run_folder_and_no_traceback(tmp_pa
 def test_links_that_turn_in_circles_end(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path in (tmp_path / "loop", tmp_path / "loop" / "factors"):
-        with pytest.raises(UsageError, match="loop is a link to nothing, or to itself"):
+        with pytest.raises(UsageError, match="loop is a dangling or circular link"):
             Folder.claim(path, PROVENANCE)
     with pytest.raises(StaleArtifact, match="not a whence run folder"):
         Folder.open(tmp_path / "loop")
@@ -329,7 +329,7 @@ def test_links_that_turn_in_circles_end(tmp_path):
 def test_errors_of_the_machine_are_not_taken_for_damage(tmp_path):
     with pytest.raises(MemoryError), reading(tmp_path / "x"):
         raise MemoryError
-    with pytest.raises(StaleArtifact, match="x is damaged(.|\n)*it is gone"), reading(tmp_path / "x"):
+    with pytest.raises(StaleArtifact, match="x is damaged(.|\n)*it is missing"), reading(tmp_path / "x"):
         (tmp_path / "x").read_bytes()
 
 

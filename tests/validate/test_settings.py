@@ -63,3 +63,13 @@ def test_a_missing_folder_or_file_is_named(tmp_path):
         setting("energy", tmp_path / "concrete")  # another set's file of the same name is none
     with pytest.raises(UsageError, match="no setting 'cifar'"):
         setting("cifar")
+
+
+@pytest.mark.parametrize("name", sorted(set(SETTINGS) - set(BUNDLED)))
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08\x00", b"\xff\xfe[" * 99, b"[" * 10**5 + b"\n"])
+def test_data_that_can_not_be_read_is_named(tmp_path, name, content):
+    for file in FILES[name]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(UsageError, match=rf"The data of {name} in {tmp_path} can't be read(.|\n)*{FILES[name][0]}"):
+        setting(name, tmp_path)

@@ -48,9 +48,12 @@ def verify(
             for each in found.records
         ]
         print_table(("record", "files", "MB", "damaged"), rows)
-        for what, paths in (("are in no record", found.unlisted), ("were written before digests: only sizes agree", by_size)):
+        for what, paths in (
+            ("are not listed in any record", found.unlisted),
+            ("have no digest (an older version wrote them): only their sizes were compared", by_size),
+        ):
             if paths:
                 say(f"{len(paths):,} files {what}: {', '.join(map(str, paths[:3]))}{' ...' if len(paths) > 3 else ''}")
     refuse_faults(folder, found.faults)
     if not session.as_json:
-        say(f"{len(found.files):,} files are what was written")
+        say(f"{len(found.files):,} files are unchanged since they were written")

@@ -22,7 +22,7 @@ def load_yaml(text: str) -> Any:
         if root is None:
             return None
         if (values := _written_out(root, {})) > MOST:
-            raise Unreadable(f"its aliases stand for {values:,} values, and at most {MOST:,} are read")
+            raise Unreadable(f"its aliases expand to {values:,} values (at most {MOST:,})")
         return loader.construct_document(root)
     except RecursionError:
         raise Unreadable("it is nested too deeply") from None
@@ -34,7 +34,7 @@ def _written_out(node: yaml.Node, counts: dict[int, int]) -> int:
     """How many values a node stands for, its aliases written out; `counts` remembers those of nodes, and 0 while at one."""
     known = counts.get(id(node))
     if known == 0:
-        raise Unreadable(f"line {node.start_mark.line + 1} holds itself")
+        raise Unreadable(f"line {node.start_mark.line + 1} contains itself")
     if known is None:
         counts[id(node)] = 0
         below = node.value if isinstance(node.value, list) else []

@@ -130,7 +130,12 @@ def _step(stage: Stage, made_from: dict[str, Any], lock: Lock) -> Step:
     if faults := record.faults(lock.folder):
         return Step(stage, "stale", made_from, tuple(faults))
     if record.digests is None:
-        return Step(stage, "unchanged", made_from, ("its files have no digests yet, and only their sizes were compared",))
+        return Step(
+            stage,
+            "unchanged",
+            made_from,
+            ("its files have no digests (an older version made them): only their sizes are compared",),
+        )
     return Step(stage, "unchanged", made_from)
 
 

@@ -66,10 +66,12 @@ class Listed:
     def fault(self, path: Path, digest_of: Callable[[Path], str] | None = None) -> str:
         """What is wrong with the file, in words; nothing where it is what was written, as far as that is known."""
         if not path.is_file():
-            return "is gone"
+            return "is missing"
         if self.size is not None and (found := path.stat().st_size) != self.size:
             return f"has {found:,} bytes instead of {self.size:,}"
-        return "is not what was written" if self.digests and (digest_of or file_digest)(path) not in self.digests else ""
+        return (
+            "has changed since it was written" if self.digests and (digest_of or file_digest)(path) not in self.digests else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def unsealed(document: Any, path: Path) -> Any:
     content = {key: value for key, value in document.items() if key != OWN}
     if document[OWN] != _content_digest(content):
         edited = "" if path.name in RECORDS else f'; if you changed it yourself, remove its "{OWN}"'
-        raise damaged(path, "its content is not what was written", edited)
+        raise damaged(path, "its content has changed since it was written", edited)
     return content
 
 
@@ -163,7 +165,7 @@ def reading(path: Path) -> Iterator[Path]:
     except (WhenceError, MemoryError):
         raise
     except FileNotFoundError:
-        raise damaged(path, "it is gone") from None
+        raise damaged(path, "it is missing") from None
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
         raise damaged(path, f"{type(error).__name__}: {reason[:200]}") from error
@@ -180,12 +182,12 @@ def _mend(path: Path) -> str:
     folder = path.parent if path.name in RECORDS else next(ours, path.parent)
     remove, aside = f"rm {shlex.quote(str(path))}", f"mv {shlex.quote(str(folder))} {shlex.quote(f'{folder}.damaged')}"
     if path.name == RUN_LOCK:
-        return f"{remove}, and the same whence run again: stages find what they have finished"
+        return f"{remove}, then the same whence run again: finished stages are recognised"
     if (path.parent / SEAL).exists():
         return f"restore it from a copy, or mv {shlex.quote(str(path.parent))} {shlex.quote(f'{path.parent}.damaged')}"
     if (folder / JOURNAL).exists() and path.name != CONFIG and not (folder / MANIFEST).exists():
-        return f"{remove}, and the same command again: the file is made anew, and the rest is kept"
-    return f"restore it from a copy, or {aside} and make it again; whence verify {shlex.quote(str(folder))} says what else is"
+        return f"{remove}, then the same command again: this file is made again, the rest is kept"
+    return f"restore it from a copy, or {aside} and make it again; to check the rest: whence verify {shlex.quote(str(folder))}"
 
 
 def listing(record: Path) -> dict[str, Listed]:
@@ -255,7 +257,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     config = read_json(path)
     if not isinstance(config, dict) or not {"whence", "versions", "provenance"} <= config.keys():
-        raise damaged(path, "it does not say what made the folder, and from what")
+        raise damaged(path, "it does not say what the folder was made from")
     if config["whence"] not in range(1, FORMAT + 1):
         raise StaleArtifact(
             f"{folder} has a format that this version of whence does not know.",
@@ -271,7 +273,7 @@ def refuse_loop(path: Path) -> None:
     for place in (path, *path.parents):
         if place.is_symlink() and not place.exists():
             raise UsageError(
-                f"{place} is a link to nothing, or to itself.",
+                f"{place} is a dangling or circular link.",
                 given=f"-> {os.readlink(place)}",
                 accepted="a file or folder, or a link to one",
             )

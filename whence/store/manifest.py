@@ -172,7 +172,7 @@ class Folder:
         refuse_faults(path, {name: Listed(file.size, ()).fault(path / name) for name, file in files.items()})
         folder.intact(CONFIG)
         if not all(file.digests for file in files.values()):
-            note(f"{path} was made before digests of files were kept: only their sizes can be checked")
+            note(f"{path} has no digests (an older version made it): only the sizes of its files are checked")
         return folder
 
     def __enter__(self) -> Folder:
@@ -225,7 +225,7 @@ class Folder:
         if listed is not None:
             refuse_faults(self.path, {name: listed.fault(path)})
         elif self.config["whence"] > 1:
-            refuse_faults(self.path, {name: "is in no record of the folder" if path.exists() else "is gone"})
+            refuse_faults(self.path, {name: "is not listed in the folder's records" if path.exists() else "is missing"})
         return path
 
     @_by_first
@@ -309,7 +309,7 @@ class Folder:
         return (self.path / name).exists()
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file of the folder; raises StaleArtifact where it is not what was written."""
+        """Read a JSON file of the folder; raises StaleArtifact where it has changed since it was written."""
         return read_json(self.intact(name))
 
     @_by_first
@@ -335,7 +335,7 @@ class Folder:
         return self.path / f"{name}.safetensors"
 
     def _refuse_damaged_shards(self) -> None:
-        """Raise StaleArtifact where anything that was saved so far, here or in a child, is not what was written."""
+        """Raise StaleArtifact where anything that was saved so far, here or in a child, has changed since it was written."""
         try:
             self.intact(CONFIG)
             for record in sorted(self.path.rglob(JOURNAL)):

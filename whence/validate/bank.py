@@ -236,7 +236,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except Exception as error:  # zipfile and numpy raise a dozen types for damaged files
         raise UsageError(f"{path} is cut off or no bank", given=f"{type(error).__name__}: {error}", fix=again) from error
     if _hash(arrays, text) != expected:
-        raise UsageError(f"{path} was altered: its content is not what was written", fix=again)
+        raise UsageError(f"{path} was altered: its content has changed since it was written", fix=again)
     return arrays, json.loads(text)
 
 

@@ -304,7 +304,10 @@ def _records(folder: Path, name: str) -> list[dict[str, Any]]:
             accepted="a folder with ParaRel's data (trex_lms_vocab/P19.jsonl, pattern_data/graphs_json/P19.jsonl, ...)",
             fix="name it: --data FOLDER",
         )
-    return [json.loads(line) for line in found[0].read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [json.loads(line) for line in found[0].read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{found[0]} can't be read as jsonl", given=str(error), fix="copy or download it again") from error
 
 
 def _interval(interval: Interval) -> str:

@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,17 @@ def setting(name: str, data: str | Path | None = None) -> Setting:
             accepted=f"a folder with {' and '.join(FILES[name])}; without a folder: {', '.join(BUNDLED)}",
             fix="name it: --data FOLDER (Python: data=...)",
         )
-    return SETTINGS[name](Path(data))
+    try:
+        return SETTINGS[name](Path(data))
+    except UsageError:
+        raise
+    except (ValueError, LookupError, TypeError, OSError, EOFError, RecursionError, csv.Error, zlib.error) as error:
+        raise UsageError(
+            f"The data of {name} in {data} can't be read",
+            given=f"{type(error).__name__}: {error}",
+            accepted=" and ".join(FILES[name]),
+            fix="copy or download the files again",
+        ) from error
 
 
 # regression
