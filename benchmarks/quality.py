@@ -30,7 +30,7 @@ from whence.filter.tfidf import tfidf_scores
 from whence.fitting import Curvature
 from whence.linalg.stats import Interval
 from whence.progress import Silent, Stage, report_to
-from whence.store.manifest import atomic
+from whence.store.files import atomic
 from whence.validate.bank import Bank, Spec, make_bank, measured, refuse_other
 from whence.validate.exact import gauss_newton, influence
 from whence.validate.lds import LDS, ceiling, lds

@@ -15,7 +15,20 @@ import whence
 SECONDS = 0.5
 
 FLOORS = [
-    {"attention", "casting", "config", "cost", "dist", "errors", "parcels", "precision", "progress", "settings", "version"},
+    {
+        "attention",
+        "casting",
+        "config",
+        "cost",
+        "dist",
+        "errors",
+        "parcels",
+        "precision",
+        "progress",
+        "settings",
+        "shortage",
+        "version",
+    },
     {"linalg"},
     {"gradients", "operators"},
     {"capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},

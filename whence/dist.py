@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from whence.errors import UsageError, WhenceError
 from whence.parcels import kinds_of, pack, parcels_of, unpack
+from whence.shortage import is_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -313,14 +314,13 @@ def _local_rank() -> int:
 def _exchange() -> Iterator[tuple[Any, Any]]:
     """The library and the group to exchange with; an exchange that fails says that another process ended."""
     start()
-    import torch
     import torch.distributed as api
 
     try:
         yield api, _State.group
-    except torch.OutOfMemoryError:
-        raise  # this one's own
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise  # this one's own
         raise WhenceError(
             "Another process of this run ended, so this one can't go on.",
             given=str(error).splitlines()[0],

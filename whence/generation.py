@@ -18,9 +18,10 @@ from whence.errors import StaleArtifact, UsageError
 from whence.progress import note, stage
 from whence.settings import Generate
 from whence.store.digest import digest, fingerprint_code, fingerprint_settings
+from whence.store.files import atomic
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 from whence.store.intact import read_json, sealed
-from whence.store.manifest import Folder, atomic, differences
+from whence.store.manifest import Folder, differences
 from whence.tasks.chat import write
 from whence.tasks.forward import in_mode
 from whence.tasks.questions import has_answer, with_answer

@@ -13,6 +13,7 @@ from torch import nn
 from whence import dist
 from whence.errors import AdapterBaseMissing, ModelNotFound
 from whence.progress import note
+from whence.shortage import shortages
 from whence.store.intact import intact
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
@@ -20,6 +21,7 @@ HUB_TIMEOUT = 10
 """Seconds to wait for the hub's answer whether a model exists."""
 
 
+@shortages()
 def load_model(
     name: str | os.PathLike,
     *,

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from whence.errors import StaleArtifact, WhenceError
-from whence.store.manifest import Folder, atomic, differences
+from whence.store.files import atomic
+from whence.store.manifest import Folder, differences
 
 PROVENANCE = {
     "stage": "fit",

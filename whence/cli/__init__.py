@@ -8,8 +8,10 @@ Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 usage,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -20,6 +22,7 @@ import typer
 from whence import dist
 from whence.cli.from_settings import from_settings
 from whence.errors import WhenceError
+from whence.shortage import shortage
 from whence.version import __version__
 
 COMMANDS = {
@@ -130,8 +133,14 @@ def _guarded(command: Callable[..., None], name: str) -> Callable[..., None]:
             if name not in SHARED:
                 dist.only_one_process(f"whence {name}")
             command(*arguments, **options)
-        except WhenceError as error:
-            print(error, file=sys.stderr)
+            sys.stdout.flush()
+        except Exception as raised:
+            error = shortage(raised) or raised
+            if not isinstance(error, WhenceError):
+                raise
+            with contextlib.suppress(OSError):
+                print(error, file=sys.stderr)
+            _drop_output()
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print(
@@ -140,3 +149,11 @@ def _guarded(command: Callable[..., None], name: str) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return run
+
+
+def _drop_output() -> None:
+    """Let go of what stdout does not take, or Python fails once more when it ends, with an exit code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -42,6 +42,7 @@ def init(
     from whence.config.read import resolve
     from whence.config.write import commented, save_schema
     from whence.errors import UsageError
+    from whence.store.files import atomic
 
     if file.exists():
         raise UsageError(f"{file} exists, and nothing is overwritten.", fix="another name, or remove it first")
@@ -59,8 +60,8 @@ def init(
         }
     resolve(values, file.parent, str(source or file))
     save_schema(file.parent)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(commented(values, INTRODUCTION.format(name=file)), encoding="utf-8")
+    with atomic(file) as temporary:
+        temporary.write_text(commented(values, INTRODUCTION.format(name=file)), encoding="utf-8")
     if left and not session.quiet:
         err.print(f"not taken over, because there is no such thing here: {', '.join(left)}", markup=False, soft_wrap=True)
     say(f"{file}: edit it, then whence run {file}")

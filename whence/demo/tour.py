@@ -28,7 +28,7 @@ from whence.models import load_model
 from whence.operators import Identity
 from whence.progress import note
 from whence.scoring import score
-from whence.store.manifest import atomic
+from whence.store.files import atomic
 from whence.store.scores import Scores
 from whence.tasks import CausalLM
 from whence.validate.controls import best_rank
@@ -210,7 +210,10 @@ def _write(tour: Tour) -> None:
 
     pages = Environment(loader=PackageLoader("whence.demo"), autoescape=lambda name: name is not None and ".html" in name)
     pages.trim_blocks = pages.lstrip_blocks = True
-    (tour.folder / "summary.json").write_text(json.dumps(tour.summary(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name in ("summary.md", "summary.html"):
-        text = pages.get_template(f"{name}.j2").render(tour=tour, methods=METHODS)
-        (tour.folder / name).write_text(text, encoding="utf-8")
+    texts = {"summary.json": json.dumps(tour.summary(), indent=2, ensure_ascii=False) + "\n"}
+    texts |= {
+        name: pages.get_template(f"{name}.j2").render(tour=tour, methods=METHODS) for name in ("summary.md", "summary.html")
+    }
+    for name, text in texts.items():
+        with atomic(tour.folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from whence import dist
 from whence.capture import Capture, outputs_of
 from whence.coverage import Site, selector_without
-from whence.engine.partition import is_out_of_memory, release_memory
+from whence.engine.partition import release_memory
 from whence.engine.stream import Objective, Sink, one_for_each, stream, to_device
 from whence.errors import CoverageError, NumericalError, WhenceError
 from whence.gradients import Dense, Gradient
 from whence.precision import multiplying
 from whence.progress import note
+from whence.shortage import is_out_of_memory
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 

@@ -16,6 +16,7 @@ from whence.coverage import Site
 from whence.data.batches import plan_batches
 from whence.errors import OutOfMemory
 from whence.progress import note
+from whence.shortage import is_out_of_memory
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 
@@ -155,7 +156,7 @@ def run_chunk(
         try:
             run([list(batch) for batch in batches])
             return batch_tokens
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -189,8 +190,3 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # only glibc has it
     if trim:
         trim(0)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)

@@ -24,9 +24,10 @@ from whence.evaluate.mmlu import PREFIX, fingerprint_subject, local_task, select
 from whence.linalg.stats import paired_shares, wilson
 from whence.progress import note, stage
 from whence.settings import Benchmark
+from whence.store.files import atomic
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 from whence.store.intact import CONFIG, intact, read_json, reading, sealed
-from whence.store.manifest import Folder, atomic
+from whence.store.manifest import Folder
 from whence.tasks.forward import in_mode
 from whence.version import __version__
 

@@ -14,8 +14,8 @@ from whence.evaluate.mmlu import PREFIX
 from whence.plots.comparison import benchmark_panels, comparison_panels, records
 from whence.plots.panels import points_figure
 from whence.plots.style import save
+from whence.store.files import atomic
 from whence.store.intact import read_json
-from whence.store.manifest import atomic
 
 if TYPE_CHECKING:
     import pandas

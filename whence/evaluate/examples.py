@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from whence.errors import StaleArtifact
 from whence.progress import note
-from whence.store.manifest import atomic
+from whence.store.files import atomic
 
 if TYPE_CHECKING:
     import pandas

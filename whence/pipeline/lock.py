@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.store.digest import canonical_json, digest
+from whence.store.files import atomic
 from whence.store.intact import RUN_LOCK, Listed, file_digest, read_json, reading, sealed
 
 
@@ -73,8 +74,6 @@ class Lock:
 
     def write(self) -> None:
         """Write the lock, whole or not at all."""
-        from whence.store.manifest import atomic
-
         stages = {name: asdict(record) for name, record in self.records.items()}
         content = {"stages": stages, "hashes": self.hashes, "files": self.files, "digests": self.digests}
         with atomic(self.folder / RUN_LOCK) as temporary:

@@ -212,7 +212,7 @@ def _say(number: int, total: int, step: Step) -> None:
 
 def _keep_settings(resolved: Resolved, lock: Lock) -> None:
     """Write the settings as resolved, every one of them, into the run: that file makes the same run again."""
-    from whence.store.manifest import atomic
+    from whence.store.files import atomic
 
     resolved.out.mkdir(parents=True, exist_ok=True)
     with atomic(resolved.out / SETTINGS) as temporary:

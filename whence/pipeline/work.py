@@ -143,7 +143,7 @@ def _finish(shop: Workshop, found: Scores, out: Path) -> None:
     settings = shop.config.score
     for ending in settings.export:
         path = out / "exports" / f"scores.{ending}"
-        path.unlink(missing_ok=True)  # half-written, if the stage was killed
+        path.unlink(missing_ok=True)  # of a run that was killed after it
         found.export(path)
     if settings.check:
         note(quick_from_run(shop).about["badge"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whence.store.manifest import atomic
+from whence.store.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,8 @@ def tidy(axes: Axes) -> None:
 
 def save(drawing: Figure, path: Path) -> Path:
     """Write the figure as its ending says (.png, .svg, .pdf), whole or not at all."""
+    drawn = io.BytesIO()
+    drawing.savefig(drawn, format=path.suffix.removeprefix("."), dpi=150)
     with atomic(path) as temporary:
-        drawing.savefig(temporary, format=path.suffix.removeprefix("."), dpi=150)
+        temporary.write_bytes(drawn.getvalue())
     return path

@@ -60,6 +60,7 @@ def copy_recipe(
     Raises UsageError where the folder holds a `whence.yaml` already.
     """
     from whence.config.write import HEAD, save_schema
+    from whence.store.files import atomic
 
     folder = Path(folder)
     path = folder / "whence.yaml"
@@ -76,5 +77,6 @@ def copy_recipe(
     else:
         text = HEAD + text
     save_schema(folder)
-    path.write_text(text, encoding="utf-8")
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path

@@ -16,8 +16,9 @@ from whence.plots.style import save
 from whence.progress import note, stage
 from whence.settings import Inspect
 from whence.store.digest import canonical_json, digest
+from whence.store.files import atomic
 from whence.store.fingerprint import fingerprint_operator
-from whence.store.manifest import Folder, atomic
+from whence.store.manifest import Folder
 
 GUIDE = {
     "lambda.png": "the eigenvalues of the curvature, one per pair of an output and an input direction, strongest directions at "

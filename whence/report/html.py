@@ -15,7 +15,7 @@ from whence.report import charts, numbers
 from whence.report.model import Query, Report, Row
 from whence.report.tokens import BREAK, runs, strongest
 from whence.report.words import LIMITS, three_digits
-from whence.store.manifest import atomic
+from whence.store.files import atomic
 from whence.version import __version__
 
 LIMIT = 5_000_000

@@ -10,7 +10,7 @@ import numpy as np
 from whence.report.html import clean, filled
 from whence.report.model import Report, Row
 from whence.report.tokens import BREAK, strong_runs, strongest
-from whence.store.manifest import atomic
+from whence.store.files import atomic
 
 WIDTH = 160
 """Characters of the text of a row."""

@@ -5,7 +5,6 @@ The texts have the form that Kronfluence's OpenWebText example made known.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from whence.report.markdown import write_markdown
 from whence.report.model import Query, Report, Row
 from whence.report.tokens import shown_once
 from whence.report.words import three_digits
-from whence.store.manifest import atomic
+from whence.store.files import atomic, temporary_for
 
 RULE = "=" * 80
 
@@ -31,7 +30,7 @@ def write_report(report: Report, folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     check_vacant(folder)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    partial = temporary_for(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with stage("report", 4, "parts") as advance:

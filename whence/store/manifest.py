@@ -13,10 +13,7 @@ What is read is compared with the digests that were kept of it (`whence.store.in
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import errno
-import fcntl
 import functools
 import importlib.metadata
 import json
@@ -32,9 +29,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from whence import dist
-from whence.errors import DiskFull, StaleArtifact, WhenceError
+from whence.errors import StaleArtifact, WhenceError
 from whence.progress import note
+from whence.shortage import shortage, shortages
 from whence.store.digest import canonical_json, digest, plain
+from whence.store.files import atomic, locked, take_lock
 from whence.store.intact import (
     CONFIG,
     FORMAT,
@@ -108,26 +107,26 @@ class Folder:
         wanted: dict[str, Any] = plain(provenance)
         other = path.exists() and not is_run_folder(path)
         # a run that was killed before its config was written leaves no more than these
-        if other and not (path.is_dir() and all(file.name == LOCK or file.suffix == ".tmp" for file in path.iterdir())):
+        if other and not (
+            path.is_dir() and all(file.name in (LOCK, JOURNAL) or file.suffix == ".tmp" for file in path.iterdir())
+        ):
             raise StaleArtifact(
                 f"{path} exists and is not a whence run folder.",
                 accepted="a new or an empty folder",
                 fix="choose another --out (Python: out=...)",
             )
         if rerun and is_run_folder(path):
-            lock = _lock(path)  # nobody may be writing to it
-            try:
+            with locked(path), shortages(path):  # nobody may be writing to it
                 path.rename(_aside(path))
-            finally:
-                os.close(lock)
         if (path / MANIFEST).exists():
             folder = cls.open(path)
             folder._refuse_if_changed(wanted, folder.provenance)
             refuse_faults(path, check(path / MANIFEST).faults)
             (path / JOURNAL).unlink(missing_ok=True)  # where a kill came between the manifest and this
             return folder
-        path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
+        with shortages(path):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(path)
         if (path / CONFIG).exists():
             try:
                 folder = cls(path, read_config(path), lock)
@@ -141,7 +140,11 @@ class Folder:
             folder._refuse_damaged_shards()
             return folder
         folder = cls(path, {"whence": FORMAT, "created": _now(), "versions": _versions(), "provenance": wanted}, lock)
-        folder.write_json(CONFIG, folder.config)
+        try:
+            folder.write_json(CONFIG, folder.config)
+        except WhenceError:
+            folder.close()
+            raise
         return folder
 
     @classmethod
@@ -178,8 +181,10 @@ class Folder:
     def __enter__(self) -> Folder:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.close()
+        if isinstance(error, Exception) and (said := shortage(error, self.path)) not in (None, error):
+            raise said from error
 
     def close(self) -> None:
         """Let another process write to the folder."""
@@ -361,28 +366,6 @@ class Folder:
         )
 
 
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; what is written there appears as `path` once complete and on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    except Exception as error:
-        if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and "StorageFull" not in str(error):
-            raise  # safetensors says in words only that a disk is full
-        raise DiskFull(
-            f"The disk is full: {path.name} could not be written.",
-            given=f"{shutil.disk_usage(path.parent).free / 1e9:.1f} GB free where {path.parent} is",
-            fix="make room, then the same command goes on: what was finished is kept; whence plan says how much a run takes",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
 def refuse_other_work(first: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Raise WhenceError, in all processes, where one of them is at other work than the first: their shares would not fit."""
     with dist.agreeing():
@@ -413,23 +396,6 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _lock(path: Path) -> int:
-    """Lock the folder for this process; the system lets go of it when the process ends, however it ends."""
-    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(lock, 20, 0).decode().strip()
-        os.close(lock)
-        raise WhenceError(
-            f"another run (process {holder}) is writing to {path}.",
-            fix="wait for it, stop it, or choose another --out (Python: out=...)",
-        ) from None
-    os.truncate(lock, 0)
-    os.pwrite(lock, str(os.getpid()).encode(), 0)
-    return lock
-
-
 def _aside(path: Path) -> Path:
     """Give the first of NAME.1, NAME.2, ... that is free."""
     number = 1
@@ -442,15 +408,6 @@ def _own(tensor: Tensor) -> Tensor:
     """Bring a tensor to the host, in memory that is contiguous and that no other tensor shares."""
     tensor = tensor.detach().cpu().contiguous()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:

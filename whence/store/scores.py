@@ -13,6 +13,7 @@ import numpy as np
 
 from whence.data.rows import Rows
 from whence.errors import UsageError
+from whence.store.files import atomic
 from whence.store.manifest import Folder
 
 if TYPE_CHECKING:
@@ -282,21 +283,22 @@ class Scores:
         path = Path(path)
         if path.exists():
             raise UsageError(f"{path} exists", fix="choose another name, or remove it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            pyarrow.parquet.write_table(self.to_arrow(), path)
-        elif path.suffix == ".csv":
-            self._labelled().to_csv(path, index=False)
-        elif path.suffix == ".jsonl":
-            self._labelled().to_json(path, orient="records", lines=True, force_ascii=False)
-        elif path.suffix == ".npz":
-            ids = {"query_ids": np.array(self.query_ids, dtype=str), "example_ids": np.array(self.example_ids, dtype=str)}
-            matrix = {"scores": self.values, "raw": self.raw, "n_train": np.array(self.n_train), "unit": np.array(self.unit)}
-            np.savez(path, allow_pickle=False, **matrix, **ids)
-        else:
+        if path.suffix not in (".parquet", ".csv", ".jsonl", ".npz"):
             raise UsageError(f"Can't export to {path.name!r}", accepted=".parquet, .csv, .jsonl, .npz")
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            if path.suffix == ".parquet":
+                import pyarrow.parquet
+
+                pyarrow.parquet.write_table(self.to_arrow(), file)
+            elif path.suffix == ".csv":
+                self._labelled().to_csv(file, index=False)
+            elif path.suffix == ".jsonl":
+                self._labelled().to_json(file, orient="records", lines=True, force_ascii=False)
+            else:
+                ids = {"query_ids": np.array(self.query_ids, dtype=str), "example_ids": np.array(self.example_ids, dtype=str)}
+                matrix = {"scores": self.values, "raw": self.raw}
+                about = {"n_train": np.array(self.n_train), "unit": np.array(self.unit)}
+                np.savez(file, allow_pickle=False, **matrix, **about, **ids)
         return path
 
     def _labelled(self) -> pandas.DataFrame:

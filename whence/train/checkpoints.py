@@ -23,8 +23,9 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from whence.store.files import atomic
 from whence.store.intact import SEAL, file_digest, intact, read_json, reading, sealed
-from whence.store.manifest import atomic, load_tensors
+from whence.store.manifest import load_tensors
 
 MOMENTS, RATES = "second_moments.safetensors", "learning_rates.npy"
 PREFIX = "checkpoint-"

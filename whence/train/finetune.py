@@ -38,13 +38,14 @@ from whence.engine.stream import Examples, encode, identify, read
 from whence.errors import EmptyLossError, OutOfMemory, UsageError, WhenceWarning
 from whence.progress import note, stage
 from whence.settings import Lora, Train
+from whence.shortage import is_out_of_memory
 from whence.store.fingerprint import fingerprint
 from whence.store.intact import intact
 from whence.store.manifest import Folder
 from whence.tasks.base import Task
 from whence.tasks.forward import unwrapped
 from whence.train.arguments import check, settle, training_arguments
-from whence.train.checkpoints import discard_unfinished, find_checkpoints, load_weights
+from whence.train.checkpoints import discard_unfinished, find_checkpoints, load_weights, thin
 from whence.train.leakage import Split, split_rows
 from whence.train.metrics import FILE as METRICS
 from whence.train.metrics import MEANING, Metrics, read_metrics
@@ -183,6 +184,7 @@ def _train(model: nn.Module, work: _Work) -> None:
     device = next(model.parameters()).device
     place = folder.path / CHECKPOINTS
     discard_unfinished(place)
+    thin(place, settings.keep)  # which a kill may have cut short
     start = next((found for found in reversed(find_checkpoints(place)) if found.resumable), None)
     if start:
         intact(start.path)
@@ -201,10 +203,13 @@ def _train(model: nn.Module, work: _Work) -> None:
                 load_weights(start.path, model)
         metrics.flush()
         after = {"train": trainer.mean_loss(work.sample()), "evaluation": read_metrics(metrics.file)[-1]["eval_loss"]}
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise OutOfMemory(
             "A step does not fit in memory.",
-            given=f"batch_size={settings.batch_size}; {str(error).splitlines()[0]}",
+            given=f"batch_size={settings.batch_size}; {reason}",
             fix="half the batch_size and twice the gradient_accumulation, gradient_checkpointing, or lora "
             "(--batch-size, --gradient-accumulation, --gradient-checkpointing, --lora)",
         ) from error

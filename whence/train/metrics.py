@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import torch
 
+from whence.store.files import atomic
 from whence.store.intact import reading
-from whence.store.manifest import atomic
 
 FILE = "metrics.jsonl"
 

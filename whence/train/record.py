@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from whence.errors import UsageError
+from whence.store.files import atomic
 from whence.store.intact import reading
-from whence.store.manifest import Folder, atomic
+from whence.store.manifest import Folder
 from whence.train.checkpoints import Checkpoint, find_checkpoints
 from whence.train.metrics import FILE as METRICS
 from whence.train.metrics import read_metrics

@@ -23,7 +23,8 @@ import numpy as np
 from whence.errors import StaleArtifact, UsageError
 from whence.progress import stage
 from whence.store.digest import canonical_json, digest, fingerprint_sources
-from whence.store.manifest import atomic, differences
+from whence.store.files import atomic
+from whence.store.manifest import differences
 from whence.validate.settings import Setting
 from whence.validate.trainer import Replicas, retrain
 

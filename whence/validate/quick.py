@@ -25,8 +25,8 @@ from whence.linalg.stats import spearman
 from whence.operators import Identity, Operator
 from whence.precision import EXACT
 from whence.scoring import score
+from whence.store.files import atomic
 from whence.store.intact import read_json, sealed
-from whence.store.manifest import atomic
 from whence.store.scores import Scores, open_scores, row_text
 from whence.tasks.base import Task
 from whence.validate.controls import top_overlap

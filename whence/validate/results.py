@@ -15,7 +15,7 @@ from whence.errors import UsageError
 from whence.plots import panels
 from whence.plots import validation as plots
 from whence.plots.style import save
-from whence.store.manifest import atomic
+from whence.store.files import atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

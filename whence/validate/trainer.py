@@ -26,7 +26,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from whence.engine.stream import encode, read, to_device
 from whence.errors import UsageError
 from whence.progress import stage
-from whence.store.manifest import atomic, load_tensors
+from whence.store.files import atomic
+from whence.store.manifest import load_tensors
 from whence.tasks.base import Batch, Task
 from whence.tasks.forward import in_mode
 from whence.train.small import one_thread
