@@ -13,6 +13,7 @@ What is read is compared with the digests that were kept of it (`whence.store.in
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -394,6 +395,11 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             text = canonical_json(value).strip('"')
             flat[prefix + key] = text if len(text) <= 48 else f"{text[:32]}... ({digest(text)[:6]})"  # two long ones differ
     return flat
+
+
+def _just_begun(path: Path) -> bool:
+    """Whether no more is there than what is left of a run that was killed before its config was written, if anything."""
+    return path.is_dir() and all(file.name in (LOCK, JOURNAL) or file.suffix == ".tmp" for file in path.iterdir())
 
 
 def _aside(path: Path) -> Path:

@@ -45,6 +45,8 @@ class Checkpoint:
     """Of the last step before it."""
     resumable: bool
     """Whether training can go on from it."""
+    unlogged: tuple[float, int] | None = None
+    """Sum of the losses since the last that was logged, and the step of that; of older ones it is not known."""
 
     def second_moments(self) -> dict[str, Tensor]:
         """AdamW's running mean of each parameter's squared gradient, by the parameter's name; empty for other optimizers."""
@@ -70,11 +72,12 @@ def discard_unfinished(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def seal(path: Path, step: int, epoch: float, rates: Sequence[float]) -> None:
+def seal(path: Path, step: int, epoch: float, rates: Sequence[float], unlogged: tuple[float, int]) -> None:
     """Say that a checkpoint is whole, once all its files are on disk."""
     with atomic(path / RATES) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(rates, np.float64))
-    _write_seal(path, {"step": step, "epoch": epoch, "learning_rate": rates[-1], "resumable": True})
+    about = {"step": step, "epoch": epoch, "learning_rate": rates[-1], "unlogged": unlogged, "resumable": True}
+    _write_seal(path, about)
 
 
 def save_moments(path: Path, model: nn.Module, optimizer: Any) -> None:
@@ -96,10 +99,11 @@ def thin(folder: Path, keep: int | None) -> None:
         if keep is not None and place < len(found) - keep:
             (checkpoint.path / SEAL).unlink()  # first: what is half-deleted must not look whole
             shutil.rmtree(checkpoint.path)
-        elif checkpoint.resumable:
-            about = {name: getattr(checkpoint, name) for name in ("step", "epoch", "learning_rate")}
-            known = read_json(checkpoint.path / SEAL).get("digests", {})
-            _write_seal(checkpoint.path, {**about, "resumable": False}, RESUMING, known)
+        else:
+            if checkpoint.resumable:
+                about = {name: getattr(checkpoint, name) for name in ("step", "epoch", "learning_rate", "unlogged")}
+                known = read_json(checkpoint.path / SEAL).get("digests", {})
+                _write_seal(checkpoint.path, {**about, "resumable": False}, RESUMING, known)
             for name in RESUMING:
                 (checkpoint.path / name).unlink(missing_ok=True)
 

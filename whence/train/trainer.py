@@ -70,6 +70,7 @@ class TaskTrainer(Trainer):
         self.network, self.task, self.items, self.kept_out, self.order = model, task, items, kept_out, order
         self.expected = list(order.by_step())
         self.sampler = Shuffled(order)
+        self.unlogged, self.logged = torch.zeros((), device=arguments.device), 0
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(
             model=model,
@@ -114,6 +115,20 @@ class TaskTrainer(Trainer):
         batch = {name: value for name, value in inputs.items() if name not in (ROWS, PREDICTIONS)}
         return self.task.losses(model, batch).sum() / num_items_in_batch
 
+    def training_step(self, *arguments: Any, **options: Any) -> Tensor:
+        """As the Trainer does; the losses since the last one logged are added up here as well, to be saved."""
+        loss = super().training_step(*arguments, **options)
+        self.unlogged += loss
+        return loss
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Log the mean loss of all steps since the last time; the Trainer's own leaves out those before a kill."""
+        if "loss" in logs:
+            logs["loss"] = self.unlogged.item() / (self.state.global_step - self.logged)
+            self.unlogged.zero_()
+            self.logged = self.state.global_step
+        super().log(logs, *rest)
+
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """The loss on the rows kept out."""
         metrics = {f"{metric_key_prefix}_loss": self.mean_loss(self.kept_out)}
@@ -146,6 +161,9 @@ class Follow(TrainerCallback):
     ):
         self.trainer, self.metrics, self.keep, self.advance = trainer, metrics, keep, advance
         self.rates = start.learning_rates().tolist() if start else []
+        if start and start.unlogged:
+            trainer.unlogged.fill_(start.unlogged[0])
+            trainer.logged = int(start.unlogged[1])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Shuffle anew."""
@@ -192,6 +210,6 @@ class Follow(TrainerCallback):
         path = folder / f"{PREFIX}{state.global_step}"
         save_moments(path, model, optimizer)
         self.trainer.task.tokenizer.save_pretrained(path)  # type: ignore[attr-defined]
-        seal(path, state.global_step, state.epoch, self.rates)
+        seal(path, state.global_step, state.epoch, self.rates, (self.trainer.unlogged.item(), self.trainer.logged))
         thin(folder, self.keep)
         self.metrics.wait()
