@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from whence.errors import UsageError
 from whence.pipeline.lock import Lock, Record, changes
 from whence.pipeline.stages import STAGES, Stage, active
 from whence.progress import note
+from whence.store.files import atomic, locked
 from whence.store.intact import refuse_loop
 
 SHOWN = 5
@@ -54,7 +56,7 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     """Run all stages that have to, in their order; those `wanted` only with what they need.
 
     A stage that was killed goes on where it was. One that was made from something else is run again; what it made before
-    is kept as NAME.1.
+    is kept as NAME.1. Raises WhenceError where another process runs stages in the same folder.
     """
     refuse_loop(resolved.out)
     lock = Lock.read(resolved.out)
@@ -62,6 +64,18 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     if all(step.state == "unchanged" for step in steps):
         dist.on_first(say_unchanged, resolved, steps)
         return steps
+    with contextlib.ExitStack() as held:
+        dist.on_first(lambda: held.enter_context(locked(resolved.out)))
+        found = Lock.read(resolved.out)
+        if dist.from_first(found.records != lock.records):  # by another run that was at it until now
+            found.hashes |= lock.hashes
+            lock, steps = found, _plan(resolved, found, wanted)
+        _run(resolved, steps, lock)
+    return steps
+
+
+def _run(resolved: Resolved, steps: Sequence[Step], lock: Lock) -> None:
+    """Run the stages that have to."""
     from whence.pipeline.work import Workshop  # torch and all: only when there is something to do
 
     dist.on_first(_keep_settings, resolved, lock)
@@ -77,7 +91,6 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
         else:
             dist.on_first(_alone, step.stage, resolved.out, workshop)
         dist.on_first(_end, step, lock, time.monotonic() - started)
-    return steps
 
 
 def say_unchanged(resolved: Resolved, steps: Sequence[Step]) -> None:
@@ -212,8 +225,6 @@ def _say(number: int, total: int, step: Step) -> None:
 
 def _keep_settings(resolved: Resolved, lock: Lock) -> None:
     """Write the settings as resolved, every one of them, into the run: that file makes the same run again."""
-    from whence.store.files import atomic
-
     resolved.out.mkdir(parents=True, exist_ok=True)
     with atomic(resolved.out / SETTINGS) as temporary:
         temporary.write_text(settings_text(resolved), encoding="utf-8")
