@@ -18,7 +18,7 @@ from whence.errors import StaleArtifact, UsageError
 from whence.progress import note, stage
 from whence.settings import Generate
 from whence.store.digest import digest, fingerprint_code, fingerprint_settings
-from whence.store.files import atomic
+from whence.store.files import atomic, locked
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 from whence.store.intact import read_json, sealed
 from whence.store.manifest import Folder, differences
@@ -86,25 +86,29 @@ def generate_pairs(
     chosen = {key: value for key, value in settings.as_json().items() if key != "base"}
     made = {"prompts": digest(*prompts), "settings": {**chosen, "seed": seed}}
     origin = {**made, "references": fingerprint_settings(references), "tuned": _origin(model, tokenizer)}
+    parts = out.with_name(f"{out.stem}.parts")
     if out.exists():
         other = base() if callable(base) else base
-        return _read_same(out, {**origin, "base": _origin(*other)} if other else origin)
-    parts = out.with_name(f"{out.stem}.parts")
-    said = _resumable("generate", model, tokenizer, prompts, settings, seed, parts / "tuned", made)
-    pairs = [dict(answer) for answer in said]
-    if base is not None:
-        other, words = base() if callable(base) else base
-        origin["base"] = _origin(other, words)
-        said = _resumable("generate base", other, words, prompts, settings, seed, parts / "base", made)
-        for pair, answer in zip(pairs, said, strict=True):
-            pair |= {"base_completion": answer["completion"], "base_logprob": answer["logprob"]}
-    for pair, reference in zip(pairs, references, strict=True):
-        if isinstance(reference, str):
-            pair["reference"] = reference
-    described = {**(about or {}), **made["settings"]}
-    document = {"unit": "logprob in nats", "settings": described, "provenance": origin, "data": pairs}
-    save_pairs(out, document)
-    shutil.rmtree(parts, ignore_errors=True)
+        document = _read_same(out, {**origin, "base": _origin(*other)} if other else origin)
+        shutil.rmtree(parts, ignore_errors=True)  # of a run that was killed at its end
+        note(f"{out} is finished and unchanged: nothing to compute")
+        return document
+    with locked(parts):
+        said = _resumable("generate", model, tokenizer, prompts, settings, seed, parts / "tuned", made)
+        pairs = [dict(answer) for answer in said]
+        if base is not None:
+            other, words = base() if callable(base) else base
+            origin["base"] = _origin(other, words)
+            said = _resumable("generate base", other, words, prompts, settings, seed, parts / "base", made)
+            for pair, answer in zip(pairs, said, strict=True):
+                pair |= {"base_completion": answer["completion"], "base_logprob": answer["logprob"]}
+        for pair, reference in zip(pairs, references, strict=True):
+            if isinstance(reference, str):
+                pair["reference"] = reference
+        described = {**(about or {}), **made["settings"]}
+        document = {"unit": "logprob in nats", "settings": described, "provenance": origin, "data": pairs}
+        save_pairs(out, document)
+        shutil.rmtree(parts, ignore_errors=True)
     return document
 
 
@@ -142,11 +146,14 @@ def save_pairs(path: Path, document: dict[str, Any]) -> None:
 
 
 def check_vacant(path: Path) -> None:
-    """Raise UsageError unless `path` is a new .json file."""
+    """Raise UsageError unless `path` is a new .json file, or one of pairs."""
     if path.suffix != ".json":
         raise UsageError(f"{path} does not end in .json.", accepted="a .json file")
-    if path.exists():
-        raise UsageError(f"{path} exists, and nothing is overwritten.", fix="another --out, or remove it first")
+    if path.exists() and not (isinstance(found := read_json(path), dict) and "provenance" in found):
+        raise UsageError(
+            f"{path} exists and holds no pairs; nothing is overwritten.",
+            fix="another --out (Python: out=...), or remove it first",
+        )
 
 
 def _prompt_of(row: Mapping[str, Any], number: int) -> str:
@@ -169,8 +176,7 @@ def _origin(model: Any, tokenizer: Any) -> dict[str, Any]:
 def _read_same(out: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
     """Read finished pairs; raises StaleArtifact unless they were made from just this."""
     found = read_json(out)
-    changes = differences(found.get("provenance", {}) if isinstance(found, dict) else {}, origin)
-    if changes:
+    if changes := differences(found.get("provenance", {}) if isinstance(found, dict) else {}, origin):
         raise StaleArtifact(
             f"{out} holds pairs made from something else.",
             given=("\n" + " " * 11).join(changes[:5]),
