@@ -69,7 +69,7 @@ SMALL = ("--batch-tokens", "64", "--chunks", "4")
 TRAINED = ("--max-steps", "12", "--batch-size", "4", "--save-steps", "3", "--log-steps", "5", "--lr", "0.01", "--warmup", "0.2")
 CASES = (
     Case("train", ("train", "model", *ROWS_OF, *TRAINED, "--eval-steps", "4", "--keep", "2", "-o", "out"), weight=3),
-    Case("train-lora", ("train", "model", *ROWS_OF, *TRAINED, "--lora", "--workers", "1", "-o", "out")),
+    Case("train-lora", ("train", "model", *ROWS_OF, *TRAINED, "--lora", "-o", "out")),
     Case(
         "generate",
         ("generate", "model", "--base", "other", "--prompts", "prompts.json", "--batch-size", "1", "-o", "out/pairs.json"),
@@ -95,6 +95,8 @@ CASES = (
 
 def prepare(place: Path) -> None:
     """Everything that the commands read: two small models, rows, prompts, the settings of a run, factors and scores."""
+    from tokenizers import pre_tokenizers
+
     from whence.demo.tiny import BOS, EOS, PAD, make_llama, train_tokenizer
 
     place.mkdir(parents=True)
@@ -103,7 +105,8 @@ def prepare(place: Path) -> None:
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = [{"prompt": row["Ask"], "completion": row["Say"]} for row in rows[::8]]
     (place / "prompts.json").write_text(json.dumps(prompts))
-    tokenizer = train_tokenizer((row["Ask"] + row["Say"] for row in rows), "words", (BOS, EOS, PAD), begins=True)
+    texts, alphabet = (row["Ask"] + row["Say"] for row in rows), pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = train_tokenizer(texts, "pieces", (BOS, EOS, PAD), begins=True, vocab_size=300, initial_alphabet=alphabet)
     for seed, name in enumerate(("model", "other")):
         make_llama(tokenizer, seed, WIDTH, 2 * WIDTH, 2, 2, 64, 0.2).save_pretrained(place / name)
         tokenizer.save_pretrained(place / name)
@@ -164,7 +167,7 @@ def command(words: tuple[str, ...], place: str, said: str) -> None:
 
     torch.set_num_threads(1)
     tiny_setting()
-    sys.argv = ["whence", *words, "-q"]
+    sys.argv = ["whence", *words]
     main()
 
 

@@ -8,12 +8,13 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.flips import flip
 from whence.data import as_rows, load_data
-from whence.errors import StaleArtifact, UsageError
+from whence.errors import StaleArtifact, UsageError, WhenceError
 from whence.evaluate.compare import read_pairs
 from whence.generation import answered, check_vacant, generate, generate_pairs, save_pairs
 from whence.models import load_model
 from whence.progress import Silent, report_to
 from whence.settings import Generate
+from whence.store.files import locked
 from whence.store.intact import read_json
 from whence.tasks import CausalLM
 
@@ -158,8 +159,10 @@ def test_pairs_are_kept_once(tmp_path):
     check_vacant(tmp_path / "pairs.json")
     save_pairs(tmp_path / "pairs.json", {"data": [{"prompt": "a", "completion": " b"}]})
     assert list(load_data(tmp_path / "pairs.json")) == [{"prompt": "a", "completion": " b"}]
-    with pytest.raises(UsageError, match="nothing is overwritten"):
-        check_vacant(tmp_path / "pairs.json")
+    for text in ('{"data": []}', "[1]"):
+        (tmp_path / "others.json").write_text(text)
+        with pytest.raises(UsageError, match="holds no pairs; nothing is overwritten"):
+            check_vacant(tmp_path / "others.json")
 
 
 class Stops(Silent):
@@ -221,17 +224,26 @@ def test_pairs_hold_both_answers_and_the_reference(tiny_llama, tiny_tokenizer, r
     assert loads == [1] and [row["completion"] for row in load_data(tmp_path / "pairs.json")] == [a["completion"] for a in said]
 
 
-def test_finished_pairs_are_read_and_others_refused(tiny_llama, tiny_tokenizer, rows, tmp_path, monkeypatch):
+def test_finished_pairs_are_read_and_others_refused(tiny_llama, tiny_tokenizer, rows, tmp_path, monkeypatch, notes):
     def make(asked=rows, **changes):
         return generate_pairs(tiny_llama, tiny_tokenizer, asked, pairs_settings(**changes), out=tmp_path / "pairs.json")
 
     made = make()
     monkeypatch.setattr(tiny_llama, "generate", None)
+    (tmp_path / "pairs.parts" / "tuned").mkdir(parents=True)  # left by a kill just before its end
+    check_vacant(tmp_path / "pairs.json")
     assert make() == made
+    assert notes[-1] == f"{tmp_path / 'pairs.json'} is finished and unchanged: nothing to compute"
+    assert not (tmp_path / "pairs.parts").exists()
     with pytest.raises(StaleArtifact, match=r"settings.max_new_tokens 6 -> 7"):
         make(max_new_tokens=7)
     with pytest.raises(StaleArtifact, match="references"):
         make([{**rows[0], "completion": " another"}, *rows[1:]])
+
+
+def test_two_at_once_do_not_share_a_folder_of_parts(tiny_llama, tiny_tokenizer, rows, tmp_path):
+    with locked(tmp_path / "pairs.parts"), pytest.raises(WhenceError, match="another run"):
+        generate_pairs(tiny_llama, tiny_tokenizer, rows, pairs_settings(), out=tmp_path / "pairs.json")
 
 
 def test_beginnings_of_other_pairs_are_refused(tiny_llama, tiny_tokenizer, rows, tmp_path):

@@ -18,7 +18,7 @@ from whence.errors import DiskFull, OutOfMemory, WhenceError
 
 MEMORY = re.compile(
     r"can(?:no|')t allocate|unable to allocate|failed to allocate|not enough memory|insufficient memory|out of memory"
-    r"|bad.alloc|memory allocation .*failed|alloc_failed|\(os error 12\)|failed to map segment",
+    r"|bad.alloc|can't start new thread|memory allocation .*failed|alloc_failed|\(os error 12\)|failed to map segment",
     re.IGNORECASE,
 )
 """How memory that there is not is asked for: Linux, torch, numpy, C++, CUDA and its libraries, Rust, the dynamic linker."""
@@ -109,7 +109,7 @@ def _written(error: BaseException, path: Path | None) -> bool:
 def _disk_full(number: int, error: BaseException, path: Path | None) -> DiskFull:
     named = getattr(error, "filename", None)
     file = path if path is not None or not isinstance(named, str) else Path(named)
-    what = f"{DISK[number][0]}: {'the output' if file is None else file.name or file} could not be written."
+    what = f"{DISK[number][0]}: {'a file, or the output,' if file is None else file.name or file} could not be written."
     if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFull(
             what,

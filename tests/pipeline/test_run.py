@@ -1,6 +1,7 @@
 """Whole runs: what each stage leaves, what is skipped, what runs again, and what a kill costs."""
 
 import json
+import os
 import time
 
 import numpy as np
@@ -9,7 +10,10 @@ from distributed import work
 from distributed.processes import killed, run
 
 from whence.config import read_config
+from whence.errors import WhenceError
 from whence.pipeline import run_pipeline
+from whence.pipeline.lock import Lock
+from whence.store.files import locked
 from whence.store.scores import open_scores
 
 FILES = {
@@ -85,6 +89,27 @@ def test_killed_in_every_stage_a_run_ends_with_the_same_scores(settings):
     weights = [(out(path) / "train" / "model" / "model.safetensors").read_bytes() for path in (straight, cut)]
     assert weights[0] == weights[1]
     assert not list(out(cut).glob("*.1")) and not list(out(cut).glob(".*.partial"))
+
+
+def test_a_second_run_on_the_same_folder_says_who_is_there_and_touches_nothing(settings):
+    path = settings()
+    partial = out(path) / ".report.partial"
+    partial.mkdir(parents=True)
+    with locked(out(path)), pytest.raises(WhenceError, match=rf"process {os.getpid()}\) is writing to") as raised:
+        go(path)
+    assert "--set out=" in raised.value.fix
+    assert {file.name for file in out(path).iterdir()} == {".lock", partial.name}
+
+
+@pytest.mark.slow
+def test_what_another_run_finished_meanwhile_is_not_done_again(settings, monkeypatch):
+    """Between looking and the lock the other run ends: its work is taken."""
+    path = settings()
+    go(path, wanted=["train", "generate"])
+    read = Lock.read
+    stale = [Lock(out(path))]
+    monkeypatch.setattr(Lock, "read", lambda folder: stale.pop() if stale else read(folder))
+    assert go(path, wanted=["generate"]) == {"train": "unchanged", "generate": "unchanged"}
 
 
 @pytest.mark.slow

@@ -326,6 +326,35 @@ def test_interrupted_anywhere_it_ends_with_the_same_bits(tmp_path, request, kind
     assert plain.about["loss"] == again.about["loss"]
 
 
+@pytest.mark.parametrize("after", [5, 8, 10])
+def test_a_loss_logged_after_going_on_is_the_mean_over_all_its_steps(tmp_path, after):
+    """Checkpoints are between the lines of the log: the steps before the kill are in the next line, too."""
+    settings = fast({"log_steps": 5, "max_steps": 12, "eval_steps": 4, "keep": 2})
+    plain = run(tmp_path / "plain", settings)
+    with report_to(Interrupted("train", after)), pytest.raises(InterruptedError):
+        run(tmp_path / "again", settings)
+    again = run(tmp_path / "again", settings)
+    clocks = {"samples_per_second", "memory_bytes", "seconds"}
+    lines = [[{name: row[name] for name in row.keys() - clocks} for row in each.metrics] for each in (plain, again)]
+    assert lines[0] == lines[1] and sum(row["loss"] is not None for row in lines[0]) == 3
+    said = [each.checkpoints[-1].path / "trainer_state.json" for each in (plain, again)]
+    assert said[0].read_bytes() == said[1].read_bytes()
+    assert sorted(file.name for file in tmp_path.glob("plain/**/*")) == sorted(
+        file.name for file in tmp_path.glob("again/**/*")
+    )
+
+
+def test_thinning_that_a_kill_cut_short_is_completed(tmp_path):
+    out, settings = tmp_path / "train", fast({"keep": 2})
+    with report_to(Interrupted("train", 8)), pytest.raises(InterruptedError):
+        run(out, settings)
+    left = out / "checkpoints" / "checkpoint-3" / "optimizer.pt"
+    left.touch()  # the seal no longer names it
+    with report_to(Interrupted("train", 1)), pytest.raises(InterruptedError):
+        run(out, settings)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("damage", [pytest.param(None, marks=pytest.mark.slow), "cut", "unsealed"])
 def test_after_kill_9_it_ends_with_the_same_bits(whole, tmp_path, damage, notes):
     out = tmp_path / "train"

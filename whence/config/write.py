@@ -12,6 +12,7 @@ import yaml
 
 from whence.config.schema import Config, adapter
 from whence.settings import Section, Setting, in_file
+from whence.shortage import shortages
 
 SCHEMA = ".whence/schema.json"
 """Where `whence init` puts the schema, beside the YAML file."""
@@ -24,8 +25,9 @@ COLUMN = 44
 def save_schema(folder: Path) -> None:
     """Write the schema where the first line of a `whence.yaml` in this folder says that it is."""
     path = folder / SCHEMA
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
+    with shortages(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
 
 
 def json_schema() -> dict[str, Any]:

@@ -60,6 +60,7 @@ def copy_recipe(
     Raises UsageError where the folder holds a `whence.yaml` already.
     """
     from whence.config.write import HEAD, save_schema
+    from whence.shortage import shortages
     from whence.store.files import atomic
 
     folder = Path(folder)
@@ -69,13 +70,14 @@ def copy_recipe(
         raise UsageError(f"{path} exists, and nothing is overwritten.", fix="another folder")
     if data is not None and not tiny:
         raise UsageError("--data is for the small variant.", fix="--tiny --data FILE, or edit data.path in the copy")
-    folder.mkdir(parents=True, exist_ok=True)
-    if tiny or name in OFFLINE:
-        from whence.recipes.tiny import write_tiny
+    with shortages(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if tiny or name in OFFLINE:
+            from whence.recipes.tiny import write_tiny
 
-        text = write_tiny(name, recipe_values(name), folder, data, columns, seed)
-    else:
-        text = HEAD + text
+            text = write_tiny(name, recipe_values(name), folder, data, columns, seed)
+        else:
+            text = HEAD + text
     save_schema(folder)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
