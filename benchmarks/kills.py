@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -28,6 +30,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 PRELOADED = ["transformers", "transformers.models.llama.modeling_llama", "peft", "pandas", "pyarrow.parquet", "scipy.stats"]
@@ -45,6 +48,9 @@ CLOCKS = {"created", "finished", "seconds", "samples_per_second", "memory_bytes"
 
 DRAWN = {"training.png"}
 """Pictures of such values."""
+
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
+"""When a report was made."""
 
 PATIENCE = 10.0
 """Seconds in which the processes of a command that was killed have to end."""
@@ -83,7 +89,7 @@ CASES = (
         + ("--rescore", "3", "--norm", "relatif", "-o", "out"),
         weight=2,
     ),
-    Case("inspect", ("inspect", "factors", "--out", "out"), again=(0, 2)),
+    Case("inspect", ("inspect", "factors", "--module", "*.1.mlp.up_proj", "--out", "out"), again=(0, 2)),
     Case("report", ("report", "scores", "--out", "out/report"), again=(0, 2)),
     Case("export", ("export", "scores", "--out", "out/scores.parquet"), again=(0, 2)),
     Case("validate-lds", ("validate", "--lds", "--on", "tiny", "--rows", "8", "--out", "out")),
@@ -96,6 +102,7 @@ CASES = (
 def prepare(place: Path) -> None:
     """Everything that the commands read: two small models, rows, prompts, the settings of a run, factors and scores."""
     from tokenizers import pre_tokenizers
+    from transformers.utils import logging
 
     from whence.demo.tiny import BOS, EOS, PAD, make_llama, train_tokenizer
 
@@ -106,6 +113,7 @@ def prepare(place: Path) -> None:
     prompts = [{"prompt": row["Ask"], "completion": row["Say"]} for row in rows[::8]]
     (place / "prompts.json").write_text(json.dumps(prompts))
     texts, alphabet = (row["Ask"] + row["Say"] for row in rows), pre_tokenizers.ByteLevel.alphabet()
+    logging.disable_progress_bar()
     tokenizer = train_tokenizer(texts, "pieces", (BOS, EOS, PAD), begins=True, vocab_size=300, initial_alphabet=alphabet)
     for seed, name in enumerate(("model", "other")):
         make_llama(tokenizer, seed, WIDTH, 2 * WIDTH, 2, 2, 64, 0.2).save_pretrained(place / name)
@@ -239,6 +247,12 @@ def _content(file: Path, clocks: set[str]) -> Any:
             return _timeless(json.loads(file.read_bytes()), clocks)
         if file.suffix == ".jsonl":
             return [_timeless(json.loads(line), clocks) for line in file.read_text(encoding="utf-8").splitlines()]
+        if file.suffix == ".npz" and "about" in (arrays := dict(np.load(file))):
+            del arrays["hash"]  # of the rest
+            about = _timeless(json.loads(str(arrays.pop("about"))), clocks)
+            return about, {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
+        if file.suffix in (".md", ".html"):
+            return TIME.sub("", file.read_text(encoding="utf-8"))
     except ValueError:
         pass
     return file.read_bytes()
@@ -353,7 +367,11 @@ def environment() -> None:
 
 
 def kill_all(
-    killing: Killing, cases: list[Case], kills: int, keep: Path | None = None, say: Callable[[str], None] = print
+    killing: Killing,
+    cases: list[Case],
+    kills: int,
+    keep: Path | None = None,
+    say: Callable[[str], None] = functools.partial(print, flush=True),
 ) -> dict[str, Tally]:
     """So many kills, spread over the cases by their weights."""
     tallies = {case.name: Tally() for case in cases}
