@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import multiprocessing
 import os
@@ -347,6 +346,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     chosen = [case for case in CASES if not given.cases or case.name in given.cases]
     environment()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     with tempfile.TemporaryDirectory() as scratch:
         killing = Killing(Path(scratch), given.seed)
         tallies = kill_all(killing, chosen, given.kills, given.keep)
@@ -371,7 +371,7 @@ def kill_all(
     cases: list[Case],
     kills: int,
     keep: Path | None = None,
-    say: Callable[[str], None] = functools.partial(print, flush=True),
+    say: Callable[[str], None] = print,
 ) -> dict[str, Tally]:
     """So many kills, spread over the cases by their weights."""
     tallies = {case.name: Tally() for case in cases}

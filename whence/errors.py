@@ -10,9 +10,9 @@
     │   ├── TruncatedQueryError    07  the query's answer was cut off
     │   ├── TokenizerMismatch      08  the data was made with another tokenizer
     │   └── CoverageError       16-18  no module to track, or (24) one whose gradient is not what was captured
-    ├── OutOfMemory            10  a batch of one example does not fit            exit code 3
+    ├── OutOfMemory            10  too little memory, even for one example      exit code 3
     ├── DoesNotFit             11  no settings keep to the memory or disk         exit code 3
-    ├── DiskFull               13  nothing more can be written                    exit code 3
+    ├── DiskFull               13  a disk is full, or takes no writing            exit code 3
     ├── NumericalError         14  NaN, infinity, or a failed decomposition       exit code 1
     ├── DegenerateScores       15  all scores identical                           exit code 1
     └── StaleArtifact          23  a folder was made from something else          exit code 4
@@ -97,7 +97,7 @@ class CoverageError(UsageError):
 
 
 class OutOfMemory(WhenceError):
-    """A batch does not fit, even after halving it."""
+    """A batch does not fit, even after halving it, or there is no memory for something else."""
 
     code = 10
     exit_code = 3
@@ -111,7 +111,7 @@ class DoesNotFit(WhenceError):
 
 
 class DiskFull(WhenceError):
-    """Nothing more can be written."""
+    """A file can't be written: the disk is full or read-only, or the place is not ours to write to."""
 
     code = 13
     exit_code = 3
