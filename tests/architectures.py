@@ -339,10 +339,10 @@ ALL = [
     Architecture(
         "Llama + LoRA",
         lora,
-        under("base_model.model.model.layers.{}.mlp.", "gate_proj up_proj down_proj.lora_A.default down_proj.lora_B.default"),
+        under("base_model.model.model.layers.{}.mlp.", "down_proj.lora_A.default down_proj.lora_B.default"),
         under(
             "base_model.model.model.layers.{}.self_attn.",
-            "q_proj.lora_A.default q_proj.lora_B.default k_proj v_proj.lora_A.default v_proj.lora_B.default o_proj",
+            "q_proj.lora_A.default q_proj.lora_B.default v_proj.lora_A.default v_proj.lora_B.default",
         ),
     ),
 ]

@@ -31,7 +31,7 @@ FLOORS = [
     },
     {"linalg"},
     {"gradients", "operators"},
-    {"capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},
+    {"adapters", "capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},
     {"engine", "filter"},
     {"fitting", "indexing", "scoring", "train"},
     {"methods"},

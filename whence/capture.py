@@ -172,15 +172,12 @@ class Capture:
             read = layer.reads(module, args, kwargs)
             self._paused = False
             kept = read if isinstance(read, tuple) else (read,)
-            if y.shape[first] not in self._rows:
-                raise CoverageError(
-                    f"What {site.name} computes can't be told apart by example",
-                    given=f"an output of shape {tuple(y.shape)} in a batch of {self._examples} examples "
-                    "(routed experts do this, and position embeddings that all examples share)",
-                    fix=f"leave it out, for instance --modules with a glob that does not match {site.name}",
-                )
             if not y.requires_grad:
                 y = _Start.apply(y, self.root)
+            if y.shape[first] not in self._rows:  # wrong only if a gradient comes back: DoRA calls its layers for a norm, too
+                self._calls[site.name] -= self._receive is None
+                y.register_hook(lambda g: self._refuse_shared(site.name, g))
+                return (y, *output[1:]) if isinstance(output, tuple) else y
             use = _Use(site, module, layer, self._source(site, layer, kept[0]))
             if site.name in self.inputs:
                 use.projected = self._projected(use, kept[0])
@@ -191,6 +188,14 @@ class Capture:
             return (y, *output[1:]) if isinstance(output, tuple) else y
 
         return hook
+
+    def _refuse_shared(self, name: str, g: Tensor) -> None:
+        raise CoverageError(
+            f"What {name} computes can't be told apart by example",
+            given=f"an output of shape {tuple(g.shape)} in a batch of {self._examples} examples: computed once for all of "
+            "them, or for tokens in an order of its own",
+            fix=f"leave it out, for instance --modules with a glob that does not match {name}",
+        )
 
     def _source(self, site: Site, layer: Layer, x: Tensor) -> _Input | None:
         """The record of the input, shared with the sites that read the very same numbers to the same width."""

@@ -1,4 +1,8 @@
-"""Which modules are tracked, and what share of the model's parameters that covers."""
+"""Which modules are tracked, and what share that is of the parameters that training moved.
+
+Training moved what requires a gradient. Where nothing does, as in a model that was loaded to be used, it moved the adapters
+that are in use, or everything if there are none.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,14 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from whence.adapters import adapter_layers, adapter_weights, inside_adapter, is_adapter, refuse_unused
 from whence.errors import CoverageError
 from whence.experts import expert_layers
-from whence.layers import Layer, beside, layer_of, makes_weights
+from whence.layers import Layer, beside, layer_of, makes_weights, restricted
 
 MLP_WORDS = re.compile(
     r"(^|[._])(mlp|ffn|ff|feed_?forward|fc\d?|fc_in|fc_out|c_fc|dense_h_to_4h|dense_4h_to_h|densereludense|wi(_\d)?|wo|intermediate"
@@ -20,12 +27,18 @@ MLP_WORDS = re.compile(
 )
 ATTENTION_WORDS = re.compile(r"attn|attention|(^|[._])(q|k|v|o|qkv|query|key|value)(_proj|_lin)?([._]|$)", re.IGNORECASE)
 
+KINDS = ("mlp", "attention", "all", "trained", "lora")
+
 THIN = 0.3
-"""Share of the parameters below which a coverage is thin."""
+"""Share of the parameters that training moved below which a coverage is thin."""
+
+WIDE = 20_000
+"""Width of a side from which a full covariance deserves a warning."""
 
 SELECTORS = (
     "mlp (linear layers of the feed-forward blocks), attention, all (every linear layer and convolution but the head), "
-    "lora, last-K, or glob patterns on module names such as 'model.layers.*.mlp.down_proj', separated by commas"
+    "trained (whatever training moved), lora, last-K, "
+    "or glob patterns on module names such as 'model.layers.*.mlp.down_proj', separated by commas"
 )
 
 
@@ -55,29 +68,36 @@ class Site:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The tracked sites, and how many of the model's parameters they hold."""
+    """The tracked sites, and how many of the parameters that training moved they hold."""
 
     sites: dict[str, Site]
     parameters: int
+    """What training moved."""
     left_out: dict[str, int]
-    """Parameters that are not tracked, by class of module."""
+    """Parameters that training moved and that are not tracked, by class of module."""
+    frozen: int = 0
+    """Parameters that training left as they were."""
+    frozen_sites: tuple[str, ...] = ()
+    """Tracked sites of such parameters."""
 
     @property
     def share(self) -> float:
-        """Tracked parameters as a share of all."""
-        return sum(site.parameters for site in self.sites.values()) / max(1, self.parameters)
+        """Tracked parameters as a share of those that training moved."""
+        tracked = sum(site.parameters for name, site in self.sites.items() if name not in self.frozen_sites)
+        return tracked / max(1, self.parameters)
 
     @property
     def thin(self) -> bool:
-        """Whether so little is tracked that it should be said loudly; adapters are small, and all that was trained."""
-        return self.share < THIN and not all(".lora_" in name for name in self.sites)
+        """Whether so little is tracked that it should be said loudly."""
+        return self.share < THIN
 
     def without(self, names: Sequence[str]) -> Coverage:
         """The same, with these sites left out."""
         left_out = Counter(self.left_out)
         for name in names:
             site = self.sites[name]
-            left_out[type(site.uses[0][0]).__name__] += site.parameters
+            if name not in self.frozen_sites:
+                left_out[type(site.uses[0][0]).__name__] += site.parameters
         return replace(self, sites={name: site for name, site in self.sites.items() if name not in names}, left_out=left_out)
 
     def __str__(self) -> str:
@@ -85,40 +105,79 @@ class Coverage:
             f"{kind} {count / max(1, self.parameters):.0%}"
             for kind, count in sorted(self.left_out.items(), key=lambda pair: -pair[1])[:4]
         )
-        text = f"{len(self.sites)} modules tracked, {self.share:.1%} of {self.parameters:,} parameters"
+        trained = f" that training moved, {self.frozen:,} are frozen" if self.frozen else ""
+        text = f"{len(self.sites)} modules tracked, {self.share:.1%} of {self.parameters:,} parameters{trained}"
         return f"{text} (left out: {rest})" if rest else text
 
 
 def cover(model: nn.Module, modules: str | Sequence[str]) -> Coverage:
     """Choose the modules that the selector names.
 
-    Terms are joined by comma or given as a list: `mlp`, `attention`, `all`, `lora`, a glob on module names, and `last-K`, which
-    narrows the others to the last K layers. Heads, embeddings and norms only come along where a glob names them.
+    Terms are joined by comma or given as a list: `mlp`, `attention`, `all`, `trained`, `lora`, a glob on module names, and
+    `last-K`, which narrows the others to the last K layers. Heads, embeddings and norms only come along where a glob names
+    them, or as `trained`. Of what a term matches, weights that training did not move are left out; a glob that matches
+    nothing else takes them all the same.
 
-    Raises CoverageError where nothing matches, listing what the model has.
+    Raises CoverageError where nothing matches, listing what the model has, and for models without gradients.
     """
+    refuse_model(model)
     terms = [term.strip() for term in modules.split(",")] if isinstance(modules, str) else list(modules)
-    known = _trackable(model)
-    kinds = [term for term in terms if not term.startswith("last-")] or ["mlp"]
-    head = _head(model)
-    named, patterns = {kind for kind in kinds if kind in known}, [kind for kind in kinds if kind not in known]
-    chosen = [
-        name
-        for name, (module, layer) in known.items()
-        if name in named or any(_matches(pattern, name, layer, module is head) for pattern in patterns)
-    ]
+    known, moved = _trackable(model), trained(model)
+    live = {name for name, (module, layer) in known.items() if _moves(module, layer, moved)}
+    heads = _heads(model)
+    chosen, asleep = set[str](), set[str]()
+    for term in [term for term in terms if not term.startswith("last-")] or ["mlp"]:
+        matched = {name for name, pair in known.items() if _matches(term, name, pair[1], id(pair[0]) in heads)}
+        asleep |= matched - live
+        chosen |= (matched & live) or (set() if term in KINDS else matched)
+    names = [name for name in known if name in chosen]
     for term in terms:
         if term.startswith("last-"):
-            chosen = _last_layers(chosen, term)
-    if not chosen:
+            names = _last_layers(names, term)
+    if not names:
         raise CoverageError(
-            f"No module of {type(model).__name__} matches {', '.join(terms)!r}",
-            given=_inventory(model),
+            f"No module of {type(model).__name__} {'that training moved ' if asleep else ''}matches {', '.join(terms)!r}",
+            given=f"{len(asleep)} frozen modules; trained: {_inventory(model, moved)}" if asleep else _inventory(model),
             accepted=SELECTORS,
-            fix="whence inspect MODEL --modules all   lists every module that can be tracked",
+            fix=f"modules={min(asleep)!r} (--modules {min(asleep)}) tracks a frozen module all the same"
+            if asleep
+            else "whence inspect MODEL --modules all   lists every module that can be tracked",
         )
-    sites = _merge_tied(chosen, known)
-    return Coverage(sites, *_count(model, sites))
+    sites = _merge_tied(names, known, moved)
+    return _count(model, sites, moved, tuple(name for name in sites if name not in live))
+
+
+def trained(model: nn.Module) -> set[int]:
+    """The ids of the parameters that training moved.
+
+    Weights of 4 or 8 bits can't require a gradient, so that nothing says of them that they were left as they were, but
+    adapters beside them.
+    """
+    adapted, unused = any(map(is_adapter, model.modules())), adapter_weights(model, active=False)
+    parameters = [parameter for parameter in model.parameters() if id(parameter) not in unused]
+    if any(parameter.requires_grad for parameter in parameters):
+        return {id(each) for each in parameters if each.requires_grad or not (adapted or each.is_floating_point())}
+    return adapter_weights(model, active=True) if adapted else {id(parameter) for parameter in parameters}
+
+
+def refuse_model(model: nn.Module) -> None:
+    """Raise CoverageError for a model whose layers can't be watched, and say what to do with it."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CoverageError(
+                f"{name or 'The model'} is scripted, and runs no hooks in Python that gradients could be caught with",
+                given=type(module).__name__,
+                accepted="the nn.Module that it was made from",
+                fix="build the model in Python and load the weights: model.load_state_dict(scripted.state_dict())",
+            )
+        for parameter, weight in module.named_parameters(recurse=False):
+            if is_lazy(weight):
+                raise CoverageError(
+                    f"{name}.{parameter} has no shape yet: the layer is lazy, and never saw an input".lstrip("."),
+                    given=type(module).__name__,
+                    fix="call the model once on a batch (model(inputs)), then load the trained weights into it",
+                )
+    refuse_unused(model)
 
 
 def selector_without(sites: Collection[str], left_out: Collection[str]) -> str:
@@ -134,11 +193,14 @@ def _trackable(model: nn.Module) -> dict[str, tuple[nn.Module, Layer]]:
     for name, module in model.named_modules():
         if id(module) in inner:  # what makes the weight of the module around it
             continue
-        layer = layer_of(module)
-        layers = {name: layer} if layer else {f"{name}.{part}": each for part, each in expert_layers(module).items()}
+        layer = None if is_adapter(module) else layer_of(module)
+        inside = adapter_layers(module) | expert_layers(module)
+        layers = {name: layer} if layer else {f"{name}.{part}": each for part, each in inside.items()}
         known |= {each: (module, layer) for each, layer in layers.items()}
-        inner |= {id(each) for each in module.modules()} if layer and makes_weights(module) else set()
+        inner |= {id(each) for each in module.modules()} if layer and makes_weights(module) else inside_adapter(module)
         unknown |= set() if layers else {id(parameter) for parameter in module.parameters(recurse=False)}
+    of_adapters = [(module, layer) for module, layer in known.values() if layer.kind == "adapter"]
+    unknown -= {id(parameter) for module, layer in of_adapters for parameter in layer.parameters(module)}
     return {
         name: pair for name, pair in known.items() if not _inside_attention(name, known) and _weight(*pair)[0] not in unknown
     }
@@ -150,23 +212,37 @@ def _inside_attention(name: str, known: dict[str, tuple[nn.Module, Layer]]) -> b
     return parent in known and isinstance(known[parent][0], nn.MultiheadAttention)
 
 
-def _head(model: nn.Module) -> nn.Module | None:
-    get_head = getattr(model, "get_output_embeddings", None)
-    return get_head() if get_head else None
+def _heads(model: nn.Module) -> set[int]:
+    """The ids of the modules that make logits of hidden states: a language model's, however deep in wrappers, and copies."""
+    heads: set[int] = set()
+    for module in model.modules():
+        head = getattr(module, "get_output_embeddings", lambda: None)()
+        if isinstance(head, nn.Module):
+            copies = [each for name, each in head.named_modules() if ".lora_" not in f".{name}"]
+            heads |= {id(each) for each in copies}
+    return heads
 
 
 def _matches(term: str, name: str, layer: Layer, is_head: bool) -> bool:
     """Whether one selector term takes the module."""
-    if term not in ("mlp", "attention", "all", "lora"):
+    if term not in KINDS:
         return fnmatch.fnmatchcase(name, term)
+    if term == "trained":
+        return True
     if term == "lora":
         return ".lora_" in name
-    if layer.kind in ("embedding", "norm") or is_head or ".base_layer" in name:  # an adapter stands for its frozen base
+    if layer.kind in ("embedding", "norm") or layer.one_hot or is_head:
         return False
     in_attention = bool(ATTENTION_WORDS.search(name))
     if term == "attention":
         return in_attention
     return term == "all" or (not in_attention and bool(MLP_WORDS.search(name.lower())))
+
+
+def _moves(module: nn.Module, layer: Layer, moved: set[int]) -> bool:
+    """Whether training moved the weight, or a part of it; of one that is no parameter nothing says that it did not."""
+    parameters = layer.parameters(module)
+    return not parameters or any(id(parameter) in moved for parameter in parameters)
 
 
 def _last_layers(names: list[str], term: str) -> list[str]:
@@ -180,8 +256,11 @@ def _last_layers(names: list[str], term: str) -> list[str]:
     return [name for name in names if number.get(name, -1) >= first]
 
 
-def _merge_tied(names: list[str], known: dict[str, tuple[nn.Module, Layer]]) -> dict[str, Site]:
-    """One site per weight: a module that shares the weight of a chosen one is a further use of it, chosen or not."""
+def _merge_tied(names: list[str], known: dict[str, tuple[nn.Module, Layer]], moved: set[int]) -> dict[str, Site]:
+    """One site per weight: a module that shares the weight of a chosen one is a further use of it, chosen or not.
+
+    Of a weight with a bias of which training moved only one, that one.
+    """
     sites: dict[str, Site] = {}
     uses: dict[tuple[int, int | None], list[tuple[nn.Module, Layer]]] = {}
     for module, layer in known.values():
@@ -190,6 +269,10 @@ def _merge_tied(names: list[str], known: dict[str, tuple[nn.Module, Layer]]) -> 
         tied = uses.pop(_weight(*known[name]), None)
         if tied:
             each, shape = _with_all_biases(name, tied)
+            flags = [id(parameter) in moved for parameter in each[0][1].parameters(each[0][0])]
+            if any(flags) and not all(flags):
+                each = tuple((module, restricted(layer, module, flags)) for module, layer in each)
+                shape = each[0][1].shape(each[0][0])
             sites[name] = Site(name, each, shape, shape[0] * shape[1])
     return sites
 
@@ -220,9 +303,9 @@ def _weight(module: nn.Module, layer: Layer) -> tuple[int, int | None]:
     return id(next(iter(layer.parameters(module)), module)), layer.piece
 
 
-def _count(model: nn.Module, sites: dict[str, Site]) -> tuple[int, dict[str, int]]:
-    """All parameters of the model (packed 4/8-bit weights by their real size), and those left out by class of module."""
-    uses = [use for site in sites.values() for use in site.uses]
+def _count(model: nn.Module, sites: dict[str, Site], moved: set[int], frozen_sites: tuple[str, ...]) -> Coverage:
+    """How many parameters training moved (packed 4/8-bit weights by their real size), and which of them are not tracked."""
+    uses = [use for name, site in sites.items() if name not in frozen_sites for use in site.uses]
     pieces = {
         (id(p), layer.piece): p if layer.piece is None else p[0] for module, layer in uses for p in layer.parameters(module)
     }
@@ -230,7 +313,7 @@ def _count(model: nn.Module, sites: dict[str, Site]) -> tuple[int, dict[str, int
     for (parameter, _), piece in pieces.items():
         tracked[parameter] += piece.numel()
     seen: set[int] = set()
-    total, left_out = sum(site.parameters for site in sites.values()), Counter[str]()
+    total, left_out, frozen = sum(sites[name].parameters for name in sites if name not in frozen_sites), Counter[str](), 0
     for module in model.modules():
         layer = layer_of(module)
         for parameter in module.parameters(recurse=False):
@@ -239,10 +322,20 @@ def _count(model: nn.Module, sites: dict[str, Site]) -> tuple[int, dict[str, int
             seen.add(id(parameter))
             packed = layer is not None and layer.kind == "linear" and parameter.ndim == 2 and not parameter.is_floating_point()
             size = layer.shape(module)[0] * layer.shape(module)[1] if packed and layer else parameter.numel()
-            left_out[type(module).__name__] += size - tracked[id(parameter)]
-    return total + sum(left_out.values()), dict(left_out)
+            if id(parameter) in moved:
+                left_out[type(module).__name__] += size - tracked[id(parameter)]
+            else:
+                frozen += size
+    return Coverage(sites, total + sum(left_out.values()), dict(left_out), frozen, frozen_sites)
 
 
-def _inventory(model: nn.Module) -> str:
-    counts = Counter(type(module).__name__ for module in model.modules() if not any(module.children()))
-    return ", ".join(f"{count} x {kind}" for kind, count in counts.most_common(8))
+def _inventory(model: nn.Module, moved: set[int] | None = None) -> str:
+    """The classes of the model's modules; with `moved`, of those that hold parameters that training moved, how many."""
+    if moved is None:
+        counts = Counter(type(module).__name__ for module in model.modules() if not any(module.children()))
+        return ", ".join(f"{count} x {kind}" for kind, count in counts.most_common(8))
+    sizes = Counter[str]()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            sizes[type(module).__name__] += parameter.numel() * (id(parameter) in moved)
+    return ", ".join(f"{kind} {count:,}" for kind, count in sizes.most_common(8) if count) or "nothing"

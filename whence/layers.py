@@ -6,8 +6,9 @@ gradient. A new kind is one more entry in `LAYERS`.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +63,45 @@ def makes_weights(module: nn.Module) -> bool:
     """Whether the module makes its weight from parameters: pruned, normalised by weight or spectrum, or parametrised."""
     made = any(isinstance(vars(module).get(name), Tensor) for name in PARTS)
     return parametrize.is_parametrized(module) or (made and bool(module._parameters.keys() - PARTS))
+
+
+def restricted(layer: Layer, module: nn.Module, kept: Sequence[bool]) -> Layer:
+    """The layer with only some of its parameters: the weight without its bias, or a bias alone."""
+    tensors = layer.parameters(module)
+    sizes = [part.shape[layer.side] for part in layer.parts(module, [tensor.detach() for tensor in tensors])]
+    places = [
+        place
+        for flag, size, end in zip(kept, sizes, itertools.accumulate(sizes), strict=True)
+        if flag
+        for place in range(end - size, end)
+    ]
+
+    def shape(module: nn.Module) -> tuple[int, int]:
+        n_out, n_in = layer.shape(module)
+        return (n_out, len(places)) if layer.side == -1 else (len(places), n_in)
+
+    def gradient(module: Any, x: Any, g: Tensor, examples: int) -> Gradient:
+        whole = layer.gradient(module, layer.columns(module, x, examples) if layer.columns else x, g, examples)
+        if isinstance(whole, Factored):
+            return replace(whole, a_BRI=whole.a_BRI[..., places])
+        return Dense(whole.w_BOI[..., places] if layer.side == -1 else whole.w_BOI[..., places, :])
+
+    def parts(module: Any, given: list[Tensor]) -> list[Tensor]:
+        some, like = iter(given), tensors[list(kept).index(True)]
+        further = given[0].shape[: given[0].ndim - like.ndim]
+        whole = [
+            next(some) if flag else given[0].new_empty(*further, *own.shape) for own, flag in zip(tensors, kept, strict=True)
+        ]
+        return [part for part, flag in zip(layer.parts(module, whole), kept, strict=True) if flag]
+
+    return replace(
+        layer,
+        shape=shape,
+        gradient=gradient,
+        columns=None,
+        parameters=lambda module: [own for own, flag in zip(layer.parameters(module), kept, strict=True) if flag],
+        parts=parts,
+    )
 
 
 # Linear and its kin: y = x W^T + b

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whence.coverage import Coverage, Site, cover
+from whence.adapters import is_adapter
+from whence.coverage import WIDE, Coverage, Site, cover, trained
 from whence.engine.partition import batch_positions
 from whence.engine.stream import Examples, Objective, encode, likelihood
 from whence.errors import CoverageError, UsageError
@@ -63,7 +64,12 @@ class Point:
         """The tracked modules: see `cover_default`."""
         key = modules if modules is None or isinstance(modules, str) else tuple(modules)
         if key not in self._covered:
-            self._covered[key] = cover_default(self.model, self.task, modules)
+            self._covered[key] = found = cover_default(self.model, self.task, modules)
+            if found.frozen_sites:
+                note(
+                    f"warning: training left {len(found.frozen_sites)} of {len(found.sites)} tracked modules as they were "
+                    f"({found.frozen_sites[0]} the first): what is found there moved nothing"
+                )
         return self._covered[key]
 
     def only(self, rows: Sequence[int | str]) -> Point:
@@ -89,16 +95,54 @@ class Point:
 
 
 def cover_default(model: nn.Module, task: Task, modules: str | Sequence[str] | None) -> Coverage:
-    """The coverage of the selector; without one, of adapters if there are any, else the task's default, else all."""
+    """The coverage of the selector; without one, the task's default, or all where it matches nothing.
+
+    Where training moved only a part of the weights, and adapters or little of it match, all that it moved, but what is too
+    wide for a covariance.
+    """
     if modules is not None:
         return cover(model, modules)
-    for selector in ("lora", task.default_modules):
+    adapted, found = any(map(is_adapter, model.modules())), None
+    for selector in ("lora", task.default_modules, "all"):
         try:
-            return cover(model, selector)
+            found = cover(model, selector)
         except CoverageError:
             continue
-    note(f"no module matches {task.default_modules!r}; tracking 'all' linear layers and convolutions")
-    return cover(model, "all")
+        if not found.frozen or not (adapted or selector == "lora" or found.thin):
+            if selector == "all" != task.default_modules:
+                note(f"no module matches {task.default_modules!r}; tracking 'all' linear layers and convolutions")
+            return found
+    if found is None and len(trained(model)) == sum(1 for _ in model.parameters()):
+        return cover(model, "all")  # to raise
+    return _without_wide(cover(model, "trained"))
+
+
+def _without_wide(coverage: Coverage) -> Coverage:
+    """What training moved, but weights of which no covariance is made unless somebody asks for it."""
+    wide = [name for name, site in coverage.sites.items() if _width(site) > WIDE]
+    if not wide or len(wide) == len(coverage.sites):
+        return coverage
+    note(
+        f"{', '.join(wide)} left out, which training moved, too: {max(_width(coverage.sites[name]) for name in wide):,} wide; "
+        f"to track all: modules='trained' (--modules trained, and --largest-factor 8192 for its covariance)"
+    )
+    return coverage.without(wide)
+
+
+def _width(site: Site) -> int:
+    """Of its widest covariance."""
+    return site.shape[1] if site.layer.one_hot else max(site.shape)
+
+
+def warn_if_thin(coverage: Coverage) -> None:
+    """Note that little of what training moved is tracked."""
+    if coverage.thin:
+        selector = "trained" if coverage.frozen else "all"
+        note(
+            f"warning: {1 - coverage.share:.0%} of the parameters{' that training moved' if coverage.frozen else ''} are not "
+            f"looked at, so influence that went through them is not seen [WHENCE-17]; more: modules={selector!r} "
+            f"(--modules {selector})"
+        )
 
 
 def shared_sites(at: Point, of: Point, names: Sequence[str], renamed: Mapping[str, str]) -> dict[str, Site]:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from whence import dist
-from whence.coverage import Coverage, Site
+from whence.coverage import WIDE, Coverage, Site
 from whence.engine.autograd import check_rows
 from whence.engine.partition import SAVE_SECONDS, data_chunks, keep, module_groups, release_memory
 from whence.engine.passes import ByClock, run_pass
-from whence.engine.point import Point
+from whence.engine.point import Point, warn_if_thin
 from whence.engine.probe import agreement, probe, probe_rows, settle_products
 from whence.engine.sinks import Sums
 from whence.engine.stream import Examples, Objective, drawn_likelihood, likelihood
@@ -43,9 +43,6 @@ from whence.store.manifest import Folder
 from whence.store.memory import Memory, work
 from whence.tasks.base import Task
 from whence.tasks.tokens import beginning
-
-WIDE = 20_000
-"""Width of a side from which a full covariance deserves a warning."""
 
 ENOUGH_ROWS, ENOUGH_POSITIONS, ENOUGH_PER_COLUMN = 128, 2**15, 16
 """The sample of either pass unless the user says: at least so many rows, positions, and positions per column of the widest
@@ -99,11 +96,7 @@ def fit(
     point = Point(model, task, data, batch_tokens=settings.batch_tokens)
     coverage = point.cover(settings.modules)
     note(str(coverage))
-    if coverage.thin:
-        note(
-            f"warning: {1 - coverage.share:.0%} of the parameters are not looked at, so influence that went through them "
-            f"is not seen [WHENCE-17]; more: modules='all' (--modules all)"
-        )
+    warn_if_thin(coverage)
     _warn_of_wide_modules(settings, coverage)
 
     def made_from() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from whence.data.rows import Rows
 from whence.engine.autograd import check_rows
 from whence.engine.partition import data_chunks, keep
 from whence.engine.passes import ByChunk, run_pass
-from whence.engine.point import Point
+from whence.engine.point import Point, warn_if_thin
 from whence.engine.probe import settle_products
 from whence.errors import UsageError
 from whence.fitting.curvature import Curvature
@@ -66,6 +66,7 @@ def build_index(
     point = Point(model, task, data, batch_tokens=settings.batch_tokens)
     coverage = _cover(point, settings.modules, curvature)
     note(str(coverage))
+    warn_if_thin(coverage)
     examples = point.examples
     if not examples.usable:
         raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from whence.coverage import Coverage
-from whence.fitting.fit import WIDE
+from whence.coverage import WIDE, Coverage
 from whence.planning.plan import Settings
 
 LORA_RANK = 16

@@ -16,6 +16,7 @@ from whence.version import __version__
 PACKAGE = Path(__file__).parents[1]
 
 NUMERIC = (
+    "adapters",
     "attention",
     "capture",
     "casting",

@@ -39,9 +39,9 @@ class Problem:
         self.device = next(self.model.parameters()).device
         chosen = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         if modules is not None:
-            uses = [use for site in cover(self.model, modules).sites.values() for use in site.uses]
-            used = {id(own) for module, _ in uses for own in module.parameters()}
-            chosen = {name for name, parameter in self.model.named_parameters() if id(parameter) in used}
+            uses = [use for site in cover(model, modules).sites.values() for use in site.uses]
+            used = {id(own) for module, layer in uses for own in layer.parameters(module)}
+            chosen = {name for name, parameter in model.named_parameters() if id(parameter) in used}
         weights = {name: parameter for name, parameter in self.model.named_parameters() if name in chosen}
         self.shapes = {name: parameter.shape for name, parameter in weights.items()}
         self.theta = torch.cat([parameter.detach().flatten() for parameter in weights.values()])
