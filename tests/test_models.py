@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, T5Config, T5ForConditionalGeneration
 
 from whence.errors import AdapterBaseMissing, ModelNotFound
-from whence.models import load_model
+from whence.models import load_model, load_tokenizer
 
 
 @pytest.fixture
@@ -54,13 +54,270 @@ def test_stored_in_16_bits_is_bfloat16_on_a_gpu(tiny_model_folder, tiny_llama):
     assert load_model(tiny_model_folder)[0].dtype == torch.bfloat16
 
 
-def test_weights_that_are_missing_are_said(tiny_model_folder, tiny_llama, notes):
-    from safetensors.torch import save_file
+def rewrite(folder, change, file="model.safetensors"):
+    """Save a folder's weights again as `change(name, weight)` says: another name, another weight, or None for none."""
+    from safetensors.torch import load_file, save_file
 
-    state = {name: weight for name, weight in tiny_llama.state_dict().items() if "layers.1.mlp.up_proj" not in name}
-    save_file(state, tiny_model_folder / "model.safetensors", metadata={"format": "pt"})
+    pairs = (change(name, weight) for name, weight in load_file(folder / file).items())
+    save_file({pair[0]: pair[1].contiguous() for pair in pairs if pair}, folder / file, metadata={"format": "pt"})
+
+
+def same_weights(one, other):
+    return all(torch.equal(a.cpu(), b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+WRAPPED = {
+    "DDP": lambda name: f"module.{name}",
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "both": lambda name: f"_orig_mod.module.{name}",
+    "the other way round": lambda name: f"module._orig_mod.{name}",
+    "layers compiled": lambda name: name.replace("layers.0.", "layers.0._orig_mod."),
+    "layers in FSDP": lambda name: f"_fsdp_wrapped_module.{name}".replace("layers.1.", "layers.1._fsdp_wrapped_module."),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=WRAPPED)
+def test_prefixes_of_wrappers_are_left_out(tiny_model_folder, tiny_llama, notes, wrapped):
+    rewrite(tiny_model_folder, lambda name, weight: (wrapped(name), weight))
+    assert same_weights(load_model(tiny_model_folder)[0], tiny_llama)
+    assert "prefix of a wrapper" in notes[0] and len(notes) == 1
+
+
+@pytest.mark.parametrize("gone", ["lm_head.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_a_model_is_refused_without_one_of_its_weights(tiny_model_folder, gone):
+    rewrite(tiny_model_folder, lambda name, weight: None if name == gone else (name, weight))
+    with pytest.raises(ModelNotFound) as raised:
+        load_model(tiny_model_folder)
+    assert f"1 weights of the model are not there: {gone}" in str(raised.value)
+    assert f"The weights in {tiny_model_folder} are not those of the model" in str(raised.value)
+
+
+def test_a_model_is_refused_with_names_of_another(tiny_model_folder):
+    rewrite(tiny_model_folder, lambda name, weight: (f"student.{name}", weight))
+    with pytest.raises(ModelNotFound, match=r"21 weights of the model are not there.*21 that are have no place in it: student"):
+        load_model(tiny_model_folder)
+
+
+def test_a_tied_head_need_not_be_there(tmp_path, tiny_model_folder, tiny_llama, tiny_tokenizer, notes):
+    tied = type(tiny_llama)(LlamaConfig(**tiny_llama.config.to_dict() | {"tie_word_embeddings": True}))
+    tied.save_pretrained(tmp_path / "tied")
+    tiny_tokenizer.save_pretrained(tmp_path / "tied")
+    assert same_weights(load_model(tmp_path / "tied")[0], tied) and notes == []
+
+
+def test_a_model_is_refused_with_a_weight_of_another_shape(tiny_model_folder):
+    rewrite(tiny_model_folder, lambda name, weight: (name, weight[:-1] if "norm" in name else weight))
+    with pytest.raises(ModelNotFound, match="are not those of the model"):
+        load_model(tiny_model_folder)
+
+
+def test_weights_without_a_place_are_said(tiny_model_folder, tiny_llama, notes):
+    from safetensors.torch import load_file, save_file
+
+    file = tiny_model_folder / "model.safetensors"
+    save_file(load_file(file) | {"value_head.weight": torch.ones(1)}, file, metadata={"format": "pt"})
+    assert same_weights(load_model(tiny_model_folder)[0], tiny_llama)
+    assert notes == [f"1 weights in {tiny_model_folder} have no place in LlamaForCausalLM and are not used: value_head.weight"]
+
+
+@pytest.mark.parametrize(
+    "wrapped", [WRAPPED["DDP"], WRAPPED["compiled"], lambda name: name.replace("model.", "model.module.", 1)]
+)
+def test_prefixes_of_wrappers_are_left_out_of_adapters(adapter_folder, wrapped):
+    expected = load_model(adapter_folder)[0]
+    rewrite(adapter_folder, lambda name, weight: (wrapped(name), weight), "adapter_model.safetensors")
+    assert same_weights(load_model(adapter_folder)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda name, weight: (name.replace("lora_", "lara_"), weight), "4 weights of the adapter are not there"),
+        (lambda name, weight: (name.replace("layers", "h"), weight), "4 that are have no place in it: .*model.h.0"),
+        (lambda name, weight: None if "1.mlp.up_proj.lora_B" in name else (name, weight), "1 weights of the adapter"),
+        (lambda name, weight: (name, torch.cat([weight, weight], dim=int("lora_A" in name))), "size mismatch for"),
+    ],
+    ids=["other words", "other layers", "a part", "another base"],
+)
+def test_an_adapter_is_refused_unless_all_its_weights_fit(adapter_folder, tiny_model_folder, change, said):
+    rewrite(adapter_folder, change, "adapter_model.safetensors")
+    with pytest.raises(ModelNotFound, match=said) as raised:
+        load_model(adapter_folder)
+    assert f"The weights in {adapter_folder} are not those of the adapter on this base" in str(raised.value)
+    assert f"({tiny_model_folder}): BASE --adapter {adapter_folder}" in str(raised.value)
+
+
+def test_an_adapter_is_refused_on_a_base_without_its_layers(tmp_path, adapter_folder, tiny_tokenizer, notes):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ModelNotFound, match="not those of the adapter on this base(.|\n)*up_proj"):
+        load_model(tmp_path / "gpt2", adapter=adapter_folder)
+    assert any("says that it was trained on" in text for text in notes)
+
+
+def adapted(base, folder, config):
+    """Save an adapter with random weights, and return its model."""
+    from peft import get_peft_model
+
+    model = get_peft_model(base, config).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["dora", "copies", "tokens", "embedding", "ia3", "vera"])
+def test_adapters_of_every_kind_come_with_all_their_weights(tmp_path, tiny_model_folder, tiny_llama, kind):
+    import peft
+
+    config = {
+        "dora": peft.LoraConfig(r=2, target_modules=["up_proj"], use_dora=True),
+        "copies": peft.LoraConfig(r=2, target_modules=["up_proj"], modules_to_save=["lm_head"]),
+        "tokens": peft.LoraConfig(r=2, target_modules=["up_proj"], trainable_token_indices=[3, 5]),
+        "embedding": peft.LoraConfig(r=2, target_modules=["embed_tokens"]),
+        "ia3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        "vera": peft.VeraConfig(r=2, target_modules=["q_proj"]),
+    }[kind]
+    expected = adapted(tiny_llama, tmp_path / "adapter", config)
+    found, _ = load_model(tiny_model_folder, adapter=tmp_path / "adapter")
+    ids = torch.tensor([[3, 4, 5, 6]])
+    torch.testing.assert_close(found(ids.to(found.device)).logits.cpu(), expected(ids).logits)
+    trained = {name for name, parameter in found.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in expected.named_parameters() if parameter.requires_grad}
+    if kind == "copies":
+        rewrite(
+            tmp_path / "adapter",
+            lambda name, weight: None if "lm_head" in name else (name, weight),
+            "adapter_model.safetensors",
+        )
+        with pytest.raises(ModelNotFound, match="1 weights of the adapter are not there: base_model.model.lm_head.weight"):
+            load_model(tiny_model_folder, adapter=tmp_path / "adapter")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_learned_prompts_are_refused_before_they_are_loaded(tmp_path, tiny_model_folder, tiny_llama):
+    import peft
+
+    from whence.errors import CoverageError
+
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    adapted(tiny_llama, tmp_path / "prompts", config)
+    with pytest.raises(CoverageError, match=r"prompts is learned prompts \(prompt tuning\)"):
+        load_model(tiny_model_folder, adapter=tmp_path / "prompts")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_vocabulary_that_grew_before_the_adapter_grows_again(tmp_path, tiny_model_folder, tiny_llama, tiny_tokenizer, notes):
+    import peft
+
+    tiny_tokenizer.add_tokens(["<a>", "<b>"])
+    tiny_llama.resize_token_embeddings(302, mean_resizing=False)
+    config = peft.LoraConfig(r=2, target_modules=["up_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    expected = adapted(tiny_llama, tmp_path / "adapter", config)
+    tiny_tokenizer.save_pretrained(tmp_path / "adapter")
+    found, tokenizer = load_model(tiny_model_folder, adapter=tmp_path / "adapter", device="cpu")
+    ids = tokenizer("Ada <a> <b>", return_tensors="pt")["input_ids"]
+    assert 300 in ids and 301 in ids
+    torch.testing.assert_close(found(ids).logits, expected(ids).logits)
+    assert "the adapter brings embeddings of 302 tokens; the base has 300" in notes
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_pads_with_another(tiny_model_folder, tiny_tokenizer, notes):
+    tiny_tokenizer.add_special_tokens({"pad_token": "<pad>", "additional_special_tokens": ["<more>"]})
+    tiny_tokenizer.save_pretrained(tiny_model_folder)
+    _, tokenizer = load_model(tiny_model_folder)
+    assert tokenizer.pad_token == "</s>"
+    assert notes == [
+        "the tokenizer has 2 tokens that the model has no embedding for; rows with them are refused: <more>, <pad>"
+    ]
+
+
+def test_a_file_that_is_no_file_of_weights_is_named(tiny_model_folder):
+    file = tiny_model_folder / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    with pytest.raises(ModelNotFound, match=rf"{file} is damaged or cut short(.|\n)*its header says {len(whole):,}"):
+        load_model(tiny_model_folder)
+    for start in (whole[:4], b"", b"\xff" * 64, whole[:20]):
+        file.write_bytes(start)
+        with pytest.raises(ModelNotFound, match=rf"{file} is damaged or cut short"):
+            load_model(tiny_model_folder)
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ModelNotFound, match=rf"{file} is a pointer of Git LFS(.|\n)*git -C {tiny_model_folder} lfs pull"):
+        load_model(tiny_model_folder)
+
+
+def test_an_adapters_file_that_is_a_pointer_is_named(adapter_folder):
+    file = adapter_folder / "adapter_model.safetensors"
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ModelNotFound, match=rf"{file} is a pointer of Git LFS"):
+        load_model(adapter_folder)
+
+
+def test_a_pickle_that_is_cut_short_is_named(tiny_model_folder, tiny_llama):
+    (tiny_model_folder / "model.safetensors").unlink()
+    file = tiny_model_folder / "pytorch_model.bin"
+    torch.save(tiny_llama.state_dict(), file)
     load_model(tiny_model_folder)
-    assert notes[0].startswith("1 weights are not in") and "layers.1.mlp.up_proj" in notes[0]
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelNotFound, match=rf"{file} is damaged or cut short"):
+        load_model(tiny_model_folder)
+
+
+def test_a_shard_that_is_missing_is_named(tiny_model_folder, tiny_llama):
+    (tiny_model_folder / "model.safetensors").unlink()
+    tiny_llama.save_pretrained(tiny_model_folder, max_shard_size="10KB")
+    shard = sorted(tiny_model_folder.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(ModelNotFound, match=rf"{shard} is missing"):
+        load_model(tiny_model_folder)
+
+
+@pytest.fixture
+def trap(tiny_model_folder, tmp_path, monkeypatch):
+    """A model's folder whose code leaves a mark where it is run; whoever asks in the terminal gets a yes."""
+    mark = tmp_path / "mark"
+    code = f"open({str(mark)!r}, 'w').close()\nclass Own: pass\n"
+    (tiny_model_folder / "own.py").write_text(code)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("transformers.dynamic_module_utils.TIME_OUT_REMOTE_CODE", 5)
+    yield tiny_model_folder
+    assert not mark.exists()
+
+
+def add_to(file, **entries):
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+MODEL_MAP = {"AutoConfig": "own.Own", "AutoModel": "own.Own", "AutoModelForCausalLM": "own.Own"}
+
+
+@pytest.mark.parametrize("kind", ["llama", "own"])
+def test_code_of_a_repository_is_never_run(trap, kind):
+    from whence.planning.blank import blank_model
+
+    add_to(trap / "config.json", auto_map=MODEL_MAP, model_type=kind)
+    if kind == "llama":  # transformers has it
+        load_model(trap)
+        blank_model(str(trap))
+        return
+    for load in (load_model, blank_model):
+        with pytest.raises(ModelNotFound, match=f"{trap} needs code from its repository, and whence never runs that") as raised:
+            load(str(trap))
+        assert "trust_remote_code" not in str(raised.value)
+
+
+def test_code_of_a_tokenizers_repository_is_never_run(trap):
+    file = trap / "tokenizer_config.json"
+    add_to(file, auto_map={"AutoTokenizer": ["own.Own", "own.Own"]}, tokenizer_class="OwnTokenizer")
+    add_to(trap / "config.json", model_type="own")
+    with pytest.raises(ModelNotFound) as raised:
+        load_tokenizer(trap)
+    assert "trust_remote_code" not in str(raised.value)
 
 
 def test_the_config_says_what_the_model_does(tmp_path, tiny_tokenizer):

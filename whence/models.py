@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,8 @@ import torch
 from torch import nn
 
 from whence import dist
-from whence.errors import AdapterBaseMissing, ModelNotFound
+from whence.adapters import refused_prompts
+from whence.errors import AdapterBaseMissing, ModelNotFound, WhenceError
 from whence.progress import note
 from whence.shortage import shortages
 from whence.store.intact import intact
@@ -19,6 +24,12 @@ from whence.store.intact import intact
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 HUB_TIMEOUT = 10
 """Seconds to wait for the hub's answer whether a model exists."""
+
+WRAPPERS = r"(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+"""What torch's wrappers put into the names of weights: DistributedDataParallel, compile, FSDP, checkpoints."""
+
+POINTER = b"version https://git-lfs"
+"""How a file begins that stands for one that Git LFS did not fetch."""
 
 
 @shortages()
@@ -38,7 +49,11 @@ def load_model(
     `device` is the GPU where there is one. `tokenizer` is for models that come without. `attention` is how
     transformers calls its kernels ("sdpa", "eager", "flash_attention_2"). Code from a model's repository is never run.
 
-    Raises ModelNotFound (01), AdapterBaseMissing (02), and StaleArtifact (23) for files of a training that were damaged since.
+    Every weight of the model and of the adapter comes from the files: a model of which one is missing, cut short or of
+    another shape is refused. Names with the prefixes of torch's wrappers (`module.`, `_orig_mod.`) are read without them.
+
+    Raises ModelNotFound (01), AdapterBaseMissing (02), CoverageError (17) for adapters that are learned prompts, and
+    StaleArtifact (23) for files of a training that were damaged since.
     """
     name = locate(os.fspath(name))
     if adapter is None and is_adapter(name):
@@ -51,31 +66,179 @@ def load_model(
     device = torch.device(device or dist.device())
     try:
         model = _load_weights(name, dtype, device, attention)
+    except WhenceError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         raise not_loadable(name, error) from error
     words = load_tokenizer(tokenizer or tokenizer_home(name, adapter))
     if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        model = _load_adapter(model, name, adapter)
+    _fit_tokens(model, words)
     return model.eval(), words
 
 
 def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device, attention: str | None) -> nn.Module:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(name)
+    _check_files(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if dtype == "auto":
         stored = getattr(config, "dtype", None)
         dtype = torch.bfloat16 if device.type == "cuda" and stored in (torch.float16, torch.bfloat16) else torch.float32
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     how = {} if attention is None else {"attn_implementation": attention}
-    model, report = auto_class(config).from_pretrained(name, config=config, dtype=dtype, output_loading_info=True, **how)
+
+    def load(**renamed: Any) -> tuple[Any, dict[str, Any]]:
+        settings = {"config": config, "dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
+        return auto_class(config).from_pretrained(name, **settings, **how, **renamed)
+
+    try:
+        model, report = load()
+        if report["missing_keys"] and any(re.search(WRAPPERS, key) for key in report["unexpected_keys"]):
+            model, report = load(key_mapping={f"^(?:{WRAPPERS})+": "", rf"\.(?:{WRAPPERS})+": "."})
+            note(f"the names of the weights in {name} have the prefix of a wrapper (module., _orig_mod.), which was left out")
+    except RuntimeError as error:
+        if "size" not in str(error):
+            raise
+        raise _other_weights(name, given=_shapes(error)) from error
     if report["missing_keys"]:
-        names = sorted(report["missing_keys"])
-        note(f"{len(names)} weights are not in {name} and are random numbers now: {', '.join(names[:3])} ...")
+        raise _other_weights(name, report["missing_keys"], report["unexpected_keys"])
+    if report["unexpected_keys"]:
+        names = sorted(report["unexpected_keys"])
+        note(f"{len(names)} weights in {name} have no place in {type(model).__name__} and are not used: {_some(names)}")
     return model.to(device)
+
+
+def _load_adapter(model: Any, name: str, adapter: str) -> nn.Module:
+    """Put an adapter on its base, with all its weights, ready to be trained."""
+    from peft import PeftConfig, get_peft_model
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    _check_files(adapter)
+    config = PeftConfig.from_pretrained(adapter)
+    if config.is_prompt_learning:
+        raise refused_prompts(config, adapter)
+    base, config.base_model_name_or_path, config.inference_mode = config.base_model_name_or_path, None, False
+    if base and Path(base).name != Path(name).name:
+        note(f"{adapter} says that it was trained on {base}, not on {name}")
+    saved = {re.sub(rf"(^|\.)(?:{WRAPPERS})+", r"\1", key): weight for key, weight in load_peft_weights(adapter, "cpu").items()}
+    _resize_vocabulary(model, saved)
+    try:
+        adapted = get_peft_model(model, config)  # type: ignore[arg-type]
+        config.base_model_name_or_path = base
+        absent, unexpected = set_peft_model_state_dict(adapted, saved)
+    except (KeyError, ValueError, RuntimeError) as error:
+        missing = [error.args[0]] if isinstance(error, KeyError) else []
+        raise _other_weights(adapter, missing, given=_shapes(error), base=base or "its base") from error
+    loaded = {id(weight) for name, weight in adapted.named_parameters(remove_duplicate=False) if name not in absent}
+    missing = [name for name, weight in adapted.named_parameters() if weight.requires_grad and id(weight) not in loaded]
+    if missing or unexpected:
+        raise _other_weights(adapter, missing, unexpected, base=base or "its base")
+    return adapted
+
+
+def _resize_vocabulary(model: Any, saved: Mapping[str, torch.Tensor]) -> None:
+    """Give the base as many tokens as it had when it was adapted, where the adapter brings the embeddings for them."""
+    names = {module: name for name, module in model.named_modules()}
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for key in (f"base_model.model.{names.get(module)}.weight", f"base_model.model.{names.get(module)}.base_layer.weight"):
+            if key in saved and saved[key].ndim == 2 and len(saved[key]) != len(module.weight):
+                note(f"the adapter brings embeddings of {len(saved[key]):,} tokens; the base has {len(module.weight):,}")
+                model.resize_token_embeddings(len(saved[key]), mean_resizing=False)
+                return
+
+
+def _fit_tokens(model: Any, tokenizer: Any) -> None:
+    """Say where the tokenizer has tokens that the model has no embedding for, and pad with another."""
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    rows = getattr(embedding, "num_embeddings", None)
+    if rows is None or len(tokenizer) <= rows:
+        return
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    more = [str(token) for token in tokenizer.convert_ids_to_tokens(list(range(rows, len(tokenizer))))]
+    note(
+        f"the tokenizer has {len(more):,} tokens that the model has no embedding for; rows with them are refused: {_some(more)}"
+    )
+
+
+def _check_files(name: str) -> None:
+    """Refuse a folder with files of weights that Git LFS did not fetch, or that are cut short, and name the file."""
+    folder = Path(name)
+    files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    for file in files:
+        with file.open("rb") as opened:
+            head = opened.read(32)
+        size, needed = file.stat().st_size, None
+        if head.startswith(POINTER):
+            raise ModelNotFound(
+                f"{file} is a pointer of Git LFS, not the file itself.",
+                given=f"{size} bytes that begin with {POINTER.decode()!r}",
+                fix=f"git -C {folder} lfs pull",
+            )
+        if file.suffix == ".safetensors":
+            needed = _safetensors_size(file)
+        elif file.suffix in (".bin", ".pt", ".pth") and head.startswith(b"PK") and not zipfile.is_zipfile(file):
+            needed = size + 1
+        if needed is not None and needed != size:
+            raise ModelNotFound(
+                f"{file} is damaged or cut short.",
+                given=f"{size:,} bytes" + (f", where its header says {needed:,}" if needed > size + 1 else ""),
+                fix="copy or download the file again",
+            )
+    for index in (file for file in files if file.name.endswith(".index.json")):
+        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        if gone := sorted(shards - {file.name for file in files}):
+            raise ModelNotFound(
+                f"{folder / gone[0]} is missing.",
+                given=f"{len(gone)} of the {len(shards)} files that {index.name} names are not there",
+                fix="copy or download the files again",
+            )
+
+
+def _safetensors_size(file: Path) -> int:
+    """How many bytes the file must have by its header; -1 where that can't be read."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 0 < length <= size - 8:
+            return 8 + length if size >= 8 else -1
+        try:
+            header = json.loads(opened.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+            return 8 + length + max(ends, default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            return -1
+
+
+def _other_weights(
+    name: str, missing: Collection[str] = (), unexpected: Collection[str] = (), *, given: str = "", base: str = ""
+) -> ModelNotFound:
+    """What to say where weights of the model or adapter are not in its files, or do not fit."""
+    what = "adapter" if base else "model"
+    said = [f"{len(missing)} weights of the {what} are not there: {_some(missing)}"] if missing else []
+    said += [f"{len(unexpected)} that are have no place in it: {_some(unexpected)}"] if unexpected else []
+    said += [given] if given and not said else []
+    return ModelNotFound(
+        f"The weights in {name} are not those of the {what}{' on this base' if base else ' that its config.json describes'}.",
+        given="; ".join(said),
+        accepted="files with every weight, each of its shape: nothing is made up for those that are missing",
+        fix=f"put the adapter on the base it was trained on ({base}): BASE --adapter {name}"
+        if base
+        else "save the model again with save_pretrained, or correct config.json",
+    )
+
+
+def _shapes(error: Exception) -> str:
+    """The lines of torch's message that name weights of another shape, or the first line of any other."""
+    lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+    return "; ".join(lines[:3]) or _first_line(error)
+
+
+def _some(names: Collection[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
 
 
 def auto_class(config: Any) -> Any:
@@ -93,8 +256,10 @@ def load_tokenizer(name: str | os.PathLike) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if needs_code(error):
+            raise not_loadable(os.fspath(name), error) from error
         raise ModelNotFound(
             f"No tokenizer at {name}.",
             given=_first_line(error),
@@ -184,7 +349,19 @@ def not_loadable(name: str, error: Exception) -> ModelNotFound:
             f"{name} is a gated model, and you are not let in.",
             fix=f"ask for access at https://huggingface.co/{name}, then: hf auth login",
         )
+    if needs_code(error):
+        return ModelNotFound(
+            f"{name} needs code from its repository, and whence never runs that.",
+            given="an auto_map in config.json or tokenizer_config.json, and no such model in transformers",
+            accepted="models and tokenizers whose code is part of transformers, and in Python any model that you load yourself",
+            fix="load it in Python, and hand it over: whence.fit(model, whence.CausalLM(tokenizer), rows)",
+        )
     return ModelNotFound(f"The model at {name} can't be loaded.", given=_first_line(error))
+
+
+def needs_code(error: Exception) -> bool:
+    """Whether transformers refused to load something for want of leave to run code that comes with it."""
+    return "trust_remote_code" in str(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,6 @@ import typer
 
 from whence.cli import options
 from whence.cli.from_settings import Without
-from whence.errors import ModelNotFound
 from whence.settings import Data
 
 
@@ -24,11 +23,12 @@ def preview(
     import json
 
     from whence.cli.console import coloured, out, reporting
+    from whence.models import load_tokenizer
     from whence.pipeline.load import rows_of
     from whence.tasks import CausalLM
 
     with reporting():
-        task = CausalLM(_tokenizer(model), data.max_length, chat_template=data.chat_template)
+        task = CausalLM(load_tokenizer(model), data.max_length, chat_template=data.chat_template)
         rows = rows_of(data)
         items = task.tokenize(rows)
     summary = _summary(task, rows, items)
@@ -50,15 +50,6 @@ def preview(
         f"{summary['copies']:,} exact copies, {summary['empty']:,} without a token in the loss"
     )
     out.print(said, markup=False, soft_wrap=True)
-
-
-def _tokenizer(model: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ModelNotFound(f"No tokenizer at {model}.", given=str(error).strip().splitlines()[0]) from error
 
 
 def _summary(task: Any, rows: Any, items: list[Any]) -> dict[str, int]:

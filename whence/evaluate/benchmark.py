@@ -207,7 +207,7 @@ def _harness() -> Any:
 
     class Harness(parent):
         def __init__(self, name: str, model: Any, tokenizer: Any, batch_size: int):
-            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, trust_remote_code=False)
             self.stage_name, self.advance = name, lambda _: None
             self.lengths: dict[tuple[str, str], int] = {}
 

@@ -18,10 +18,10 @@ def blank_model(name: str, dtype: str | torch.dtype = "auto", adapter: str | Non
     if adapter is None and is_adapter(name):
         name, adapter = base_of(name), name
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
         with torch.device("meta"):
-            model = auto_class(config).from_config(config, dtype=wanted)
+            model = auto_class(config).from_config(config, dtype=wanted, trust_remote_code=False)
             return (model if adapter is None else _adapted(model, adapter)).eval()
     except (OSError, ValueError) as error:
         raise not_loadable(name, error) from error
