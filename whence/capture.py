@@ -113,11 +113,20 @@ class Capture:
         weights = [weight for module in modules for weight in module._parameters.values() if weight is not None]
         trained = [weight for weight in weights if weight.requires_grad]
         fastpath = torch.backends.mha.get_fastpath_enabled()
+        compiled = [module for module in self.model.modules() if module._compiled_call_impl is not None]
+        calls = [(module, module._compiled_call_impl) for module in compiled]
         self._restore = [
             lambda: [setattr(module, "training", mode) for module, mode in modes],
             lambda: [parameter.requires_grad_(True) for parameter in trained],
             lambda: torch.backends.mha.set_fastpath_enabled(fastpath),  # the fused path calls no module
+            lambda: [setattr(module, "_compiled_call_impl", call) for module, call in calls],
         ]
+        if any(hasattr(module, "_orig_mod") for module in self.model.modules()):  # compiled layers would not see new hooks
+            eager = torch.compiler.set_stance("force_eager")
+            eager.__enter__()
+            self._restore.append(lambda: eager.__exit__(None, None, None))
+        for module in compiled:
+            module._compiled_call_impl = None
         torch.backends.mha.set_fastpath_enabled(False)
         for module, mode in modes:
             module.training = not mode

@@ -162,6 +162,10 @@ def trained(model: nn.Module) -> set[int]:
 
 def refuse_model(model: nn.Module) -> None:
     """Raise CoverageError for a model whose layers can't be watched, and say what to do with it."""
+    if torch.is_inference_mode_enabled():
+        raise CoverageError(
+            "There are no gradients under torch.inference_mode()", fix="make this call outside of torch.inference_mode()"
+        )
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise CoverageError(
@@ -171,11 +175,17 @@ def refuse_model(model: nn.Module) -> None:
                 fix="build the model in Python and load the weights: model.load_state_dict(scripted.state_dict())",
             )
         for parameter, weight in module.named_parameters(recurse=False):
+            place = f"{name}.{parameter}".lstrip(".")
             if is_lazy(weight):
                 raise CoverageError(
-                    f"{name}.{parameter} has no shape yet: the layer is lazy, and never saw an input".lstrip("."),
+                    f"{place} has no shape yet: the layer is lazy, and never saw an input",
                     given=type(module).__name__,
                     fix="call the model once on a batch (model(inputs)), then load the trained weights into it",
+                )
+            if weight.is_inference():
+                raise CoverageError(
+                    f"{place} was made under torch.inference_mode(), and can have no gradient",
+                    fix="load the model outside of torch.inference_mode()",
                 )
     refuse_unused(model)
 

@@ -250,7 +250,7 @@ class Bare(torch.nn.Module):
 
     def forward(self, input_ids):
         class Output:
-            logits = torch.nn.functional.one_hot(input_ids, 300).double()
+            logits = 2 * torch.nn.functional.one_hot(input_ids, 300).double()
 
         return Output()
 

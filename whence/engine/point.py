@@ -18,6 +18,7 @@ from whence.errors import CoverageError, UsageError
 from whence.progress import note
 from whence.store.fingerprint import fingerprint
 from whence.tasks.base import Task
+from whence.tasks.forward import borrowed
 
 
 class Point:
@@ -32,7 +33,15 @@ class Point:
     """
 
     def __init__(self, model: nn.Module, task: Task, rows: Any = (), *, batch_tokens: int | None = None):
+        model = borrowed(model)
         self.model, self.task, self.rows = model, task, rows
+        if absent := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
+            raise CoverageError(
+                f"{absent[0]} has no numbers: it is on the meta device, as weights are that were moved to disk or never loaded",
+                given=f"{len(absent)} of {sum(1 for _ in model.parameters())} weights",
+                accepted="a model that is whole in memory",
+                fix="load it without device_map or offload_folder: model, tokenizer = whence.load_model(...)",
+            )
         first = next(model.parameters())
         self.dtype, self.device = first.dtype, first.device
         self.sums = torch.promote_types(self.dtype, torch.float32)

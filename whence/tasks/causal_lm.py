@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from whence.errors import UsageError
 from whence.tasks.base import Batch
 from whence.tasks.chat import chat_template_of, render
-from whence.tasks.forward import accepted, unwrapped
+from whence.tasks.forward import accepted, logits_of, unwrapped
 from whence.tasks.head import chunked, worth_chunks
 from whence.tasks.measurements import IGNORED, Measurement, draw_labels
 from whence.tasks.questions import answer_of, span_in_answer
@@ -55,8 +55,17 @@ class CausalLM(TextTask):
         """
         given, labels = _inputs(model, batch), _at(batch["labels"], batch)
         if "kept" in batch and "logits_to_keep" in accepted(model) and not _is_watched(model):
-            return model(**given, logits_to_keep=batch["kept"]).logits, labels
-        return _at(model(**given).logits, batch), labels
+            given["logits_to_keep"] = batch["kept"]
+        logits = logits_of(model, **given)
+        if logits.shape[1] == batch["labels"].shape[1]:
+            logits = _at(logits, batch)
+        if logits.shape[:2] != labels.shape:
+            raise UsageError(
+                f"{type(model).__name__} gives logits for other positions than those of its input.",
+                given=f"logits {tuple(logits.shape)} for {tuple(batch['input_ids'].shape)} tokens",
+                accepted="logits [rows, tokens, vocabulary]",
+            )
+        return logits, labels
 
     def encode(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokenise rows; notes what is cut and what has nothing in the loss.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from whence.tasks.forward import unwrapped
+from whence.tasks.forward import logits_of, unwrapped
 
 LOGITS = 2**25
 """Logits that are held at a time: 128 MiB in float32, and as much again for their gradient."""
@@ -86,5 +86,6 @@ def _is_plain(model: nn.Module, head: nn.Linear) -> bool:
     if isinstance(head.weight, FakeTensor) or head.weight.device.type == "meta":
         return True
     ids = torch.tensor([[0, min(1, head.out_features - 1)]], device=head.weight.device)
-    whole = model(input_ids=ids).logits
-    return torch.equal(whole, head(inner.get_decoder()(input_ids=ids).last_hidden_state))
+    whole = logits_of(model, input_ids=ids)
+    hidden = getattr(inner.get_decoder()(input_ids=ids), "last_hidden_state", None)
+    return hidden is not None and torch.equal(whole, head(hidden))

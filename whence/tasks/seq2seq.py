@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from whence.errors import UsageError
 from whence.tasks.base import Batch
-from whence.tasks.forward import unwrapped
+from whence.tasks.forward import logits_of, unwrapped
 from whence.tasks.measurements import IGNORED, Measurement
 from whence.tasks.questions import answer_of, span_in_answer
 from whence.tasks.text import TextTask
@@ -41,13 +41,14 @@ class Seq2Seq(TextTask):
 
     def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Run the model: the decoder's logits `[B, T, V]`, and the labels."""
-        output = model(
+        logits = logits_of(
+            model,
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             decoder_input_ids=unwrapped(model).prepare_decoder_input_ids_from_labels(labels=batch["decoder_labels"]),
             use_cache=False,
         )
-        return output.logits, batch["labels"]
+        return logits, batch["labels"]
 
     def encode(self, rows: Sequence[Any]) -> list[TokenPair]:
         """Tokenise rows of prompt and completion; notes what is cut and what has no completion."""

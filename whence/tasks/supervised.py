@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from whence.errors import UsageError
 from whence.tasks.base import Batch
+from whence.tasks.forward import logits_of
 
 TARGETS = ("labels", "label", "targets", "target")
 
@@ -21,10 +22,8 @@ def predict(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     name = target_name(batch)
     if "inputs" in batch:
-        output = model(batch["inputs"])
-    else:
-        output = model(**{key: value for key, value in batch.items() if key != name})
-    return getattr(output, "logits", output), batch[name]
+        return logits_of(model, batch["inputs"]), batch[name]
+    return logits_of(model, **{key: value for key, value in batch.items() if key != name}), batch[name]
 
 
 def target_of(item: Any) -> Any:

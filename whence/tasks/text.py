@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from whence.errors import TruncatedQueryError
 from whence.store.fingerprint import fingerprint_tokenizer
 from whence.tasks.base import Batch, Task
+from whence.tasks.forward import check_logits
 from whence.tasks.measurements import (
     NAMED,
     Measurement,
@@ -64,6 +65,7 @@ class LabelTask(Task):
     ) -> Tensor:
         """What `measure` makes of logits and labels, `[B]`; with noise, of labels that are drawn from the model."""
         logits, labels = self.predict(model, batch)
+        check_logits(logits, model)
         return measure(logits, labels if noise is None else draw_labels(logits, labels, noise.reshape(labels.shape)))
 
 

@@ -136,7 +136,7 @@ def _check_inputs(model: nn.Module, task: Task, rows: Sequence[Any], settings: T
         raise UsageError(
             "No weight of the model can be trained: all are frozen.", fix="model.requires_grad_(True), or lora={} (--lora)"
         )
-    if settings.lora is not None and unwrapped(model) is not model:
+    if settings.lora is not None and hasattr(model, "get_base_model"):
         raise UsageError(
             "The model has an adapter already.", fix="leave lora out to train that one, or start from its base model"
         )
