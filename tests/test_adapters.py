@@ -12,10 +12,14 @@ from test_architectures import captured
 from torch import Tensor, nn
 
 import whence
+from whence.attention import plain_attention
 from whence.coverage import Coverage, cover
+from whence.engine.matrices import GaussNewton
 from whence.engine.point import Point, cover_default
+from whence.engine.products import Weights
 from whence.engine.stream import encode
 from whence.errors import CoverageError
+from whence.gradients import Dense
 from whence.operators import Identity
 from whence.tasks import CausalLM, Classification, Task
 
@@ -235,3 +239,42 @@ def test_weights_too_wide_for_a_covariance_are_left_out_and_named(monkeypatch, n
     coverage = cover_default(model, CausalLM(tokenizer()), None)
     assert all(".lora_" in name for name in coverage.sites) and coverage.share < 0.5
     assert notes[0].startswith("base_model.model.lm_head.modules_to_save.default left out, which training moved, too: 20 wide")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["embedding", "ia3", "dora"])
+def test_products_with_the_gauss_newton_matrix_are_those_of_all_that_was_trained(kind):
+    model, task, rows = adapted(KINDS[kind]), CausalLM(tokenizer()), texts(5, seed=1)
+    names = list(cover_default(model, task, None).sites)
+    point = Point(model, task, rows)
+    weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    moved = {name: torch.randn_like(parameter) for name, parameter in weights.items()}
+    product = GaussNewton(point, names)
+    sites = product.sites
+    vectors = Weights(model, sites)
+    blocks = vectors.gather({name: moved[name].unsqueeze(0) for name in vectors.values})
+    found = product @ {name: Dense(w_KOI) for name, w_KOI in blocks.items()}
+    along = sum(float((found[name].dense().w_BOI * blocks[name]).sum()) for name in names)
+    expected = 0.0
+    for item in encode(task, rows).items:
+        batch = task.collate([item])
+
+        def logits(values, batch=batch):
+            with plain_attention():
+                return torch.func.functional_call(model, values, (), {"input_ids": batch["input_ids"]}).logits[0]
+
+        detached = {name: parameter.detach() for name, parameter in weights.items()}
+        out, tangent = torch.func.jvp(logits, (detached,), (moved,))
+        counted = batch["labels"][0] != -100
+        p_TV, u_TV = out.softmax(-1), tangent
+        u_TV = u_TV - (p_TV * u_TV).sum(-1, keepdim=True)
+        expected += float((p_TV * u_TV.square()).sum(-1)[counted].sum()) / len(rows)
+    assert along == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["dora", "ia3"])
+def test_a_plan_knows_adapters(kind):
+    model, task = adapted(KINDS[kind]).float(), CausalLM(tokenizer())
+    planned = whence.plan(model, task, texts(6, seed=1), queries=2, calibrate=False)
+    assert {stage.name for stage in planned.stages} >= {"eigenvalues", "score"}

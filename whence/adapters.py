@@ -56,9 +56,10 @@ def refuse_unused(model: nn.Module) -> None:
                 fix=f"model.{'unmerge_adapter' if merged else 'enable_adapter_layers'}(); for a model without adapters: "
                 "model.merge_and_unload()",
             )
-    for name, config in getattr(model, "peft_config", {}).items():
-        if getattr(config, "is_prompt_learning", False):
-            raise refused_prompts(config, name)
+        configs = None if is_adapter(module) else getattr(module, "peft_config", None)
+        for adapter, config in configs.items() if isinstance(configs, dict) else ():
+            if getattr(config, "is_prompt_learning", False):
+                raise refused_prompts(config, adapter)
 
 
 def refused_prompts(config: Any, name: str) -> CoverageError:
@@ -124,6 +125,7 @@ def _layer(attribute: str, name: str) -> Layer:
         one_hot=one_hot,
         parameters=lambda module: [parameter(module)],
         parts=lambda module, tensors: [_matrix(tensors[0], parameter(module).ndim, one_hot)],
+        whole=not attribute.startswith("lora_embedding_"),
     )
 
 

@@ -44,6 +44,8 @@ class Layer:
     """Views of tensors of the parameters' shapes (after any further dimensions) that make up the matrix `[..., O, I]`."""
     side: int = -1
     """Along which of the two the parts lie side by side."""
+    whole: bool = False
+    """Whether the gradient is formed for whole examples, and is no sum over positions."""
 
 
 PARTS = {"weight", "bias"}
@@ -355,6 +357,7 @@ LAYERS = (
         _layer_norm_gradient,
         parts=_norm_parts,
         side=-2,
+        whole=True,
     ),
-    Layer("norm", _is_rms_norm, _norm_shape, _rms_norm_gradient, parts=_norm_parts, side=-2),
+    Layer("norm", _is_rms_norm, _norm_shape, _rms_norm_gradient, parts=_norm_parts, side=-2, whole=True),
 )

@@ -113,7 +113,6 @@ def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device, att
 def _load_adapter(model: Any, name: str, adapter: str) -> nn.Module:
     """Put an adapter on its base, with all its weights, ready to be trained."""
     from peft import PeftConfig, get_peft_model
-    from peft.utils import load_peft_weights, set_peft_model_state_dict
 
     _check_files(adapter)
     config = PeftConfig.from_pretrained(adapter)
@@ -122,20 +121,38 @@ def _load_adapter(model: Any, name: str, adapter: str) -> nn.Module:
     base, config.base_model_name_or_path, config.inference_mode = config.base_model_name_or_path, None, False
     if base and Path(base).name != Path(name).name:
         note(f"{adapter} says that it was trained on {base}, not on {name}")
-    saved = {re.sub(rf"(^|\.)(?:{WRAPPERS})+", r"\1", key): weight for key, weight in load_peft_weights(adapter, "cpu").items()}
+    saved = adapter_file(adapter)
     _resize_vocabulary(model, saved)
     try:
         adapted = get_peft_model(model, config)  # type: ignore[arg-type]
-        config.base_model_name_or_path = base
+    except (ValueError, RuntimeError) as error:
+        raise _other_weights(adapter, given=_shapes(error), base=base or "its base") from error
+    config.base_model_name_or_path = base
+    set_adapter(adapted, saved, adapter)
+    return adapted
+
+
+def adapter_file(adapter: str) -> dict[str, torch.Tensor]:
+    """Read an adapter's weights, without the prefixes of wrappers in their names."""
+    from peft.utils import load_peft_weights
+
+    return {re.sub(rf"(^|\.)(?:{WRAPPERS})+", r"\1", key): weight for key, weight in load_peft_weights(adapter, "cpu").items()}
+
+
+def set_adapter(adapted: Any, saved: dict[str, torch.Tensor], adapter: str) -> None:
+    """Put an adapter's weights into the model; raises ModelNotFound unless each has its place, and each place its weight."""
+    from peft.utils import set_peft_model_state_dict
+
+    base = adapted.peft_config["default"].base_model_name_or_path or "its base"
+    try:
         absent, unexpected = set_peft_model_state_dict(adapted, saved)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, RuntimeError) as error:
         missing = [error.args[0]] if isinstance(error, KeyError) else []
-        raise _other_weights(adapter, missing, given=_shapes(error), base=base or "its base") from error
+        raise _other_weights(adapter, missing, given=_shapes(error), base=base) from error
     loaded = {id(weight) for name, weight in adapted.named_parameters(remove_duplicate=False) if name not in absent}
     missing = [name for name, weight in adapted.named_parameters() if weight.requires_grad and id(weight) not in loaded]
     if missing or unexpected:
-        raise _other_weights(adapter, missing, unexpected, base=base or "its base")
-    return adapted
+        raise _other_weights(adapter, missing, unexpected, base=base)
 
 
 def _resize_vocabulary(model: Any, saved: Mapping[str, torch.Tensor]) -> None:

@@ -121,20 +121,21 @@ def drawn(curvature: Curvature, out: Path, settings: Inspect, damping: float, re
 
 def coverage(model: Any, modules: str) -> dict[str, Any]:
     """What the selector takes of the model, and what the named ones would."""
-    from whence.coverage import cover
+    from whence.coverage import KINDS, cover
 
     chosen = cover(model, modules)
     shares: dict[str, dict[str, Any]] = {}
-    for selector in ("mlp", "attention", "all", "lora"):
+    for selector in KINDS:
         try:
             found = cover(model, selector)
         except CoverageError:
             continue
         shares[selector] = {"modules": len(found.sites), "share": found.share}
     listed = [{"module": site.name, "shape": list(site.shape), "parameters": site.parameters} for site in chosen.sites.values()]
-    left_out = {kind: count / chosen.parameters for kind, count in chosen.left_out.items()}
+    left_out = {kind: count / max(1, chosen.parameters) for kind, count in chosen.left_out.items()}
     return {
         "parameters": chosen.parameters,
+        "frozen": chosen.frozen,
         "selector": modules,
         "share": chosen.share,
         "left_out": left_out,
@@ -243,10 +244,9 @@ def _show_coverage(found: dict[str, Any]) -> None:
         for entry in found["modules"]
     ]
     print_table(("module", "shape (out x in)", "parameters"), rows, **LOOK)
-    say(
-        f"\n--modules {found['selector']}: {len(rows)} modules, {found['share']:.1%} of {found['parameters']:,} parameters",
-        "bold",
-    )
+    moved = f" that training moved, {found['frozen']:,} are frozen" if found["frozen"] else ""
+    said = f"{len(rows)} modules, {found['share']:.1%} of {found['parameters']:,} parameters{moved}"
+    say(f"\n--modules {found['selector']}: {said}", "bold")
     say("left out: " + ", ".join(f"{kind} {share:.1%}" for kind, share in found["left_out"].items()))
     chosen = (f"{name} {entry['share']:.1%} ({entry['modules']} modules)" for name, entry in found["selectors"].items())
     say("selectors: " + ", ".join(chosen))

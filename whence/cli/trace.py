@@ -69,6 +69,7 @@ def trace(
     from whence.cli.console import coloured, fit_stages, score_stages, start, warn_if_untrained
     from whence.cli.ranking import Ranking
     from whence.cli.show import display, document
+    from whence.coverage import cover
     from whence.data import as_rows
     from whence.generation import answered
     from whence.models import load_model
@@ -82,6 +83,7 @@ def trace(
         warn_if_untrained(loaded, task, rows)
         queries = answered(loaded, task, as_rows([query_like(rows[0], asked.question, asked)]), asked.max_new_tokens)
         curvature = fitting.fit(loaded, task, rows, settings, out=folder / "factors", rerun=session.rerun)
+        sites = cover(loaded, list(curvature.blocks)).sites
         made_from = [list(queries.rows), measured.measurement, measured.damping, norm, settings.method]
         name = f"trace-{fingerprint_settings(made_from)[:8]}"
         scores = scoring.score(
@@ -91,7 +93,7 @@ def trace(
             rows,
             curvature.inverse(measured.damping),
             out=folder / name,
-            per="token",
+            per="example" if any(site.layer.whole for site in sites.values()) else "token",
             norms=[norm] if norm in ("cosine", "relatif") else [],
             rerun=session.rerun,
             precision=settings.precision,

@@ -355,7 +355,7 @@ class _Evaluation:
         kinds: Counter[tuple[int, int, int, bool, int]] = Counter()
         for name in blocks:
             site, shared = self.sites[name], readers[inputs[name]]
-            kinds[*site.shape, shared, not site.layer.one_hot, 1 if site.layer.kind == "norm" else tokens] += 1
+            kinds[*site.shape, shared, not site.layer.one_hot, 1 if site.layer.whole else tokens] += 1
         found = {}
         for (n_out, n_in, shared, has_out, summands), count in kinds.items():
             kind = f"{count} x [{n_out}, {n_in}]" + (f", input shared by {shared}" if shared > 1 else "")

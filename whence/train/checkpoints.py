@@ -23,6 +23,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from whence.models import adapter_file, set_adapter
 from whence.store.files import atomic
 from whence.store.intact import SEAL, file_digest, intact, read_json, reading, sealed
 from whence.store.manifest import load_tensors
@@ -142,14 +143,15 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Put a checkpoint's weights into the model that it was made from, in place; StaleArtifact where files are damaged."""
     intact(path)
     from peft import PeftModel
-    from peft.utils import load_peft_weights, set_peft_model_state_dict
 
     if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_peft_weights(str(path), device="cpu"))
+        set_adapter(model, adapter_file(str(path)), str(path))
         return
     saved = {name: tensor for file in path.glob("model*.safetensors") for name, tensor in load_tensors(file).items()}
     if not saved.keys() <= model.state_dict().keys():  # transformers saves some models (mixtures of experts) under other names
-        saved = type(model).from_pretrained(path, dtype=model.dtype).state_dict()  # type: ignore[attr-defined]
+        other, report = type(model).from_pretrained(path, dtype=model.dtype, output_loading_info=True)  # type: ignore[attr-defined]
+        assert not report["missing_keys"], f"{path} holds another model: {report['missing_keys']}"
+        saved = other.state_dict()
     missing, unexpected = model.load_state_dict(saved, strict=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     counts = Counter(map(id, parameters.values()))
