@@ -105,6 +105,14 @@ def test_a_tied_head_need_not_be_there(tmp_path, tiny_model_folder, tiny_llama, 
     assert same_weights(load_model(tmp_path / "tied")[0], tied) and notes == []
 
 
+def test_a_tied_model_may_have_either_of_both(tmp_path, tiny_llama, tiny_tokenizer):
+    tied = type(tiny_llama)(LlamaConfig(**tiny_llama.config.to_dict() | {"tie_word_embeddings": True}))
+    tied.save_pretrained(tmp_path / "tied")
+    tiny_tokenizer.save_pretrained(tmp_path / "tied")
+    rewrite(tmp_path / "tied", lambda name, weight: (name.replace("model.embed_tokens", "lm_head"), weight))
+    assert same_weights(load_model(tmp_path / "tied")[0], tied)
+
+
 def test_a_model_is_refused_with_a_weight_of_another_shape(tiny_model_folder):
     rewrite(tiny_model_folder, lambda name, weight: (name, weight[:-1] if "norm" in name else weight))
     with pytest.raises(ModelNotFound, match="are not those of the model"):
@@ -170,7 +178,7 @@ def adapted(base, folder, config):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["dora", "copies", "tokens", "embedding", "ia3", "vera"])
+@pytest.mark.parametrize("kind", ["dora", "copies", "tokens", "embedding", "ia3", "vera", "adalora", "biases"])
 def test_adapters_of_every_kind_come_with_all_their_weights(tmp_path, tiny_model_folder, tiny_llama, kind):
     import peft
 
@@ -181,6 +189,8 @@ def test_adapters_of_every_kind_come_with_all_their_weights(tmp_path, tiny_model
         "embedding": peft.LoraConfig(r=2, target_modules=["embed_tokens"]),
         "ia3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
         "vera": peft.VeraConfig(r=2, target_modules=["q_proj"]),
+        "adalora": peft.AdaLoraConfig(init_r=3, target_modules=["q_proj"], total_step=10),
+        "biases": peft.LoraConfig(r=2, target_modules=["q_proj"], bias="all"),
     }[kind]
     expected = adapted(tiny_llama, tmp_path / "adapter", config)
     found, _ = load_model(tiny_model_folder, adapter=tmp_path / "adapter")
@@ -188,6 +198,7 @@ def test_adapters_of_every_kind_come_with_all_their_weights(tmp_path, tiny_model
     torch.testing.assert_close(found(ids.to(found.device)).logits.cpu(), expected(ids).logits)
     trained = {name for name, parameter in found.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, parameter in expected.named_parameters() if parameter.requires_grad}
+    load_model(tiny_model_folder, adapter=tmp_path / "adapter", dtype="bfloat16")
     if kind == "copies":
         rewrite(
             tmp_path / "adapter",

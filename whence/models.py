@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from whence import dist
-from whence.adapters import refused_prompts
+from whence.adapters import adapter_weights, refused_prompts
 from whence.errors import AdapterBaseMissing, ModelNotFound, WhenceError
 from whence.progress import note
 from whence.shortage import shortages
@@ -150,7 +150,9 @@ def set_adapter(adapted: Any, saved: dict[str, torch.Tensor], adapter: str) -> N
         missing = [error.args[0]] if isinstance(error, KeyError) else []
         raise _other_weights(adapter, missing, given=_shapes(error), base=base) from error
     loaded = {id(weight) for name, weight in adapted.named_parameters(remove_duplicate=False) if name not in absent}
-    missing = [name for name, weight in adapted.named_parameters() if weight.requires_grad and id(weight) not in loaded]
+    own = adapter_weights(adapted, active=True)  # biases of the base are trained, too, where the config says so
+    wanted = {id(weight): name for name, weight in adapted.named_parameters() if id(weight) in own or weight.requires_grad}
+    missing = [name for each, name in wanted.items() if each not in loaded and (each in own or name.endswith("bias"))]
     if missing or unexpected:
         raise _other_weights(adapter, missing, unexpected, base=base)
 
@@ -168,9 +170,8 @@ def _resize_vocabulary(model: Any, saved: Mapping[str, torch.Tensor]) -> None:
 
 def _fit_tokens(model: Any, tokenizer: Any) -> None:
     """Say where the tokenizer has tokens that the model has no embedding for, and pad with another."""
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    rows = getattr(embedding, "num_embeddings", None)
-    if rows is None or len(tokenizer) <= rows:
+    rows = len(model.get_input_embeddings().weight)
+    if len(tokenizer) <= rows:
         return
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= rows:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token

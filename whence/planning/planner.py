@@ -38,6 +38,7 @@ from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
 from whence.settings import Fit, Index
 from whence.tasks.base import Task
+from whence.tasks.forward import borrowed
 
 
 def plan(
@@ -68,7 +69,7 @@ def plan(
     """
     settings = settings.changed(**changes)
     asked = Settings(settings, rank)
-    blank = blank_model(os.fspath(model), dtype) if not isinstance(model, nn.Module) else model
+    blank = blank_model(os.fspath(model), dtype) if not isinstance(model, nn.Module) else borrowed(model)
     planner = Planner(blank, task, data, queries, device, calibrate, index)
     if memory is not None:
         free = memory

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.attention import plain_attention
-from whence.coverage import cover
+from whence.coverage import cover, trained
 from whence.engine.products import gauss_newton, with_weights
 from whence.engine.stream import encode, read
 from whence.tasks.base import Batch, Task
@@ -37,7 +37,8 @@ class Problem:
     def __init__(self, model: nn.Module, task: Task, train: Any, queries: Any = (), modules: str | Sequence[str] | None = None):
         self.model, self.task = copy.deepcopy(model).double().eval().requires_grad_(False), task
         self.device = next(self.model.parameters()).device
-        chosen = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        moved = trained(model)
+        chosen = {name for name, parameter in model.named_parameters() if id(parameter) in moved}
         if modules is not None:
             uses = [use for site in cover(model, modules).sites.values() for use in site.uses]
             used = {id(own) for module, layer in uses for own in layer.parameters(module)}
