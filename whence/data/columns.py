@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from whence.data.turns import FLAGS, is_turns, joined, read_turns, with_context
 from whence.errors import ColumnError, UsageError
 from whence.progress import note
 
@@ -38,18 +40,25 @@ GUESSES = (
 COMPANIONS = {"source": str | int, "label": str | int | float, "contrast": str, "span": str}
 """Roles that a column of the same name plays without being asked, if its values have this type."""
 
-SPEAKERS = {"human": "user", "gpt": "assistant"}
-"""Names of the ShareGPT format for the roles of a conversation."""
+NAMES = ("id", "_id", "idx", "index", "uid", "uuid", "unnamed: 0")
+"""Columns that only number rows."""
+
+LISTED = 8
+"""Columns that are named at most."""
 
 Record = Mapping[str, Any]
 
 
 def read_columns(
-    records: Sequence[Record], columns: Mapping[str, str] | None, origin: str
+    records: Sequence[Record],
+    columns: Mapping[str, str] | None,
+    origin: str,
+    place: Callable[[int], str] | None = None,
 ) -> tuple[list[dict[str, Any]], list[str] | None]:
     """Turn records into rows, and the user's ids if `columns` names a column for them.
 
-    Without a mapping of the content, well-known column names are looked for in each record, and what was found is noted.
+    Without a mapping of the content, well-known column names are looked for in each record, and what was found is noted, as
+    are columns that nothing reads. `place` says where the record of a number is, for messages; counted from 1.
     Raises `ColumnError` when a column is missing or nothing looks like text, `UsageError` for values that aren't text.
     """
     given = dict(columns or {})
@@ -57,22 +66,64 @@ def read_columns(
     _check_names(given, records, origin)
     guessed: dict[tuple[str, ...], dict[str, str]] = {}
     rows, ids = [], []
+    unread: dict[str, None] = {}
+    unread_of_turns: dict[str, None] = {}
     for number, record in enumerate(records, start=1):
-        mapping = given
+        where, mapping = place(number) if place else f"Row {number} of {origin}", given
         if not given.keys() & {"text", "prompt", "messages"}:
             names = tuple(name for name, value in record.items() if value is not None)
             if names not in guessed:
                 guessed[names] = _guess(names, record, origin)
             mapping = {**guessed[names], **given}
-        row = {role: _value(record, role, column, number, origin) for role, column in mapping.items()}
+        row = {role: _value(record, role, column, where, unread_of_turns) for role, column in mapping.items()}
         if "id" in mapping:
             ids.append(row.pop("id"))
-        rows.append({role: value for role, value in row.items() if value is not None})
+        row = {role: value for role, value in row.items() if value is not None}
+        if not isinstance(row.get("prompt", ""), str) or not isinstance(row.get("completion", ""), str):
+            row = joined(row)
+        used = [name for column in mapping.values() for name in _split(column, record)]
+        if "messages" in row:
+            row, context = with_context(row, record, where)
+            used += context
+        unread |= dict.fromkeys(name for name, value in record.items() if name not in unread and _says(name, value, used))
+        _check_characters(row, where)
+        rows.append(row)
     for mapping in {json.dumps(m): m for m in guessed.values()}.values():
         if any(role != column for role, column in mapping.items()):
             said = ", ".join(f"{role} = {column}" for role, column in mapping.items())
             note(f"{origin}: read as {said} (guessed from the column names)")
+    left_out = [*unread, *(f"{name} (of turns)" for name in unread_of_turns)]
+    if left_out:
+        more = f" and {len(left_out) - LISTED} more" if len(left_out) > LISTED else ""
+        note(f"{origin}: not read: {', '.join(left_out[:LISTED])}{more}; to join columns: --columns prompt=A+B")
     return rows, ids if "id" in given else None
+
+
+def _says(name: str, value: Any, used: Sequence[str]) -> bool:
+    """Whether a column that is not used holds more than a number: text, a list, or a flag that leaves the row out."""
+    if name in used or name.strip().lower() in NAMES:
+        return False
+    if name.strip().lower() in FLAGS and not isinstance(value, str):
+        return value is not None and value != 1
+    if not isinstance(value, str):
+        return isinstance(value, list | tuple | Mapping) and len(value) > 0
+    try:
+        float(value or 0)
+    except ValueError:
+        return True
+    return False
+
+
+def _check_characters(row: Mapping[str, Any], where: str) -> None:
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{where} holds half a character (a lone surrogate), which is not text.",
+            given=ascii(error.object[max(0, error.start - 30) : error.end + 30]),
+            accepted="Unicode text; JSON writes a character past \\uffff as two escapes, such as \\ud83d\\ude42",
+            fix="leave the row out, or mend its text: text.encode('utf-8', 'replace').decode()",
+        ) from error
 
 
 def _check_roles(columns: Mapping[str, str]) -> None:
@@ -104,23 +155,36 @@ def _check_names(columns: Mapping[str, str], records: Sequence[Record], origin: 
             if name not in known:
                 sample = {key: next(r[key] for r in records if key in r) for key in known}
                 near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-                mended = {**columns, role: near[0]} if near else _propose(sample)
-                raise _column_error(f"{origin} has no column {name!r}.", sample, mended)
+                mended = {**columns, role: near[0]} if near else propose(sample)
+                raise column_error(f"{origin} has no column {name!r}.", sample, mended)
 
 
 def _guess(names: tuple[str, ...], record: Record, origin: str) -> dict[str, str]:
     """Take the first of the well-known mappings whose columns are all there."""
-    by_lower = {name.lower(): name for name in reversed(names)}
+    by_lower = {name.strip().lower(): name for name in reversed(names)}
     for guess in GUESSES:
         wanted = {role: column.split("+") for role, column in guess.items()}
         if all(name in by_lower for parts in wanted.values() for name in parts):
             mapping = {role: "+".join(by_lower[name] for name in parts) for role, parts in wanted.items()}
             along = {role: by_lower[role] for role in COMPANIONS if role in by_lower}
             return mapping | {role: name for role, name in along.items() if isinstance(record[name], COMPANIONS[role])}
-    raise _column_error(f"No column of {origin} has a name that says what it is.", record, _propose(record))
+    if "input_ids" in by_lower:
+        raise ColumnError(
+            f"{origin} holds token ids, and whence reads text.",
+            given=f"columns {', '.join(names)}",
+            accepted="the data as it was before it was tokenised; whence tokenises, and finds what is in the loss, by itself",
+            fix='the rows before map(), or their text: {"text": tokenizer.decode(row["input_ids"])}',
+        )
+    raise column_error(f"No column of {origin} has a name that says what it is.", record, propose(record))
 
 
-def _propose(sample: Record) -> dict[str, str]:
+def is_known(names: Sequence[str]) -> bool:
+    """Whether well-known columns are among these, from which the content can be guessed."""
+    lower = {name.strip().lower() for name in names}
+    return any(all(name in lower for column in guess.values() for name in column.split("+")) for guess in GUESSES)
+
+
+def propose(sample: Record) -> dict[str, str]:
     """Propose a mapping that might be meant: the longest text, or the two longest if they are of a kind."""
     texts = sorted((name for name, value in sample.items() if isinstance(value, str)), key=lambda n: -len(sample[n]))
     texts = [name for name in texts if " " in sample[name]] or texts
@@ -132,9 +196,10 @@ def _propose(sample: Record) -> dict[str, str]:
     return {"prompt": prompt, "completion": completion}
 
 
-def _column_error(what: str, sample: Record, mapping: Mapping[str, str]) -> ColumnError:
+def column_error(what: str, sample: Record, mapping: Mapping[str, str]) -> ColumnError:
+    """Say what is wrong with the columns, show them with a sample, and propose a mapping to paste."""
     shown = "; ".join(f"{name}: {_clip(value)}" for name, value in sample.items())
-    options = " ".join(f"--columns {role}={column}" for role, column in mapping.items())
+    options = " ".join(f"--columns {shlex.quote(f'{role}={column}')}" for role, column in mapping.items())
     return ColumnError(
         what,
         given=f"columns {shown}",
@@ -152,41 +217,26 @@ def _split(column: str, known: Mapping[str, Any]) -> list[str]:
     return [column] if column in known else column.split("+")
 
 
-def _value(record: Record, role: str, column: str, number: int, origin: str) -> Any:
+def _value(record: Record, role: str, column: str, where: str, unread: dict[str, None]) -> Any:
     """Take what the record holds for a role, checked; None where an optional part is missing."""
     parts = [record.get(name) for name in _split(column, record)]
     if len(parts) > 1:
         parts = [part for part in parts if part not in (None, "")]
         if all(isinstance(part, str) for part in parts):
             return "\n".join(parts)
+        parts = [part for part in parts if not isinstance(part, str)]
     value = parts[0] if parts else ""
     if role in ("id", "source", "label") and isinstance(value, str | int | float):
         return value if role == "label" else str(value)
     if value is None and role in ("completion", "source", "contrast", "span"):
         return None
-    if role == "messages":
-        return _messages(value, number, origin)
+    if role == "messages" or (role in ("prompt", "completion", "contrast") and is_turns(value)):
+        return read_turns(value, where, unread)
     if not isinstance(value, str):
         raise UsageError(
-            f"Row {number} of {origin} has no text in column {column!r}.",
+            f"{where} has no text in column {column!r}.",
             given=f"{_clip(value)} (type {'null' if value is None else type(value).__name__})",
             accepted=f"a string for {role}",
             fix="leave the row out, or turn the value into text before loading",
         )
     return value
-
-
-def _messages(value: Any, number: int, origin: str) -> list[dict[str, str]]:
-    """Write a conversation with `role` and `content`, also from the ShareGPT names `from` and `value`."""
-    messages = []
-    for turn in value if isinstance(value, list | tuple) else [value]:
-        turn = turn if isinstance(turn, Mapping) else {}
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise UsageError(
-                f"Row {number} of {origin} holds no conversation.",
-                given=_clip(value, 120),
-                accepted='[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
-            )
-        messages.append({"role": SPEAKERS.get(role, role), "content": content})
-    return messages

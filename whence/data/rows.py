@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -62,7 +62,13 @@ def with_contents(rows: Rows, contents: Iterable[dict[str, Any]]) -> Rows:
     return replace(rows, rows=changed, fingerprint=_fingerprint(rows.ids, changed))
 
 
-def make_rows(records: Iterable[Record | str], *, columns: Mapping[str, str] | None = None, origin: str) -> Rows:
+def make_rows(
+    records: Iterable[Record | str],
+    *,
+    columns: Mapping[str, str] | None = None,
+    origin: str,
+    place: Callable[[int], str] | None = None,
+) -> Rows:
     """Build rows from records (strings are texts). The source of a row is no part of its content.
 
     Raises `UsageError` when there is no row or the user's ids repeat, and what `read_columns` raises.
@@ -70,7 +76,7 @@ def make_rows(records: Iterable[Record | str], *, columns: Mapping[str, str] | N
     table = [{"text": record} if isinstance(record, str) else record for record in records]
     if not table:
         raise UsageError(f"There are no rows in {origin}.", accepted="at least one row")
-    rows, own_ids = read_columns(table, columns, origin)
+    rows, own_ids = read_columns(table, columns, origin, place)
     digests = [content_digest({role: value for role, value in row.items() if role != "source"}) for row in rows]
     counts = Counter(digests)
     if len(counts) < len(rows):
