@@ -166,11 +166,11 @@ def test_missing_file_of_a_bare_name_does_not_ask_the_hub(monkeypatch):
         load_data("nowhere.jsonl")
 
 
-def test_folder_without_a_dataset(tmp_path):
-    (tmp_path / "shard.txt").write_text("a")
-    with pytest.raises(UsageError, match="no folder of Dataset.save_to_disk") as raised:
+def test_folder_without_data(tmp_path):
+    (tmp_path / "model.bin").write_text("a")
+    with pytest.raises(UsageError, match="There is no data in") as raised:
         load_data(tmp_path)
-    assert "shard.txt" in raised.value.given
+    assert "model.bin" in raised.value.given
 
 
 def test_hub_names(monkeypatch):
@@ -206,8 +206,158 @@ def test_as_rows(tmp_path):
     as_jsonl(tmp_path / "a.jsonl")
     assert as_rows(tmp_path / "a.jsonl").fingerprint == as_rows(str(tmp_path / "a.jsonl")).fingerprint == rows.fingerprint
     assert as_rows(["a"]).rows == ({"text": "a"},)
-    with pytest.raises(UsageError, match="no text data"):
+    with pytest.raises(UsageError, match="read from a int"):
         as_rows(3)
+    with pytest.raises(UsageError, match="no text data"):
+        as_rows([3])
+
+
+@pytest.mark.parametrize("ends", [("", ","), (",", ""), (",", ","), ("", ",,"), (",", ", ")])
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_a_separator_at_the_end_of_a_line_shifts_no_column(ends, name, separator, tmp_path):
+    header, row = (end.replace(",", separator) for end in ends)
+    text = f"prompt{separator}completion{header}\nq1{separator}a1{row}\nq2{separator}a2{row}\n"
+    (tmp_path / name).write_text(text)
+    assert [(each["prompt"], each["completion"]) for each in load_data(tmp_path / name)] == [("q1", "a1"), ("q2", "a2")]
+
+
+@pytest.mark.parametrize("first", ["q1,a1\n", ""])
+def test_a_text_with_separators_but_no_quotes_is_refused_by_its_line(first, tmp_path):
+    (tmp_path / "a.csv").write_text(f"prompt,completion\n{first}Where, exactly?,In Turin.\n")
+    with pytest.raises(UsageError, match=f"Line {3 if first else 2} of .*a.csv has 3 cells, and there are 2 columns"):
+        load_data(tmp_path / "a.csv")
+
+
+def test_a_line_that_ends_early_has_no_value_there(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,completion\nq1,a1\nq2\n")
+    assert load_data(tmp_path / "a.csv").rows == ({"prompt": "q1", "completion": "a1"}, {"prompt": "q2"})
+
+
+def test_cells_as_long_as_documents(tmp_path):
+    (tmp_path / "a.csv").write_text(f"text,n\n{'word ' * 40_000},1\n")
+    assert len(load_data(tmp_path / "a.csv")[0]["text"]) == 200_000
+
+
+def test_blanks_in_a_header(tmp_path):
+    (tmp_path / "a.csv").write_text("Prompt , completion\nq, a\n")
+    assert load_data(tmp_path / "a.csv").rows == ({"prompt": "q", "completion": " a"},)
+
+
+def test_columns_of_one_name_are_told_apart(tmp_path, notes):
+    (tmp_path / "a.csv").write_text("text,text,text\na,b,c\n")
+    assert load_data(tmp_path / "a.csv", columns={"text": "text+text.1+text.2"})[0]["text"] == "a\nb\nc"
+    assert any("several columns 'text'" in note for note in notes)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_other_separators_are_noticed(separator, tmp_path, notes):
+    (tmp_path / "a.csv").write_text(f"prompt{separator}completion\nWhere, exactly?{separator}In Turin.\n")
+    assert load_data(tmp_path / "a.csv").rows == ({"prompt": "Where, exactly?", "completion": "In Turin."},)
+    assert any(repr(separator) in note for note in notes)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_table_without_header_line_shows_its_columns_by_number(name, tmp_path):
+    (tmp_path / name).write_text("A stirring film about nothing\t1\nDull\t0\n".replace("\t", "\t" if name == "a.tsv" else ","))
+    with pytest.raises(ColumnError, match="seems to begin with a row") as raised:
+        load_data(tmp_path / name)
+    assert "--columns text=0" in raised.value.fix
+    assert len(load_data(tmp_path / name, columns={"text": "0", "label": "1"})) == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.jsonl.gz"])
+def test_encodings_that_a_file_says(encoding, name, tmp_path):
+    content = {"jsonl": '{"text": "Käse in Turin"}\n', "csv": "text\nKäse in Turin\n", "txt": "Käse in Turin\n"}[
+        name.split(".")[1]
+    ]
+    opened = gzip.open if name.endswith(".gz") else open
+    with opened(tmp_path / name, "wt", encoding=encoding) as file:
+        file.write(content)
+    assert load_data(tmp_path / name).rows == ({"text": "Käse in Turin"},)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp1251"])
+def test_other_encodings_are_named(encoding, tmp_path):
+    text = "Всё о сыре и вине" if encoding == "cp1251" else "Ein Käse für Übermütige, schön größer"
+    (tmp_path / "a.csv").write_bytes(f"text\n{text}\n".encode(encoding))
+    with pytest.raises(UsageError, match="it is not UTF-8") as raised:
+        load_data(tmp_path / "a.csv")
+    name = raised.value.fix.split()[2]
+    assert text.encode(encoding).decode(name) == text
+    assert str(tmp_path / "a.csv") in raised.value.fix
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("layout", ["list", "one after the other"])
+def test_json_over_several_lines(name, layout, tmp_path):
+    written = json.dumps(RECORDS, indent=2) if layout == "list" else "\n".join(json.dumps(row, indent=2) for row in RECORDS)
+    (tmp_path / name).write_text(written)
+    assert load_data(tmp_path / name).rows == tuple(RECORDS)
+    assert load_data(tmp_path / name, limit=1).rows == tuple(RECORDS[:1])
+
+
+def test_json_lists_by_column(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({key: [row[key] for row in RECORDS] for key in RECORDS[0]}))
+    assert load_data(tmp_path / "a.json").rows == tuple(RECORDS)
+
+
+def test_a_folder_of_shards_is_read_as_a_whole(tmp_path, notes):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in (10, 9, 1):
+        (folder / f"part-{number}.jsonl").write_text(json.dumps({"text": f"text {number}"}))
+    (folder / "README.md").write_text("About the data.")
+    wanted = [f"text {number}" for number in (1, 9, 10)]
+    assert [row["text"] for row in load_data(folder)] == wanted
+    assert [row["text"] for row in load_data(folder / "part-*.jsonl")] == wanted
+    assert [row["text"] for row in load_data(f"{tmp_path}/**/*.jsonl", limit=2)] == wanted[:2]
+    assert any("3 files, part-1.jsonl to part-10.jsonl, 3 rows" in note for note in notes)
+
+
+def test_a_folder_of_splits_gives_one_of_them(tmp_path, notes):
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    assert [row["text"] for row in load_data(tmp_path)] == ["train-00000-of-00002", "train-00001-of-00002"]
+    assert [row["text"] for row in load_data(tmp_path, split="valid")] == ["validation-00000-of-00001"]
+    assert any("not read: validation-00000-of-00001.jsonl" in note for note in notes)
+    with pytest.raises(UsageError, match="no split 'test'"):
+        load_data(tmp_path, split="test")
+
+
+def test_a_folder_of_several_kinds_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('"a"')
+    (tmp_path / "b.csv").write_text("text\nb")
+    with pytest.raises(UsageError, match="of several kinds") as raised:
+        load_data(tmp_path)
+    assert "*.jsonl" in raised.value.fix
+
+
+def test_a_row_of_shards_is_named_by_its_file(tmp_path):
+    (tmp_path / "a-1.jsonl").write_text('{"text": "a"}\n{"text": "b"}')
+    (tmp_path / "a-2.jsonl").write_text('{"text": "c"}\n{"text": 3}')
+    with pytest.raises(UsageError, match=r"Row 2 of .*a-2\.jsonl has no text"):
+        load_data(tmp_path, columns={"text": "text"})
+
+
+def test_one_of_several_shards_is_never_suggested(tmp_path):
+    for number in range(2):
+        (tmp_path / f"train-0000{number}.jsonl").write_text('"a"')
+    with pytest.raises(UsageError, match="no data at") as raised:
+        load_data(tmp_path / "train.jsonl")
+    assert raised.value.fix == f"did you mean '{tmp_path}/train-*.jsonl'?"
+    with pytest.raises(UsageError, match="no files"):
+        load_data(tmp_path / "valid-*.jsonl")
+
+
+@pytest.mark.parametrize("text", ["half \ud83d of it", "\udc00"])
+def test_half_a_character_names_its_row(text, tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in [{"text": "a"}, {"text": text}]))
+    with pytest.raises(UsageError, match=r"Row 2 of .*a\.jsonl holds half a character"):
+        load_data(tmp_path / "a.jsonl")
+    talk = [{"role": "user", "content": text}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(UsageError, match="Row 1 of .* holds half a character"):
+        as_rows([{"messages": talk}])
 
 
 REAL = {

@@ -1,26 +1,47 @@
-"""Read data from wherever it is: files, folders of the `datasets` library, the hub, or Python lists."""
+"""Read data from wherever it is: files, folders, globs, the hub, or what Python has."""
 
 from __future__ import annotations
 
+import codecs
+import csv
 import difflib
-import functools
+import glob
 import gzip
+import io
 import itertools
 import json
 import re
+import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from whence.data.columns import Record
+from whence.data.columns import Record, column_error, is_known, propose
+from whence.data.containers import sequence_of
 from whence.data.rows import Rows, make_rows
 from whence.errors import UsageError, WhenceError
+from whence.progress import note
 from whence.store.intact import unsealed
 
 Reader = Callable[[Path, int | None, Mapping[str, str]], Iterable[Any]]
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
+
+SPLITS = (("train", "training"), ("validation", "valid", "val", "dev"), ("test", "eval", "evaluation"))
+"""What files of a data set's splits are called, each by several names."""
+
+BESIDE = re.compile(r"(readme|license|licence|changelog|notice|dataset_infos?|state|metadata|\.).*", re.IGNORECASE)
+"""Files beside the data of a folder."""
+
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""How a file begins that says its encoding; those of UTF-32 before those of UTF-16, with which they begin."""
+
+SEPARATORS = (";", "\t", "|")
+"""What stands between columns beside what the ending says."""
 
 
 def load_data(
@@ -30,46 +51,127 @@ def load_data(
 
     | path | read as |
     |---|---|
-    | `.jsonl`, `.ndjson` | one object or string per line |
-    | `.json` | a list of objects or strings, `{"data": [...]}`, or the same as `.jsonl` |
+    | `.jsonl`, `.ndjson` | one object or string per line; objects over several lines are read too |
+    | `.json` | a list of objects or strings, `{"data": [...]}`, lists by column, or the same as `.jsonl` |
     | `.csv`, `.tsv` | all values as text; a TSV has no quotes; without a header line columns are named "0", "1", ... |
     | `.parquet`, `.arrow` | a table |
     | `.txt`, `.text`, `.md`, `.tokens` | one row per paragraph; blank lines separate paragraphs |
-    | a folder | what `Dataset.save_to_disk` wrote |
+    | a folder | what `Dataset.save_to_disk` wrote, or all its files, which are of one kind |
+    | `shards/part-*.jsonl` | all these files, in the order of their names |
     | `owner/name`, `name`, `owner/name:config` | a data set of the hub, when nothing of that name is here |
 
-    Text files may be compressed (`.gz`). `columns` says which column plays which part (see `whence.data.columns`); without it
-    well-known names are recognised and the guess is noted. Rows are named by their content unless `columns` has an `"id"`.
+    Text is UTF-8, or UTF-16 where the file says so, and may be compressed (`.gz`). `columns` says which column plays which part
+    (see `whence.data.columns`); without it well-known names are recognised and the guess is noted. Rows are named by their
+    content unless `columns` has an `"id"`.
     Raises `ColumnError` when no column fits, `UsageError` for anything else that can't be read.
     """
     place, origin = Path(path), str(path)
     if place.is_dir():
-        records = _read_folder(place, split, limit)
-    elif place.is_file():
-        records = _read_file(place, limit, columns or {})
-    elif HUB_NAME.fullmatch(origin) and _kind(place) not in READERS:
-        records = _read_hub(origin, split, limit)
-    else:
-        near = difflib.get_close_matches(place.name, _names_in(place.parent), n=1, cutoff=0.5)
-        raise UsageError(f"There is no data at {origin}.", fix=f"did you mean {place.parent / near[0]}?" if near else "")
-    return make_rows(records, columns=columns, origin=origin)
+        if any((place / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
+            return make_rows(_read_folder(place, split, limit), columns=columns, origin=origin)
+        return _load_files(_files_of(place, split), columns, origin, limit)
+    if place.is_file():
+        return make_rows(_read_file(place, limit, columns or {}), columns=columns, origin=origin)
+    if glob.has_magic(origin):
+        files = sorted((Path(name) for name in glob.glob(origin, recursive=True) if Path(name).is_file()), key=_in_order)
+        if not files:
+            raise UsageError(f"There are no files {origin}.", fix=f"ls {place.parent}")
+        return _load_files(files, columns, origin, limit)
+    if HUB_NAME.fullmatch(origin) and _kind(place) not in READERS:
+        return make_rows(_read_hub(origin, split, limit), columns=columns, origin=origin)
+    near = difflib.get_close_matches(place.name, _names_in(place.parent), n=1, cutoff=0.5)
+    raise UsageError(f"There is no data at {origin}.", fix=f"did you mean {_suggested(place.parent, near[0])}?" if near else "")
 
 
 def as_rows(data: Any) -> Rows:
-    """Rows of what a user may pass: `Rows`, a path, a list of strings or dicts, or a `datasets.Dataset`."""
+    """Rows of what a user may pass: `Rows`, a path, strings or dicts, a table of pandas or pyarrow, a `datasets.Dataset`."""
     if isinstance(data, Rows):
         return data
     if isinstance(data, str | Path):
         return load_data(data)
-    if hasattr(data, "to_list"):
-        return make_rows(data.to_list(), origin=f"a {type(data).__name__}")
-    if isinstance(data, list | tuple) and all(isinstance(row, str | Mapping) for row in data):
-        return make_rows(data, origin=f"a list of {len(data):,} rows")
+    origin = f"a list of {len(data):,} rows" if isinstance(data, list | tuple) else f"a {type(data).__name__}"
+    rows: Any = sequence_of(data)
+    records = rows.to_list() if hasattr(rows, "to_list") else [rows[number] for number in range(len(rows))]
+    if all(isinstance(row, str | Mapping) for row in records):
+        return make_rows(records, origin=origin)
     raise UsageError(
         "This is no text data.",
-        given=f"a {type(data).__name__}",
-        accepted="a path or hub name, a list of strings or dicts, a datasets.Dataset, or what load_data returned",
+        given=origin,
+        accepted="a path or hub name, a list of strings or dicts, a table, a datasets.Dataset, or what load_data returned",
     )
+
+
+def _load_files(files: Sequence[Path], columns: Mapping[str, str] | None, origin: str, limit: int | None) -> Rows:
+    """Read files one after the other, as one data set."""
+    kinds = dict.fromkeys(map(_kind, files))
+    if len(kinds) > 1:
+        raise UsageError(
+            f"The files of {origin} are of several kinds, and it is not clear which are the data.",
+            given=", ".join(f"{next(file.name for file in files if _kind(file) == kind)}" for kind in kinds),
+            accepted="files of one kind",
+            fix=f"name them: '{files[0].parent}/*{''.join(files[0].suffixes[-1:])}'",
+        )
+    records: list[Record | str] = []
+    ends: list[int] = []
+    for file in files:
+        left = None if limit is None else limit - len(records)
+        if left == 0:
+            break
+        records += _read_file(file, left, columns or {})
+        ends.append(len(records))
+    note(f"{origin}: {len(ends)} files, {files[0].name} to {files[len(ends) - 1].name}, {len(records):,} rows")
+
+    def where(number: int) -> str:
+        which = next(i for i, end in enumerate(ends) if number <= end)
+        return f"Row {number - (ends[which - 1] if which else 0)} of {files[which]}"
+
+    return make_rows(records, columns=columns, origin=origin, place=where)
+
+
+def _files_of(folder: Path, split: str) -> list[Path]:
+    """The files of a folder that are its data; of one with splits, those of the split."""
+    files = [file for file in folder.rglob("*") if file.is_file() and _kind(file) in READERS]
+    files = sorted((file for file in files if not BESIDE.match(file.relative_to(folder).name)), key=_in_order)
+    if not files:
+        raise UsageError(
+            f"There is no data in {folder}.",
+            given=f"a folder with {', '.join(_names_in(folder)[:8]) or 'nothing in it'}",
+            accepted=f"a folder of Dataset.save_to_disk, or one with files {', '.join(READERS)}",
+        )
+    splits = {file: _split_of(file.relative_to(folder)) for file in files}
+    names = list(dict.fromkeys(name for name in splits.values() if name))
+    if not names:
+        return files
+    wanted = next((known[0] for known in SPLITS if split.lower() in known), split)
+    chosen = [file for file in files if splits[file] == wanted]
+    left_out = [str(file.relative_to(folder)) for file in files if file not in chosen]
+    if chosen and left_out:
+        note(f"{folder}: split {wanted}; not read: {', '.join(left_out[:5])}{', ...' if len(left_out) > 5 else ''}")
+    if not chosen:
+        raise UsageError(f"{folder} has no split {split!r}.", accepted=", ".join(names), fix=f"--split {names[0]}")
+    return chosen
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a file is of, by the first word of its name or of its folder's."""
+    for part in (file.name, *(parent.name for parent in file.parents)):
+        word = re.split(r"[^a-z]", part.lower(), maxsplit=1)[0]
+        for known in SPLITS:
+            if word in known:
+                return known[0]
+    return None
+
+
+def _in_order(file: Path) -> list[Any]:
+    """Sort names so that part-10 comes after part-9."""
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", str(file))]
+
+
+def _suggested(folder: Path, name: str) -> str:
+    """The file of this name, or all that differ from it by a number only."""
+    pattern = re.sub(r"\d+", "*", name)
+    alike = glob.glob(str(Path(glob.escape(str(folder))) / pattern)) if pattern != name else []
+    return f"'{folder / pattern}'" if len(alike) > 1 else str(folder / name)
 
 
 def _read_file(path: Path, limit: int | None, columns: Mapping[str, str]) -> list[Record | str]:
@@ -84,7 +186,9 @@ def _read_file(path: Path, limit: int | None, columns: Mapping[str, str]) -> lis
         return list(itertools.islice(READERS[kind](path, limit, columns), limit))
     except WhenceError:
         raise
-    except (ValueError, OSError, EOFError, RecursionError, zlib.error) as error:
+    except UnicodeDecodeError as error:
+        raise _wrong_encoding(path, error) from error
+    except (ValueError, OSError, EOFError, RecursionError, zlib.error, csv.Error) as error:
         packed = f" ({path.suffix.removeprefix('.')})" if path.suffix == ".gz" else ""
         raise UsageError(
             f"{path} can't be read as {kind.removeprefix('.')}{packed}.", given=f"{type(error).__name__}: {error}"
@@ -96,31 +200,67 @@ def _kind(path: Path) -> str:
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
-def _open(path: Path) -> TextIO:
-    return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
+def _open(path: Path, newline: str | None = None) -> TextIO:
+    """Open a text file, in the encoding that it says."""
+    raw: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 - closed with its text
+    try:
+        beginning = raw.read(4096)
+        raw.seek(0)
+    except BaseException:
+        raw.close()
+        raise
+    encoding = next((name for mark, name in MARKS.items() if beginning.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in beginning:  # plain letters in UTF-16 have a zero beside each
+        zeros = [beginning[start::2].count(0) / max(1, len(beginning) // 2) for start in (0, 1)]
+        encoding = "utf-16-le" if zeros[1] > 0.4 else "utf-16-be" if zeros[0] > 0.4 else encoding
+    return io.TextIOWrapper(raw, encoding=encoding, newline=newline)
+
+
+def _wrong_encoding(path: Path, error: UnicodeDecodeError) -> UsageError:
+    import charset_normalizer
+
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        best = charset_normalizer.from_bytes(file.read(2**18)).best()
+    likely = best.encoding if best is not None else "latin_1"
+    name = codecs.lookup(likely).name.upper()
+    end = error.end if isinstance(error.object, bytes) else 0
+    return UsageError(
+        f"{path} can't be read as {_kind(path).removeprefix('.')}: it is not UTF-8.",
+        given=f"the bytes {error.object[max(0, error.start - 20) : end + 20]!r}, which may be {name}",
+        accepted="text in UTF-8, or in UTF-16 with its mark",
+        fix=f"iconv -f {name} -t UTF-8 {path} > utf8{_kind(path)}",
+    )
 
 
 def _read_jsonl(path: Path, limit: int | None, columns: Mapping[str, str]) -> Iterator[Record | str]:
     with _open(path) as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield _record(json.loads(line))
-                except json.JSONDecodeError as error:
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                try:  # a value that goes on over several lines
+                    values = _values(line + lines.read())
+                except json.JSONDecodeError:
                     raise ValueError(f"line {number}: {error}") from error
+                for value in values:
+                    yield from _records(value)
+                return
+            yield from _records(value)
 
 
 def _read_json(path: Path, limit: int | None, columns: Mapping[str, str]) -> Iterable[Record | str]:
     with _open(path) as file:
         text = file.read()
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            return _read_jsonl(path, limit, columns)
-        raise
+    values = _values(text)
+    if len(values) != 1:
+        return [record for value in values for record in _records(value)]
+    (value,) = values
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = unsealed(value, path)["data"]
+    elif isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+        value = sequence_of(value)
     if not isinstance(value, list):
         raise UsageError(
             f"{path} holds no list of rows.",
@@ -130,26 +270,103 @@ def _read_json(path: Path, limit: int | None, columns: Mapping[str, str]) -> Ite
     return [_record(row) for row in value[:limit]]
 
 
+def _values(text: str) -> list[Any]:
+    """The values of JSON that stand one after the other, on lines of their own or not."""
+    decoder, values, at = json.JSONDecoder(), [], 0
+    text = text.strip()
+    while at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        values.append(value)
+        while at < len(text) and text[at].isspace():
+            at += 1
+    return values
+
+
+def _records(value: Any) -> list[Record | str]:
+    return [_record(row) for row in value] if isinstance(value, list) else [_record(value)]
+
+
 def _record(value: Any) -> Record | str:
     if not isinstance(value, dict | str):
         raise ValueError(f"a row is an object or a string, not {json.dumps(value)[:60]}")
     return value
 
 
-def _read_table(separator: str, quoting: int) -> Reader:
+def _read_table(separator: str, quoting: Any) -> Reader:
     def read(path: Path, limit: int | None, columns: Mapping[str, str]) -> list[Any]:
-        import pandas as pd
-
-        read_csv = functools.partial(
-            pd.read_csv, path, sep=separator, quoting=quoting, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
+        lines = _lines(path, separator, quoting, limit)
+        if not lines:
+            return []
+        if len(lines[0][1]) == 1:  # perhaps separated by something else
+            for other in SEPARATORS:
+                if other in lines[0][1][0] and other != separator:
+                    others = _lines(path, other, quoting, limit)
+                    if all(len(cells) == len(others[0][1]) for _, cells in others):
+                        note(f"{path}: read with {other!r} between the columns")
+                        lines = others
+                        break
+        header = lines[0][1]
         wanted = {name for column in columns.values() for name in column.split("+")}
-        missing = wanted - set(read_csv(nrows=0).columns)
-        by_position = missing and all(name.isdigit() for name in missing)
-        frame = read_csv(nrows=limit, header=None if by_position else 0)
-        return frame.rename(columns=str).to_dict("records")
+        missing = wanted - set(header)
+        if missing and all(name.isdigit() and int(name) < len(header) for name in missing):
+            header = [str(number) for number in range(max(len(cells) for _, cells in lines))]
+        elif not wanted & set(header) and not is_known(header) and _looks_like_a_row(header):
+            sample: Record = {str(number): cell for number, cell in enumerate(header)}
+            raise column_error(f"{path} seems to begin with a row: no header line names its columns.", sample, propose(sample))
+        else:
+            header = _unique([name.strip() for name in header], path)
+            lines = lines[1:]
+        return [_cells(header, cells, line, path) for line, cells in lines[:limit]]
 
     return read
+
+
+def _lines(path: Path, separator: str, quoting: Any, limit: int | None) -> list[tuple[int, list[str]]]:
+    """The lines of a table that are not empty, split into cells, with their numbers."""
+    widest = csv.field_size_limit(sys.maxsize)  # a cell may be a whole document
+    try:
+        with _open(path, newline="") as file:
+            reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
+            try:
+                filled = ((reader.line_num, cells) for cells in reader if cells)
+                return list(itertools.islice(filled, None if limit is None else limit + 1))
+            except csv.Error as error:
+                raise csv.Error(f"line {reader.line_num}: {error}") from error
+    finally:
+        csv.field_size_limit(widest)
+
+
+def _cells(header: Sequence[str], cells: list[str], line: int, path: Path) -> Record:
+    """Name a row's cells; a separator at its end makes no cell, and one that is missing there is null."""
+    extra = cells[len(header) :]
+    if any(cell.strip() for cell in extra):
+        raise UsageError(
+            f"Line {line} of {path} has {len(cells)} cells, and there are {len(header)} columns.",
+            given=f"{', '.join(header)}: {json.dumps(cells, ensure_ascii=False)[:300]}",
+            accepted="as many cells as columns; a separator at the end of the line does no harm",
+            fix='put quotes around a text with separators in it ("a, b"), or take a format that needs none (jsonl)',
+        )
+    return {**dict.fromkeys(header), **dict(zip(header, cells, strict=False))}
+
+
+def _unique(names: Sequence[str], path: Path) -> list[str]:
+    """Names of columns that may be used as keys."""
+    unique: list[str] = []
+    for number, name in enumerate(names):
+        name = name or f"Unnamed: {number}"
+        copies = sum(earlier == name or re.fullmatch(rf"{re.escape(name)}\.\d+", earlier) is not None for earlier in unique)
+        if name in unique:
+            note(f"{path}: there are several columns {name!r}; a later one is {name}.{copies}")
+            name = f"{name}.{copies}"
+        unique.append(name)
+    return unique
+
+
+def _looks_like_a_row(header: Sequence[str]) -> bool:
+    """Whether cells are what a text or a label would be, and no name of a column."""
+    numbers = sum(re.fullmatch(r"-?\d+([.,]\d+)?", cell.strip()) is not None for cell in header)
+    texts = sum(len(cell) > 40 or cell.rstrip().endswith((".", "!", "?")) for cell in header)
+    return numbers + texts > 0 or len(set(header)) < len(header)
 
 
 def _read_parquet(path: Path, limit: int | None, columns: Mapping[str, str]) -> list[Record]:
@@ -175,8 +392,8 @@ READERS: dict[str, Reader] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_table(",", quoting=0),
-    ".tsv": _read_table("\t", quoting=3),
+    ".csv": _read_table(",", csv.QUOTE_MINIMAL),
+    ".tsv": _read_table("\t", csv.QUOTE_NONE),
     ".parquet": _read_parquet,
     ".arrow": _read_arrow,
     ".txt": _read_paragraphs,

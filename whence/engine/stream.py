@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from whence.capture import Capture
 from whence.data import Rows, as_rows, content_id
+from whence.data.containers import sequence_of
 from whence.data.rows import numbered
 from whence.errors import NumericalError, UsageError
 from whence.gradients import Gradient
@@ -120,6 +121,7 @@ def read(data: Any) -> Sequence[Any]:
     """Rows of text where the data is text (or where it lies), else the sequence itself."""
     if isinstance(data, Rows | str | Path):
         return as_rows(data)
+    data = sequence_of(data)
     first = data[0] if len(data) else None
     is_text = isinstance(first, str) or (
         isinstance(first, Mapping) and any(isinstance(value, str | list) for value in first.values())
