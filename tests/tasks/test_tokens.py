@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from whence.errors import EmptyLossError, UsageError
+from whence.tasks import CausalLM
 from whence.tasks.tokens import Passage, pad, padding_id, report_lengths, tokenize
 
 texts = st.text(st.sampled_from("abc  \n\t,é戦🙂́") | st.characters(codec="utf-8"), max_size=20)
@@ -150,3 +151,23 @@ def test_report_stops_when_most_rows_are_empty(tiny_tokenizer):
     assert raised.value.code == 6
     assert "x, y" in raised.value.given
     report_lengths(tokens[:2], [0, 1], 3, ["x", "y"])
+
+
+@pytest.mark.parametrize("text", ["<s>a b", "a b</s>", "<s>a b</s>", "<s>", "</s>", "a <s> b"])
+def test_special_tokens_that_a_text_spells_are_there_once(framing_tokenizer, text, notes):
+    (tokens,) = tokenize(framing_tokenizer, [Passage(text, ())], 512)
+    plain = framing_tokenizer(text, add_special_tokens=False)["input_ids"]
+    begun, ended = text.startswith("<s>"), text.endswith("</s>")
+    assert tokens.ids.tolist() == [*([] if begun else [0]), *plain, *([] if ended else [1])]
+    assert "".join(tokens.pieces) == text
+    assert len(notes) == begun + ended
+
+
+def test_a_beginning_that_the_text_spells_is_not_in_the_loss(framing_tokenizer):
+    """Nothing predicts it: a second one would be predicted by the first."""
+    spelt, plain = CausalLM(framing_tokenizer).encode([{"text": "<s>a b"}, {"text": "a b"}])
+    assert spelt.ids.tolist() == plain.ids.tolist()
+    assert spelt.in_loss.tolist() == plain.in_loss.tolist()
+    (row,) = CausalLM(framing_tokenizer).encode([{"prompt": "<s>a", "completion": " b</s>"}])
+    assert row.ids.tolist().count(0) == row.ids.tolist().count(1) == 1
+    assert row.in_loss[-1]

@@ -108,8 +108,31 @@ def tokenize(
                 verbose=False,
             )
             columns = (encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"])
-            tokens += [_align(*row, eos, max_length) for row in zip(chunk, *columns, strict=True)]
+            for passage, ids, offsets, added in zip(chunk, *columns, strict=True):
+                kept = without_doubles(tokenizer, ids, added)
+                if len(kept) < len(ids):
+                    ids, offsets, added = ([column[i] for i in kept] for column in (ids, offsets, added))
+                tokens.append(_align(passage, ids, offsets, added, eos, max_length))
     return tokens
+
+
+def without_doubles(tokenizer: Any, ids: Sequence[int], added: Sequence[int]) -> Sequence[int]:
+    """The places of the tokens without special ones that the tokenizer adds to a text which spells them already.
+
+    `added` says which tokens the tokenizer adds. A text that begins with "<s>" has one <s>, and one that ends with "</s>" one
+    </s>, as the model was trained; it is noted.
+    """
+    first = next((i for i, special in enumerate(added) if not special), len(ids))
+    last = next((i for i in range(len(ids) - 1, -1, -1) if not added[i]), -1)
+    doubles = {
+        extra
+        for extra, real in ((first - 1, first), (last + 1, last))
+        if 0 <= extra < len(ids) > first and ids[extra] == ids[real]
+    }
+    for token in sorted({ids[i] for i in doubles}):
+        name = tokenizer.convert_ids_to_tokens(token)
+        note(f"texts that spell {name} themselves get no second {name} from the tokenizer")
+    return [i for i in range(len(ids)) if i not in doubles] if doubles else range(len(ids))
 
 
 def _align(
@@ -187,6 +210,12 @@ def report_lengths(tokens: Sequence[Tokens], in_loss: Sequence[int], max_length:
             fix="a longer max_length (--max-length), or another completion column; see the rows: whence data preview",
         )
     note(f"{len(empty):,} of {rows:,} rows have no token in the loss and are left out: {listed}")
+
+
+def numbered_names(names: Sequence[str], numbers: Sequence[int]) -> str:
+    """Say which rows: the first five by their numbers, counted from 1, with their ids."""
+    listed = [f"{number + 1}" + ("" if names[number].startswith("row ") else f" ({names[number]})") for number in numbers[:5]]
+    return f"row{'s' if len(numbers) > 1 else ''} {', '.join(listed)}{', ...' if len(numbers) > 5 else ''}"
 
 
 def row_names(rows: Sequence[Any]) -> Sequence[str]:
