@@ -307,3 +307,26 @@ def test_a_batch_with_a_flipped_bit_is_not_gone_on_from(tiny_llama, tiny_tokeniz
     assert raised.value.fix.startswith(f"rm {batch}, ")
     batch.unlink()
     assert make("cut.json") == make("whole.json")
+
+
+def test_a_beginning_that_the_prompt_spells_is_not_doubled(tiny_llama, tiny_tokenizer_file):
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer.from_file(str(tiny_tokenizer_file))
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    framing = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    plain, spelt = generate(tiny_llama, framing, ["Ada", "<s>Ada"], max_new_tokens=4)
+    assert spelt["completion"] == plain["completion"]
+    assert spelt["logprob"] == plain["logprob"]
+
+
+def test_answers_end_where_the_models_positions_do(tiny_tokenizer, notes):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=16, n_embd=8, n_layer=1, n_head=2, eos_token_id=299)).eval()
+    (pair,) = generate(model, tiny_tokenizer, ["abcdefgh"], max_new_tokens=64)
+    assert pair["completion"]
+    assert notes == ["answers end after 8 tokens at the latest, where the model's 16 positions do"]
+    with pytest.raises(UsageError, match="A prompt has 17 tokens, and the model has positions for 16"):
+        generate(model, tiny_tokenizer, ["abcdefghijklmnopq"])

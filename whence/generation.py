@@ -23,9 +23,10 @@ from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 from whence.store.intact import read_json, sealed
 from whence.store.manifest import Folder, differences
 from whence.tasks.chat import write
+from whence.tasks.context import context_of
 from whence.tasks.forward import in_mode
 from whence.tasks.questions import has_answer, with_answer
-from whence.tasks.tokens import pad
+from whence.tasks.tokens import pad, without_doubles
 
 REPLACEMENT = "\ufffd"
 """What the first bytes of an unfinished character are decoded to."""
@@ -227,13 +228,17 @@ def _completer(
 ) -> Callable[[int, Sequence[str]], list[dict[str, Any]]]:
     """Prepare to complete a batch of prompts, given the number of its first; what is drawn depends on that and the seed."""
     settings = _settings(model, tokenizer, max_new_tokens, temperature)
-    encode = functools.partial(tokenizer, add_special_tokens=special_tokens)
+
+    def encode(prompt: str) -> list[int]:
+        encoded = tokenizer(prompt, add_special_tokens=special_tokens, return_special_tokens_mask=True)
+        ids = encoded["input_ids"]
+        return [ids[i] for i in without_doubles(tokenizer, ids, encoded["special_tokens_mask"])]
 
     @torch.no_grad()
     def complete(start: int, batch: Sequence[str]) -> list[dict[str, Any]]:
         with in_mode(model, training=False), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(int(fingerprint_settings([seed, start]), 16) % 2**63)
-            return _complete(model, tokenizer, batch, [encode(prompt)["input_ids"] for prompt in batch], settings)
+            return _complete(model, tokenizer, batch, [encode(prompt) for prompt in batch], settings)
 
     return complete
 
@@ -243,6 +248,7 @@ def _complete(
 ) -> list[dict[str, Any]]:
     if empty := [prompt for prompt, ids in zip(prompts, encoded, strict=True) if not ids]:
         raise UsageError(f"The prompt {empty[0]!r} has no tokens.", accepted="a prompt of at least one token")
+    settings = _within_positions(model, prompts, encoded, settings)
     heads = [[] for _ in encoded] if model.config.is_encoder_decoder else encoded
     # on the left, so that all prompts end together
     ids_BT = pad([np.array(ids) for ids in encoded], settings["pad_token_id"], "left").to(model.device)
@@ -259,6 +265,28 @@ def _complete(
         text, length = _written(tokenizer, head, new[:end])
         answers.append({"prompt": prompt, "completion": text, "logprob": sum(logp[:length])})
     return answers
+
+
+def _within_positions(
+    model: Any, prompts: Sequence[str], encoded: Sequence[Sequence[int]], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Let answers end where the model's positions do; raises UsageError for a prompt that is longer than that."""
+    limit, firm = context_of(model)
+    lengths = [len(ids) for ids in encoded]
+    if limit is None or not firm:
+        return settings
+    room = limit - (0 if model.config.is_encoder_decoder else max(lengths))
+    if max(lengths) > limit or room < 1:
+        raise UsageError(
+            f"A prompt has {max(lengths):,} tokens, and the model has positions for {limit:,}.",
+            given=repr(prompts[lengths.index(max(lengths))][:200]),
+            accepted=f"prompts of at most {limit - 1:,} tokens",
+            fix="a shorter prompt",
+        )
+    if room >= settings["max_new_tokens"]:
+        return settings
+    note(f"answers end after {room:,} tokens at the latest, where the model's {limit:,} positions do")
+    return {**settings, "max_new_tokens": room}
 
 
 def _settings(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Point:
     @functools.cached_property
     def examples(self) -> Examples:
         """The rows, encoded. Raises UsageError where there are none."""
-        return encode(self.task, self.rows)
+        return encode(self.task, self.rows, self.model)
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, str]:

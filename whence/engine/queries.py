@@ -65,7 +65,7 @@ class Queries(Examples):
         return replace(self, items=items, ids=self.ids[rows], sizes=self.sizes[rows], weighted=weighted, table={})
 
 
-def encode_queries(task: Task, data: Any) -> Queries:
+def encode_queries(task: Task, data: Any, model: nn.Module | None = None) -> Queries:
     """Read, encode and describe queries. Raises UsageError where there are none, or one has nothing to measure."""
     rows = dist.from_first(read(data))
     if not len(rows):
@@ -78,6 +78,8 @@ def encode_queries(task: Task, data: Any) -> Queries:
             f"Query {sizes.index(0)} has no token to measure", accepted="a completion of one token or more", code=6
         )
     items = [item for query in weighted for item, _ in query]
+    if model is not None:
+        task.examine(model, items, [f"query {name}" for name, query in zip(table["id"], weighted, strict=True) for _ in query])
     return Queries(items, tuple(table["id"]), rows, sizes, identify(rows)[1], weighted, table)
 
 

@@ -99,13 +99,18 @@ class Examples:
         return replace(self, items=[*self.items] * times, ids=ids, sizes=self.sizes * times) if times > 1 else self
 
 
-def encode(task: Task, data: Any) -> Examples:
-    """Read, encode and name the examples of `data`: rows of text, a path, or any sequence of tensors."""
+def encode(task: Task, data: Any, model: nn.Module | None = None) -> Examples:
+    """Read, encode and name the examples of `data`: rows of text, a path, or any sequence of tensors.
+
+    With the `model` that they are for, the task sees whether they suit it.
+    """
     rows = read(data)
     ids, fingerprint = identify(rows)
     if not len(rows):
         raise UsageError("The data has no examples", given=repr(data)[:80], accepted="one example or more")
     items = task.encode(rows)
+    if model is not None:
+        task.examine(model, items, ids)
     return Examples(items, ids, rows, tuple(task.size(item) for item in items), fingerprint)
 
 

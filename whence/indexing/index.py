@@ -106,7 +106,7 @@ class Index:
         point = self.check(model, task)
         if batch_tokens:
             point.batch_tokens = batch_tokens
-        asked = encode_queries(task, queries)
+        asked = encode_queries(task, queries, model)
         mapped = self._queries if operator is None else self._queries @ operator
         with multiplying("float32", point.device):
             found = precondition(point, asked, self._sites(point, operator), mapped)

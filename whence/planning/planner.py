@@ -371,7 +371,7 @@ class _Evaluation:
 
 def forward_and_back(model: nn.Module, task: Task, names: Sequence[str], rows: Sequence[Any], products: Products) -> float:
     """Seconds of one batch through the model and back, its gradients going nowhere: what every pass pays at least."""
-    device, examples = next(model.parameters()).device, encode(task, rows)
+    device, examples = next(model.parameters()).device, encode(task, rows, model)
     sites = cover(model, names).sites
     with multiplying(products, device), Capture(model, sites) as capture, stage("floor", len(rows)):
         began = time.perf_counter()

@@ -101,7 +101,7 @@ def score_points(
     is that of `score`, which is this for one point.
     """
     operator = operator or Identity()
-    asked = encode_queries(at.task, queries)
+    asked = encode_queries(at.task, queries, at.model)
     if rows is not None:
         settings = settings.changed(n_train=settings.n_train or len(of.examples.usable))
         at, of = (of.only(rows),) * 2 if at is of else (at, of.only(rows))

@@ -61,6 +61,9 @@ class Task:
         """Turn each query into weighted items; its measurement is their weighted sum (a contrast is +1 and -1)."""
         return [[(item, 1.0)] for item in self.encode(rows)]
 
+    def examine(self, model: nn.Module, items: Sequence[Any], names: Sequence[str]) -> None:
+        """Raise UsageError where encoded items don't suit the model, before anything is computed; `names` are the rows'."""
+
     def collate(self, items: Sequence[Any]) -> Batch:
         """Batch items; the default stacks tensors as `torch.utils.data.default_collate` does."""
         batch = torch.utils.data.default_collate(list(items))

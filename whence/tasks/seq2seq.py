@@ -14,7 +14,7 @@ from whence.tasks.base import Batch
 from whence.tasks.forward import logits_of, unwrapped
 from whence.tasks.measurements import IGNORED, Measurement
 from whence.tasks.questions import answer_of, span_in_answer
-from whence.tasks.text import TextTask
+from whence.tasks.text import TextTask, check_answers, check_text
 from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize, up_to_last
 
 
@@ -52,6 +52,8 @@ class Seq2Seq(TextTask):
 
     def encode(self, rows: Sequence[Any]) -> list[TokenPair]:
         """Tokenise rows of prompt and completion; notes what is cut and what has no completion."""
+        check_text(rows, type(self).__name__)
+        check_answers(rows)
         sources = tokenize(self.tokenizer, [Passage(_prompt_of(row), ()) for row in rows], self.max_length)
         answers = [answer_of(row) for row in rows]
         targets = self._tokenize_targets([Passage(text, ((0, len(text) + 1),)) for text in answers])

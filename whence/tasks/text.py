@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from whence.errors import TruncatedQueryError
+from whence.errors import TruncatedQueryError, UsageError
 from whence.store.fingerprint import fingerprint_tokenizer
 from whence.tasks.base import Batch, Task
+from whence.tasks.context import check_context
 from whence.tasks.forward import check_logits
 from whence.tasks.measurements import (
     NAMED,
@@ -21,7 +22,36 @@ from whence.tasks.measurements import (
 )
 from whence.tasks.outputs import Outputs, classes
 from whence.tasks.questions import variants
-from whence.tasks.tokens import pad, row_names
+from whence.tasks.tokens import numbered_names, pad, row_names
+
+
+def check_text(rows: Sequence[Any], task: str) -> None:
+    """Raise `UsageError` unless the rows are text."""
+    strange = [
+        n for n, row in enumerate(rows) if not (isinstance(row, Mapping) and row.keys() & {"text", "prompt", "messages"})
+    ]
+    if strange:
+        row = rows[strange[0]]
+        raise UsageError(
+            f"{task} with a tokenizer reads rows of text, and {numbered_names(row_names(rows), strange)} have none.",
+            given=f"a mapping with {', '.join(map(str, row))}" if isinstance(row, Mapping) else f"a {type(row).__name__}",
+            accepted='{"text": "..."}, {"prompt": "...", "completion": "..."} or {"messages": [...]}; whence tokenises',
+            fix="of token ids, the text: tokenizer.batch_decode(ids)",
+        )
+
+
+def check_answers(rows: Sequence[Any]) -> None:
+    """Raise `UsageError` where training rows have a prompt but no completion, and so nothing that could be trained on."""
+    silent = [n for n, row in enumerate(rows) if "prompt" in row and "completion" not in row]
+    if silent:
+        raise UsageError(
+            f"{len(silent):,} of {len(rows):,} training rows have a prompt but no completion: "
+            f"{numbered_names(row_names(rows), silent)}.",
+            given=repr(rows[silent[0]]["prompt"][:200]),
+            accepted="a completion in every row; an empty one has nothing in the loss",
+            fix="leave these rows out, or name the column: --columns prompt=COLUMN --columns completion=COLUMN",
+            code=22,
+        )
 
 
 class LabelTask(Task):
@@ -77,6 +107,13 @@ class TextTask(LabelTask):
 
     def __init__(self, tokenizer: Any, max_length: int, measurement: Measurement, append_eos: bool):
         super().__init__(tokenizer, max_length, measurement)
+        if append_eos and tokenizer.eos_token_id is None:
+            raise UsageError(
+                "Rows can't end with the end-of-sequence token: this tokenizer has none.",
+                given=f"append_eos and a {type(tokenizer).__name__} without eos_token",
+                accepted="a tokenizer with an eos_token",
+                fix="leave out --append-eos, or name the token: tokenizer.eos_token = '</s>' before tokenizer.save_pretrained",
+            )
         self.append_eos = append_eos
 
     def encode_queries(self, rows: Sequence[Any]) -> list[list[tuple[Any, float]]]:
@@ -89,6 +126,10 @@ class TextTask(LabelTask):
             [(self._encode_query(row, name), weight) for row, weight in variants(query)]
             for name, query in zip(row_names(rows), rows, strict=True)
         ]
+
+    def examine(self, model: nn.Module, items: Sequence[Any], names: Sequence[str]) -> None:
+        """Refuse items for which the model has no positions; note those beyond the length that it was made for."""
+        check_context(model, [self.size(item) for item in items], names)
 
     def _encode_query(self, row: Mapping[str, Any], name: str) -> Any:
         raise NotImplementedError

@@ -47,7 +47,10 @@ def evidence_of_training(
     It is run as it is: in evaluation mode, if that is how it was loaded.
     """
     step = max(1, len(rows) // examples)
-    items = [item for item in task.tokenize(rows.take(range(0, len(rows), step))[:examples]) if task.size(item)]
+    sample = rows.take(range(0, len(rows), step))[:examples]
+    tokens = task.tokenize(sample)
+    task.examine(model, tokens, sample.ids)
+    items = [item for item in tokens if task.size(item)]
     if not items:
         raise EmptyLossError("No row has a token in the loss.", given=f"{min(len(rows), examples)} rows looked at")
     real = row_losses(model, task, items, batch_tokens)

@@ -92,7 +92,7 @@ def finetune(
         if folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to train")
             return folder.path / MODEL
-        work = _prepare(task, rows, settings, seed, folder)
+        work = _prepare(model, task, rows, settings, seed, folder)
         with _without_bars(), _borrowed(model), _seeded(seed, next(model.parameters()).device):
             _train(_adapted(model, task, settings.lora), work)
     return folder.path / MODEL
@@ -162,9 +162,9 @@ def _provenance(model: nn.Module, task: Task, rows: Sequence[Any], settings: Tra
     }
 
 
-def _prepare(task: Task, rows: Sequence[Any], settings: Train, seed: int, folder: Folder) -> _Work:
+def _prepare(model: nn.Module, task: Task, rows: Sequence[Any], settings: Train, seed: int, folder: Folder) -> _Work:
     """Tokenise the rows, divide them, and lay down their order."""
-    examples = encode(task, rows)
+    examples = encode(task, rows, model)
     if len(examples.usable) < 2:
         raise EmptyLossError(
             "Fewer than two rows have a token in the loss.",

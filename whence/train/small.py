@@ -44,7 +44,7 @@ def train(model: nn.Module, task: Task, data: Any, training: Training = Training
     The objective is the one whose influence is measured: the mean over rows of a row's summed loss. Tensors on the CPU
     are computed by one thread, because sums over several come out otherwise on another number of cores.
     """
-    examples = encode(task, data)
+    examples = encode(task, data, model)
     items = [examples.items[index] for index in examples.usable]
     sizes = [task.size(item) for item in items]
     device = next(model.parameters()).device

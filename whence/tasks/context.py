@@ -1,0 +1,59 @@
+"""How many tokens a model was made to read at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from whence.errors import UsageError
+from whence.progress import note
+from whence.tasks.forward import unwrapped
+
+POSITIONS = re.compile(r"(^|_)(pos|wpe)")
+"""Names of tables that hold a vector for each position."""
+
+
+def context_of(model: Any) -> tuple[int | None, bool]:
+    """The tokens that the model was made for (None where it doesn't say), and whether it has no positions past them."""
+    tables = [
+        module.num_embeddings - _skipped(module)
+        for name, module in unwrapped(model).named_modules()
+        if isinstance(module, nn.Embedding)
+        and POSITIONS.search(name.rpartition(".")[2])
+        and "rel" not in name.rpartition(".")[2]
+    ]
+    if tables:
+        return min(tables), True
+    config = getattr(unwrapped(model), "config", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    length = getattr(text, "max_position_embeddings", None)
+    return (length if isinstance(length, int) and length > 0 else None), False
+
+
+def _skipped(table: nn.Embedding) -> int:
+    """Entries of a table of positions that stand for none: OPT and BART begin at 2, RoBERTa after its padding."""
+    offset = getattr(table, "offset", None)
+    return offset if isinstance(offset, int) else 0 if table.padding_idx is None else table.padding_idx + 1
+
+
+def check_context(model: Any, lengths: Sequence[int], names: Sequence[str]) -> None:
+    """Refuse rows for which the model has no positions; note those longer than it was made for."""
+    limit, firm = context_of(model)
+    longer = [number for number, length in enumerate(lengths) if limit is not None and length > limit]
+    if not longer or limit is None:
+        return
+    longest = max(longer, key=lambda number: lengths[number])
+    what = f"{len(longer):,} of {len(lengths):,} rows are longer than the {limit:,} tokens that the model was made for"
+    worst = f"{names[longest]} has {lengths[longest]:,}"
+    if not firm:
+        note(f"warning: {what}: {worst}; --max-length {limit} cuts them there")
+        return
+    raise UsageError(
+        f"{what}, and it has no positions past them.",
+        given=f"the longest, {worst}",
+        accepted=f"rows of at most {limit:,} tokens",
+        fix=f"--max-length {limit}    (Python: max_length={limit})",
+    )
