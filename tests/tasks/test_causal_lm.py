@@ -317,3 +317,21 @@ def test_real_model_predicts_its_stories(shared_data):
         losses = task.losses(model, task.collate(items))
     per_token = losses.sum().item() / sum(int(item.in_loss.sum()) for item in items)
     assert 1.0 < per_token < 1.6  # its published validation loss is 1.30
+
+
+def test_end_of_sequence_that_the_tokenizer_does_not_have(tiny_tokenizer):
+    tiny_tokenizer.eos_token = None
+    with pytest.raises(UsageError, match="this tokenizer has none") as raised:
+        CausalLM(tiny_tokenizer, append_eos=True)
+    assert "--append-eos" in raised.value.fix
+    CausalLM(tiny_tokenizer)
+
+
+def test_training_rows_without_completion_are_numbered(tiny_tokenizer):
+    rows = as_rows([{"prompt": f"q{n}", "completion": None if n == 2 else "a"} for n in range(4)])
+    with pytest.raises(
+        UsageError, match=rf"1 of 4 training rows have a prompt but no completion: row 3 \({rows.ids[2]}\)"
+    ) as raised:
+        CausalLM(tiny_tokenizer).encode(rows)
+    assert raised.value.code == 22
+    assert raised.value.given == "'q2'"

@@ -30,6 +30,9 @@ PLAIN = FORMATS["plain"]
 LINE_BREAKS = re.compile("\r\n?|[\x85\u2028\u2029]")
 BLANKS = re.compile(r"[^\S\n]+")
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""What turns say beside their content."""
+
 Ends = Literal["both", "left", "right", "none"]
 
 
@@ -95,7 +98,10 @@ def _write(row: Mapping[str, Any], name: str, template: Format, change: Callable
             fix='name the columns: columns={"prompt": "...", "completion": "..."}, or leave the format out',
         )
     if "messages" in row:
-        new["messages"] = [{**message, "content": change(message["content"], "both")} for message in row["messages"]]
+        new["messages"] = [
+            {**message, **{part: change(message[part], "both") for part in ("content", *REASONING) if part in message}}
+            for message in row["messages"]
+        ]
     if "text" in row:
         new["text"] = change(row["text"], "both")
     if "prompt" in row:

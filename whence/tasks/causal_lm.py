@@ -11,13 +11,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from whence.errors import UsageError
+from whence.progress import note
 from whence.tasks.base import Batch
-from whence.tasks.chat import chat_template_of, render
+from whence.tasks.chat import ASKS_DATE, DATE, FLAG, chat_template_of, render, unwritten
 from whence.tasks.forward import accepted, logits_of, unwrapped
 from whence.tasks.head import chunked, worth_chunks
 from whence.tasks.measurements import IGNORED, Measurement, draw_labels
 from whence.tasks.questions import answer_of, span_in_answer
-from whence.tasks.text import TextTask
+from whence.tasks.text import TextTask, check_answers, check_text
 from whence.tasks.tokens import Passage, Tokens, pad, padding_id, report_lengths, row_names, tokenize, up_to_last
 
 
@@ -70,15 +71,20 @@ class CausalLM(TextTask):
     def encode(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokenise rows; notes what is cut and what has nothing in the loss.
 
-        Raises `EmptyLossError` when that is more than half, `ChatTemplateError` when a conversation can't be written.
+        Raises `EmptyLossError` when that is more than half, `ChatTemplateError` when a conversation can't be written,
+        `UsageError` for rows without text or completion.
         """
+        check_text(rows, type(self).__name__)
+        check_answers(rows)
         tokens = self.tokenize(rows)
         report_lengths(tokens, [self.size(item) for item in tokens], self.max_length, row_names(rows))
         return tokens
 
     def tokenize(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokenise rows as `encode` does, whatever comes out: for looking at data."""
-        return self._tokenize([self._passage(row) for row in rows])
+        passages = [self._passage(row) for row in rows]
+        self._say_what_is_left_out(rows, passages)
+        return self._tokenize(passages)
 
     def collate(self, items: Sequence[Tokens]) -> Batch:
         """Batch items: `input_ids`, `attention_mask` and `labels`, int64 `[B, T]`.
@@ -137,11 +143,29 @@ class CausalLM(TextTask):
 
     def _passage(self, row: Mapping[str, Any]) -> Passage:
         if "messages" in row:
-            return render(self.tokenizer, self.chat_template, row["messages"])
+            return render(self.tokenizer, self.chat_template, row["messages"], row.get("tools"))
         answer, prompt = answer_of(row), row.get("prompt", "")
         return Passage(prompt + answer, ((len(prompt), len(prompt) + len(answer) + 1),))
 
+    def _say_what_is_left_out(self, rows: Sequence[Any], passages: Sequence[Passage]) -> None:
+        """Note what of conversations the chat template doesn't write, and what it is told instead of today's date."""
+        talks = any("messages" in row for row in rows)
+        if talks and ASKS_DATE in (self.chat_template or ""):
+            note(f"the chat template writes today's date; it is told {DATE:%d %B %Y} every day, so that rows stay the same")
+        if talks and self.append_eos:
+            note("append_eos changes no conversation: the chat template says how turns end")
+        missing: dict[str, str] = {}
+        for name, row, passage in zip(row_names(rows), rows, passages, strict=True):
+            if "tools" in row or any(turn.keys() - {"role", "content", FLAG} for turn in row.get("messages", ())):
+                left_out = unwritten(self.tokenizer, self.chat_template, row["messages"], row.get("tools"), passage.text)
+                missing = {**dict.fromkeys(left_out, name), **missing}
+        for part, name in missing.items():
+            note(f"warning: the chat template does not write {part}, so the model never sees it (first in {name})")
+
     def _encode_query(self, row: Mapping[str, Any], name: str) -> Tokens:
+        if "messages" in row:  # what is asked about is in the loss, whatever training left out
+            turns = [{key: value for key, value in turn.items() if key != FLAG} for turn in row["messages"]]
+            row = {**row, "messages": turns}
         answer, passage = answer_of(row), self._passage(row)
         first, last = passage.answers[-1]
         if "span" in row:
