@@ -1,9 +1,13 @@
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import whence
+from whence.engine.stream import encode
 from whence.errors import UsageError
 from whence.tasks import Classification
 
@@ -87,10 +91,10 @@ def test_labels_as_text_of_a_table(tiny_tokenizer):
     assert item.label == 3
 
 
-@pytest.mark.parametrize("row", [{"text": "a"}, {"text": "a", "label": "Weather"}, {"text": "a", "label": "1"}])
-def test_unknown_labels(tiny_tokenizer, row):
-    with pytest.raises(UsageError, match="no label that is known") as raised:
-        Classification(tiny_tokenizer, LABELS).encode([row])
+@pytest.mark.parametrize("label", [{}, {"label": "Weather"}, {"label": "1"}, {"label": 2}, {"label": -1}, {"label": 0.5}])
+def test_unknown_labels(tiny_tokenizer, label):
+    with pytest.raises(UsageError, match="no label that is known: row 2") as raised:
+        Classification(tiny_tokenizer, LABELS).encode([{"text": "b", "label": 1}, {"text": "a", **label}])
     assert raised.value.accepted == "World, Sports"
 
 
@@ -102,3 +106,77 @@ def test_examples_without_target():
 def test_settings(tiny_tokenizer):
     for task in (Classification(), Classification(tiny_tokenizer, LABELS)):
         assert json.loads(json.dumps(task.settings())) == task.settings()
+
+
+def test_rows_without_text_are_named(tiny_tokenizer):
+    with pytest.raises(UsageError, match="row 2 has no text"):
+        Classification(tiny_tokenizer, LABELS).encode([{"text": "b", "label": 1}, {"prompt": "a", "label": 1}])
+
+
+def with_labels(*labels):
+    return [(x, label) for (x, _), label in zip(pairs(), labels, strict=True)]
+
+
+WRONG = {
+    "too high": (5, "5 classes, and the label of row 2 is 5"),
+    "negative": (-1, "5 classes, and the label of row 2 is -1"),
+    "half": (0.5, "the label of row 2 is float32"),
+    "float": (torch.tensor(1.0), "the label of row 2 is float32"),
+    "complex": (torch.tensor(1j), "the label of row 2 is complex64"),
+    "one of five": (torch.eye(5)[1], "the label of row 2 is of shape (5,)"),
+    "one of five, integers": (torch.eye(5).long()[1], "the label of row 2 is of shape (5,)"),
+    "a grid": (torch.zeros(2, 2, dtype=torch.long), "the label of row 2 is of shape (2, 2)"),
+    "a list": ([1, 2], "the label of row 2 is of shape (2,)"),
+    "a name": ("cat", "the label of row 2 is something else"),
+    "none": (None, "the label of row 2 is something else"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_labels_that_are_no_class_name_their_row_before_anything_is_computed(name):
+    label, message = WRONG[name]
+    for container in (list, tuple):
+        with pytest.raises(UsageError) as raised:
+            encode(Classification(), container(with_labels(1, label, 0)), linear())
+        assert message in re.sub(r" \([0-9a-f]{12}\)", "", raised.value.what)  # the id
+        assert raised.value.fix
+
+
+@pytest.mark.parametrize("name", ["too high", "negative", "half", "one of five", "a grid", "a name"])
+def test_labels_of_data_that_is_not_in_memory_are_found_in_their_batch(name):
+    label, _ = WRONG[name]
+    task = Classification()
+    with pytest.raises(UsageError, match="the labels of a batch"):
+        task.losses(linear(), task.collate(with_labels(label, label, label)))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.bool, "column", "numpy"])
+def test_integers_of_other_kinds_are_classes(kind):
+    task, model = Classification(), linear()
+    wanted = task.losses(model, task.collate(with_labels(1, 0, 1)))
+    if kind == "column":
+        labels = [torch.tensor([label]) for label in (1, 0, 1)]
+    elif kind == "numpy":
+        labels = list(np.array([1, 0, 1], np.int16))
+    else:
+        labels = [torch.tensor(label).to(kind) for label in (1, 0, 1)]
+    torch.testing.assert_close(task.losses(model, task.collate(encode(task, with_labels(*labels), model).items)), wanted)
+
+
+@pytest.mark.parametrize("outputs", [(), (1,), (4, 5)])
+def test_outputs_that_are_no_classes(outputs):
+    task = Classification()
+    with pytest.raises(UsageError, match="not one number per class"):
+        task.losses(lambda x: torch.zeros(len(x), *outputs), task.collate(pairs()))
+
+
+def test_labels_out_of_range_are_found_by_fit(tiny_tokenizer):
+    """Of texts, too; and of rows that the sample of a fit leaves out."""
+    with pytest.raises(UsageError, match=r"5 classes, and the label of row 3 \(.*\) is 7"):
+        whence.fit(linear(), Classification(), with_labels(0, 1, 7))
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = BertForSequenceClassification(BertConfig(vocab_size=300, num_labels=2, **sizes)).eval()
+    with pytest.raises(UsageError, match=r"2 classes, and the label of row 2 \(.*\) is 2"):
+        whence.fit(model, Classification(tiny_tokenizer), [{"text": "a", "label": 1}, {"text": "b", "label": "2"}])

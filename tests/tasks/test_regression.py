@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from whence.errors import UsageError
 from whence.tasks import Regression
 from whence.tasks.regression import signs
 
@@ -59,3 +60,15 @@ def test_own_measurement():
     assert task.measurements(nn.Identity(), {"targets": torch.tensor([2.0])}).tolist() == [2.0]
     assert task.settings()["measurement"].endswith("<lambda>")
     assert Regression().settings() == {"task": "Regression", "measurement": "logprob"}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "target"),
+    [((1,), torch.zeros(2)), ((2,), 0.5), ((2, 3), torch.zeros(3, 2)), ((2, 3), torch.zeros(6)), ((1,), "high")],
+)
+def test_targets_of_another_shape_are_refused(outputs, target):
+    """Six numbers fit in 2 x 3 and in 3 x 2, in another order."""
+    task = Regression()
+    batch = task.collate([(torch.zeros(2), target)] * 3)
+    with pytest.raises(UsageError, match="not of the predictions' shape"):
+        task.losses(lambda x: torch.zeros(len(x), *outputs), batch)

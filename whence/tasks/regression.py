@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whence.errors import UsageError
 from whence.tasks.base import Batch, Task
 from whence.tasks.measurements import full_precision, measurement_name
 from whence.tasks.outputs import Outputs
@@ -30,6 +31,7 @@ class Regression(Task):
     def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
         """Return half the squared error, `[B]`; with `noise [B, ...]` that of targets one above or below the prediction."""
         prediction, target = predict(model, batch)
+        target = _matching(target, prediction)
         prediction = full_precision(prediction).flatten(1) if prediction.dim() > 1 else full_precision(prediction)[:, None]
         target = target.to(prediction).reshape(prediction.shape)
         if noise is not None:
@@ -43,6 +45,7 @@ class Regression(Task):
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Return the predictions."""
         prediction, target = predict(model, batch)
+        target = _matching(target, prediction)
         h_BV = full_precision(prediction).flatten(1) if prediction.dim() > 1 else full_precision(prediction)[:, None]
         return Outputs(h_BV[:, None], target.to(h_BV).reshape(h_BV[:, None].shape), "gaussian")
 
@@ -54,6 +57,19 @@ class Regression(Task):
         """Name what decides about the measurement."""
         name = "logprob" if self.measurement is None else measurement_name(self.measurement)
         return {"task": type(self).__name__, "measurement": name}
+
+
+def _matching(target: Any, prediction: Tensor) -> Tensor:
+    """The targets, one for each prediction; raises `UsageError` for others. Axes of one entry don't count."""
+    numbers = isinstance(target, Tensor)
+    if numbers and [size for size in target.shape[1:] if size > 1] == [size for size in prediction.shape[1:] if size > 1]:
+        return target
+    raise UsageError(
+        "The targets are not of the predictions' shape.",
+        given=f"targets of shape {tuple(target.shape)}" if numbers else f"targets such as {target!r}"[:80],
+        accepted=f"one number for each of the model's outputs, which are of shape {tuple(prediction.shape)}",
+        fix="a model with as many outputs as targets; for classes, whence.Classification()",
+    )
 
 
 def signs(noise: Tensor) -> Tensor:
