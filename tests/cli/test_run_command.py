@@ -29,6 +29,18 @@ def test_init_writes_a_file_that_run_reads_and_never_overwrites(run, tmp_path, m
     assert not (tmp_path / "runs").exists()
 
 
+def test_init_looks_for_the_columns_where_the_data_is_there(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("Ask,Say\nWhere?,In Turin.\n")
+    said = run("init", "--data", "rows.csv", "-c", "prompt=Aks", "-c", "completion=Say", code=2).stderr
+    assert "rows.csv has no column 'Aks'" in said and "--columns prompt=Ask" in said
+    said = run("init", "--data", "rows.csv", code=2).stderr
+    assert "No column of rows.csv has a name" in said and not (tmp_path / "whence.yaml").exists()
+    run("init", "--data", "rows.csv", "-c", "prompt=Ask", "-c", "completion=Say")
+    (tmp_path / "b").mkdir()
+    assert "has no column" in run("init", tmp_path / "b" / "w.yaml", "--data", "../rows.csv", "-c", "text=Aks", code=2).stderr
+
+
 def test_init_converts_another_pipelines_file_and_says_what_is_left(run, tmp_path):
     (tmp_path / "config.yaml").write_text(OTHER)
     said = run("run", tmp_path / "config.yaml", code=2).stderr

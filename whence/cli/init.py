@@ -15,6 +15,9 @@ INTRODUCTION = """From fine-tuning to report: whence run {name}
 What is commented out is at its default. Later ones win: defaults, this file, WHENCE_SECTION__KEY, --set section.key=value.
 Paths start from the folder of this file."""
 
+LOOKED_AT = 1000
+"""Rows of the data that are looked at for their columns."""
+
 
 def init(
     *,
@@ -37,10 +40,13 @@ def init(
       whence init --model gpt2 --data train.csv -c prompt=Input -c completion=Output
       whence init --from config.yaml
     """
-    from whence.cli.console import err, say
+    import glob
+
+    from whence.cli.console import err, reporting, say
     from whence.config.convert import converted
     from whence.config.read import resolve
     from whence.config.write import commented, save_schema
+    from whence.data import load_data
     from whence.errors import UsageError
     from whence.store.files import atomic
 
@@ -58,7 +64,11 @@ def init(
             **({"train": {"epochs": 1.0}} if train else {}),
             "evaluate": {"compare": True},
         }
-    resolve(values, file.parent, str(source or file))
+    resolved = resolve(values, file.parent, str(source or file))
+    rows = resolved.config.data
+    if glob.has_magic(rows.path) or Path(resolved.place(rows.path)).exists():
+        with reporting(quiet=session.quiet):  # a column that there is not is said now, not by the run
+            load_data(resolved.place(rows.path), columns=rows.columns, split=rows.split, limit=LOOKED_AT)
     save_schema(file.parent)
     with atomic(file) as temporary:
         temporary.write_text(commented(values, INTRODUCTION.format(name=file)), encoding="utf-8")
