@@ -198,6 +198,25 @@ def test_trace_of_conversations(run, tiny_llama, tiny_tokenizer, tmp_path):
     assert result.stdout.startswith('"Who is Bo?" -> ')
 
 
+def test_trace_asks_a_chat_model_through_its_template(run, tiny_llama, tiny_tokenizer, data, tmp_path):
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    for saved in (tiny_llama, tiny_tokenizer):
+        saved.save_pretrained(tmp_path / "chat")
+    question = ("trace", tmp_path / "chat", "-d", data, "-q", "Who is Bo?", "-a", "A baker.", "--json")
+    asked = run(*question, "-o", tmp_path / "run")
+    assert json.loads(asked.stdout)["queries"][0]["text"] == "user: Who is Bo?\nassistant: A baker."
+    assert "the question is a user's turn" in asked.stderr
+    bare = run(*question, "-o", tmp_path / "bare", "--template", "none")
+    assert json.loads(bare.stdout)["queries"][0]["text"] == "Who is Bo?A baker."
+    assert "a user's turn" not in bare.stderr
+    (tmp_path / "training.json").write_text("{}")  # whence has trained it on these rows, as they are written
+    trained = run(*question, "-o", tmp_path / "trained")
+    assert json.loads(trained.stdout)["queries"][0]["text"] == "Who is Bo?A baker."
+
+
 def test_generate_keeps_pairs_that_score_reads(run, tiny_model_folder, data, fitted, tmp_path):
     pairs = tmp_path / "pairs.json"
     given = ("generate", tiny_model_folder, "-p", "Where was Ada", "-p", "Bo Quist", "--max-new-tokens", "8", "--out", pairs)

@@ -160,7 +160,7 @@ def search(
                 fix="give the data that it was built from, read with the same options",
             )
         if asked.queries is None:
-            queries = as_rows([query_like(rows[0] if rows else {}, asked.question or "", asked)])
+            queries = as_rows([query_like(rows[0] if rows else {}, asked.question or "", asked, task, data, model)])
         else:
             queries = load_data(asked.queries, columns=asked.query_columns)
         queries = answered(loaded, task, queries, asked.max_new_tokens)

@@ -26,7 +26,7 @@ class Answer(Section):
 class Question(Answer):
     """What the model was asked, and what it said."""
 
-    question: str = setting(..., "The prompt, as the model gets it.", "--question", "-q")
+    question: str = setting(..., "The prompt; a chat model gets it as a user's turn.", "--question", "-q")
 
 
 class Place(Section):
@@ -81,7 +81,9 @@ def trace(
         loaded, tokenizer = load_model(model, **weights.as_json())
         task, rows = task_of(loaded, tokenizer, data), rows_of(data)
         warn_if_untrained(loaded, task, rows)
-        queries = answered(loaded, task, as_rows([query_like(rows[0], asked.question, asked)]), asked.max_new_tokens)
+        queries = answered(
+            loaded, task, as_rows([query_like(rows[0], asked.question, asked, task, data, model)]), asked.max_new_tokens
+        )
         curvature = fitting.fit(loaded, task, rows, settings, out=folder / "factors", rerun=session.rerun)
         sites = cover(loaded, list(curvature.blocks)).sites
         made_from = [list(queries.rows), measured.measurement, measured.damping, norm, settings.method]
@@ -108,10 +110,21 @@ def trace(
         display(ranking, [0], by="source" if any(scores.examples["source"].notna()) else None)
 
 
-def query_like(row: Any, question: str, asked: Answer) -> dict[str, Any]:
-    """The question in the form that the training rows have: a conversation where they are conversations."""
+def query_like(row: Any, question: str, asked: Answer, task: Any, data: Data, model: str) -> dict[str, Any]:
+    """The question as the model is used to being asked: a user's turn where the rows or the tokenizer speak of conversations.
+
+    A model that whence trained on other rows, and rows with a format of their own, say that it is asked as those are written.
+    """
+    from whence.progress import note
+    from whence.train.record import RECORD
+
     rest = {name: value for name in ("contrast", "span") if (value := getattr(asked, name)) is not None}
-    if "messages" not in row:
+    chat = "messages" in row
+    if not chat and getattr(task, "chat_template", None) is not None and data.format == "plain":
+        chat = not (Path(model).parent / RECORD).is_file()
+        if chat:
+            note("the question is a user's turn, written by the model's chat template; --template none asks it as bare text")
+    if not chat:
         return {"prompt": question, **({"completion": asked.answer} if asked.answer is not None else {}), **rest}
     said = [{"role": "assistant", "content": asked.answer}] if asked.answer is not None else []
     return {"messages": [{"role": "user", "content": question}, *said], **rest}
