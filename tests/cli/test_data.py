@@ -66,6 +66,21 @@ def test_templates(run, tmp_path):
     assert "<|im_start|>assistant\n⟦Turin<|im_end|>⟧" in run(tmp_path / "talk.json", "--template", "chatml").stdout
 
 
+def test_says_what_is_left_out(run, tmp_path):
+    talk = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Turin", "reasoning_content": "Hm."}]
+    row = {"messages": talk, "history": [["a", "b"]]}
+    (tmp_path / "talk.json").write_text(json.dumps([row]))
+    said = run(tmp_path / "talk.json", "--template", "ChatML").stderr
+    assert "talk.json: not read: history" in said
+    assert "the chat template does not write reasoning_content" in said
+
+
+def test_says_which_rows_are_longer_than_the_model_reads(run, tmp_path):
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 16}))
+    (tmp_path / "texts.json").write_text(json.dumps(["a b c", "a b c d e f g h i j k l m n o"]))
+    assert "1 of 2 rows are longer than the 16 tokens that the model was made for" in run(tmp_path / "texts.json").stderr
+
+
 def test_mistakes(run, file):
     with pytest.raises(ColumnError, match="no column 'input'"):
         run(file, "-c", "prompt=input")

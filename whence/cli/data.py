@@ -25,12 +25,23 @@ def preview(
     from whence.cli.console import coloured, out, reporting
     from whence.models import load_tokenizer
     from whence.pipeline.load import rows_of
+    from whence.progress import note
     from whence.tasks import CausalLM
 
     with reporting():
         task = CausalLM(load_tokenizer(model), data.max_length, chat_template=data.chat_template)
         rows = rows_of(data)
         items = task.tokenize(rows)
+        limit = _context(model)
+        longer = [
+            (task.size(item), name) for item, name in zip(items, rows.ids, strict=True) if limit and task.size(item) > limit
+        ]
+        if longer and limit:
+            length, name = max(longer)
+            made = (
+                f"the {limit:,} tokens that the model was made for: {name} has {length:,}; --max-length {limit} cuts them there"
+            )
+            note(f"warning: {len(longer):,} of {len(rows):,} rows are longer than {made}")
     summary = _summary(task, rows, items)
     shown = [_row(task, rows, items[i], i) for i in range(min(n, len(rows)))]
     if as_json:
@@ -50,6 +61,18 @@ def preview(
         f"{summary['copies']:,} exact copies, {summary['empty']:,} without a token in the loss"
     )
     out.print(said, markup=False, soft_wrap=True)
+
+
+def _context(model: str) -> int | None:
+    """The tokens that the model was made for; None where it doesn't say, or where there is only a tokenizer."""
+    from transformers import AutoConfig
+
+    from whence.tasks.context import length_in
+
+    try:
+        return length_in(AutoConfig.from_pretrained(model, trust_remote_code=False))
+    except (OSError, ValueError):
+        return None
 
 
 def _summary(task: Any, rows: Any, items: list[Any]) -> dict[str, int]:

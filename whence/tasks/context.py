@@ -27,10 +27,14 @@ def context_of(model: Any) -> tuple[int | None, bool]:
     ]
     if tables:
         return min(tables), True
-    config = getattr(unwrapped(model), "config", None)
+    return length_in(getattr(unwrapped(model), "config", None)), False
+
+
+def length_in(config: Any) -> int | None:
+    """The tokens that a model of this config is made for, if it says so."""
     text = getattr(config, "get_text_config", lambda: config)()
     length = getattr(text, "max_position_embeddings", None)
-    return (length if isinstance(length, int) and length > 0 else None), False
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def _skipped(table: nn.Embedding) -> int:
