@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,9 +36,9 @@ class Resolved:
     """By dotted name: a file, a variable of the environment, or --set; what is missing is a default."""
 
     def place(self, name: str) -> str:
-        """A path of the file that exists, seen from here; a name of the hub as it is."""
+        """A path of the file that exists (or files, with * in their names), seen from here; a name of the hub as it is."""
         path = self.folder / Path(name).expanduser()
-        return str(path) if path.exists() else name
+        return str(path) if path.exists() or (glob.has_magic(name) and glob.glob(str(path), recursive=True)) else name
 
     @property
     def out(self) -> Path:

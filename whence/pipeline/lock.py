@@ -5,6 +5,7 @@ Nothing here needs torch, so that a run where nothing changed is over at once.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -92,7 +93,8 @@ class Lock:
         """Hash the contents of a file or folder; what is no path here, such as a name of the hub, stands for itself."""
         path = Path(name)
         if not path.exists():
-            return name
+            files = [Path(file) for file in sorted(glob.glob(name, recursive=True))] if glob.has_magic(name) else []
+            return digest(*(part for file in files for part in (file.name, self._file(file)))) if files else name
         if path.is_file():
             return self._file(path)
         files = sorted(file for file in path.rglob("*") if file.is_file())

@@ -96,6 +96,12 @@ def _base(config: Config) -> list[str]:
     return [name for name in (config.model.base, config.model.tokenizer) if name]
 
 
+def template_files(config: Config) -> list[str]:
+    """The file of the chat template, where it is one."""
+    template = config.data.chat_template
+    return [template] if template and "{" not in template and template.casefold() not in ("chatml", "none") else []
+
+
 def _questions(config: Config) -> list[str]:
     return [config.prompts.path] if config.prompts.path else []
 
@@ -110,7 +116,7 @@ STAGES = (
         "train",
         ("train",),
         settings=lambda c: {"train": _dump(c.train), "data": _text(c), "model": _model(c), "seed": c.seed},
-        inputs=lambda c: [*_base(c), c.data.path],
+        inputs=lambda c: [*_base(c), c.data.path, *template_files(c)],
         resumes=True,
     ),
     Stage(
@@ -123,7 +129,7 @@ STAGES = (
             "model": _model(c),
             "seed": c.seed,
         },
-        inputs=lambda c: [*_weights(c), *(_base(c) if c.generate.base else []), *_questions(c)],
+        inputs=lambda c: [*_weights(c), *(_base(c) if c.generate.base else []), *_questions(c), *template_files(c)],
         after=("train",),
         resumes=True,
     ),
@@ -131,7 +137,7 @@ STAGES = (
         "fit",
         ("factors",),
         settings=lambda c: {"fit": _dump(c.fit), "data": _text(c), "model": _model(c), "seed": c.seed},
-        inputs=lambda c: [*_weights(c), c.data.path],
+        inputs=lambda c: [*_weights(c), c.data.path, *template_files(c)],
         after=("train",),
         sources=NUMERIC,
         numeric=True,
@@ -156,7 +162,12 @@ STAGES = (
             "prompts": _prompts(c) if c.score.queries == "prompts" else None,
             "seed": c.seed,
         },
-        inputs=lambda c: [*_weights(c), c.data.path, *(_questions(c) if c.score.queries == "prompts" else [])],
+        inputs=lambda c: [
+            *_weights(c),
+            c.data.path,
+            *template_files(c),
+            *(_questions(c) if c.score.queries == "prompts" else []),
+        ],
         after=("train", "generate", "fit"),
         sources=NUMERIC,
         numeric=True,

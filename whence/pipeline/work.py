@@ -11,6 +11,7 @@ from whence import dist, scoring
 from whence import fitting as factors
 from whence.config import Resolved
 from whence.data import Rows, as_rows, load_data
+from whence.data.rows import with_contents
 from whence.data.text import written
 from whence.errors import UsageError
 from whence.evaluate.benchmark import SUMMARY, run_benchmark
@@ -20,6 +21,7 @@ from whence.fitting import open_factors
 from whence.generation import answered, generate_pairs
 from whence.models import load_model
 from whence.pipeline.load import rows_of, task_of
+from whence.pipeline.stages import template_files
 from whence.plots.style import save
 from whence.plots.training import training_curves, training_figure
 from whence.progress import note
@@ -28,6 +30,8 @@ from whence.report.factors import inspect_factors
 from whence.settings import Score
 from whence.store.intact import read_json
 from whence.store.scores import Scores, open_scores
+from whence.tasks.chat import write
+from whence.tasks.questions import has_answer
 from whence.train.finetune import finetune
 from whence.train.record import read_training
 from whence.validate.quick import quick_from_run
@@ -60,7 +64,10 @@ class Workshop:
 
     def task(self, model: Any, tokenizer: Any, measurement: str = "logprob") -> Any:
         """How text becomes tokens and what is asked."""
-        return task_of(model, tokenizer, self.config.data, measurement)
+        data = self.config.data
+        for name in template_files(self.config):
+            data = data.changed(chat_template=self.resolved.place(name))
+        return task_of(model, tokenizer, data, measurement)
 
     @functools.cached_property
     def data(self) -> Rows:
@@ -83,6 +90,9 @@ class Workshop:
             asked = load_data(self.resolved.place(settings.path), columns=settings.columns, limit=settings.limit)
         else:
             asked = as_rows([{"prompt": item} if isinstance(item, str) else item for item in settings.items])
+        if "messages" in self.data[0] and any("prompt" in row for row in asked):
+            note("prompts are asked as a user's turn, since the rows are conversations")
+            asked = with_contents(asked, map(_as_turns, asked))
         return written(asked, self.config.data.format, self.config.data.normalise)
 
     @functools.cached_property
@@ -170,12 +180,30 @@ def generate(shop: Workshop, out: Path) -> None:
     generate_pairs(
         model,
         tokenizer,
-        shop.prompts,
+        [_as_text(row, shop.task(model, tokenizer)) for row in shop.prompts],
         settings,
         out=out / "generate" / "generated.json",
         base=shop.base if settings.base and another else None,
         seed=config.seed,
     )
+
+
+def _as_turns(row: dict[str, Any]) -> dict[str, Any]:
+    """A prompt, with its completion if it has one, as a conversation."""
+    if "prompt" not in row:
+        return row
+    said = [{"role": "assistant", "content": row["completion"]}] if "completion" in row else []
+    rest = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+    return {"messages": [{"role": "user", "content": row["prompt"]}, *said], **rest}
+
+
+def _as_text(row: dict[str, Any], task: Any) -> dict[str, Any]:
+    """A conversation as the prompt that its chat template makes of it, and the assistant's last words as the completion."""
+    if "messages" not in row:
+        return row
+    said = row["messages"][-1]["content"] if has_answer(row) else None
+    turns = row["messages"][:-1] if has_answer(row) else row["messages"]
+    return {"prompt": write(task.tokenizer, task.chat_template, turns, add_generation_prompt=True), "completion": said}
 
 
 def benchmark(shop: Workshop, out: Path) -> None:

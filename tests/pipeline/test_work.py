@@ -1,0 +1,58 @@
+import json
+
+import yaml
+
+from whence.config import read_config
+from whence.pipeline.lock import Lock
+from whence.pipeline.work import Workshop, generate
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+TALK = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In Turin."}]
+
+
+def workshop(folder, data, items):
+    """A run with a chat template in a file beside it."""
+    (folder / "rows-1.json").write_text(json.dumps(data))
+    (folder / "rows-2.json").write_text(json.dumps(data))
+    (folder / "chat.jinja").write_text(TEMPLATE)
+    values = {
+        "run": "a",
+        "model": {"base": "tiny-llama"},
+        "data": {"path": "rows-*.json", "chat_template": "chat.jinja"},
+        "prompts": {"items": items},
+        "generate": {"max_new_tokens": 2, "base": False},
+    }
+    (folder / "whence.yaml").write_text(yaml.safe_dump(values))
+    return Workshop(read_config(folder / "whence.yaml", environment={}))
+
+
+def test_prompts_for_conversations_are_turns_written_by_the_template(tiny_model_folder, tmp_path, notes):
+    shop = workshop(tmp_path, [{"messages": TALK}], ["Who?", {"prompt": "Who?", "completion": "Ada."}, {"messages": TALK}])
+    assert len(shop.data) == 2
+    asked = [{"role": "user", "content": "Who?"}]
+    assert [row["messages"] for row in shop.prompts] == [asked, [*asked, {"role": "assistant", "content": "Ada."}], TALK]
+    assert "prompts are asked as a user's turn, since the rows are conversations" in notes
+    (tmp_path / "out" / "generate").mkdir(parents=True)
+    generate(shop, tmp_path / "out")
+    pairs = json.loads((tmp_path / "out" / "generate" / "generated.json").read_text())["data"]
+    assert [pair["prompt"] for pair in pairs] == ["user: Who?\nassistant: "] * 2 + ["user: Where?\nassistant: "]
+    assert [pair.get("reference") for pair in pairs] == [None, "Ada.", "In Turin."]
+
+
+def test_prompts_for_other_rows_stay_text(tiny_model_folder, tmp_path, notes):
+    shop = workshop(tmp_path, [{"prompt": "Where?", "completion": "In Turin."}], ["Who?"])
+    assert shop.prompts.rows == ({"prompt": "Who?"},)
+
+
+def test_files_with_a_star_are_found_and_hashed_by_their_content(tiny_model_folder, tmp_path):
+    shop = workshop(tmp_path, [{"messages": TALK}], ["Who?"])
+    place = shop.resolved.place("rows-*.json")
+    assert place == str(tmp_path / "rows-*.json")
+    assert shop.resolved.place("nothing-*.json") == "nothing-*.json"
+    before = Lock(tmp_path).hash_of(place)
+    assert before != place
+    (tmp_path / "rows-2.json").write_text(json.dumps([{"messages": TALK[:1]}]))
+    assert Lock(tmp_path).hash_of(place) != before
