@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from whence.data import as_rows
 from whence.errors import ChatTemplateError
 from whence.tasks import CausalLM
 from whence.tasks.chat import CHATML, chat_template_of, render
@@ -254,3 +255,11 @@ def test_template_of_a_file_or_of_a_name(tiny_tokenizer, tmp_path):
     with pytest.raises(ChatTemplateError, match="no chat template 'chatlm'") as raised:
         chat_template_of(tiny_tokenizer, "chatlm")
     assert raised.value.accepted == "chatml, none, default, tool_use, a file, such as chat_template.jinja"
+
+
+def test_a_conversation_that_the_template_refuses_is_named(tiny_tokenizer):
+    strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('a user begins') }}{% endif %}" + PLAIN
+    rows = as_rows([{"messages": TALK}, {"messages": TALK[1:]}])
+    with pytest.raises(ChatTemplateError, match="refuses a conversation") as raised:
+        CausalLM(tiny_tokenizer, chat_template=strict).encode(rows)
+    assert raised.value.given.startswith(f"{rows.ids[1]}: a user begins; ")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from whence.errors import UsageError
+from whence.errors import ChatTemplateError, UsageError
 from whence.progress import note
 from whence.tasks.base import Batch
 from whence.tasks.chat import ASKS_DATE, DATE, FLAG, chat_template_of, render, unwritten
@@ -82,7 +82,7 @@ class CausalLM(TextTask):
 
     def tokenize(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokenise rows as `encode` does, whatever comes out: for looking at data."""
-        passages = [self._passage(row) for row in rows]
+        passages = [self._passage(row, name) for row, name in zip(rows, row_names(rows), strict=True)]
         self._say_what_is_left_out(rows, passages)
         return self._tokenize(passages)
 
@@ -141,9 +141,13 @@ class CausalLM(TextTask):
             self.tokenizer.convert_ids_to_tokens(token) if not piece and token in specials else piece for token, piece in named
         ]
 
-    def _passage(self, row: Mapping[str, Any]) -> Passage:
+    def _passage(self, row: Mapping[str, Any], name: str) -> Passage:
         if "messages" in row:
-            return render(self.tokenizer, self.chat_template, row["messages"], row.get("tools"))
+            try:
+                return render(self.tokenizer, self.chat_template, row["messages"], row.get("tools"))
+            except ChatTemplateError as error:
+                where = {"given": f"{name}: {error.given}", "accepted": error.accepted, "fix": error.fix}
+                raise ChatTemplateError(error.what, **where) from error
         answer, prompt = answer_of(row), row.get("prompt", "")
         return Passage(prompt + answer, ((len(prompt), len(prompt) + len(answer) + 1),))
 
@@ -166,7 +170,7 @@ class CausalLM(TextTask):
         if "messages" in row:  # what is asked about is in the loss, whatever training left out
             turns = [{key: value for key, value in turn.items() if key != FLAG} for turn in row["messages"]]
             row = {**row, "messages": turns}
-        answer, passage = answer_of(row), self._passage(row)
+        answer, passage = answer_of(row), self._passage(row, f"query {name}")
         first, last = passage.answers[-1]
         if "span" in row:
             begin = passage.text.index(answer.strip(), first) - answer.index(answer.strip())  # templates may strip

@@ -12,7 +12,7 @@ from whence.errors import UsageError
 from whence.progress import note
 from whence.tasks.forward import unwrapped
 
-POSITIONS = re.compile(r"(^|_)(pos|wpe)")
+POSITIONS = re.compile(r"(^|_)(wpe|pos|pos_?emb\w*|position\w*)(_|$)")
 """Names of tables that hold a vector for each position."""
 
 
