@@ -205,7 +205,8 @@ class Data(Section):
 
     path: str = setting(
         ...,
-        "Training data: file (jsonl, json, csv, tsv, parquet, text), folder of `save_to_disk`, or data set of the hub.",
+        "Training data: file (jsonl, json, csv, tsv, parquet, text), folder of files or of `save_to_disk`, 'part-*.jsonl', "
+        "or data set of the hub.",
         "--data",
         "-d",
     )
@@ -219,7 +220,9 @@ class Data(Section):
     )
     normalise: Normalise | None = None
     max_length: Annotated[int, Ge(2)] = setting(512, "Tokens at which a row is cut.")
-    chat_template: str | None = setting(None, "Chat template for conversations: chatml, or one in Jinja.", "--template")
+    chat_template: str | None = setting(
+        None, "Chat template for conversations: chatml, a file, or one in Jinja; none: there is none.", "--template"
+    )
     append_eos: bool = setting(False, "End rows with the end-of-text token, as in training.")
 
 

@@ -23,7 +23,7 @@ MaxLength = Annotated[
 class Asked(Answer):
     """What is searched for."""
 
-    question: str | None = setting(None, "The prompt, as the model gets it.", "--question", "-q")
+    question: str | None = setting(None, "The prompt; a chat model gets it as a user's turn.", "--question", "-q")
     queries: str | None = setting(None, "Prompts with completions instead: a file, or a data set as for --data.")
     query_columns: dict[str, str] = setting({}, QUERY_COLUMNS, metavar="PART=COLUMN")
 

@@ -21,9 +21,10 @@ class Rows(Sequence[dict[str, Any]]):
     """Rows of data in their order, each with an id that doesn't depend on it.
 
     A row is `{"text"}`, `{"prompt", "completion"}` or `{"messages": [{"role", "content"}, ...]}`. Prompt and completion
-    are put together as they are: a space or a line break between them is part of one of them. A row may carry a `source`,
-    and a `label` for classification; a query may carry a `contrast` (another completion) or a `span` (the part of the
-    completion that it asks about).
+    are put together as they are: a space or a line break between them is part of one of them. A turn of a conversation may
+    have `tool_calls` and the like for the chat template, and `"train": False`, which leaves it out of the loss; the row may
+    have `tools`. A row may carry a `source`, and a `label` for classification; a query may carry a `contrast` (another
+    completion) or a `span` (the part of the completion that it asks about).
     """
 
     rows: tuple[dict[str, Any], ...]
