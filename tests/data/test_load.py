@@ -224,7 +224,7 @@ def test_a_separator_at_the_end_of_a_line_shifts_no_column(ends, name, separator
 @pytest.mark.parametrize("first", ["q1,a1\n", ""])
 def test_a_text_with_separators_but_no_quotes_is_refused_by_its_line(first, tmp_path):
     (tmp_path / "a.csv").write_text(f"prompt,completion\n{first}Where, exactly?,In Turin.\n")
-    with pytest.raises(UsageError, match=f"Line {3 if first else 2} of .*a.csv has 3 cells, and there are 2 columns"):
+    with pytest.raises(UsageError, match=f"Line {3 if first else 2} of .*a.csv has 3 cells, more than the header line"):
         load_data(tmp_path / "a.csv")
 
 
@@ -254,6 +254,19 @@ def test_other_separators_are_noticed(separator, tmp_path, notes):
     (tmp_path / "a.csv").write_text(f"prompt{separator}completion\nWhere, exactly?{separator}In Turin.\n")
     assert load_data(tmp_path / "a.csv").rows == ({"prompt": "Where, exactly?", "completion": "In Turin."},)
     assert any(repr(separator) in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.csv", '"prompt";"completion"\n"a;b, c";"d"\n'), ("a.tsv", 'prompt,completion\n"a;b, c",d\n')]
+)
+def test_other_separators_with_quotes(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    assert load_data(tmp_path / name).rows == ({"prompt": "a;b, c", "completion": "d"},)
+
+
+def test_a_zero_does_not_make_utf_16(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a\0b")
+    assert load_data(tmp_path / "a.txt").rows == ({"text": "a\0b"},)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
@@ -300,6 +313,9 @@ def test_json_over_several_lines(name, layout, tmp_path):
 def test_json_lists_by_column(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({key: [row[key] for row in RECORDS] for key in RECORDS[0]}))
     assert load_data(tmp_path / "a.json").rows == tuple(RECORDS)
+    by_number = {key: {str(number): row[key] for number, row in enumerate(RECORDS)} for key in RECORDS[0]}
+    (tmp_path / "b.json").write_text(json.dumps(by_number))
+    assert load_data(tmp_path / "b.json").rows == tuple(RECORDS)
 
 
 def test_a_folder_of_shards_is_read_as_a_whole(tmp_path, notes):

@@ -4,7 +4,7 @@ import pytest
 
 from whence.data import as_rows
 from whence.data.columns import read_columns
-from whence.errors import UsageError
+from whence.errors import ColumnError, UsageError
 
 TALK = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "In Turin."}]
 CALL = {"id": "1", "type": "function", "function": {"name": "find", "arguments": {"who": "Ada"}}}
@@ -38,6 +38,17 @@ def test_names_of_other_roles(name, role):
 )
 def test_ways_to_write_a_conversation(messages):
     assert read({"messages": messages}) == {"messages": TALK}
+
+
+def test_a_role_that_no_template_knows_is_named(notes):
+    narrated = [{"role": "narrator", "content": "A bar."}, *TALK]
+    assert read({"messages": narrated}) == {"messages": narrated}
+    assert "'narrator', which is no role of chat templates (of turns)" in notes[0]
+
+
+def test_turns_of_a_column_with_another_name_are_proposed():
+    with pytest.raises(ColumnError, match="--columns messages=chosen"):
+        read({"chosen": TALK, "rejected": TALK})
 
 
 def test_content_in_one_part():

@@ -189,7 +189,8 @@ def propose(sample: Record) -> dict[str, str]:
     texts = sorted((name for name, value in sample.items() if isinstance(value, str)), key=lambda n: -len(sample[n]))
     texts = [name for name in texts if " " in sample[name]] or texts
     if not texts:
-        return {"text": "COLUMN"}
+        turns = next((name for name, value in sample.items() if is_turns(value)), None)
+        return {"text": "COLUMN"} if turns is None else {"messages": turns}
     if len(texts) == 1 or len(sample[texts[0]]) > 4 * len(sample[texts[1]]):
         return {"text": texts[0]}
     prompt, completion = sorted(texts[:2], key=list(sample).index)

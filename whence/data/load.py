@@ -40,7 +40,7 @@ MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM
 }
 """How a file begins that says its encoding; those of UTF-32 before those of UTF-16, with which they begin."""
 
-SEPARATORS = (";", "\t", "|")
+SEPARATORS = (";", "\t", "|", ",")
 """What stands between columns beside what the ending says."""
 
 
@@ -210,7 +210,9 @@ def _open(path: Path, newline: str | None = None) -> TextIO:
         raw.close()
         raise
     encoding = next((name for mark, name in MARKS.items() if beginning.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and b"\0" in beginning:  # plain letters in UTF-16 have a zero beside each
+    if (
+        encoding == "utf-8" and b"\0" in beginning and len(beginning) % 2 == 0
+    ):  # plain letters in UTF-16 have a zero beside each
         zeros = [beginning[start::2].count(0) / max(1, len(beginning) // 2) for start in (0, 1)]
         encoding = "utf-16-le" if zeros[1] > 0.4 else "utf-16-be" if zeros[0] > 0.4 else encoding
     return io.TextIOWrapper(raw, encoding=encoding, newline=newline)
@@ -261,6 +263,10 @@ def _read_json(path: Path, limit: int | None, columns: Mapping[str, str]) -> Ite
         value = unsealed(value, path)["data"]
     elif isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
         value = sequence_of(value)
+    elif isinstance(value, dict) and value and all(isinstance(column, dict) for column in value.values()):
+        numbers = [list(column) for column in value.values()]  # as DataFrame.to_json writes it
+        if all(other == numbers[0] for other in numbers):
+            value = sequence_of({name: list(column.values()) for name, column in value.items()})
     if not isinstance(value, list):
         raise UsageError(
             f"{path} holds no list of rows.",
@@ -294,17 +300,10 @@ def _record(value: Any) -> Record | str:
 
 def _read_table(separator: str, quoting: Any) -> Reader:
     def read(path: Path, limit: int | None, columns: Mapping[str, str]) -> list[Any]:
-        lines = _lines(path, separator, quoting, limit)
+        other = _other_separator(path, separator, quoting)
+        lines = _lines(path, *(other or (separator, quoting)), limit)
         if not lines:
             return []
-        if len(lines[0][1]) == 1:  # perhaps separated by something else
-            for other in SEPARATORS:
-                if other in lines[0][1][0] and other != separator:
-                    others = _lines(path, other, quoting, limit)
-                    if all(len(cells) == len(others[0][1]) for _, cells in others):
-                        note(f"{path}: read with {other!r} between the columns")
-                        lines = others
-                        break
         header = lines[0][1]
         wanted = {name for column in columns.values() for name in column.split("+")}
         missing = wanted - set(header)
@@ -321,6 +320,22 @@ def _read_table(separator: str, quoting: Any) -> Reader:
     return read
 
 
+def _other_separator(path: Path, separator: str, quoting: Any) -> tuple[str, Any] | None:
+    """What stands between the columns, and how it quotes, where it is not what the ending says; noted."""
+    with _open(path) as file:
+        first = next((line for line in file if line.strip()), "")
+    if len(next(csv.reader([first], delimiter=separator, quoting=quoting), [])) != 1:
+        return None
+    for other in SEPARATORS:
+        names = next(csv.reader([first], delimiter=other, quoting=csv.QUOTE_MINIMAL))
+        if len(names) > 1 and other != separator:
+            lines = _lines(path, other, csv.QUOTE_MINIMAL, None) if not is_known(names) and other != "," else []
+            if is_known(names) or (lines and all(len(cells) == len(names) for _, cells in lines)):
+                note(f"{path}: read with {other!r} between the columns")
+                return other, csv.QUOTE_MINIMAL
+    return None
+
+
 def _lines(path: Path, separator: str, quoting: Any, limit: int | None) -> list[tuple[int, list[str]]]:
     """The lines of a table that are not empty, split into cells, with their numbers."""
     widest = csv.field_size_limit(sys.maxsize)  # a cell may be a whole document
@@ -331,7 +346,7 @@ def _lines(path: Path, separator: str, quoting: Any, limit: int | None) -> list[
                 filled = ((reader.line_num, cells) for cells in reader if cells)
                 return list(itertools.islice(filled, None if limit is None else limit + 1))
             except csv.Error as error:
-                raise csv.Error(f"line {reader.line_num}: {error}") from error
+                raise csv.Error(f"line {reader.line_num}: {error} (quotes inside a quoted text are written twice)") from error
     finally:
         csv.field_size_limit(widest)
 
@@ -341,7 +356,7 @@ def _cells(header: Sequence[str], cells: list[str], line: int, path: Path) -> Re
     extra = cells[len(header) :]
     if any(cell.strip() for cell in extra):
         raise UsageError(
-            f"Line {line} of {path} has {len(cells)} cells, and there are {len(header)} columns.",
+            f"Line {line} of {path} has {len(cells)} cells, more than the header line ({len(header)}).",
             given=f"{', '.join(header)}: {json.dumps(cells, ensure_ascii=False)[:300]}",
             accepted="as many cells as columns; a separator at the end of the line does no harm",
             fix='put quotes around a text with separators in it ("a, b"), or take a format that needs none (jsonl)',

@@ -47,7 +47,7 @@ def read_turns(value: Any, where: str, unread: dict[str, None]) -> list[Turn]:
 
 def _turn(turn: Any, conversation: Any, where: str, unread: dict[str, None]) -> Turn:
     turn = {key: item for key, item in turn.items() if item is not None} if isinstance(turn, Mapping) else {}
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value", turn.get("text")))
     if content is None and any(turn.get(key) for key in CALLS):
         content = ""
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], Mapping) and content[0].get("type") == "text":
@@ -60,7 +60,9 @@ def _turn(turn: Any, conversation: Any, where: str, unread: dict[str, None]) -> 
     names = (*KEPT, "name") if read["role"] == "tool" else KEPT
     read |= {name: _without_nulls(turn[name]) for name in names if turn.get(name)}
     read |= _flag(turn, where) if read["role"] == "assistant" else {}
-    unread |= dict.fromkeys(sorted(turn.keys() - {"role", "from", "content", "value", *names, *FLAGS, "masked"}))
+    unread |= dict.fromkeys(sorted(turn.keys() - {"role", "from", "content", "value", "text", *names, *FLAGS, "masked"}))
+    if read["role"] not in ROLES.values():
+        unread[f"{role!r}, which is no role of chat templates"] = None
     if read["role"] != "assistant" and any(turn.get(name) in (1, True) for name in FLAGS):
         unread[f"the wish to train on a turn of {role!r}"] = None
     return read
