@@ -123,6 +123,11 @@ QWEN3 = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Reasoning, even none, is written in the last turn only."""
+THINKS = QWEN3.replace(
+    "<think>\n\n</think>\n\n{% endif %}{{ m.content }}",
+    "{{ m.content }}{% else %}{{ m.content.split('</think>')[-1].lstrip('\\n') }}{% endif %}",
+)
+"""Leaves out the reasoning that earlier turns hold."""
 MISTRAL = (
     "{% set system = messages[0].content if messages[0].role == 'system' else '' %}<s>{% for m in messages %}"
     "{% if m.role == 'user' %}[INST] {% if system and m == (messages | selectattr('role', 'equalto', 'user') | list)[-1] %}"
@@ -263,3 +268,14 @@ def test_a_conversation_that_the_template_refuses_is_named(tiny_tokenizer):
     with pytest.raises(ChatTemplateError, match="refuses a conversation") as raised:
         CausalLM(tiny_tokenizer, chat_template=strict).encode(rows)
     assert raised.value.given.startswith(f"{rows.ids[1]}: a user begins; ")
+
+
+def test_reasoning_that_earlier_turns_lose_is_named(tiny_tokenizer, notes):
+    thinking = [
+        {**turn, "content": f"<think>\nHm.\n</think>\n\n{turn['content']}"} if n % 2 else turn for n, turn in enumerate(TALK)
+    ]
+    assert answers(tiny_tokenizer, THINKS, thinking) == [
+        "In Turin.<|im_end|>\n",
+        "<think>\nHm.\n</think>\n\nIn Oslo.<|im_end|>\n",
+    ]
+    assert notes == ["warning: the chat template leaves out, or rewrites, what turns of the assistant hold up to </think>"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from whence.errors import ChatTemplateError
+from whence.progress import note
 from whence.tasks.tokens import Passage
 
 CHATML = (
@@ -91,9 +93,11 @@ def render(tokenizer: Any, template: str | None, messages: Sequence[dict[str, An
         answers = _added_answers(tokenizer, template, turns, text, options)
     said = [message for message in messages if message["role"] == "assistant"]
     written = "\n".join(text[first:last] for first, last in answers)
-    for message in said:
-        if message["content"].strip() not in written:
-            raise _rewritten(message["content"], text)
+    for content in (message["content"] for message in said):
+        if _core(content, text) not in written:
+            raise _rewritten(content, text)
+        if _core(content, text) != content.strip():
+            note("warning: the chat template leaves out, or rewrites, what turns of the assistant hold up to </think>")
     silent = [message.get(FLAG) is False for message in said]
     if any(silent) and len(answers) != len(said):
         raise ChatTemplateError(
@@ -173,16 +177,13 @@ def _added_answers(
     spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     for number, i in enumerate(spoken):
         content = messages[i]["content"]
-        try:
-            before = write(tokenizer, template, messages[:i], add_generation_prompt=True, **options)
-        except ChatTemplateError:  # there is nothing before it, or nothing that may stand alone
-            before = None
-        after = write(tokenizer, template, messages[: i + 1], **options)
-        if before is not None and after.startswith(before) and text.startswith(after):
+        before = _alone(tokenizer, template, messages[:i], {"add_generation_prompt": True, **options})
+        after = _alone(tokenizer, template, messages[: i + 1], options) or content
+        added = after[len(before) :] if before is not None and after.startswith(before) else None
+        if before is not None and added is not None and text.startswith(after):
             answers.append((len(before), len(after)))
             continue
-        added = after[len(before) :] if before is not None and after.startswith(before) else None
-        core = content.strip()
+        core = _core(content, after)
         if not core and added and (at := text.find(added, answers[-1][1] if answers else 0)) >= 0:
             answers.append((at, at + len(added)))  # calls of tools
             continue
@@ -202,23 +203,31 @@ def _added_answers(
     return answers
 
 
+def _alone(tokenizer: Any, template: str | None, messages: Sequence[dict[str, Any]], options: dict[str, Any]) -> str | None:
+    """The beginning of a conversation as a whole one; None where the template does not write it: nothing, for one."""
+    try:
+        return write(tokenizer, template, messages, **options)
+    except ChatTemplateError:
+        return None
+
+
 def _places(
     tokenizer: Any, template: str | None, messages: Sequence[dict[str, Any]], text: str, options: dict[str, Any]
 ) -> Answers:
     """Find where each turn of the assistant stands in the text, by a mark put before and one after what it says."""
-    opening, closing = [mark for mark in map(chr, range(0xE000, 0xE000 + len(text) + 2)) if mark not in text][:2]
+    opening, closing = itertools.islice((mark for mark in map(chr, itertools.count(0xE000)) if mark not in text), 2)
     marked = []
     for message in messages:
         content = message["content"]
         if message["role"] == "assistant" and content.strip():
-            lead, core, tail = content.partition(content.strip())
+            lead, core, tail = content.rpartition(_core(content, text))
             message = {**message, "content": f"{lead}{opening}{core}{closing}{tail}"}
         marked.append(message)
     written = write(tokenizer, template, marked, **options)
     places, end, marks = [], 0, 0
     for message in messages:
         if message["role"] == "assistant":
-            core = message["content"].strip()
+            core = _core(message["content"], text)
             at = written.find(f"{opening}{core}{closing}", end) if core else end
             if at < 0:
                 raise _rewritten(message["content"], text)
@@ -228,6 +237,12 @@ def _places(
     if written.replace(opening, "").replace(closing, "") != text:
         raise _rewritten(messages[-1]["content"], text)
     return places
+
+
+def _core(content: str, text: str) -> str:
+    """What a turn says without the white space around it; where the text has not all of it, without its reasoning."""
+    said = content.strip()
+    return said if said in text else said.rpartition("</think>")[2].strip()
 
 
 def _rewritten(content: str, text: str) -> ChatTemplateError:
