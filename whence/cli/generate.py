@@ -48,6 +48,7 @@ def generate(
     from whence.errors import UsageError
     from whence.generation import check_vacant, generate_pairs
     from whence.models import load_model
+    from whence.progress import note
 
     if bool(prompt) == (prompts is not None):
         raise UsageError("There are no prompts, or two kinds.", accepted="--prompts FILE, or -p PROMPT (once or more)")
@@ -56,6 +57,8 @@ def generate(
     with start(session, 1 if base is None else 2):
         rows = [{"prompt": text} for text in prompt] if prompt else load_data(prompts or "", columns=columns.columns)
         loaded, tokenizer = load_model(model, **weights.as_json())
+        if getattr(tokenizer, "chat_template", None):
+            note("prompts are completed as bare text, although the model has a chat template")
         other = None if base is None else lambda: load_model(base, dtype=weights.dtype, device=weights.device)
         about = {"model": model, "base": base}
         document = generate_pairs(loaded, tokenizer, rows, settings, out=out, base=other, seed=seed, about=about)

@@ -79,6 +79,11 @@ class Classification(LabelTask):
         }
         with torch.no_grad(), in_mode(model, training=False):
             logits, _ = predict(model, first)
+        try:
+            class_labels(torch.utils.data.default_collate(labels), logits.shape)
+            return
+        except (UsageError, TypeError, ValueError, RuntimeError):
+            pass  # whose it is
         for number, label in enumerate(labels):
             class_labels(label, logits.shape, numbered_names(names, [number]))
 
