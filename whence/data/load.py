@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import re
+import shlex
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -210,9 +211,8 @@ def _open(path: Path, newline: str | None = None) -> TextIO:
         raw.close()
         raise
     encoding = next((name for mark, name in MARKS.items() if beginning.startswith(mark)), "utf-8")
-    if (
-        encoding == "utf-8" and b"\0" in beginning and len(beginning) % 2 == 0
-    ):  # plain letters in UTF-16 have a zero beside each
+    if encoding == "utf-8" and b"\0" in beginning and len(beginning) % 2 == 0:
+        # plain letters in UTF-16 have a zero beside each
         zeros = [beginning[start::2].count(0) / max(1, len(beginning) // 2) for start in (0, 1)]
         encoding = "utf-16-le" if zeros[1] > 0.4 else "utf-16-be" if zeros[0] > 0.4 else encoding
     return io.TextIOWrapper(raw, encoding=encoding, newline=newline)
@@ -225,12 +225,12 @@ def _wrong_encoding(path: Path, error: UnicodeDecodeError) -> UsageError:
         best = charset_normalizer.from_bytes(file.read(2**18)).best()
     likely = best.encoding if best is not None else "latin_1"
     name = codecs.lookup(likely).name.upper()
-    end = error.end if isinstance(error.object, bytes) else 0
+    end, unpack = error.end, "zcat" if path.suffix == ".gz" else "cat"
     return UsageError(
         f"{path} can't be read as {_kind(path).removeprefix('.')}: it is not UTF-8.",
         given=f"the bytes {error.object[max(0, error.start - 20) : end + 20]!r}, which may be {name}",
         accepted="text in UTF-8, or in UTF-16 with its mark",
-        fix=f"iconv -f {name} -t UTF-8 {path} > utf8{_kind(path)}",
+        fix=f"{unpack} {shlex.quote(str(path))} | iconv -f {name} -t UTF-8 > utf8{_kind(path)}",
     )
 
 
