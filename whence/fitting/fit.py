@@ -66,7 +66,7 @@ def fit(
     """Fit the curvature of `model` on training data.
 
     `method` is identity, diagonal, kfac, ekfac or shampoo (with corrected eigenvalues). `modules` selects what is
-    tracked (default: what the task says, `"mlp"` for language models): mlp, attention, all, lora, last-K, globs.
+    tracked (default: what the task says, `"mlp"` for language models): mlp, attention, all, trained, lora, last-K, globs.
     `examples` and `eigenvalue_examples` are the sample sizes of the two passes: a number, "all", or by default enough
     (see `ENOUGH_ROWS`), so that the cost of a fit does not grow with the data; with `disjoint` (default: where there
     is enough data) the second pass reads other examples than the first, and nothing is read twice. `until` starts with
