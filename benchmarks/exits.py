@@ -4,8 +4,9 @@
     python -m benchmarks.exits --repeat 20 --load 8
     python -m benchmarks.exits --runs 5                 # and whole runs by torchrun, which take half a minute each
 
-Each repetition forks two processes that have everything imported. They fit a small model as `torchrun -m whence fit` does, and
-end as Python ends: its exit functions, threads, and the destructors of C++. What does not end with 0 is printed.
+Each repetition forks two processes that have everything imported; they fit a small model as `torchrun -m whence fit` does. Every
+second pair ends as `python -m whence` does, the others as Python ends: its exit functions, threads, and the destructors of
+C++, as in a program that calls whence. What does not end with 0 is printed.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from pathlib import Path
 
 from benchmarks.kills import ROWS_OF, SMALL, environment, prepare, server
 
+ENDS = ("whence", "Python")
+"""How processes end, in turn."""
+
 PATIENCE = 300.0
 """Seconds after which two processes that wait for each other have failed."""
 
 
-def work(rank: int, port: int, words: tuple[str, ...], place: str, said: str) -> None:
-    """One of two processes: the command, then the end of Python."""
+def work(rank: int, port: int, words: tuple[str, ...], place: str, said: str, how: str) -> None:
+    """One of two processes: the command, and its end."""
     here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "127.0.0.1"})
     os.chdir(place)
@@ -40,10 +44,13 @@ def work(rank: int, port: int, words: tuple[str, ...], place: str, said: str) ->
     faulthandler.enable(file=os.fdopen(out, "w"))
     import torch
 
+    from whence import dist
     from whence.cli import main
 
     torch.set_num_threads(1)
     sys.argv, code = ["whence", *words], 0
+    if how == "whence":
+        dist.end(main)
     try:
         main()
     except SystemExit as end:
@@ -51,13 +58,13 @@ def work(rank: int, port: int, words: tuple[str, ...], place: str, said: str) ->
     ctypes.pythonapi.Py_Exit(code)
 
 
-def repeat(words: tuple[str, ...], place: Path, said: Path) -> tuple[int | None, int | None]:
+def repeat(words: tuple[str, ...], place: Path, said: Path, how: str) -> tuple[int | None, int | None]:
     """The exit codes of both processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = server()
-    pair = [context.Process(target=work, args=(rank, port, words, str(place), str(said))) for rank in range(2)]
+    pair = [context.Process(target=work, args=(rank, port, words, str(place), str(said), how)) for rank in range(2)]
     for process in pair:
         process.start()
     end = time.monotonic() + PATIENCE
@@ -107,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         for number in range(given.repeat):
             said.unlink(missing_ok=True)
             words = ("fit", "model", *ROWS_OF, *SMALL, "--method", "kfac", "-q", "-o", f"two-{number}")
-            codes = repeat(words, place, said)
+            codes = repeat(words, place, said, ENDS[number % 2])
             ends[codes] += 1
             if codes != (0, 0):
                 print(f"repetition {number}: {codes}\n{said.read_text()[-4000:]}", flush=True)

@@ -240,10 +240,42 @@ def test_a_process_that_fails_does_not_wait_for_the_others_at_its_end(monkeypatc
     assert not stopped
 
 
+def ends_with(code):
+    def program():
+        if code is not None:
+            raise code
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (None, 0),
+        (SystemExit(), 0),
+        (SystemExit(3), 3),
+        (SystemExit("words"), 1),
+        (KeyError("a bug"), 1),
+        (KeyboardInterrupt(), 1),
+    ],
+)
+def test_a_program_of_several_processes_ends_at_once_with_its_code(monkeypatch, capsys, raised, code):
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    monkeypatch.setattr("atexit._run_exitfuncs", lambda: None)
+    dist.end(ends_with(raised))
+    assert ended == [code]
+    said = capsys.readouterr().err
+    assert ("words" in said) == (code == 1 and isinstance(raised, SystemExit))
+    assert ("a bug" in said) == isinstance(raised, KeyError)
+
+
 def test_running_out_of_memory_is_no_fault_of_the_others(monkeypatch):
     monkeypatch.setattr(dist, "start", lambda: None)
     with pytest.raises(torch.OutOfMemoryError), dist._exchange():
         raise torch.OutOfMemoryError("of this one")
+    with pytest.raises(RuntimeError, match="allocate"), dist._exchange():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
     with pytest.raises(WhenceError, match="Another process of this run ended"), dist._exchange():
         raise RuntimeError("Connection closed by peer")
 

@@ -10,13 +10,16 @@ have something to exchange.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import datetime
 import os
 import pickle
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from whence.errors import UsageError, WhenceError
 from whence.parcels import kinds_of, pack, parcels_of, unpack
@@ -34,6 +37,9 @@ PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 DAYS = 30
 """How long a process waits for another one that is alive: longer than any stage takes. A dead one is noticed at once."""
+
+LEAVING = 60.0
+"""Seconds in which the others are gone once all are done."""
 
 PATIENCE = 5.0
 """Seconds in which the first process says why it failed before another one says it instead."""
@@ -232,9 +238,6 @@ def start() -> None:
     """Get in touch with the other processes, if that is not done; afterwards "cuda" means this process's GPU."""
     if _State.started or world() == 1:
         return
-    import atexit
-    import datetime
-
     import torch
     import torch.distributed as api
     from torch.distributed.rendezvous import rendezvous
@@ -292,10 +295,44 @@ def first_failed() -> bool:
 
 
 def leave() -> None:
-    """Wait until all processes are done; one that fails says so itself."""
-    with contextlib.suppress(WhenceError):
+    """Wait until all processes are done; one that fails says so itself. The first, whose store the others use, goes last.
+
+    One that takes its connections down while others take down theirs can abort them.
+    """
+    with contextlib.suppress(WhenceError, RuntimeError):
         barrier()
+        if _State.store is not None and world() > 1:
+            if rank() > 0:
+                stop()
+                _State.store.set(f"whence-left-{rank()}", "1")
+            else:
+                _State.store.wait(
+                    [f"whence-left-{number}" for number in range(1, world())], datetime.timedelta(seconds=LEAVING)
+                )
     stop()
+
+
+def end(program: Callable[[], None]) -> NoReturn:
+    """Run the program of one of several processes, and end with its exit code as soon as it is done.
+
+    What libraries still have alive then, such as threads of a group that was not left because the program failed, is not
+    taken down piece by piece, which can abort the process: the system closes what is open, and the others notice.
+    """
+    code = 0
+    try:
+        program()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if isinstance(ended.code, str):
+            sys.stderr.write(f"{ended.code}\n")
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _backend() -> str:
