@@ -86,7 +86,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _no_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+        return True
+    if getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return not isinstance(error, OTHERS) and bool(MEMORY.search(str(error)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import resource
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from models import CASES, HUGE, Case, Routed, overflowing, randomised, small_memory
 from oracle import matrices_of
@@ -80,6 +82,13 @@ def command(*words: Any) -> tuple[int, str, str]:
         code = int(end.code or 0)
     os.environ.pop("RANK", None)  # it has left the others
     return code, out.getvalue(), err.getvalue()
+
+
+def limited(mebibytes: int, *words: Any) -> tuple[int, str, str]:
+    """Run a command with so much more memory than the process has by now."""
+    used = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (used + mebibytes * 2**20,) * 2)
+    return command(*words)
 
 
 def fit_case(name: str, out: Path | None, rows: int | None = None, **settings: Any) -> dict[str, Tensor]:
