@@ -16,7 +16,7 @@ from whence import dist
 from whence.data.rows import Rows, with_contents
 from whence.errors import StaleArtifact, UsageError
 from whence.progress import note, stage
-from whence.settings import Generate
+from whence.settings import Generate, valid
 from whence.store.digest import digest, fingerprint_code, fingerprint_settings
 from whence.store.files import atomic, locked
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
@@ -51,7 +51,15 @@ def generate(
 
     Raises UsageError for a prompt without tokens.
     """
-    complete = _completer(model, tokenizer, max_new_tokens, temperature, seed, special_tokens)
+    chosen = Generate(max_new_tokens=max_new_tokens, temperature=temperature, batch_size=batch_size)
+    if other := [prompt for prompt in [prompts] if isinstance(prompt, str)] or [p for p in prompts if not isinstance(p, str)]:
+        raise UsageError(
+            f"The prompts can't be {'one text' if isinstance(prompts, str) else f'a {type(other[0]).__name__}'}.",
+            given=repr(other[0])[:200],
+            accepted="a list of texts",
+            fix="[prompt]" if isinstance(prompts, str) else '[row["prompt"] for row in rows]',
+        )
+    complete = _completer(model, tokenizer, chosen.max_new_tokens, chosen.temperature, valid(int, seed, "seed"), special_tokens)
     return [
         answer
         for start in range(0, len(prompts), batch_size)

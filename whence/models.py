@@ -16,10 +16,12 @@ from torch import nn
 
 from whence import dist
 from whence.adapters import adapter_weights, refused_prompts
-from whence.errors import AdapterBaseMissing, ModelNotFound, WhenceError
+from whence.errors import AdapterBaseMissing, ModelNotFound, UsageError, WhenceError
+from whence.escapes import command
 from whence.progress import note
+from whence.settings import Dtype, valid
 from whence.shortage import shortages
-from whence.store.intact import intact
+from whence.store.intact import intact, is_run_folder
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 HUB_TIMEOUT = 10
@@ -55,6 +57,7 @@ def load_model(
     Raises ModelNotFound (01), AdapterBaseMissing (02), CoverageError (17) for adapters that are learned prompts, and
     StaleArtifact (23) for files of a training that were damaged since.
     """
+    device, dtype = _device(device), _dtype(dtype)
     name = locate(os.fspath(name))
     if adapter is None and is_adapter(name):
         name, adapter = base_of(name), name
@@ -63,7 +66,6 @@ def load_model(
         adapter = locate(os.fspath(adapter))
         intact(Path(adapter))
         note(f"adapter {adapter} on base {name}")
-    device = torch.device(device or dist.device())
     try:
         model = _load_weights(name, dtype, device, attention)
     except WhenceError:
@@ -77,6 +79,23 @@ def load_model(
     return model.eval(), words
 
 
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device of that name; raises UsageError for one that there is not."""
+    try:
+        return torch.device(device or dist.device())
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"device can't be {device!r}.", given=_first_line(error), accepted="cpu, cuda, cuda:1, or None"
+        ) from None
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """The dtype of that name, or "auto"."""
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    return getattr(torch, valid(Dtype, dtype, "dtype"))
+
+
 def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device, attention: str | None) -> nn.Module:
     from transformers import AutoConfig
 
@@ -85,8 +104,6 @@ def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device, att
     if dtype == "auto":
         stored = getattr(config, "dtype", None)
         dtype = torch.bfloat16 if device.type == "cuda" and stored in (torch.float16, torch.bfloat16) else torch.float32
-    elif isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
     how = {} if attention is None else {"attn_implementation": attention}
 
     def load(**renamed: Any) -> tuple[Any, dict[str, Any]]:
@@ -297,6 +314,12 @@ def locate(name: str) -> str:
     """Check that there is something at `name` before anything slow is tried; folders come back as paths."""
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if is_run_folder(folder) or not (folder / CONFIG).exists():
+            for inside in (folder / "model", folder / "train" / "model"):
+                if any((inside / config).exists() for config in (CONFIG, ADAPTER_CONFIG)):
+                    raise ModelNotFound(f"{name} is not a model, but the folder of one.", fix=str(inside))
+        if is_run_folder(folder):
+            raise _not_found(name, "a folder of whence, with factors, scores or the like")
         if not any((folder / config).exists() for config in (CONFIG, ADAPTER_CONFIG)):
             raise _not_found(name, f"the folder has no {CONFIG} and no {ADAPTER_CONFIG}")
         return str(folder)
@@ -346,7 +369,7 @@ def base_of(adapter: str) -> str:
     from peft import PeftConfig
 
     base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    fix = f"load_model(BASE, adapter={adapter!r}); on the command line: BASE --adapter {adapter}"
+    fix = f"load_model(BASE, adapter={adapter!r}); on the command line: BASE {command('--adapter', adapter)}"
     if not base:
         raise AdapterBaseMissing(f"{adapter} is an adapter that does not name its base model.", fix=fix)
     beside = Path(adapter).parent / base

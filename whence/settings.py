@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -74,23 +76,47 @@ class Setting:
         """The section that the field holds, or may hold."""
         return next((kind for kind in alternatives(self.kind) if isinstance(kind, type) and issubclass(kind, Section)), None)
 
-    @functools.cached_property
-    def _adapter(self) -> Any:
-        from pydantic import TypeAdapter
+    def check(self, value: Any, name: str = "", *, typed: bool = False) -> Any:
+        """The value as the field keeps it, see `valid`."""
+        return valid(self.kind, value, name or self.name, typed=typed)
 
-        return TypeAdapter(self.kind)
 
-    def check(self, value: Any, name: str = "") -> Any:
-        """The value as the field keeps it; raises UsageError for an invalid one, of an option or field `name`."""
-        from pydantic import ValidationError
+def valid(kind: Any, value: Any, name: str, *, typed: bool = False) -> Any:
+    """The value as a setting of this kind is kept; raises UsageError for an invalid one, of an argument or option `name`.
 
-        try:
-            return self._adapter.validate_python(value)
-        except ValidationError as error:
-            messages = [entry["msg"].partition(", unable")[0].removeprefix("Input should be ") for entry in error.errors()]
-            said = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            accepted = " or ".join(dict.fromkeys(messages))
-            raise UsageError(f"{name or self.name} can't be {said}.", accepted=accepted) from None
+    Where it was `typed`, on a command line or in a file, "0.1" is a number; in Python it is text.
+    """
+    from pydantic import ValidationError
+
+    adapter = _adapter(kind)
+    try:
+        kept = adapter.validate_python(value)
+        if not typed and _word(value) is not _word(kept):
+            adapter.validate_python(value, strict=True)  # says what it takes
+    except ValidationError as error:
+        messages = [entry["msg"].partition(", unable")[0].removeprefix("Input should be ") for entry in error.errors()]
+        said = " ".join(map(str, value)) if typed and isinstance(value, list | tuple) else value if typed else repr(value)
+        raise UsageError(f"{name} can't be {said}.", accepted=" or ".join(dict.fromkeys(messages))) from None
+    if isinstance(kept, float) and not math.isfinite(kept):
+        raise UsageError(f"{name} can't be {kept}.", accepted="a finite number")
+    return kept
+
+
+def valid_damping(damping: Any, absolute: Any) -> tuple[float, float | None]:
+    """Both kinds of damping that an inverse takes, see `valid`."""
+    return valid(AtLeastZero, damping, "damping"), valid(AtLeastZero | None, absolute, "absolute")
+
+
+def _word(value: Any) -> type | None:
+    """Which of the types a value has that are numbers only on a command line."""
+    return next((kind for kind in (bool, str) if isinstance(value, kind)), None)
+
+
+@functools.cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -105,6 +131,17 @@ class Section:
     def __post_init__(self) -> None:
         for field in settings_of(type(self)):
             object.__setattr__(self, field.name, field.check(getattr(self, field.name)))
+
+    @classmethod
+    def of(cls, settings: Any, changes: Mapping[str, Any]) -> Self:
+        """The settings that a function was given, with its keywords over them; raises UsageError where they are none."""
+        if not isinstance(settings, cls):
+            raise UsageError(
+                f"The settings can't be {settings!r}.",
+                accepted=f"{cls.__name__}(...) of whence.settings, or each setting as a keyword",
+                fix=f"{next(iter(settings_of(cls))).name}=...",
+            )
+        return settings.changed(**changes)
 
     def as_json(self) -> dict[str, Any]:
         """The settings that a file may have, as JSON values."""
@@ -166,6 +203,8 @@ class Numeric(Section):
     def changed(self, **changes: Any) -> Self:
         """These settings with some of them changed; `precision` stands for those of its formats that are here."""
         if (precision := changes.pop("precision", None)) is not None:
+            if not isinstance(precision, Precision):
+                raise UsageError(f"precision can't be {precision!r}.", accepted="whence.Precision(...)")
             changes = {name: getattr(precision, part) for name, part in FORMATS.items() if hasattr(self, name)} | changes
         return super().changed(**changes)
 
@@ -182,6 +221,9 @@ Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 AtLeastZero = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+Amount = Annotated[int, Ge(0)]
+Length = Annotated[int, Ge(2)]
+"""Tokens of a row: fewer than two predict nothing."""
 Sample = Count | Literal["all"] | None
 """How many examples: a number, all, or (None) enough."""
 Modules = str | tuple[str, ...] | None
@@ -219,11 +261,11 @@ class Data(Section):
         "Prompts get it too.",
     )
     normalise: Normalise | None = None
-    max_length: Annotated[int, Ge(2)] = setting(512, "Tokens at which a row is cut.")
+    max_length: Length = setting(512, "Tokens at which a row is cut.")
     chat_template: str | None = setting(
         None, "Chat template for conversations: chatml, a file, or one in Jinja; none: there is none.", "--template"
     )
-    append_eos: bool = setting(False, "End rows with the end-of-text token, as in training.")
+    append_eos: bool = setting(False, "End rows with the end-of-text token, as in training.", "--append-eos/--no-append-eos")
 
 
 class Normalise(Section):
@@ -291,7 +333,7 @@ class Train(Section):
     )
     optimizer: str = setting("adamw_torch_fused", "An optimizer of transformers.", trainer="optim")
     gradient_checkpointing: bool = setting(False, "Less memory, a third more time.", trainer="gradient_checkpointing")
-    workers: Annotated[int, Ge(0)] = setting(0, "Processes that prepare batches.", trainer="dataloader_num_workers")
+    workers: Amount = setting(0, "Processes that prepare batches.", trainer="dataloader_num_workers")
     drop_last: bool = setting(True, "Leave out the last, incomplete batch of an epoch.", trainer="dataloader_drop_last")
     save_steps: Count = setting(100, "Steps between checkpoints.", trainer="save_steps")
     log_steps: Count = setting(20, "Steps between lines of metrics.jsonl.", trainer="logging_steps")
@@ -372,9 +414,7 @@ class Score(Numeric):
     per: Literal["example", "token", "module"] = setting("example", "Also keep the parts of each score.")
     aggregate: Annotated[tuple[str, ...], NotInFile()] = setting((), "Add up queries, examples, or both.")
     rank: Count | Literal["full", "auto"] = setting("auto", "Rank of the queries' gradients: a number, full or auto.")
-    rescore: Annotated[int, Ge(0)] = setting(
-        0, "Compute each query's N highest and lowest scores again, at full rank and in float32."
-    )
+    rescore: Amount = setting(0, "Compute each query's N highest and lowest scores again, at full rank and in float32.")
     norms: tuple[Literal["cosine", "relatif"], ...] = setting(
         (), "Also compute what normalising needs: cosine or relatif.", "--norm", metavar="NORM"
     )
@@ -387,11 +427,10 @@ class Score(Numeric):
     chunks: Count = setting(8, CHUNKS)
 
     def changed(self, **changes: Any) -> Self:
-        """These settings with some of them changed; a rank of None is full, and one word to aggregate is enough."""
+        """These settings with some of them changed; a rank of None is full, and one word for norms or aggregate is enough."""
         if changes.get("rank", "auto") is None:
             changes["rank"] = "full"
-        if isinstance(kinds := changes.get("aggregate"), str):
-            changes["aggregate"] = (kinds,)
+        changes |= {name: (word,) for name in ("norms", "aggregate") if isinstance(word := changes.get(name), str)}
         return super().changed(**changes)
 
     def __post_init__(self) -> None:
@@ -420,7 +459,7 @@ class Benchmark(Section):
     tasks: tuple[str, ...] = setting(
         ("mmlu_professional_law", "mmlu_business_ethics", "mmlu_international_law"), "Names of lm-eval."
     )
-    fewshot: Annotated[int, Ge(0)] = setting(5, "Worked examples before each question.")
+    fewshot: Amount = setting(5, "Worked examples before each question.")
     limit: Count | None = setting(None, "Questions per task at most.")
     data: str | None = setting(None, "Folder of MMLU's csv files (dev/, test/), instead of the hub.", "--data", "-d")
     base: bool = True

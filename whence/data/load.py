@@ -23,6 +23,7 @@ from whence.data.containers import sequence_of
 from whence.data.rows import Rows, make_rows
 from whence.errors import UsageError, WhenceError
 from whence.progress import note
+from whence.settings import Count, valid
 from whence.store.intact import unsealed
 
 Reader = Callable[[Path, int | None, Mapping[str, str]], Iterable[Any]]
@@ -66,6 +67,7 @@ def load_data(
     content unless `columns` has an `"id"`.
     Raises `ColumnError` when no column fits, `UsageError` for anything else that can't be read.
     """
+    _check_arguments(path, columns, limit)
     place, origin = Path(path), str(path)
     if place.is_dir():
         if any((place / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
@@ -82,6 +84,18 @@ def load_data(
         return make_rows(_read_hub(origin, split, limit), columns=columns, origin=origin)
     near = difflib.get_close_matches(place.name, _names_in(place.parent), n=1, cutoff=0.5)
     raise UsageError(f"There is no data at {origin}.", fix=f"did you mean {_suggested(place.parent, near[0])}?" if near else "")
+
+
+def _check_arguments(path: object, columns: object, limit: object) -> None:
+    """Raise UsageError where they are of another kind."""
+    if not isinstance(path, str | Path):
+        raise UsageError(
+            f"The path can't be a {type(path).__name__}.",
+            accepted="a file, a folder or a name of the hub; rows in memory go to whence.fit and whence.score as they are",
+        )
+    if columns is not None and not isinstance(columns, Mapping):
+        raise UsageError(f"columns can't be {columns!r}.", accepted='part and column, such as {"prompt": "Input"}')
+    valid(Count | None, limit, "limit")
 
 
 def as_rows(data: Any) -> Rows:

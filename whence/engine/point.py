@@ -16,6 +16,7 @@ from whence.engine.partition import batch_positions
 from whence.engine.stream import Examples, Objective, encode, likelihood
 from whence.errors import CoverageError, UsageError
 from whence.progress import note
+from whence.settings import Count, valid
 from whence.store.fingerprint import fingerprint
 from whence.tasks.base import Task
 from whence.tasks.forward import borrowed
@@ -33,6 +34,7 @@ class Point:
     """
 
     def __init__(self, model: nn.Module, task: Task, rows: Any = (), *, batch_tokens: int | None = None):
+        _check_kinds(model, task)
         model = borrowed(model)
         self.model, self.task, self.rows = model, task, rows
         if absent := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
@@ -46,7 +48,7 @@ class Point:
         self.dtype, self.device = first.dtype, first.device
         self.sums = torch.promote_types(self.dtype, torch.float32)
         """The format of sums, of operators and of queries' gradients."""
-        self.batch_tokens = batch_positions(batch_tokens, self.device)
+        self.batch_tokens = batch_positions(valid(Count | None, batch_tokens, "batch_tokens"), self.device)
         self._covered: dict[tuple[str, ...] | str | None, Coverage] = {}
 
     @property
@@ -84,7 +86,9 @@ class Point:
     def only(self, rows: Sequence[int | str]) -> Point:
         """The same with some of its rows, by number or id. Raises UsageError for one that there is not."""
         places = {name: place for place, name in enumerate(self.examples.ids)}
-        chosen = [places.get(row, -1) if isinstance(row, str) else int(row) for row in rows]
+        chosen = [places.get(row, -1) if isinstance(row, str) else valid(int, row, "a row") for row in rows]
+        if not chosen:
+            raise UsageError("No row is named.", accepted=f"ids of the rows, or 0 to {len(self.examples) - 1}")
         if unknown := [row for row, place in zip(rows, chosen, strict=True) if not 0 <= place < len(self.examples)]:
             raise UsageError(f"There is no row {unknown[0]!r}", accepted=f"ids of the rows, or 0 to {len(self.examples) - 1}")
         fewer = copy.copy(self)
@@ -101,6 +105,23 @@ class Point:
     def likelihood(self) -> Objective:
         """The log-likelihood of each row's own labels, in nats."""
         return likelihood(self.task, self.examples)
+
+
+def _check_kinds(model: object, task: object) -> None:
+    """Raise UsageError where model or task is something else, such as what belongs in the other's place."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"The model can't be a {type(model).__name__}.",
+            accepted="a torch.nn.Module",
+            fix="model, tokenizer = whence.load_model(NAME)" if isinstance(model, str | tuple) else "",
+        )
+    if not callable(getattr(task, "losses", None)):
+        tokenizer = hasattr(task, "all_special_ids")
+        raise UsageError(
+            f"The task can't be a {type(task).__name__}.",
+            accepted="whence.CausalLM, Seq2Seq, Classification, Regression, or a task of your own",
+            fix="whence.CausalLM(tokenizer)" if tokenizer else "",
+        )
 
 
 def cover_default(model: nn.Module, task: Task, modules: str | Sequence[str] | None) -> Coverage:

@@ -15,7 +15,7 @@ from whence.fitting.methods import method_named
 from whence.operators import BlockDiagonal, EigenBlock, Identity, Operator
 from whence.store.compact import expand
 from whence.store.fingerprint import fingerprint
-from whence.store.manifest import Folder, differences
+from whence.store.manifest import Folder, differences, refuse_other_kind, within
 from whence.store.memory import Memory
 from whence.tasks.base import Task
 from whence.tasks.tokens import first_difference
@@ -83,7 +83,8 @@ class Curvature:
 
 def open_factors(path: str | Path) -> Curvature:
     """Load finished factors from their folder; StaleArtifact where they are unfinished or damaged."""
-    folder = Folder.open(path)
+    folder = Folder.open(within(path, "factors"))
+    refuse_other_kind(folder, "method" in folder.manifest.get("about", {}), "factors", "whence fit")
     return load_curvature(folder, folder.manifest["about"])
 
 

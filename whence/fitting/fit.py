@@ -36,7 +36,7 @@ from whence.fitting.methods import Method, method_named
 from whence.operators.eigen import EigenBlock
 from whence.precision import multiplying
 from whence.progress import note, stage
-from whence.settings import Fit
+from whence.settings import AtLeastZero, Fit, valid
 from whence.store.compact import compact, expand
 from whence.store.digest import fingerprint_code
 from whence.store.manifest import Folder
@@ -84,7 +84,7 @@ def fit(
 
     Raises CoverageError, UsageError, NumericalError, OutOfMemory, StaleArtifact.
     """
-    settings = settings.changed(**changes)
+    settings, save_every = Fit.of(settings, changes), valid(AtLeastZero, save_every, "save_every")
     if settings.draws > 1 and settings.labels == "data":
         raise UsageError(
             "There is only one label of the data's own to an example",

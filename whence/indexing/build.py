@@ -60,7 +60,13 @@ def build_index(
 
     Raises UsageError, CoverageError, NumericalError, OutOfMemory, StaleArtifact.
     """
-    settings = settings.changed(**changes)
+    settings = Settings.of(settings, changes)
+    if curvature is not None and not isinstance(curvature, Curvature):
+        raise UsageError(
+            f"The curvature can't be a {type(curvature).__name__}.",
+            accepted="what whence.fit or whence.open_factors returned, without .inverse(...), which belongs to searches",
+            fix="curvature=whence.open_factors(FOLDER)",
+        )
     if not out:
         settings = settings.changed(chunks=1)
     point = Point(model, task, data, batch_tokens=settings.batch_tokens)

@@ -20,10 +20,11 @@ from whence.indexing.rows import expand
 from whence.operators import Operator, Projection
 from whence.operators.projection import random_projection
 from whence.precision import multiplying
-from whence.scoring.checks import check_scores
+from whence.scoring.checks import check_operator, check_scores
 from whence.scoring.results import measured
+from whence.settings import Count, valid
 from whence.store.fingerprint import Glance
-from whence.store.manifest import Folder, differences
+from whence.store.manifest import Folder, differences, refuse_other_kind, within
 from whence.store.memory import Memory
 from whence.store.scores import Scores
 from whence.tasks.base import Task
@@ -103,6 +104,9 @@ class Index:
 
         Raises StaleArtifact or TokenizerMismatch where model or task are not those of the index, UsageError.
         """
+        if operator is not None:
+            check_operator(operator)
+        batch_tokens = valid(Count | None, batch_tokens, "batch_tokens")
         point = self.check(model, task)
         if batch_tokens:
             point.batch_tokens = batch_tokens
@@ -187,5 +191,6 @@ class Index:
 
 def open_index(path: str | Path) -> Index:
     """Open a finished index in its folder; StaleArtifact where it is unfinished or damaged."""
-    folder = Folder.open(path)
+    folder = Folder.open(within(path, "index"))
+    refuse_other_kind(folder, "dim" in folder.manifest.get("about", {}), "index", "whence index build")
     return Index(folder, folder.read_table(EXAMPLES), folder.manifest["about"])

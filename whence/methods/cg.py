@@ -12,6 +12,7 @@ from whence.gradients import Dense, Gradients
 from whence.linalg.krylov import block_cg
 from whence.operators import Identity, Operator
 from whence.progress import note
+from whence.settings import AtLeastZero, Count, Positive, valid
 from whence.store.fingerprint import fingerprint_operator, fingerprint_tensors
 
 CAUTION = 10
@@ -23,6 +24,7 @@ def gauss_newton_inverse(point: Point, curvature: Curvature, damping: float = 0.
 
     lambda is `damping` times the curvature's mean eigenvalue over all modules; `settings` are those of `ConjugateGradients`.
     """
+    damping = valid(AtLeastZero, damping, "damping")
     absolute, names = damping * curvature.mean_eigenvalue, curvature.operator.names
     matrix = GaussNewton(point, names) + absolute * Identity(names)
     return ConjugateGradients(matrix, curvature.inverse(absolute=CAUTION * absolute), **settings)
@@ -37,7 +39,8 @@ class ConjugateGradients(Operator):
 
     def __init__(self, matrix: Operator, near: Operator, *, tolerance: float = 1e-4, iterations: int = 200, **saving: Any):
         self.matrix, self.near, self.saving = matrix, near, saving
-        self.tolerance, self.iterations, self.names = tolerance, iterations, near.names
+        self.tolerance, self.iterations = valid(Positive, tolerance, "tolerance"), valid(Count, iterations, "iterations")
+        self.names = near.names
         self.label = f"({matrix.label}), inverse by conjugate gradients to {tolerance:g}"
 
     def identity(self) -> Any:

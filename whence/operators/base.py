@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from whence.gradients import Dense, Factored, Gradient, Gradients, chunks
+from whence.settings import valid
 
 
 class Operator(abc.ABC):
@@ -192,7 +193,7 @@ class Scaled(Operator):
     """`factor * operator`."""
 
     def __init__(self, factor: float, operator: Operator, label: str = ""):
-        self.factor, self.operator = factor, operator
+        self.factor, self.operator = valid(float, factor, "factor"), operator
         self.label = label or f"{factor:g} x ({operator.label})"
         self.names = operator.names
 

@@ -20,6 +20,7 @@ from whence.errors import NumericalError
 from whence.gradients import Dense, Factored, Gradient, Gradients, cached_chunks
 from whence.linalg.rotation import Rotation
 from whence.operators.base import Operator, Streaming
+from whence.settings import valid_damping
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,10 @@ class BlockDiagonal(Operator):
     def inverse(self, damping: float = 0.1, *, absolute: float | None = None) -> BlockDiagonal:
         """`(block + lambda)^-1`, lambda being `damping` times the module's mean eigenvalue, or `absolute` everywhere.
 
-        The relative form with 0.1 is the heuristic of Grosse et al. 2023, section 3.1. Raises NumericalError where an
-        eigenvalue and its damping are both zero.
+        The relative form with 0.1 is the heuristic of Grosse et al. 2023, section 3.1. Raises UsageError for a damping
+        below zero, NumericalError where an eigenvalue and its damping are both zero.
         """
+        damping, absolute = valid_damping(damping, absolute)
         inverted = {}
         for name, block in self.blocks.items():
             damped = block.lam_OI + (damping * block.lam_OI.mean() if absolute is None else absolute)

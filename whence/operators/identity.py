@@ -10,6 +10,7 @@ from torch import Tensor
 
 from whence.gradients import Gradient, Gradients, chunks
 from whence.operators.base import Operator, Scaled, Streaming
+from whence.settings import valid_damping
 
 
 class Identity(Operator):
@@ -41,6 +42,7 @@ class Identity(Operator):
 
     def inverse(self, damping: float = 0.1, *, absolute: float | None = None) -> Operator:
         """`(1 + lambda)^-1`, lambda being `damping` times the mean eigenvalue, 1, or `absolute`."""
+        damping, absolute = valid_damping(damping, absolute)
         how = f"damping {damping:g} x mean eigenvalue" if absolute is None else f"damping {absolute:g}"
         chosen = damping if absolute is None else absolute
         return self.apply(lambda ones: (ones + chosen).reciprocal(), f"inverse with {how}")

@@ -23,6 +23,7 @@ from whence.engine.partition import batch_positions, module_groups
 from whence.engine.point import cover_default
 from whence.engine.probe import probe_rows, worth_probing
 from whence.engine.stream import Sink, encode, likelihood, read, stream
+from whence.errors import UsageError
 from whence.fitting import Curvature, fit
 from whence.indexing import build_index
 from whence.planning import files, work
@@ -36,7 +37,7 @@ from whence.precision import Precision, Products, multiplying
 from whence.progress import stage
 from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
-from whence.settings import Fit, Index
+from whence.settings import Amount, Count, Fit, Index, valid
 from whence.tasks.base import Task
 from whence.tasks.forward import borrowed
 
@@ -67,7 +68,10 @@ def plan(
     few real batches of a model that has its weights. With `index`, building an index with these settings is a stage too.
     `where` is the folder whose disk is meant.
     """
-    settings = settings.changed(**changes)
+    settings = Fit.of(settings, changes)
+    memory, disk = _budget("memory", memory), _budget("disk", disk)
+    rank = valid(Count | Literal["auto"] | None, rank, "rank")
+    queries = valid(Count, queries, "queries") if isinstance(queries, int | float) else queries
     asked = Settings(settings, rank)
     blank = blank_model(os.fspath(model), dtype) if not isinstance(model, nn.Module) else borrowed(model)
     planner = Planner(blank, task, data, queries, device, calibrate, index)
@@ -82,6 +86,14 @@ def plan(
         return planner.evaluate(asked)
     tokens = batch_positions(settings.batch_tokens, torch.device(planner.device))
     return fitting(planner.evaluate, asked, max(planner.data.examples.sizes), tokens)
+
+
+def _budget(name: str, size: int | None) -> int | None:
+    """Bytes to keep to; raises UsageError for what is meant in GB."""
+    size = valid(Amount | None, size, name)
+    if size is not None and size < 10**3:
+        raise UsageError(f"{name}={size} is {size} bytes.", accepted="bytes", fix=f"{name}={size} * 10**9, in GB")
+    return size
 
 
 Stages = dict[str, Rehearsed]
@@ -99,7 +111,7 @@ class Planner:
         self.dtype, self.has_weights = first.dtype, not first.is_meta
         self.device = str(device or (first.device if self.has_weights else "cuda" if torch.cuda.is_available() else "cpu"))
         self.data = work.read_data(task, data)
-        self.queries = work.sample_queries(self.data, queries) if isinstance(queries, int) else list(read(queries))
+        self.queries = work.sample_queries(task, self.data, queries) if isinstance(queries, int) else list(read(queries))
         self.free = {"memory": 0, "disk": 0}
         self.slower: dict[Products, float] = {}
         """How much longer real batches take than rehearsed ones; nothing where there are none to run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,14 @@ from typing import Any
 from whence.data.batches import plan_batches
 from whence.engine.partition import data_chunks
 from whence.engine.stream import Examples, encode, read
+from whence.errors import UsageError
 from whence.fitting.fit import draw_samples
 from whence.settings import Fit
+from whence.store.scores import row_text
 from whence.tasks.base import Task
+
+TRIED = 20
+"""Rows that are tried as stand-ins for queries."""
 
 TOKENISED = 20_000
 """Rows that are tokenised to learn the lengths; of longer data, a sample."""
@@ -142,10 +148,23 @@ def one_pass(data: Data, sample: Sample, batch_tokens: int, chunks: int) -> Pass
     return Pass(sample.size, {shape: count * scale for shape, count in batches.items()}, row_of)
 
 
-def sample_queries(data: Data, count: int) -> list[Any]:
-    """Stand-ins for queries that nobody has yet: rows of the data of middling length, asked about as a whole."""
+def sample_queries(task: Task, data: Data, count: int) -> list[Any]:
+    """Stand-ins for queries that nobody has yet: rows of the data of middling length, asked about as a whole.
+
+    Where the middling ones would be refused as queries, since their end is cut off, the beginning of one stands in.
+    """
     order = sorted(data.examples.usable, key=lambda index: data.examples.sizes[index])
-    row = data.examples.rows[order[len(order) // 2]]
-    if isinstance(row, dict) and set(row) >= {"text"} and "completion" not in row:
-        row = {"prompt": "", "completion": row["text"]}
-    return [row] * count
+    middle = len(order) // 2
+    nearest = sorted(range(len(order)), key=lambda place: abs(place - middle))[:TRIED]
+    for row in (_as_query(data.examples.rows[order[place]]) for place in nearest):
+        with contextlib.suppress(UsageError):
+            task.encode_queries([row])
+            return [row] * count
+    text = row_text(data.examples.rows[order[middle]])
+    return [{"prompt": "", "completion": text[: getattr(task, "max_length", len(text)) // 2]}] * count
+
+
+def _as_query(row: Any) -> Any:
+    """A text is asked about as a completion of nothing."""
+    text = isinstance(row, dict) and "text" in row and "completion" not in row
+    return {"prompt": "", "completion": row["text"]} if text else row

@@ -12,6 +12,20 @@ from whence.operators import Operator
 from whence.settings import Score
 
 
+def check_operator(operator: object) -> None:
+    """Raise UsageError for what is not an operator, such as a curvature of which the inverse was forgotten."""
+    if not isinstance(operator, Operator):
+        curvature = hasattr(operator, "inverse")
+        raise UsageError(
+            "Queries are multiplied with an operator, and this is a fitted curvature."
+            if curvature
+            else "This is not an operator.",
+            given=f"a {type(operator).__name__}",
+            accepted="curvature.inverse(damping=0.1), or another operator of whence.operators",
+            fix="put .inverse(damping=0.1) after it" if curvature else "curvature.inverse(damping=0.1)",
+        )
+
+
 def check_choices(settings: Score, operator: Operator) -> None:
     """Raise UsageError for settings that don't go together."""
     if "relatif" in settings.norms and not operator.blockwise:

@@ -29,7 +29,7 @@ from whence.gradients import Dense, Gradients, dot
 from whence.operators import Identity, Operator
 from whence.precision import EXACT, Precision, kept_as, multiplying
 from whence.progress import note
-from whence.scoring.checks import check_choices, check_scores
+from whence.scoring.checks import check_choices, check_operator, check_scores
 from whence.scoring.results import tabulated
 from whence.scoring.sinks import Columns, Quantity, products, products_at, token_products
 from whence.settings import Score
@@ -77,7 +77,7 @@ def score(
 
     Raises UsageError, NumericalError, DegenerateScores, OutOfMemory, StaleArtifact.
     """
-    settings = settings.changed(**changes)
+    settings = Score.of(settings, changes)
     point = Point(model, task, train, batch_tokens=settings.batch_tokens)
     return score_points(point, point, queries, operator, settings, rows=rows, out=out, rerun=rerun)
 
@@ -100,7 +100,9 @@ def score_points(
     differs. What only one of them has is left out, and said. Without an operator this is the gradient dot product. The rest
     is that of `score`, which is this for one point.
     """
-    operator = operator or Identity()
+    settings = Score.of(settings, {})
+    operator = Identity() if operator is None else operator
+    check_operator(operator)
     asked = encode_queries(at.task, queries, at.model)
     if rows is not None:
         settings = settings.changed(n_train=settings.n_train or len(of.examples.usable))
@@ -149,7 +151,8 @@ def self_influence(
     High values mark examples that the model could only learn from themselves: rare, mislabelled or memorised ones. The operator
     has to act on each module by itself (`Operator.blockwise`).
     """
-    settings = settings.changed(**changes)
+    settings = Score.of(settings, changes)
+    check_operator(operator)
     point = Point(model, task, train, batch_tokens=settings.batch_tokens)
     kept = {"precision": settings.precision, "chunks": settings.chunks if out else 1, "check": settings.check}
     settings = Score().changed(rank="full", **kept)
@@ -251,7 +254,7 @@ class _Score:
 
     def _sent(self, quantities: Mapping[str, Quantity], name: str, saved: Unsaved, result: Any) -> dict[str, Tensor]:
         """What the quantities come to for the examples of these chunks."""
-        sink = Columns(self.of.task, quantities)
+        sink = Columns(self.of.task, quantities, self.of.examples.sizes)
         run_pass(self.of, self.rows, self.of.examples, self.of.likelihood, sink, name, saved)
         return result(sink)
 

@@ -402,6 +402,22 @@ def _just_begun(path: Path) -> bool:
     return path.is_dir() and all(file.name in (LOCK, JOURNAL) or file.suffix == ".tmp" for file in path.iterdir())
 
 
+def within(path: str | os.PathLike, name: str) -> Path:
+    """The folder `name` of the run at `path`, where that is what was meant; else the path as it is."""
+    path = Path(path).expanduser()
+    return path / name if not is_run_folder(path) and is_run_folder(path / name) else path
+
+
+def refuse_other_kind(folder: Folder, is_kind: bool, kind: str, made_by: str) -> None:
+    """Raise StaleArtifact unless a finished folder is of the kind that was meant."""
+    if not is_kind:
+        raise StaleArtifact(
+            f"{folder.path} holds no {kind}.",
+            given=f"a folder of the stage {folder.provenance.get('stage', '(unknown)')}",
+            accepted=f"a folder that {made_by} made, or a run with one in it",
+        )
+
+
 def _aside(path: Path) -> Path:
     """Give the first of NAME.1, NAME.2, ... that is free."""
     number = 1

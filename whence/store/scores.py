@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,9 @@ import numpy as np
 
 from whence.data.rows import Rows
 from whence.errors import UsageError
+from whence.settings import Amount, Count, valid
 from whence.store.files import atomic
-from whence.store.manifest import Folder
+from whence.store.manifest import Folder, refuse_other_kind, within
 
 if TYPE_CHECKING:
     import pandas
@@ -52,6 +54,9 @@ class Scores:
     exact: np.ndarray | None = None
     """Which scores were computed again at full rank in float32, `[Q, N]`."""
 
+    def __post_init__(self) -> None:
+        valid(Count, self.n_train, "n_train")
+
     @property
     def unit(self) -> str:
         """Of `values`."""
@@ -85,6 +90,8 @@ class Scores:
 
         Raises UsageError for other queries or examples.
         """
+        if not isinstance(other, Scores):
+            return NotImplemented
         self._refuse_others(other)
         size = self.n_train / other.n_train
 
@@ -108,6 +115,7 @@ class Scores:
 
     def __mul__(self, factor: float) -> Scores:
         """All values times a number; norms of gradients stay those of the gradients."""
+        factor = valid(float, factor, "factor")
 
         def scaled(values: np.ndarray) -> np.ndarray:
             return values * np.asarray(factor, values.dtype)
@@ -158,7 +166,7 @@ class Scores:
         """
         import pandas
 
-        row = self.row_of(query)
+        row, k = self.row_of(query), valid(Amount, k, "k")
         order = np.argsort(self.raw[row] if lowest else -self.raw[row], kind="stable")
         if fold:
             seen: set[str] = set()
@@ -185,30 +193,48 @@ class Scores:
             if query not in self.query_ids:
                 raise UsageError(f"No query {query!r}", accepted=", ".join(self.query_ids[:10]))
             return self.query_ids.index(query)
-        if not -len(self.queries) <= query < len(self.queries):
-            raise UsageError(f"No query number {query}", accepted=f"0 to {len(self.queries) - 1}")
-        return query
+        return self._number("query", query, len(self.queries))
+
+    def column_of(self, example: int | str) -> int:
+        """The column of an example given by number or id."""
+        if isinstance(example, str):
+            if example not in self.example_ids:
+                near = difflib.get_close_matches(example, self.example_ids, n=3)
+                raise UsageError(
+                    f"No example {example!r}",
+                    accepted=f"ids of the examples, such as {', '.join(near or self.example_ids[:3])}",
+                )
+            return self.example_ids.index(example)
+        return self._number("example", example, len(self.examples))
+
+    @staticmethod
+    def _number(what: str, number: int, count: int) -> int:
+        number = valid(int, number, what)
+        if not -count <= number < count:
+            raise UsageError(f"No {what} number {number}", accepted=f"0 to {count - 1}")
+        return number
 
     def hubs(self, k: int = 10) -> list[str]:
         """Ids of the examples in the top `k` of more than half of the queries: what they raise is no answer in particular.
 
         Empty for fewer than four queries, or than `4 k` examples, where chance alone would make some.
         """
+        k = valid(Count, k, "k")
         if len(self.queries) < 4 or len(self.examples) < 4 * k:
             return []
         times = Counter(name for query in range(len(self.queries)) for name in self.top(query, k)["id"])
         return [name for name, count in times.most_common() if 2 * count > len(self.queries)]
 
-    def rank_of(self, example: str, query: int | str = 0) -> int:
+    def rank_of(self, example: int | str, query: int | str = 0) -> int:
         """The example's place among all, 1 for the highest score."""
         row = self.row_of(query)
-        return int((self.raw[row] > self.raw[row, self.example_ids.index(example)]).sum()) + 1
+        return int((self.raw[row] > self.raw[row, self.column_of(example)]).sum()) + 1
 
     def token_scores(self, query: int | str, example: int | str) -> np.ndarray:
         """Scores of an example's positions `[T]` in `unit`, which add up to its score; each is about the token it predicts."""
         if self.tokens is None:
             raise UsageError("There are no scores per token here", fix='score with per="token" (--per token)')
-        column = self.example_ids.index(example) if isinstance(example, str) else example
+        column = self.column_of(example)
         stops = np.cumsum(self.examples["tokens"].to_numpy())
         start = stops[column] - self.examples["tokens"].iloc[column]
         return self.tokens[self.row_of(query), start : stops[column]] / self.n_train
@@ -341,7 +367,8 @@ def _joined_about(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[st
 
 def open_scores(path: str | Path) -> Scores:
     """Read finished scores from their folder; StaleArtifact where they are unfinished or damaged."""
-    folder = Folder.open(path)
+    folder = Folder.open(within(path, SHARD))
+    refuse_other_kind(folder, "n_train" in folder.manifest, "scores", "whence score")
     arrays = {key: tensor.numpy() for key, tensor in folder.load(SHARD).items()}
 
     def named(prefix: str) -> dict[str, np.ndarray]:

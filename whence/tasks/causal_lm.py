@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from whence.errors import ChatTemplateError, UsageError
 from whence.progress import note
+from whence.settings import valid
 from whence.tasks.base import Batch
 from whence.tasks.chat import ASKS_DATE, DATE, FLAG, chat_template_of, render, unwritten
 from whence.tasks.forward import accepted, logits_of, unwrapped
@@ -46,7 +47,7 @@ class CausalLM(TextTask):
     ):
         super().__init__(tokenizer, max_length, measurement, append_eos)
         self.chat_template = chat_template_of(tokenizer, chat_template)
-        self.padding_side = padding_side
+        self.padding_side = valid(Literal["right", "left"], padding_side, "padding_side")
 
     def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Run the model, without a key-value cache: logits `[B, K, V]` and labels of the positions that `collate` kept.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from whence.errors import TruncatedQueryError, UsageError
+from whence.settings import Length, valid
 from whence.store.fingerprint import fingerprint_tokenizer
 from whence.tasks.base import Batch, Task
 from whence.tasks.context import check_context
@@ -59,7 +60,7 @@ class LabelTask(Task):
 
     def __init__(self, tokenizer: Any, max_length: int, measurement: Measurement):
         self.tokenizer = tokenizer
-        self.max_length = max_length
+        self.max_length = valid(Length, max_length, "max_length")
         self.measurement = check_measurement(measurement)
 
     def predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -114,7 +115,7 @@ class TextTask(LabelTask):
                 accepted="a tokenizer with an eos_token",
                 fix="leave out --append-eos, or name the token: tokenizer.eos_token = '</s>' before tokenizer.save_pretrained",
             )
-        self.append_eos = append_eos
+        self.append_eos = valid(bool, append_eos, "append_eos")
 
     def encode_queries(self, rows: Sequence[Any]) -> list[list[tuple[Any, float]]]:
         """Tokenise queries: in the loss is what is measured, the completion (of a conversation: its last turn) or its span.
