@@ -20,7 +20,7 @@ from whence import dist
 from whence.coverage import Site
 from whence.engine.passes import Unsaved, run_pass
 from whence.engine.sinks import Total
-from whence.engine.stream import Examples, Owner, Sink, everybody, identify, read
+from whence.engine.stream import Examples, Owner, Sink, everybody, identify, one_for_each, read
 from whence.errors import NumericalError, UsageError
 from whence.gradients import Dense, Factored, Gradient
 from whence.linalg.lowrank import randomized_svd
@@ -219,7 +219,7 @@ class _Measured(Sink):
 
     def objective(self, model: nn.Module, batch: Batch, indices: Sequence[int]) -> Tensor:
         """The items' weighted measurements, which are also added up query by query."""
-        values = self.task.measurements(model, batch)
+        values = one_for_each(self.task.measurements(model, batch), len(indices), self.task)
         weighted = values * self.queries.weights[list(indices)].to(values)
         owners = torch.tensor([self.queries.owners[index] for index in indices])
         self.measured.index_add_(0, owners, weighted.detach().cpu().double())

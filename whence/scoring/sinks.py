@@ -28,9 +28,9 @@ class Columns(Table):
 
     ragged = ("tokens",)
 
-    def __init__(self, task: Task, quantities: Mapping[str, Quantity]):
+    def __init__(self, task: Task, quantities: Mapping[str, Quantity], sizes: Sequence[int] = ()):
         super().__init__()
-        self.task, self.quantities = task, quantities
+        self.task, self.quantities, self.sizes = task, quantities, sizes
         self._sums: dict[str, Tensor] = {}
         self._positions_BT: Tensor | None = None
 
@@ -38,6 +38,8 @@ class Columns(Table):
         """Start the batch's sums."""
         self.indices += indices
         self._sums, self._positions_BT = {}, self.task.positions(batch)
+        if "tokens" in self.quantities:
+            self._check_positions(indices)
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Add the module's part."""
@@ -61,6 +63,25 @@ class Columns(Table):
                 self.file(key, (part[..., real_BT[row]] for row, part in enumerate(total.cpu().unbind(-2))))
             else:
                 self.file(key, total.cpu().unbind(-1))
+
+    def _check_positions(self, indices: Sequence[int]) -> None:
+        """Raise UsageError where the task does not say how many positions its examples have, or says two things."""
+        task = type(self.task).__name__
+        if self._positions_BT is None:
+            raise UsageError(
+                f"Scores per token need positions, and {task} gives its examples none.",
+                accepted="a batch with an attention_mask [B, T], or a method positions(batch) that returns one",
+                fix='per="example", or add the method to the task, with size(item) for its T',
+            )
+        counts = self._positions_BT.bool().sum(1).tolist()
+        for index, count in zip(indices, counts, strict=True):
+            if self.sizes and count != self.sizes[index]:
+                raise UsageError(
+                    f"{task} does not say how long example {index} is, which scores per token need.",
+                    given=f"{self.sizes[index]} by size(item), {count} by the positions of its batch",
+                    accepted="the same number from both",
+                    fix=f'a method size(item) that returns {count} here, or per="example"',
+                )
 
     def _by_position(self, name: str, part: Tensor, gradient: Gradient) -> Tensor:
         """`[..., B, T]` of `[..., B, R]`: summands put where in the sequence they are from."""
