@@ -22,6 +22,7 @@ FLOORS = [
         "cost",
         "dist",
         "errors",
+        "escapes",
         "parcels",
         "precision",
         "progress",

@@ -23,6 +23,8 @@ An error says what happened (`what`), what was found or given (`given`), what wo
 
 from __future__ import annotations
 
+from whence.escapes import visible
+
 
 class WhenceError(Exception):
     """Something the user can mend; `str()` of it is the whole message."""
@@ -31,7 +33,7 @@ class WhenceError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, given: str = "", accepted: str = "", fix: str = "", code: int | None = None):
-        self.what, self.given, self.accepted, self.fix = what, given, accepted, fix
+        self.what, self.given, self.accepted, self.fix = map(visible, (what, given, accepted, fix))
         if code is not None:
             self.code = code
         super().__init__(str(self))
@@ -138,3 +140,6 @@ class StaleArtifact(WhenceError):
 
 class WhenceWarning(UserWarning):
     """Something the user should know, and that does not stop the work."""
+
+    def __init__(self, text: str):
+        super().__init__(visible(text))

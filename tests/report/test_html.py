@@ -1,6 +1,8 @@
 """The page holds what the report says, escapes what rows hold, and needs nothing but itself."""
 
+import base64
 import dataclasses
+import hashlib
 import re
 from html.parser import HTMLParser
 
@@ -124,6 +126,14 @@ def test_the_page_needs_nothing_but_itself(report, page):
     assert "@import" not in text and "url(" not in text and "default-src 'none'" in text
     code = re.search(r"<script>(.*?)</script>", text, re.S)
     assert code and not re.search(r"fetch|XMLHttp|import\(|http", code[1])
+
+
+def test_the_policy_allows_no_script_but_the_pages_own(report):
+    text = render(report)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    (code,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy and "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
 
 
 def test_landmarks_names_and_unique_ids(page):

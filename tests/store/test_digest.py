@@ -8,6 +8,7 @@ ROOTS = ["fitting/fit", "scoring/score", "indexing/build", *(name for name in MO
 
 OTHERS = {
     "errors",  # what is said when there is no number
+    "escapes",  # how text is shown
     "models",  # loads weights, which the model's fingerprint covers
     "progress",  # says how far the work is
     "settings",  # what is chosen stands in the provenance itself, defaults too
@@ -19,6 +20,7 @@ OTHERS = {
     "train",  # an empty package
     "train/metrics",  # columns of a table for people
     "train/order",  # the order of a training that is over
+    "train/reading",  # settings of the data, which stand in the provenance of what was made with them
     "train/record",  # which checkpoints and rates there are: TracIn's provenance has them
     "version",  # is part of the fingerprint by itself
 }

@@ -19,13 +19,13 @@ def show(
     """Print all settings as they are resolved: defaults, file, WHENCE_SECTION__KEY, --set."""
     import json
 
-    from whence.cli.console import say
+    from whence.cli.console import print_json, say
     from whence.config import read_config
     from whence.config.read import values_of
 
     resolved = read_config(file, settings or ())
     if as_json:
-        print(json.dumps(resolved.config.as_json(), ensure_ascii=False, separators=(",", ":")))
+        print_json(resolved.config.as_json())
         return
     for name, value in values_of(resolved.config):
         parts = name.split(".")

@@ -12,27 +12,53 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from whence import dist
 from whence.cli.options import Session
 from whence.errors import WhenceError, WhenceWarning
+from whence.escapes import HIDDEN, visible, visible_json
 from whence.progress import Stage, note, report_to
 from whence.settings import Fit
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
 
 WIDTH = 132
 """Columns of a table that goes to a file."""
 
 
+class Terminal(Console):
+    """A console on which text of users' files can't act: controls in it are shown as Python writes them.
+
+    Strings are changed before they are measured, so that tables stay aligned; a `Text` is best made of `visible` pieces.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make text of a string."""
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+        """Render anything that can be printed."""
+        for segment in super().render(renderable, options):
+            plain = segment.control or not HIDDEN.search(segment.text)
+            yield segment if plain else Segment(visible(segment.text), segment.style)
+
+
+out = Terminal(highlight=False)
+err = Terminal(stderr=True, highlight=False)
+
+
 def say(line: str, style: str | None = None) -> None:
     """Print a line to stdout as it is, however long."""
     out.print(line, markup=False, soft_wrap=True, style=style)
+
+
+def print_json(value: Any) -> None:
+    """Print a value to stdout as one line of JSON."""
+    print(visible_json(value))
 
 
 def coloured() -> bool:
@@ -41,17 +67,26 @@ def coloured() -> bool:
 
 
 def show_table(table: Table) -> None:
-    """Print a table to stdout: as wide as the terminal, `WIDTH` columns elsewhere."""
-    (out if out.is_terminal else Console(file=out.file, width=WIDTH, highlight=False)).print(table)
+    """Print a table to stdout: as wide as the terminal, `WIDTH` columns elsewhere, and wider where numbers would be cut."""
+    to = out if out.is_terminal else Terminal(file=out.file, width=WIDTH, highlight=False)
+    needed = to.measure(table, options=to.options.update(width=10 * WIDTH)).minimum
+    to.print(table, width=max(to.width, needed), crop=False)
 
 
 def print_table(
     names: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int] = (0,), *, no_wrap: bool = True, **look: Any
 ) -> None:
-    """Print rows below the names of their columns, which are aligned to the right but for those on the `left`."""
-    table = Table(box=None, **look)
+    """Print rows below the names of their columns, which are aligned to the right but for those on the `left`.
+
+    Where there is no room, what is on the left goes on below; numbers are never cut.
+    """
+    table, rows = Table(box=None, **look), list(rows)
     for number, name in enumerate(names):
-        table.add_column(name, justify="left" if number in left else "right", no_wrap=no_wrap)
+        if number in left:
+            table.add_column(name, overflow="fold")
+        else:
+            widest = max(cell_len(visible(cell)) for cell in (name, *(row[number] for row in rows)))
+            table.add_column(name, justify="right", no_wrap=no_wrap, min_width=widest if no_wrap else None)
     for row in rows:
         table.add_row(*row)
     show_table(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run; a later call goes on there.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of the world, the model and the training.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
     """Train a small model on a made-up world, offline, and find the rows behind each of its answers.
 
@@ -23,13 +22,14 @@ def demo(
     TF-IDF put a true source first. Positive = one more copy of the row raises log p(answer | question), in nats.
     """
     from whence.cli.console import out as stdout
-    from whence.cli.console import reporting
+    from whence.cli.console import print_json, reporting
     from whence.demo.tour import METHODS, STAGES, Tour, take_tour
+    from whence.escapes import command
 
     with reporting(STAGES, quiet=quiet):
         tour: Tour = take_tour(out, seed)
     if as_json:
-        stdout.print_json(json.dumps(tour.summary()))
+        print_json(tour.summary())
         return
     for finding in tour.findings:
         wrong = f"  [dim](wrong, planted; true: {escape(finding.truth)})[/]" if finding.planted else ""
@@ -51,7 +51,7 @@ def demo(
     stdout.print("lead: the source's score over that of the best other row")
     left_out = f", {tour.unanswered} left out that the model answers otherwise" if tour.unanswered else ""
     stdout.print(f"\n{len(tour.findings)} questions, {tour.rows} rows{left_out}. Estimates to first order, not proof.")
-    stdout.print(f"Summary: {tour.folder / 'summary.html'}   Next: your own question", highlight=False, soft_wrap=True)
+    stdout.print(f"Summary: {tour.folder / 'summary.html'}   Next: your own question", markup=False, soft_wrap=True)
     corpus, question = tour.folder / "corpus.jsonl", tour.findings[0].question
-    command = f'whence trace {tour.folder / "model"} --data {corpus} --append-eos -q "{question}"'
-    stdout.print(f"  {command}", highlight=False, soft_wrap=True)
+    own = command("whence", "trace", tour.folder / "model", "--data", corpus, "-q", question)
+    stdout.print(f"  {own}", markup=False, highlight=False, soft_wrap=True)

@@ -16,13 +16,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     The exit code is 1 if the numerical self-test fails.
     """
-    import json
-
-    from whence.cli.console import out
+    from whence.cli.console import out, print_json
 
     found = examine()
     if as_json:
-        out.print_json(json.dumps(found))
+        print_json(found)
     else:
         for line in describe(found):
             out.print(line, markup=False, soft_wrap=True)

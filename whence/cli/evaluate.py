@@ -34,9 +34,7 @@ def benchmark(
       whence evaluate benchmark ./tuned --base gpt2 --out runs/a/evaluate
       whence evaluate benchmark ./tuned --tasks mmlu_virology --limit 50 --data mmlu --out runs/a/evaluate
     """
-    import json
-
-    from whence.cli.console import print_table, say, start
+    from whence.cli.console import print_json, print_table, say, start
     from whence.evaluate.benchmark import run_benchmark
     from whence.evaluate.combined import benchmark_table, combine
     from whence.models import load_model
@@ -47,7 +45,7 @@ def benchmark(
         document = run_benchmark(models, settings, out=out, rerun=session.rerun)
         page = combine(out)
     if session.as_json:
-        print(json.dumps({"folder": str(out), **document}, ensure_ascii=False))
+        print_json({"folder": str(out), **document})
         return
     head, *rows = benchmark_table(document)
     print_table(head, rows)
@@ -76,7 +74,7 @@ def compare(
     """
     import json
 
-    from whence.cli.console import print_table, say, start
+    from whence.cli.console import print_json, print_table, say, start
     from whence.evaluate.combined import combine, comparison_table
     from whence.evaluate.compare import compare_answers
     from whence.store.scores import open_scores
@@ -87,7 +85,7 @@ def compare(
         page = combine(out)
     if session.as_json:
         summary = json.loads(str(found["summary"].to_json(orient="records")))
-        print(json.dumps({"folder": str(out), "summary": summary}, ensure_ascii=False))
+        print_json({"folder": str(out), "summary": summary})
         return
     head, *rows = comparison_table(found["summary"])
     print_table(head, rows)

@@ -48,6 +48,7 @@ def init(
     from whence.config.write import commented, save_schema
     from whence.data import load_data
     from whence.errors import UsageError
+    from whence.escapes import command
     from whence.store.files import atomic
 
     if file.exists():
@@ -74,4 +75,4 @@ def init(
         temporary.write_text(commented(values, INTRODUCTION.format(name=file)), encoding="utf-8")
     if left and not session.quiet:
         err.print(f"not taken over, because there is no such thing here: {', '.join(left)}", markup=False, soft_wrap=True)
-    say(f"{file}: edit it, then whence run {file}")
+    say(f"{file}: edit it, then {command('whence', 'run', file)}")

@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from whence.escapes import visible
 from whence.report import words
 from whence.report.tokens import BREAK, strong_runs, strongest
 from whence.report.words import missing, three_digits
 from whence.store.scores import Normalisation, Scores
 from whence.validate.results import Result
+
+TEXT, SHORT, GAP = 24, 12, 2
+"""Columns that a row's text has at least where names can give way, those that a name keeps, and those between two columns."""
 
 RAISES, LOWERS = "dodger_blue1", "dark_orange"
 """Apart for colour-blind eyes too; words and signs say the same everywhere."""
@@ -77,18 +82,29 @@ class Ranking:
     def table(self, number: int, width: int) -> Table:
         """The ranked rows, in about `width` columns."""
         rows = self.rows(number)
-        sources, copies = any(row["source"] for row in rows), any(row["copies"] > 1 for row in rows)
+        columns: dict[str, list[str]] = {
+            "rank": [str(row["rank"]) for row in rows],
+            "effect": [self.effect(row) for row in rows],
+            "share": [f"{row['share']:.1%}" for row in rows],
+            "source": [visible(str(row["source"] or "")) for row in rows],
+            "id": [visible(row["id"]) + (" hub" if row["hub"] else "") for row in rows],
+            "copies": [f"x{row['copies']}" if row["copies"] > 1 else "" for row in rows],
+        }
+        columns = {name: cells for name, cells in columns.items() if name in ("rank", "id") or any(cells)}
+        widths = {name: max(map(cell_len, [name, *cells])) for name, cells in columns.items()}
+        for name in widths.keys() & {"id", "source"}:  # names give way to the text; numbers and units never do
+            lacking = TEXT + sum(widths.values()) + GAP * len(widths) - width
+            widths[name] = max(min(widths[name], SHORT), widths[name] - max(0, lacking))
+        left = max(SHORT, width - sum(widths.values()) - GAP * len(widths))
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in ("rank", "effect", "share", *(["source"] if sources else []), "id", *(["copies"] if copies else [])):
-            table.add_column(name, no_wrap=True, justify="right" if name in ("rank", "share") else "left")
-        table.add_column("text (strongest part)" if self.plain.tokens is not None else "text", no_wrap=True)
-        for row in rows:
-            colour = RAISES if row["value"] > 0 else LOWERS
-            cells: list[Any] = [str(row["rank"]), Text(self.effect(row), colour), f"{row['share']:.1%}"]
-            cells += [Text(str(row["source"] or ""))] if sources else []
-            cells += [Text(row["id"] + (" hub" if row["hub"] else ""))]
-            cells += ["x" + str(row["copies"]) if row["copies"] > 1 else ""] if copies else []
-            table.add_row(*cells, self.snippet(number, row, max(24, width - 60)))
+        for name in columns:
+            side = "right" if name in ("rank", "share") else "left"
+            table.add_column(name, justify=side, no_wrap=True, min_width=widths[name], max_width=widths[name])
+        table.add_column("text (strongest part)" if self.plain.tokens is not None else "text", no_wrap=True, max_width=left)
+        for row, cells in zip(rows, zip(*columns.values(), strict=True), strict=True):
+            styles = {"effect": RAISES if row["value"] > 0 else LOWERS}
+            shown = [Text(cell, styles.get(name, "")) for name, cell in zip(columns, cells, strict=True)]
+            table.add_row(*shown, self.snippet(number, row, left))
         return table
 
     def effect(self, row: dict[str, Any]) -> str:
@@ -98,13 +114,15 @@ class Ranking:
     def snippet(self, number: int, row: dict[str, Any], width: int) -> Text:
         """A stretch of the row: the strongest where scores per token are there, else its beginning."""
         if self.plain.tokens is None or row.get("pieces") is None:
-            return Text(" ".join(str(row["text"]).split())[:width])
-        return snippet(list(row["pieces"]), self.plain.token_scores(number, row["id"]), width, self.coloured)
+            return Text(" ".join(visible(str(row["text"])).split())[:width])
+        return snippet(
+            [visible(piece) for piece in row["pieces"]], self.plain.token_scores(number, row["id"]), width, self.coloured
+        )
 
     def whole(self, number: int, row: dict[str, Any]) -> Text:
         """The row with all its strong tokens marked."""
         values = self.plain.token_scores(number, row["id"])
-        return marked(list(row["pieces"]), values, self.coloured)
+        return marked([visible(piece) for piece in row["pieces"]], values, self.coloured)
 
     def doubts(self) -> list[str]:
         """What the reader should know before believing the order."""
@@ -115,7 +133,7 @@ class Ranking:
 
 
 def _quoted(text: str, limit: int = 240) -> str:
-    text = " ".join(text.split())
+    text = " ".join(visible(text).split())
     return f'"{text if len(text) <= limit else "..." + text[-limit:]}"'
 
 

@@ -16,13 +16,11 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="One that whence recip
 
 def ls(as_json: options.AsJson = False) -> None:
     """List the recipes."""
-    import json
-
-    from whence.cli.console import say
+    from whence.cli.console import print_json, say
     from whence.recipes import recipe_about, recipe_names
 
     if as_json:
-        print(json.dumps({name: recipe_about(name) for name in recipe_names()}))
+        print_json({name: recipe_about(name) for name in recipe_names()})
         return
     for name in recipe_names():
         say(f"{name:<22} {recipe_about(name)}")
@@ -58,6 +56,7 @@ def cp(
       whence recipes cp tinyllama-patents mine --tiny --data questions.csv -c prompt=Question -c completion=Answer
     """
     from whence.cli.console import say, start
+    from whence.escapes import command
     from whence.recipes import OFFLINE, copy_recipe
 
     target = folder or Path(name)
@@ -66,4 +65,4 @@ def cp(
             path = copy_recipe(name, target, tiny=tiny, data=data, columns=columns.columns or None, seed=seed)
     else:
         path = copy_recipe(name, target, tiny=tiny, data=data)
-    say(f"{path}: whence run {path}")
+    say(f"{path}: {command('whence', 'run', path)}")

@@ -40,11 +40,10 @@ def report(
       whence report runs/a
       whence report runs/a/scores --out refund --title "Why 30 days?" --factors runs/a/factors
     """
-    import json
-    import shlex
     import sys
 
-    from whence.cli.console import say, start
+    from whence.cli.console import print_json, say, start
+    from whence.escapes import command
     from whence.report import build_report, gather, write_report
     from whence.report.gather import scores_in
     from whence.report.write import check_vacant
@@ -53,12 +52,12 @@ def report(
     check_vacant(folder)
     with start(session, 1):
         given = gather(path, pairs=pairs, factors=factors, itself=itself, training=training)
-        made = build_report(**{"command": shlex.join(["whence", *sys.argv[1:]]), **given}, top=top, title=title)
+        made = build_report(**{"command": command("whence", *sys.argv[1:]), **given}, top=top, title=title)
         files = write_report(made, folder)
     size = (folder / "report.html").stat().st_size
     if session.as_json:
         about = {"queries": len(made.queries), "rows": made.rows, "bytes": size}
-        print(json.dumps({"report": str(folder), "unit": made.unit, **about, "files": [str(file) for file in files]}))
+        print_json({"report": str(folder), "unit": made.unit, **about, "files": [str(file) for file in files]})
         return
     say(f"{folder / 'report.html'}: {len(made.queries)} queries, {size / 1000:,.0f} kB, one file")
     say(f"also there: report.md, queries/, curves/ ({len(files)} files)")

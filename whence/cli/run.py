@@ -36,9 +36,7 @@ def run(
       whence run whence.yaml fit inspect --dry-run
       torchrun --standalone --nproc-per-node=4 -m whence run whence.yaml
     """
-    import json
-
-    from whence.cli.console import say, start
+    from whence.cli.console import print_json, say, start
     from whence.config import read_config
     from whence.pipeline import plan_run, run_pipeline, say_unchanged
     from whence.progress import note
@@ -62,7 +60,7 @@ def run(
             steps = run_pipeline(resolved, stages or ())
     if session.as_json:
         stages_said = [{"stage": step.stage.name, "state": step.state, "reasons": step.reasons} for step in steps]
-        print(json.dumps({"run": resolved.config.run, "out": str(resolved.out), "stages": stages_said}))
+        print_json({"run": resolved.config.run, "out": str(resolved.out), "stages": stages_said})
         return
     page = resolved.out / "report" / "report.html"
     say(f"{resolved.out}: {', '.join(step.stage.name for step in steps)} done")

@@ -75,9 +75,7 @@ def validate(
       whence validate --loo
       whence validate --lds --on digits --rows 128
     """
-    import json
-
-    from whence.cli.console import say, start
+    from whence.cli.console import print_json, say, start
 
     mode = _mode([name for name, wanted in modes.as_json().items() if wanted], path)
     with start(session):
@@ -91,7 +89,7 @@ def validate(
         for result, files in done:
             short = {key: value for key, value in result.as_json().items() if key not in result.arrays}
             documents.append({**short, "files": [str(file) for file in files]})
-        print(json.dumps(documents, ensure_ascii=False))
+        print_json(documents)
         return
     for result, files in done:
         for line in result.says:

@@ -30,9 +30,7 @@ def verify(
       whence verify runs/a/index --json
       whence verify runs/a/train/model
     """
-    import json
-
-    from whence.cli.console import print_table, reporting, say
+    from whence.cli.console import print_json, print_table, reporting, say
     from whence.store.intact import refuse_faults, verified
 
     with reporting(quiet=session.quiet or session.as_json):
@@ -41,7 +39,7 @@ def verify(
     if session.as_json:
         paths = {"by_size_only": by_size, "unlisted": found.unlisted, "records": [each.record for each in found.records]}
         said = {name: [str(path) for path in listed] for name, listed in paths.items()}
-        print(json.dumps({"folder": str(folder), "files": len(found.files), "damaged": found.faults, **said}))
+        print_json({"folder": str(folder), "files": len(found.files), "damaged": found.faults, **said})
     else:
         rows = [
             [str(each.record), f"{len(each.files):,}", f"{each.size / 1e6:,.1f}", f"{len(each.faults):,}"]

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from whence.config.plain_yaml import Unreadable, load_yaml
 from whence.config.schema import Config, adapter
 from whence.errors import UsageError
+from whence.escapes import command
 from whence.settings import Section, alternatives, in_file
 
 ENVIRONMENT = "WHENCE_"
@@ -52,6 +53,8 @@ def read_config(path: str | Path, settings: Sequence[str] = (), environment: Map
     Raises UsageError for a file that can't be read, an unknown key (with the nearest one) and a value that can't be.
     """
     path = Path(path)
+    if path.is_dir():
+        path = path / "whence.yaml"
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -72,7 +75,7 @@ def read_config(path: str | Path, settings: Sequence[str] = (), environment: Map
     if {"models", "dataset"} <= values.keys():
         raise UsageError(
             f"{path} is a configuration of another pipeline (models, dataset, factors, scores).",
-            fix=f"whence init --from {path} --out whence.yaml",
+            fix=command("whence", "init", "--from", path, "whence.yaml"),
         )
     return resolve(values, path.parent, str(path), settings, os.environ if environment is None else environment)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from whence.data.turns import FLAGS, is_turns, joined, read_turns, with_context
 from whence.errors import ColumnError, UsageError
+from whence.escapes import command
 from whence.progress import note
 
 ROLES = ("text", "prompt", "completion", "messages", "source", "id", "label", "contrast", "span")
@@ -200,7 +200,7 @@ def propose(sample: Record) -> dict[str, str]:
 def column_error(what: str, sample: Record, mapping: Mapping[str, str]) -> ColumnError:
     """Say what is wrong with the columns, show them with a sample, and propose a mapping to paste."""
     shown = "; ".join(f"{name}: {_clip(value)}" for name, value in sample.items())
-    options = " ".join(f"--columns {shlex.quote(f'{role}={column}')}" for role, column in mapping.items())
+    options = " ".join(command("--columns", f"{role}={column}") for role, column in mapping.items())
     return ColumnError(
         what,
         given=f"columns {shown}",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from whence.cost import Choice
+from whence.escapes import command
 from whence.settings import Fit
 
 SURE = {"batches": (0.8, 1.3), "rates": (0.6, 1.7), "assumed": (0.3, 3.0)}
@@ -230,7 +231,7 @@ def duration(seconds: float) -> str:
 
 def options(values: dict[str, Any]) -> str:
     """Settings as on the command line."""
-    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in values.items())
+    return " ".join(command(f"--{key.replace('_', '-')}", value) for key, value in values.items())
 
 
 def _plain(value: Any) -> Any:

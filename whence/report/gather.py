@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from whence.errors import UsageError
-from whence.store.intact import CONFIG, MANIFEST, intact, read_json, reading
+from whence.escapes import command
+from whence.store.intact import CONFIG, MANIFEST, intact, is_run_folder, read_json, reading
 from whence.store.manifest import Folder
 from whence.store.scores import open_scores
 from whence.validate.quick import read_quick
@@ -68,7 +69,7 @@ def gather(
             given["evaluation"] = evaluation
         if settings := _there(own, "whence.yaml"):
             with reading(intact(settings)):
-                given |= {"settings": settings.read_text(encoding="utf-8"), "command": f"whence run {settings}"}
+                given |= {"settings": settings.read_text(encoding="utf-8"), "command": command("whence", "run", settings)}
     return given
 
 
@@ -77,6 +78,13 @@ def scores_in(path: Path) -> list[Path]:
     inside = [path / SHOWN, *path.glob("trace-*")]
     found = [folder for folder in inside if (folder / MANIFEST).exists()]
     return sorted(found, key=lambda folder: -(folder / MANIFEST).stat().st_mtime) or [path]
+
+
+def runs_in(path: Path) -> list[Path]:
+    """Runs with scores in a folder of runs, such as runs/."""
+    if is_run_folder(path) or not path.is_dir():
+        return []
+    return [folder for folder in sorted(path.iterdir()) if folder.is_dir() and scores_in(folder) != [folder]]
 
 
 def _there(run: Path | None, name: str, *inside: str) -> Path | None:

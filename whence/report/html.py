@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -74,6 +76,7 @@ def filled(template: str, report: Report, **more: Any) -> str:
         "times": numbers.times,
         "plain": numbers.plain_number,
         "clean": clean,
+        "csp": _csp,
         **{name: value for name, value in more.items() if callable(value)},
     }
     given = {"report": report, "unit": report.unit.removesuffix(" per copy"), "columns": _columns, "limits": LIMITS}
@@ -146,6 +149,11 @@ def clean(text: str) -> str:
     """The text without characters that a page can't hold."""
     known = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
     return known.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _csp(script: str) -> str:
+    """What a Content-Security-Policy calls a script by, so that no other one runs."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _line(text: str, one_line: bool) -> str:
