@@ -7,29 +7,30 @@ from typing import Annotated, Any
 import typer
 
 from whence.cli import options
-from whence.cli.from_settings import Without
+from whence.cli.from_settings import said
 from whence.settings import Data
 
 
 def preview(
     *,
     path: Annotated[str, typer.Argument(help="File, folder of save_to_disk, or data set of the hub.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Model whose tokenizer reads the rows; no weights are loaded.")],
-    n: Annotated[int, typer.Option("--n", "-n", min=0, help="Rows to show.")] = 5,
-    data: Annotated[Data, Without("append_eos")],
+    model: Annotated[str, typer.Option("--model", help="Model whose tokenizer reads the rows; no weights are loaded.")],
+    n: Annotated[int, typer.Option("--top", "-k", "--n", "-n", min=0, metavar="N", help="Rows to show.")] = 5,
+    data: Data,
     as_json: options.AsJson = False,
 ) -> None:
     """Show rows as the model sees them: what is in the loss is coloured, or ⟦marked⟧ where there are no colours."""
-    import json
-
-    from whence.cli.console import coloured, out, reporting
+    from whence.cli.console import coloured, out, print_json, reporting
     from whence.models import load_tokenizer
     from whence.pipeline.load import rows_of
     from whence.progress import note
     from whence.tasks import CausalLM
+    from whence.train.reading import as_trained
 
     with reporting():
-        task = CausalLM(load_tokenizer(model), data.max_length, chat_template=data.chat_template)
+        data = as_trained(data, said(), model)
+        reading = {"chat_template": data.chat_template, "append_eos": data.append_eos}
+        task = CausalLM(load_tokenizer(model), data.max_length, **reading)
         rows = rows_of(data)
         items = task.tokenize(rows)
         limit = _context(model)
@@ -45,7 +46,7 @@ def preview(
     summary = _summary(task, rows, items)
     shown = [_row(task, rows, items[i], i) for i in range(min(n, len(rows)))]
     if as_json:
-        out.print_json(json.dumps({"summary": summary, "rows": shown}, ensure_ascii=False))
+        print_json({"summary": summary, "rows": shown})
         return
     for row in shown:
         kept, in_loss = len(row["tokens"]), sum(token["in_loss"] for token in row["tokens"])
@@ -55,12 +56,12 @@ def preview(
         out.print(heading, markup=False, style="bold", soft_wrap=True)
         out.print(_text(row, coloured()), soft_wrap=True)
         out.print()
-    said = (
+    counted = (
         f"{summary['rows']:,} rows, {summary['tokens']:,} tokens, {summary['in_loss']:,} in the loss; "
         f"{summary['truncated']:,} rows truncated at {summary['max_length']} (longest {summary['longest']:,}), "
         f"{summary['copies']:,} exact copies, {summary['empty']:,} without a token in the loss"
     )
-    out.print(said, markup=False, soft_wrap=True)
+    out.print(counted, markup=False, soft_wrap=True)
 
 
 def _context(model: str) -> int | None:
@@ -110,12 +111,14 @@ def _text(row: dict[str, Any], coloured: bool) -> Any:
     """Join the tokens to a text where the loss can be seen, in colour or between brackets."""
     from rich.text import Text
 
+    from whence.escapes import visible
+
     text, inside = Text(), False
     for token in row["tokens"]:
         if not coloured and token["in_loss"] != inside:
             text.append("⟦" if token["in_loss"] else "⟧")
         inside = token["in_loss"]
-        text.append(token["text"], ("green" if inside else "dim") + (" italic" if token["special"] else ""))
+        text.append(visible(token["text"]), ("green" if inside else "dim") + (" italic" if token["special"] else ""))
     if not coloured and inside:
         text.append("⟧")
     return text

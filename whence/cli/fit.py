@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from whence.cli import options
+from whence.cli.from_settings import said
 from whence.cli.options import Session
 from whence.settings import Data, Fit, Weights
 
@@ -36,24 +37,24 @@ def fit(
       whence fit ./model --data train.jsonl --examples 4000 --modules all --out runs/c/factors
       whence fit ./model --data train.jsonl --until 0.99 --out runs/d/factors
     """
-    import json
-
     from whence import fitting
-    from whence.cli.console import fit_stages, say, start, warn_if_untrained
+    from whence.cli.console import fit_stages, print_json, say, start, warn_if_untrained
+    from whence.escapes import command
     from whence.models import load_model
     from whence.pipeline.load import rows_of, task_of
+    from whence.train.reading import as_trained
 
     with start(session, None if settings.until else fit_stages(settings)):
+        data = as_trained(data, said(), weights.adapter, model)
         loaded, tokenizer = load_model(model, **weights.as_json())
         task, rows = task_of(loaded, tokenizer, data), rows_of(data)
         warn_if_untrained(loaded, task, rows)
         curvature = fitting.fit(loaded, task, rows, settings, out=out, save_every=save_every, rerun=session.rerun)
     about = curvature.about
     if session.as_json:
-        print(json.dumps({"factors": str(out), **about}))
+        print_json({"factors": str(out), **about})
         return
     modules = f"{len(about['modules'])} modules, {about['share']:.1%} of the parameters"
     say(f"{out}: {settings.method} factors of {modules}, from {about['examples']:,} rows ({about['positions']:,} tokens)")
-    say(
-        f"next: whence inspect {out}, or whence score {model} --data {data.path} --factors {out} --queries QUERIES --out SCORES"
-    )
+    scored = command("whence", "score", model, "--data", data.path, "--factors", out, "--queries", "QUERIES", "--out", "SCORES")
+    say(f"next: {command('whence', 'inspect', out)}, or {scored}")

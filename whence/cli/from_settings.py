@@ -9,6 +9,7 @@ first that has it, and a field of two sections is one option.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import inspect
 import typing
@@ -61,7 +62,8 @@ def from_settings(command: Callable[..., None]) -> Callable[..., None]:
             if field.name not in options and field.name not in own:
                 options[field.name] = _option(field, taken)
 
-    def run(**given: Any) -> None:
+    def run(*, context: typer.Context, **given: Any) -> None:
+        _said.set(frozenset(name for name in given if _is_said(context, name)))
         made = {
             name: section(**{field.name: _value(field, given[field.name], field.name in own) for field in fields})
             for name, (section, fields) in sections.items()
@@ -69,19 +71,33 @@ def from_settings(command: Callable[..., None]) -> Callable[..., None]:
         command(**{name: given[name] for name in own}, **made)
 
     required_first = sorted(options.values(), key=lambda option: option.default is not EMPTY)
+    required_first.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     run.__signature__ = inspect.Signature(required_first)  # type: ignore[attr-defined]
     run.__annotations__, run.__name__, run.__doc__ = {}, command.__name__, command.__doc__
     return run
 
 
+def said() -> frozenset[str]:
+    """The names of the options that the command was given; the others are at their defaults."""
+    return _said.get()
+
+
+_said: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("said", default=frozenset())
+
+
+def _is_said(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _section(hint: Any) -> tuple[type[Section], list[Setting]] | None:
-    """The section that a parameter is, with the fields that are options; a section within a section is none."""
+    """The section that a parameter is, with the fields that are options; one within it only has the words that stand for it."""
     marks = getattr(hint, "__metadata__", ())
     section = typing.get_args(hint)[0] if marks else hint
     if not (isinstance(section, type) and issubclass(section, Section)):
         return None
     chosen = next((mark for mark in marks if isinstance(mark, Without)), Without())
-    return section, [field for field in settings_of(section) if field.section is None and chosen.takes(field.name)]
+    return section, [field for field in settings_of(section) if _kinds(field) and chosen.takes(field.name)]
 
 
 def _flags(field: Setting) -> tuple[str, ...]:
@@ -89,7 +105,9 @@ def _flags(field: Setting) -> tuple[str, ...]:
 
 
 def _kinds(field: Setting) -> list[Any]:
-    return [kind for kind in alternatives(field.kind) if kind is not type(None)]
+    """The types that an option can have; of a section within a section, only the words that stand for one."""
+    kinds = [kind for kind in alternatives(field.kind) if kind is not type(None)]
+    return kinds if field.section is None else [kind for kind in kinds if typing.get_origin(kind) is Literal]
 
 
 def _form(field: Setting) -> Literal["flag", "choice", "repeated", "plain", "word"]:
@@ -147,7 +165,7 @@ def _value(field: Setting, given: Any, own: bool) -> Any:
         return field.default
     if own:
         with contextlib.suppress(UsageError):
-            return field.check(given)
+            return field.check(given, typed=True)
         return field.default
     flag = next(flag for flag in _flags(field) if flag.startswith("--")).partition("/")[0]
     parts = next((typing.get_args(kind) for kind in _kinds(field) if typing.get_origin(kind) in (dict, tuple)), ())
@@ -160,7 +178,7 @@ def _value(field: Setting, given: Any, own: bool) -> Any:
             value = None
         elif parts and str not in _kinds(field) and value not in words:
             value = [part.strip() for part in value.split(",") if part.strip()]
-    return field.check(value, flag)
+    return field.check(value, flag, typed=True)
 
 
 def pairs(given: Sequence[str], flag: str, metavar: str, *, yaml: bool = False) -> dict[str, Any]:

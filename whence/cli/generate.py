@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from whence.cli import options
 from whence.cli.from_settings import Without
 from whence.cli.options import Session
-from whence.settings import Generate, Weights
+from whence.settings import Data, Generate, Weights
 
 
 def generate(
@@ -25,6 +25,10 @@ def generate(
     settings: Annotated[Generate, Without("base")],
     seed: options.Seed = 0,
     columns: options.Columns,
+    format: Annotated[
+        Literal["plain", "qa", "instruction"] | None,
+        typer.Option("--format", help="How prompts are written; as in training, or plain, if not said."),
+    ] = None,
     weights: Weights,
     session: Annotated[Session, Without("rerun")],
 ) -> None:
@@ -43,28 +47,33 @@ def generate(
     """
     import json
 
-    from whence.cli.console import say, start
-    from whence.data import load_data
+    from whence.cli.console import print_json, say, start
+    from whence.data import as_rows, load_data
+    from whence.data.text import asked
     from whence.errors import UsageError
     from whence.generation import check_vacant, generate_pairs
     from whence.models import load_model
     from whence.progress import note
+    from whence.train.reading import as_trained
 
     if bool(prompt) == (prompts is not None):
         raise UsageError("There are no prompts, or two kinds.", accepted="--prompts FILE, or -p PROMPT (once or more)")
     check_vacant(out)
     settings = settings.changed(base=base is not None)
     with start(session, 1 if base is None else 2):
-        rows = [{"prompt": text} for text in prompt] if prompt else load_data(prompts or "", columns=columns.columns)
+        about = Data(path="", format=format or "plain")
+        reading = as_trained(about, {"format"} if format else (), weights.adapter, model, names=("format", "normalise"))
+        rows = as_rows([{"prompt": text} for text in prompt]) if prompt else load_data(prompts or "", columns=columns.columns)
+        rows = asked(rows, reading.format, reading.normalise)
         loaded, tokenizer = load_model(model, **weights.as_json())
         if getattr(tokenizer, "chat_template", None):
             note("prompts are completed as bare text, although the model has a chat template")
         other = None if base is None else lambda: load_model(base, dtype=weights.dtype, device=weights.device)
-        about = {"model": model, "base": base}
-        document = generate_pairs(loaded, tokenizer, rows, settings, out=out, base=other, seed=seed, about=about)
+        origin = {"model": model, "base": base}
+        document = generate_pairs(loaded, tokenizer, rows, settings, out=out, base=other, seed=seed, about=origin)
     pairs = document["data"]
     if session.as_json:
-        print(json.dumps({"file": str(out), **document}, ensure_ascii=False))
+        print_json({"file": str(out), **document})
         return
     for pair in pairs:
         say(f"{json.dumps(pair['prompt'], ensure_ascii=False)}", "dim")

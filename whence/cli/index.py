@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from whence.cli import options
-from whence.cli.from_settings import Without
+from whence.cli.from_settings import Without, said
 from whence.cli.options import QUERY_COLUMNS, Session
 from whence.cli.trace import LOWERING, Answer, query_like
 from whence.errors import StaleArtifact, UsageError
@@ -72,29 +72,31 @@ def build(
       whence index build ./model --data train.jsonl --factors runs/a/factors --dim 32 --out runs/a/index
       torchrun --nproc-per-node 2 -m whence index build ./model --data train.jsonl --out runs/a/index
     """
-    import json
-
-    from whence.cli.console import say, start
+    from whence.cli.console import print_json, say, start
+    from whence.escapes import command
     from whence.fitting import open_factors
     from whence.indexing import build_index
     from whence.models import load_model
     from whence.pipeline.load import rows_of, task_of
+    from whence.train.reading import as_trained
 
     with start(session, 1):
         curvature = open_factors(factors) if factors else None
+        data = as_trained(data, said(), weights.adapter, model, made=curvature.provenance if curvature else None)
         loaded, tokenizer = load_model(model, **weights.as_json())
-        task = task_of(loaded, tokenizer, cut_at(data, max_length, curvature))
+        task = task_of(loaded, tokenizer, data)
         if curvature:
             curvature.check(loaded, task)
         rows = rows_of(data)
         index = build_index(loaded, task, rows, settings, curvature=curvature, out=out, rerun=session.rerun)
     about, files = index.about, sum(file.stat().st_size for file in out.glob("*") if file.is_file())
     if session.as_json:
-        print(json.dumps({"index": str(out), "rows": len(index), "bytes": files, **about}))
+        print_json({"index": str(out), "rows": len(index), "bytes": files, **about})
         return
     modules = f"{len(about['modules'])} modules, {about['share']:.1%} of the parameters"
     say(f"{out}: {len(index):,} rows of {modules}, {about['dim']} x {about['dim']} {about['kept']} each; {files / 1e6:,.1f} MB")
-    say(f"next: whence index search {out} {model} {f'--factors {factors} ' if factors else ''}-q QUESTION")
+    with_factors = ("--factors", factors) if factors else ()
+    say(f"next: {command('whence', 'index', 'search', out, model, *with_factors, '-q', 'QUESTION')}")
 
 
 def search(
@@ -126,19 +128,19 @@ def search(
       whence index search runs/a/index ./model --factors runs/a/factors -q "Where was Ada Velt born?"
       whence index search runs/a/index ./model -f runs/a/factors --queries prompts.json --data train.jsonl --exact 20 --json
     """
-    import json
-
     from whence import scoring
-    from whence.cli.console import coloured, say, start
+    from whence.cli.console import coloured, print_json, say, start
     from whence.cli.ranking import Ranking
     from whence.cli.show import display, document
     from whence.data import as_rows, load_data
+    from whence.data.text import asked as asked_in
     from whence.fitting import open_factors
     from whence.generation import answered
     from whence.indexing import open_index
     from whence.models import load_model
     from whence.operators import Identity
     from whence.pipeline.load import rows_of, task_of
+    from whence.train.reading import as_trained
 
     if (asked.question is None) == (asked.queries is None):
         raise UsageError("There is one thing to search for: say -q QUESTION, or --queries FILE.")
@@ -147,8 +149,9 @@ def search(
     with start(session):
         opened = open_index(index)
         curvature = open_factors(Path(measured.factors)) if measured.factors else None
+        data = as_trained(data, said(), weights.adapter, model, made=opened.provenance)
         loaded, tokenizer = load_model(model, **weights.as_json())
-        task = task_of(loaded, tokenizer, cut_at(data, max_length, opened), measured.measurement)
+        task = task_of(loaded, tokenizer, data, measured.measurement)
         opened.check(loaded, task)
         if curvature:
             curvature.check(loaded, task)
@@ -163,7 +166,7 @@ def search(
             queries = as_rows([query_like(rows[0] if rows else {}, asked.question or "", asked, task, data, model)])
         else:
             queries = load_data(asked.queries, columns=asked.query_columns)
-        queries = answered(loaded, task, queries, asked.max_new_tokens)
+        queries = answered(loaded, task, asked_in(queries, data.format, data.normalise), asked.max_new_tokens)
         operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping) if curvature else None
         found = opened.search(loaded, task, queries, operator)
         if checked.exact:
@@ -186,15 +189,9 @@ def search(
     )
     if session.as_json:
         made = document(ranking, numbers, None)
-        print(json.dumps({"index": str(index), "estimates": not checked.exact, **made, "notes": [says, *made["notes"]]}))
+        print_json({"index": str(index), "estimates": not checked.exact, **made, "notes": [says, *made["notes"]]})
         return
     display(ranking, numbers)
     say(says, "dim")
     if not checked.exact:
         say("next: the same with --data DATA --exact 20 scores the candidates again, exactly")
-
-
-def cut_at(data: Data, max_length: int | None, made: Any) -> Data:
-    """The settings of the data, its rows cut where the user says, or else where they were when factors or index were made."""
-    length = max_length or (made.provenance["task"]["max_length"] if made else None)
-    return data.changed(max_length=length) if length else data

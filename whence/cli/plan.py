@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from whence.cli import options
-from whence.cli.from_settings import Only, Without
+from whence.cli.from_settings import Only, Without, said
 from whence.cli.options import QUERY_COLUMNS, Session
 from whence.errors import UsageError
 from whence.settings import Data, Fit, Index, Score, Section, Weights, setting
@@ -50,15 +50,15 @@ def plan(
       whence plan ./model --data train.jsonl --index --dim 32
       whence plan ./model --data train.jsonl --modules all --examples 4000 --why
     """
-    import json
-
-    from whence.cli.console import say, show_table, start
+    from whence.cli.console import print_json, say, show_table, start
     from whence.data import load_data
     from whence.pipeline.load import rows_of, task_of
     from whence.planning.blank import blank_model, tokenizer_of
     from whence.planning.planner import plan as make_plan
+    from whence.train.reading import as_trained
 
     with start(session):
+        data = as_trained(data, said(), weights.adapter, model)
         blank = blank_model(model, weights.dtype, weights.adapter)
         queries: Any = budget.queries
         made = make_plan(
@@ -75,7 +75,7 @@ def plan(
             index=indexing if budget.index else None,
         )
     if session.as_json:
-        print(json.dumps(made.to_dict()))
+        print_json(made.to_dict())
     else:
         for line in made.heading():
             say(line)
@@ -93,15 +93,23 @@ def bytes_of(option: str, text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     if not found or found.group(2) == "I":
         raise UsageError(f"{option} {text} is no size.", accepted="such as 24GB (10^9 bytes), 24GiB (2^30) or 500MB")
-    return int(float(found.group(1)) * UNITS[found.group(2)])
+    size = int(float(found.group(1)) * UNITS[found.group(2)])
+    if size < UNITS["K"]:
+        raise UsageError(
+            f"{option} {text} is {size} bytes.",
+            accepted="a number with its unit: 24GB, 500MB",
+            fix=f"{option} {found.group(1)}GB",
+        )
+    return size
 
 
 def _table(made: Any) -> Any:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
+    table, rows = Table(box=None, pad_edge=False), made.rows()
     for name in ("stage", "time", "memory", "files", ""):
-        table.add_column(name, no_wrap=name != "", overflow="fold")
-    for row in made.rows():
+        widest = max(map(len, (name, *(row[len(table.columns)] for row in rows)))) if name else None
+        table.add_column(name, no_wrap=name != "", overflow="fold", min_width=widest)
+    for row in rows:
         table.add_row(*row)
     return table

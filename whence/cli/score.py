@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from whence.cli import options
+from whence.cli.from_settings import said
 from whence.cli.options import QUERY_COLUMNS, Session
 from whence.errors import UsageError
 from whence.settings import NEW_TOKENS, AtLeastZero, Count, Data, Measured, Score, Section, Weights, setting
@@ -58,21 +59,22 @@ def score(
       whence score gpt2 -d train.jsonl -f runs/a/factors --queries prompts.json -o runs/a/tokens --per token --norm cosine
       whence score gpt2 -d train.jsonl -f runs/a/factors --self -o runs/a/self
     """
-    import json
-
     from whence import scoring
-    from whence.cli.console import say, score_stages, start
+    from whence.cli.console import print_json, say, score_stages, start
     from whence.data import load_data
+    from whence.data.text import asked as asked_in
+    from whence.escapes import command
     from whence.fitting import open_factors
     from whence.models import load_model
     from whence.pipeline.load import rows_of, task_of
+    from whence.train.reading import as_trained
 
     if asked.itself == (asked.queries is not None):
         raise UsageError("There is one question to ask: say --queries FILE, or --self.")
     with start(session, score_stages(settings.rescore)):
         curvature = open_factors(factors)
         loaded, tokenizer = load_model(model, **weights.as_json())
-        data = data.changed(max_length=max_length or curvature.provenance["task"]["max_length"])
+        data = as_trained(data, said(), weights.adapter, model, made=curvature.provenance)
         task = task_of(loaded, tokenizer, data, measured.measurement)
         curvature.check(loaded, task)
         rows = rows_of(data)
@@ -82,7 +84,7 @@ def score(
         if asked.queries is None:
             scores = scoring.self_influence(loaded, task, rows, operator, settings, **place)
         else:
-            queries = load_data(asked.queries, columns=asked.query_columns)
+            queries = asked_in(load_data(asked.queries, columns=asked.query_columns), data.format, data.normalise)
             if asked.generate:
                 from whence.generation import answered
 
@@ -90,10 +92,10 @@ def score(
             scores = scoring.score(loaded, task, queries, rows, operator, settings, **place)
     about = {"scores": str(out), "queries": scores.shape[0], "rows": scores.shape[1], "n_train": scores.n_train}
     if session.as_json:
-        print(json.dumps({**about, "unit": scores.unit, "sign": "above 0 raises what was measured", **scores.about}))
+        print_json({**about, "unit": scores.unit, "sign": "above 0 raises what was measured", **scores.about})
         return
     say(f"{out}: {scores.shape[0]} x {scores.shape[1]:,} scores (queries x rows), {scores.unit}, above 0 = raises")
-    say(f"next: whence show {out}")
+    say(f"next: {command('whence', 'show', out)}")
 
 
 def say_if_other_rows(fitted: dict[str, Any], rows: Any, n_train: int | None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from whence.cli import options
-from whence.cli.from_settings import Only
+from whence.cli.from_settings import Only, said
 from whence.cli.options import Session
 from whence.settings import NEW_TOKENS, Count, Data, Fit, Measured, Section, Weights, setting
 
@@ -32,7 +32,7 @@ class Question(Answer):
 class Place(Section):
     """Where the run is."""
 
-    run: str | None = setting(None, "Name of the run, kept in runs/NAME.")
+    run: str | None = setting(None, "Name of the run, kept in runs/NAME; MODEL-DATA if not said.")
     out: Path | None = setting(None, "Folder of the run, instead of runs/NAME.", "--out", "-o")
 
 
@@ -63,27 +63,29 @@ def trace(
       whence trace ./model --data train.jsonl -q "Where was Ada Velt born?"
       whence trace ./model --data train.jsonl -q "The capital of France is" -a " Paris" --contrast " Lyon" --run france
     """
-    import json
-
     from whence import fitting, scoring
-    from whence.cli.console import coloured, fit_stages, score_stages, start, warn_if_untrained
+    from whence.cli.console import coloured, fit_stages, print_json, say, score_stages, start, warn_if_untrained
     from whence.cli.ranking import Ranking
     from whence.cli.show import display, document
     from whence.coverage import cover
     from whence.data import as_rows
+    from whence.data.text import asked as asked_in
+    from whence.escapes import command
     from whence.generation import answered
     from whence.models import load_model
     from whence.pipeline.load import rows_of, task_of
     from whence.store.digest import fingerprint_settings
+    from whence.train.reading import as_trained
 
-    folder = place.out or Path("runs") / (place.run or f"{Path(model).name}-{Path(data.path).stem}")
+    folder = place.out or Path("runs") / (place.run or f"{_name(model)}-{_name(data.path)}")
     with start(session, fit_stages(settings) + score_stages(0)):
+        data = as_trained(data, said(), weights.adapter, model)
         loaded, tokenizer = load_model(model, **weights.as_json())
         task, rows = task_of(loaded, tokenizer, data), rows_of(data)
         warn_if_untrained(loaded, task, rows)
-        queries = answered(
-            loaded, task, as_rows([query_like(rows[0], asked.question, asked, task, data, model)]), asked.max_new_tokens
-        )
+        like = query_like(rows[0], asked.question, asked, task, data, model)
+        question = asked_in(as_rows([like]), data.format, data.normalise)
+        queries = answered(loaded, task, question, asked.max_new_tokens)
         curvature = fitting.fit(loaded, task, rows, settings, out=folder / "factors", rerun=session.rerun)
         sites = cover(loaded, list(curvature.blocks)).sites
         made_from = [list(queries.rows), measured.measurement, measured.damping, norm, settings.method]
@@ -105,9 +107,21 @@ def trace(
         )
     ranking = Ranking(scores, norm, top, LOWERING, coloured())
     if session.as_json:
-        print(json.dumps({"scores": str(folder / name), **document(ranking, [0], None)}, ensure_ascii=False))
+        print_json({"scores": str(folder / name), **document(ranking, [0], None)})
     else:
         display(ranking, [0], by="source" if any(scores.examples["source"].notna()) else None)
+        say(f"kept in {folder / name}, with the factors for further questions in {folder / 'factors'}", "dim")
+        tokens = () if scores.tokens is None else ("--tokens",)
+        say(f"next: {command('whence', 'show', folder / name, *tokens, '--top', 20)}", "dim")
+
+
+def _name(path: str) -> str:
+    """A part of a run's name that tells one model or file from another: all of its path, as seen from here."""
+    place = Path(path).expanduser()
+    whole = (place.parent / place.stem if place.is_file() else place).absolute()
+    parts = whole.relative_to(Path.cwd()).parts if whole.is_relative_to(Path.cwd()) else whole.parts[1:]
+    parts = parts[1:] if len(parts) > 1 and parts[0] == "runs" else parts
+    return "-".join(part for part in parts if part != "..")
 
 
 def query_like(row: Any, question: str, asked: Answer, task: Any, data: Data, model: str) -> dict[str, Any]:

@@ -58,14 +58,13 @@ def train(
       whence train ./model --data train.csv -c prompt=Input -c completion=Output --format qa --epochs 3 -o runs/b/train
       whence train ./model --data train.jsonl --lora --lr 2e-4 --dtype bfloat16 -o runs/c/train
     """
-    import json
-
-    from whence.cli.console import start
+    from whence.cli.console import print_json, start
     from whence.models import load_model
     from whence.pipeline.load import rows_of, task_of
     from whence.plots.style import save
     from whence.plots.training import training_curves, training_figure
     from whence.train.finetune import finetune
+    from whence.train.reading import how_written
     from whence.train.record import read_training
 
     data = data.changed(**_as_written(writing))
@@ -73,20 +72,28 @@ def train(
     with start(session):
         rows = rows_of(data)
         loaded, tokenizer = load_model(model, **weights.as_json() | {"dtype": dtype})
-        finetune(loaded, task_of(loaded, tokenizer, data), rows, settings, out=out, seed=seed, rerun=session.rerun)
+        finetune(
+            loaded,
+            task_of(loaded, tokenizer, data),
+            rows,
+            settings,
+            out=out,
+            seed=seed,
+            rerun=session.rerun,
+            written_as=how_written(data),
+        )
     trained = read_training(out)
     save(training_figure(training_curves(trained.metrics, trained.learning_rates.tolist())), out / "training.png")
     if session.as_json:
-        print(json.dumps({"model": str(trained.model), **trained.about}))
+        print_json({"model": str(trained.model), **trained.about})
         return
     _show(trained, data)
 
 
 def _show(trained: Any, data: Data) -> None:
     """Where the model is, what it learnt, and what to do with it."""
-    import shlex
-
     from whence.cli.console import say
+    from whence.escapes import command
 
     about, losses = trained.about, trained.about["loss"]
     say(f"{trained.model}: {about['steps']:,} steps on {about['rows']['train']:,} rows, {about['epochs']:.3g} epochs")
@@ -98,7 +105,7 @@ def _show(trained: Any, data: Data) -> None:
     reading += [] if data.chat_template is None else ["--template", data.chat_template]
     reading += ["--append-eos"] if data.append_eos else []
     files = [str(trained.model), "--data", str(trained.rows), "-c", "id=id"]
-    say(f"next: {shlex.join(['whence', 'fit', *files, *reading, '--out', str(trained.path.parent / 'factors')])}")
+    say(f"next: {command('whence', 'fit', *files, *reading, '--out', trained.path.parent / 'factors')}")
 
 
 def _as_written(writing: Writing) -> dict[str, Any]:

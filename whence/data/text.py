@@ -68,6 +68,23 @@ def written(rows: Rows, format: str | Format = "plain", normalised: Normalise | 
     return with_contents(rows, [_write(row, name, template, change) for name, row in zip(rows.ids, rows, strict=True)])
 
 
+def asked(rows: Rows, format: str | Format = "plain", normalised: Normalise | None = None) -> Rows:
+    """Queries as `written`, but for those that are written so already, or that no template of prompts fits."""
+    template = _template(format)
+    apart = [number for number, row in enumerate(rows) if "prompt" not in row or is_written(row, template)]
+    plain = dict(zip(apart, written(rows.take(apart), PLAIN, normalised), strict=True))
+    rest = [number for number in range(len(rows)) if number not in plain]
+    changed = plain | dict(zip(rest, written(rows.take(rest), template, normalised), strict=True))
+    return with_contents(rows, [changed[number] for number in range(len(rows))])
+
+
+def is_written(row: Mapping[str, Any], format: str | Format) -> bool:
+    """Whether a row's prompt, and its completion where it has one, begin and end as the templates do."""
+    template = _template(format)
+    pairs = [(row[part], getattr(template, part).split(f"{{{part}}}")) for part in ("prompt", "completion") if part in row]
+    return "prompt" in row and all(text.startswith(first) and text.endswith(last) for text, (first, last) in pairs)
+
+
 def _template(format: str | Format) -> Format:
     """Look up a format by name, and check that its templates have room for the texts."""
     if isinstance(format, str):

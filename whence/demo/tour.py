@@ -31,6 +31,7 @@ from whence.scoring import score
 from whence.store.files import atomic
 from whence.store.scores import Scores
 from whence.tasks import CausalLM
+from whence.train.reading import RECORD
 from whence.validate.controls import best_rank
 
 METHODS = ("EK-FAC influence", "gradient dot product", "gradient cosine", "TF-IDF")
@@ -108,6 +109,9 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
             temporary = folder / ".model.tmp"
             teach(corpus, temporary, seed)
             temporary.rename(folder / "model")
+        reading = {"max_length": SETTINGS.max_length, "append_eos": True}
+        with atomic(folder / RECORD) as record:  # for commands that ask the model
+            record.write_text(json.dumps({"rows": {"train": len(corpus)}, "reading": reading}), encoding="utf-8")
         model, tokenizer = load_model(str(folder / "model"))
     task = CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True)
     given = answers(model, tokenizer, [question.prompt for question in world.questions])

@@ -15,10 +15,12 @@ from whence.config import Resolved, commented
 from whence.config.read import values_of
 from whence.errors import UsageError
 from whence.pipeline.lock import Lock, Record, changes
+from whence.pipeline.needs import check_inputs, check_packages
 from whence.pipeline.stages import STAGES, Stage, active
 from whence.progress import note
 from whence.store.files import atomic, locked
 from whence.store.intact import refuse_loop
+from whence.train.reading import as_trained
 
 SHOWN = 5
 """Changes that are listed at a time."""
@@ -44,12 +46,22 @@ class Step:
         return Record(self.made_from).identity
 
 
+def _as_trained(resolved: Resolved) -> Resolved:
+    """A run that trains nothing, with what its file does not say as in the training of its model."""
+    config, place = resolved.config, resolved.place
+    if config.train is not None:
+        return resolved
+    said = {name.split(".")[1] for name in resolved.origins if name.startswith("data.")}
+    models = [place(name) for name in (config.model.adapter, config.model.path or config.model.base) if name]
+    return replace(resolved, config=config.changed(data=as_trained(config.data, said, *models)))
+
+
 def plan_run(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     """Decide for every stage (or for those `wanted` and what they need) whether it has to run.
 
     Raises UsageError for a stage that there is not.
     """
-    return _plan(resolved, Lock.read(resolved.out), wanted)
+    return _plan(_as_trained(resolved), Lock.read(resolved.out), wanted)
 
 
 def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
@@ -59,11 +71,13 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     is kept as NAME.1. Raises WhenceError where another process runs stages in the same folder.
     """
     refuse_loop(resolved.out)
+    resolved = _as_trained(resolved)
     lock = Lock.read(resolved.out)
     steps = _plan(resolved, lock, wanted)
     if all(step.state == "unchanged" for step in steps):
         dist.on_first(say_unchanged, resolved, steps)
         return steps
+    check_packages(resolved.config, [step.stage for step in steps if step.state != "unchanged"])
     with contextlib.ExitStack() as held:
         dist.on_first(lambda: held.enter_context(locked(resolved.out)))
         found = Lock.read(resolved.out)
@@ -80,6 +94,7 @@ def _run(resolved: Resolved, steps: Sequence[Step], lock: Lock) -> None:
 
     dist.on_first(_keep_settings, resolved, lock)
     workshop = Workshop(resolved)
+    check_inputs(workshop, [step.stage for step in steps if step.state in ("new", "stale")])
     for number, step in enumerate(steps, 1):
         _say(number, len(steps), step)
         if step.state == "unchanged":
@@ -95,6 +110,7 @@ def _run(resolved: Resolved, steps: Sequence[Step], lock: Lock) -> None:
 
 def say_unchanged(resolved: Resolved, steps: Sequence[Step]) -> None:
     """Say of each stage that it is skipped; the run's copy of its settings is written again where it is damaged."""
+    resolved = _as_trained(resolved)
     for number, step in enumerate(steps, 1):
         _say(number, len(steps), step)
     lock = Lock.read(resolved.out)

@@ -33,6 +33,7 @@ from whence.store.scores import Scores, open_scores
 from whence.tasks.chat import write
 from whence.tasks.questions import has_answer
 from whence.train.finetune import finetune
+from whence.train.reading import how_written
 from whence.train.record import read_training
 from whence.validate.quick import quick_from_run
 
@@ -116,7 +117,10 @@ def train(shop: Workshop, out: Path) -> None:
     settings = shop.config.train
     assert settings is not None  # the stage is active only then
     model, tokenizer = shop.base()
-    finetune(model, shop.task(model, tokenizer), shop.data, settings, out=out / "train", seed=shop.config.seed)
+    written_as = how_written(shop.config.data)
+    finetune(
+        model, shop.task(model, tokenizer), shop.data, settings, out=out / "train", seed=shop.config.seed, written_as=written_as
+    )
     trained = read_training(out / "train")
     curves = training_curves(trained.metrics, trained.learning_rates.tolist())
     save(training_figure(curves), out / "train" / "training.png")

@@ -24,8 +24,8 @@ import importlib.metadata
 import random
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,13 @@ from transformers.utils import logging
 from whence.engine.stream import Examples, encode, identify, read
 from whence.errors import EmptyLossError, OutOfMemory, UsageError, WhenceWarning
 from whence.progress import note, stage
-from whence.settings import Lora, Train
+from whence.settings import Lora, Train, valid
 from whence.shortage import is_out_of_memory
 from whence.store.fingerprint import fingerprint
 from whence.store.intact import intact
 from whence.store.manifest import Folder
 from whence.tasks.base import Task
+from whence.tasks.chat import CHATML, chat_template_of
 from whence.tasks.forward import unwrapped
 from whence.train.arguments import check, settle, training_arguments
 from whence.train.checkpoints import discard_unfinished, find_checkpoints, load_weights, thin
@@ -71,12 +72,14 @@ def finetune(
     out: str | Path,
     seed: int = 0,
     rerun: bool = False,
+    written_as: Mapping[str, Any] | None = None,
 ) -> Path:
     """Fine-tune `model` on rows of text and return the folder of the result, `out`/model, for `whence.load_model`.
 
     `task` (CausalLM, Seq2Seq, or Classification of texts) says what is in the loss, as it does for attribution. The model given
     comes back as it was: what was trained is in the folder. A part of the rows is kept out to measure the loss on; copies of
-    a row are all on one side. The order of the rows, the learning rates and AdamW's second moments are kept.
+    a row are all on one side. The order of the rows, the learning rates and AdamW's second moments are kept. `written_as` says
+    how the rows were written before (`format`, `normalise`), for the record: who asks the model later must write so, too.
 
     The same call goes on from the last whole checkpoint after a kill (on a CPU to the same bits), and returns at once when
     all is done. A folder made from another model, other data or other settings is refused (StaleArtifact) unless `rerun` moves
@@ -84,6 +87,7 @@ def finetune(
 
     Raises UsageError, EmptyLossError, OutOfMemory, NumericalError, StaleArtifact.
     """
+    settings, seed = Train.of(settings, {}), valid(int, seed, "seed")
     rows = read(data)
     _check_inputs(model, task, rows, settings)
     check(settings, model)
@@ -92,7 +96,8 @@ def finetune(
         if folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to train")
             return folder.path / MODEL
-        work = _prepare(model, task, rows, settings, seed, folder)
+        prepared = _prepare(model, task, rows, settings, seed, folder)
+        work = replace(prepared, written_as=dict(written_as or {}))
         with _without_bars(), _borrowed(model), _seeded(seed, next(model.parameters()).device):
             _train(_adapted(model, task, settings.lora), work)
     return folder.path / MODEL
@@ -109,6 +114,7 @@ class _Work:
     settings: Train
     seed: int
     folder: Folder
+    written_as: dict[str, Any] = field(default_factory=dict)
 
     def items(self, positions: Sequence[int]) -> list[Any]:
         return [self.examples.items[position] for position in positions]
@@ -260,6 +266,7 @@ def _record(model: nn.Module, work: _Work, rates: np.ndarray, losses: dict[str, 
         "seed": work.seed,
         "data": {"origin": getattr(work.examples.rows, "origin", ""), "fingerprint": work.examples.fingerprint},
         "task": task.settings(),
+        "reading": {**_reading(task), **work.written_as},
         "rows": {
             "train": len(work.split.train),
             "evaluation": len(work.split.evaluation),
@@ -285,6 +292,16 @@ def _record(model: nn.Module, work: _Work, rates: np.ndarray, losses: dict[str, 
         ],
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
     }
+
+
+def _reading(task: Task) -> dict[str, Any]:
+    """How the task reads text, as the settings of `whence.settings.Data` have it; the tokenizer's own template is null."""
+    found = {name: getattr(task, name) for name in ("max_length", "append_eos") if hasattr(task, name)}
+    if hasattr(task, "chat_template"):
+        own, template = chat_template_of(task.tokenizer, None), task.chat_template  # type: ignore[attr-defined]
+        named = {None: "none", CHATML: "chatml"} | {own: None}
+        found["chat_template"] = named.get(template, template)
+    return found
 
 
 def _adapted(model: nn.Module, task: Task, lora: Lora | None) -> nn.Module:

@@ -18,8 +18,9 @@ from whence.train.checkpoints import Checkpoint, find_checkpoints
 from whence.train.metrics import FILE as METRICS
 from whence.train.metrics import read_metrics
 from whence.train.order import Order
+from whence.train.reading import RECORD
 
-RECORD, SPLIT, STEPS, ROWS = "training.json", "split.json", "steps.npz", "rows.jsonl"
+SPLIT, STEPS, ROWS = "split.json", "steps.npz", "rows.jsonl"
 MODEL, CHECKPOINTS = "model", "checkpoints"
 
 PACKAGES = ("accelerate", "peft", "safetensors", "tokenizers", "torch", "transformers", "whence")
