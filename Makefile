@@ -45,7 +45,7 @@ clean:  ## remove the environment and everything generated
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
-	$(PIP) --editable .
+	$(PIP) --editable '.[compare]'
 	touch $@
 
 .venv/installed-dev: .venv/installed

@@ -56,7 +56,7 @@ def run_benchmark(
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "Benchmarks are run by lm-eval, and that can't be imported.", given=str(error), fix="pip install 'whence[eval]'"
+            "Benchmarks are run by lm-eval, and that can't be imported.", given=str(error), fix="pip install 'lm-eval[hf]'"
         ) from error
     tasks = _local_tasks(settings) if settings.data is not None else _hub_tasks(settings)
     for name, loaded in models.items():

@@ -163,7 +163,7 @@ def _likeness() -> Callable[[str, str], dict[str, float]]:
         raise UsageError(
             "BLEU and ROUGE come from sacrebleu and rouge-score, which can't be imported.",
             given=str(error),
-            fix="pip install 'whence[eval]'",
+            fix="pip install sacrebleu rouge-score",
         ) from error
     scorer = RougeScorer(list(LIKENESS[1:]), tokenizer=SimpleNamespace(tokenize=_words))  # its own knows English letters only
 

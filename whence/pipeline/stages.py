@@ -13,6 +13,7 @@ from whence.config import Config
 from whence.store.digest import NUMERIC, fingerprint_sources
 from whence.version import __version__
 
+COMPARING = {"sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
 LIBRARIES = ("torch", "transformers")
 
 
@@ -39,6 +40,11 @@ class Stage:
     """Whether the work goes on by itself where it was killed; if not, it starts again in a folder apart."""
     ranks: bool = False
     """Whether several processes share the work; the first does all others alone."""
+
+    packages: Callable[[Config], dict[str, str]] = lambda config: {}
+    """Modules that it imports and a plain installation does not have, with what pip calls them."""
+    without: str = ""
+    """The setting of a run without such a stage."""
 
     def code(self) -> str:
         """What of the code the result depends on."""
@@ -183,6 +189,8 @@ STAGES = (
         },
         inputs=lambda c: [*_weights(c), *_base(c), *_benchmark(c)],
         after=("train",),
+        packages=lambda c: {"lm_eval": "lm-eval[hf]"},
+        without="evaluate.benchmark=null",
         resumes=True,
     ),
     Stage(
@@ -191,6 +199,8 @@ STAGES = (
         settings=lambda c: {"compare": c.evaluate.compare if c.evaluate else None, "top": c.report.top, "seed": c.seed},
         inputs=lambda c: [],
         after=("generate", "score", "benchmark"),
+        packages=lambda c: COMPARING if c.evaluate and c.evaluate.compare else {},
+        without="evaluate.compare=false",
         sources=("evaluate", "plots/comparison", "plots/panels", "plots/style"),
     ),
     Stage(

@@ -1,0 +1,65 @@
+"""What a run will need is asked before it starts: nothing is computed, and the message has the command that helps."""
+
+import importlib.util
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from whence.config import read_config
+from whence.errors import DoesNotFit, UsageError
+from whence.pipeline import run_pipeline
+from whence.pipeline.needs import check_packages
+from whence.pipeline.stages import STAGES
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """An installation that lacks modules."""
+    find = importlib.util.find_spec
+
+    def lack(*names):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in names else find(name, *more))
+
+    return lack
+
+
+def test_missing_packages_are_asked_for_before_anything_is_done(settings, without):
+    without("sacrebleu", "rouge_score", "lm_eval")
+    resolved = read_config(settings())
+    with pytest.raises(
+        UsageError, match=r"(?s)nothing was started.*stage evaluate.*pip install sacrebleu rouge-score"
+    ) as raised:
+        run_pipeline(resolved)
+    assert "--set evaluate.compare=false" in str(raised.value)
+    assert not resolved.out.exists()
+    config = read_config(settings(evaluate={"benchmark": {"tasks": ["mmlu_virology"]}})).config
+    with pytest.raises(UsageError, match=r"pip install 'lm-eval\[hf\]' sacrebleu rouge-score"):
+        check_packages(config, STAGES)
+
+
+def test_a_run_without_the_stage_needs_no_package_of_it(settings, without):
+    without("sacrebleu", "rouge_score", "lm_eval")
+    check_packages(read_config(settings(), ["evaluate.compare=false"]).config, [s for s in STAGES if s.name != "benchmark"])
+    check_packages(read_config(settings()).config, [stage for stage in STAGES if stage.name in ("train", "generate", "fit")])
+
+
+def test_prompts_are_read_before_the_training(settings, tmp_path):
+    path = settings()
+    (tmp_path / "prompts.json").write_text(json.dumps([{"prompts": "Who?"}]))
+    resolved = read_config(path)
+    with pytest.raises(UsageError, match=r"prompts\.json"):
+        run_pipeline(resolved)
+    assert not (resolved.out / "train").exists()
+
+
+def test_a_disk_that_is_too_small_is_named(settings, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 10_000))
+    resolved = read_config(settings())
+    with pytest.raises(
+        DoesNotFit, match=r"(?s)needs \d+ kB of disk, and 10 kB are free.*train \d+ kB, fit \d+ kB.*train\.keep=1"
+    ):
+        run_pipeline(resolved)
+    assert not (resolved.out / "train").exists()
