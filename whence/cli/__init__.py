@@ -12,16 +12,17 @@ import contextlib
 import functools
 import importlib
 import os
-import shlex
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from whence import dist
 from whence.cli.from_settings import from_settings
 from whence.errors import WhenceError
+from whence.escapes import command as command_line
 from whence.shortage import shortage
 from whence.version import __version__
 
@@ -91,8 +92,19 @@ def build() -> typer.Typer:
                 groups[noun].callback()(_no_options)
                 app.add_typer(groups[noun], name=noun)
             parent = groups[noun]
-        parent.command(verb)(_guarded(from_settings(getattr(importlib.import_module(module), function)), name))
+        parent.command(verb, cls=_Command)(_guarded(from_settings(getattr(importlib.import_module(module), function)), name))
     return app
+
+
+FORMER = {"-q": "--quiet", "-m": "--model"}
+"""Short options that meant something else in other commands, and are no longer told of: scripts may still have them."""
+
+
+class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {flag for option in self.params for flag in option.opts}
+        former = {short: long for short, long in FORMER.items() if short not in own and long in own}
+        return super().parse_args(ctx, [former.get(word, word) for word in args])
 
 
 def _group(text: str | None) -> typer.Typer:
@@ -143,9 +155,8 @@ def _guarded(command: Callable[..., None], name: str) -> Callable[..., None]:
             _drop_output()
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
-            print(
-                f"\ninterrupted; what was finished is kept. Continue: {shlex.join(['whence', *sys.argv[1:]])}", file=sys.stderr
-            )
+            again = command_line("whence", *sys.argv[1:])
+            print(f"\ninterrupted; what was finished is kept. Continue: {again}", file=sys.stderr)
             raise typer.Exit(130) from None
 
     return run

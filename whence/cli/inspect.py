@@ -48,15 +48,15 @@ def inspect(
       whence inspect runs/a/factors --all --out runs/a/inspect-all
       whence inspect gpt2 --modules all
     """
-    import json
-
-    from whence.cli.console import start
+    from whence.cli.console import print_json, start
     from whence.fitting import open_factors
     from whence.models import load_model
     from whence.store.intact import is_run_folder
+    from whence.store.manifest import within
 
     damping = measured.damping
-    if is_run_folder(Path(what)):
+    if is_run_folder(place := within(what, "factors")):
+        what = str(place)
         if (settings.layer is not None) + bool(module) + every > 1:
             raise UsageError("--layer, --module and --all choose modules in three ways.", accepted="one of them")
         settings = settings.changed(modules=("*",) if every else tuple(module or ()))
@@ -74,7 +74,7 @@ def inspect(
             loaded, _ = load_model(what, adapter=weights.adapter)
         found, show = coverage(loaded, modules), _show_coverage
     if session.as_json:
-        print(json.dumps(found))
+        print_json(found)
     else:
         show(found)
 

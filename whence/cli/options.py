@@ -36,5 +36,5 @@ class Session(Section):
 
     rerun: bool = setting(False, "Move a folder made from something else aside and start again.")
     as_json: bool = setting(False, "Print one JSON document.", "--json")
-    quiet: bool = setting(False, "No progress, notes or warnings.", "--quiet", "-q")
+    quiet: bool = setting(False, "No progress, notes or warnings.", "--quiet")
     verbose: bool = setting(False, "Also what the libraries beneath say.", "--verbose", "-v")

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def show(
-    path: Annotated[Path, typer.Argument(metavar="RUN_OR_SCORES", help="Folder of scores, or a run folder with scores in it.")],
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_SCORES", help="Folder of scores, a run folder with scores in it, or a folder of runs."),
+    ],
     query: Annotated[str, typer.Option("--query", help="Which query, by number or id.")] = "0",
     every: Annotated[bool, typer.Option("--all", help="All queries.")] = False,
     top: options.Top = 10,
@@ -39,21 +42,43 @@ def show(
       whence show runs/a/scores --all --norm cosine --by source
       whence show runs/a/scores --json > top.json
     """
-    import json
-
-    from whence.cli.console import coloured
+    from whence.cli.console import coloured, print_json
     from whence.cli.ranking import Ranking
-    from whence.report.gather import scores_in
+    from whence.report.gather import runs_in, scores_in
     from whence.validate.quick import read_quick
 
+    if scores_in(path) == [path] and (runs := runs_in(path)):
+        _show_runs(runs, as_json)
+        return
     scores = opened(path)
     ranking = Ranking(scores, norm, top, top if lowest else 0, coloured(), read_quick(scores_in(path)[0]))
     one = int(query) if query.lstrip("-").isdecimal() and query not in scores.query_ids else query
     numbers = list(range(len(scores.queries))) if every else [scores.row_of(one)]
     if as_json:
-        print(json.dumps(document(ranking, numbers, by), ensure_ascii=False))
+        print_json(document(ranking, numbers, by))
         return
     display(ranking, numbers, by=by, tokens=tokens)
+
+
+def _show_runs(runs: list[Path], as_json: bool) -> None:
+    """List runs with their scores, instead of scores."""
+    from whence.cli.console import print_json, print_table, say
+    from whence.escapes import command
+    from whence.report.gather import scores_in
+    from whence.store.scores import open_scores
+
+    found = []
+    for run in runs:
+        for folder in scores_in(run):
+            scores = open_scores(folder)
+            asked = " ".join(str(scores.queries["text"].iloc[0]).split())[:60]
+            found.append({"scores": str(folder), "queries": scores.shape[0], "rows": scores.shape[1], "first": asked})
+    if as_json:
+        print_json({"runs": found})
+        return
+    cells = [(entry["scores"], f"{entry['queries']:,}", f"{entry['rows']:,}", entry["first"]) for entry in found]
+    print_table(("scores", "queries", "rows", "first query"), cells, (0, 3), pad_edge=False, header_style="dim")
+    say(f"next: {command('whence', 'show', found[0]['scores'])}")
 
 
 def export(
@@ -72,16 +97,14 @@ def export(
       whence export runs/a/scores --out scores.parquet
       whence export runs/a/scores --norm cosine --out cosine.csv
     """
-    import json
-
-    from whence.cli.console import say
+    from whence.cli.console import print_json, say
 
     found = opened(scores)
     found = found.normalised(norm) if norm else found
     path = found.export(out)
     if as_json:
         size = {"queries": found.shape[0], "rows": found.shape[1], "bytes": path.stat().st_size}
-        print(json.dumps({"file": str(path), "unit": found.unit, "n_train": found.n_train, **size}))
+        print_json({"file": str(path), "unit": found.unit, "n_train": found.n_train, **size})
         return
     say(f"{path}: {found.shape[0]} x {found.shape[1]:,} scores, {found.unit}")
 
@@ -89,10 +112,15 @@ def export(
 def opened(path: Path) -> Scores:
     """The scores in a folder, or the newest ones in a run folder."""
     from whence.cli.console import err
-    from whence.report.gather import scores_in
+    from whence.escapes import command
+    from whence.report.gather import runs_in, scores_in
     from whence.store.scores import open_scores
 
     newest, *rest = scores_in(path)
+    if newest == path and (runs := runs_in(path)):
+        raise UsageError(
+            f"{path} is a folder of runs.", accepted=", ".join(map(str, runs)), fix=command("whence", "show", runs[-1])
+        )
     if rest:
         others = ", ".join(str(folder) for folder in rest[:5])
         err.print(f"showing {newest}, the newest; also there: {others}", markup=False, soft_wrap=True)
