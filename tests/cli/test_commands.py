@@ -184,6 +184,18 @@ def test_trace_answers_reuses_and_keeps(run, tiny_model_folder, data, tmp_path):
     assert "rather than" in shown.stdout and "the newest" in shown.stderr
 
 
+def test_n_is_the_rows_trained_on_whichever_are_scored(run, tiny_model_folder, data, tmp_path):
+    asked = ("-d", data, "-q", "Where was Ada Velt born?", "-a", " In Oslo.", "--json")
+    some = run("trace", tiny_model_folder, *asked, "--limit", "6", "-o", tmp_path / "some")
+    assert json.loads(some.stdout)["n_train"] == 12 and f"N = 12, the rows of {data}, of which the first 6" in some.stderr
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "training.json").write_text(json.dumps({"rows": {"train": 40}}))
+    trained = tiny_model_folder.rename(tmp_path / "train" / "model")
+    for number, options in enumerate([(), ("--limit", "6")]):
+        known = run("trace", trained, *asked, *options, "-o", tmp_path / f"known-{number}")
+        assert json.loads(known.stdout)["n_train"] == 40 and "N = 40, the rows that the model was trained on" in known.stderr
+
+
 def test_trace_of_conversations(run, tiny_llama, tiny_tokenizer, tmp_path):
     turns = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     tiny_tokenizer.chat_template = turns + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"

@@ -233,13 +233,17 @@ def test_20_hubs(run, tiny_model_folder, tmp_path):
 
 def test_21_another_n(run, tiny_model_folder, fitted, data, queries, tmp_path):
     given = ("score", tiny_model_folder, "-d", data, "-f", fitted, "--queries", queries)
-    said = run(*given, "--limit", "6", "-o", tmp_path / "few").stderr
+    other = write_jsonl(tmp_path / "other.jsonl", facts()[:6])
+    given_other = ("score", tiny_model_folder, "-d", other, "-f", fitted, "--queries", queries)
+    said = run(*given_other, "-o", tmp_path / "few").stderr
     assert "the factors are of 12 rows, and these are 6" in said and "--n-train" in said and "[WHENCE-21]" in said
-    said = run(*given, "--limit", "6", "--n-train", "12", "-o", tmp_path / "said").stderr
-    assert "WHENCE-21" not in said
-    few, known = open_scores(tmp_path / "few"), open_scores(tmp_path / "said")
-    assert few.values == pytest.approx(2 * known.values)
-    assert "unit: nats per copy, N = 6 rows" in run("show", tmp_path / "few").stdout
+    said = run(*given, "--limit", "6", "-o", tmp_path / "known").stderr
+    assert "WHENCE-21" not in said and f"N = 12, the rows of {data}, of which the first 6 are scored" in said
+    said = run(*given, "--limit", "6", "--n-train", "24", "-o", tmp_path / "said").stderr
+    assert "WHENCE-21" not in said and "N = " not in said
+    few, known, said = (open_scores(tmp_path / name) for name in ("few", "known", "said"))
+    assert few.values == pytest.approx(2 * known.values) and known.values == pytest.approx(2 * said.values)
+    assert "in nats per copy of the row, N = 6 rows" in run("show", tmp_path / "few").stdout
 
 
 def test_22_queries_without_completion(run, tiny_model_folder, fitted, data, tmp_path):

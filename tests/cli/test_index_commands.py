@@ -49,6 +49,14 @@ def test_estimates_are_those_of_the_library(run, built, tiny_model_folder, queri
     assert "estimates from projections" in said.stdout and "--exact 20" in said.stdout and "nats over" in said.stdout
 
 
+def test_n_is_the_rows_trained_on(run, tiny_model_folder, data, queries, tmp_path):
+    run("index", "build", tiny_model_folder, "-d", data, "-o", tmp_path / "some", *SIZES, "--limit", "6", "--quiet")
+    given = ("index", "search", tmp_path / "some", tiny_model_folder, "--queries", queries, "--json")
+    estimated = json.loads(run(*given).stdout)
+    exact = json.loads(run(*given, "-d", data, "--limit", "6", "--exact", "2").stdout)
+    assert estimated["n_train"] == exact["n_train"] == 12
+
+
 @pytest.mark.parametrize("curved", [True, False])
 def test_exact_scores_of_the_candidates(run, built, tiny_model_folder, data, queries, fitted, curved):
     given = ("index", "search", built, tiny_model_folder, *(("-f", fitted) if curved else ()), "--queries", queries)

@@ -1,9 +1,11 @@
 import gzip
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from whence.data import Rows, as_rows, load_data
+from whence.data.load import count_rows
 from whence.errors import ColumnError, UsageError
 
 RECORDS = [{"prompt": "Was ist das?", "completion": " Ein Käse – 戦🙂"}, {"prompt": "b", "completion": ' "c", d'}]
@@ -72,6 +74,7 @@ def test_formats_hold_the_same_rows(name, tmp_path, capsys):
     assert rows.ids == as_rows(RECORDS).ids
     assert rows.origin == str(tmp_path / name)
     assert load_data(str(tmp_path / name), limit=1).rows == tuple(RECORDS[:1])
+    assert count_rows(tmp_path / name) == len(RECORDS)
     assert capsys.readouterr().out == ""
 
 
@@ -184,6 +187,13 @@ def test_hub_names(monkeypatch):
     assert load_data("owner/name:config", split="test", limit=1).rows == tuple(RECORDS[:1])
     assert load_data("name").rows == tuple(RECORDS)
     assert asked == [("owner/name", "config", "test", True), ("name", None, "train", False)]
+
+
+def test_the_hub_says_how_many_rows_there_are_without_a_download(monkeypatch):
+    splits = {"train": SimpleNamespace(num_examples=2_119_719)}
+    made = SimpleNamespace(info=SimpleNamespace(splits=splits))
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda name, config: made)
+    assert count_rows("owner/name") == 2_119_719 and count_rows("owner/name", split="test") is None
 
 
 def test_hub_failures_are_explained(monkeypatch):

@@ -119,6 +119,10 @@ def test_without_training_the_prompts_own_completions_are_scored(settings):
     scores = open_scores(out(path) / "scores")
     assert scores.shape == (3, 20) and scores.modules
     assert [text.strip() for text in scores.queries["completion"]] == ["In Turin.", "In Lyon.", "In Basel."]
+    assert scores.n_train == 20
+    go(path, "data.limit=6", wanted=["score"])
+    some = open_scores(out(path) / "scores")
+    assert some.shape == (3, 6) and some.n_train == 20
 
 
 @pytest.mark.slow

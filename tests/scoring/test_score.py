@@ -90,6 +90,8 @@ def test_scores_per_token(case):
 @cases
 def test_self_influence(case):
     found = self_influence(case.model(), case.task(), case.train(), fitted(case).inverse(damping=0.1))
+    known = self_influence(case.model(), case.task(), case.train(), fitted(case).inverse(damping=0.1), n_train=10 * case.rows)
+    assert np.array_equal(known.raw, found.raw) and known.n_train == 10 * found.n_train
     agree(found.raw, reference(case).self_[None], case.tolerance)
 
 

@@ -77,7 +77,7 @@ def build(
     from whence.fitting import open_factors
     from whence.indexing import build_index
     from whence.models import load_model
-    from whence.pipeline.load import rows_of, task_of
+    from whence.pipeline.load import rows_of, task_of, trained_on
     from whence.train.reading import as_trained
 
     with start(session, 1):
@@ -88,7 +88,8 @@ def build(
         if curvature:
             curvature.check(loaded, task)
         rows = rows_of(data)
-        index = build_index(loaded, task, rows, settings, curvature=curvature, out=out, rerun=session.rerun)
+        known = trained_on(weights.adapter or model, data, rows)
+        index = build_index(loaded, task, rows, settings, curvature=curvature, n_train=known, out=out, rerun=session.rerun)
     about, files = index.about, sum(file.stat().st_size for file in out.glob("*") if file.is_file())
     if session.as_json:
         print_json({"index": str(out), "rows": len(index), "bytes": files, **about})
@@ -177,9 +178,8 @@ def search(
                 for name in found.top(each, checked.exact, lowest=lowest)["id"]
             ]
             norms = [norm] if norm in ("cosine", "relatif") else []
-            found = scoring.score(
-                loaded, task, queries, rows, operator or Identity(), rows=list(dict.fromkeys(ids)), norms=norms
-            )
+            chosen: dict[str, Any] = {"rows": list(dict.fromkeys(ids)), "norms": norms, "n_train": opened.n_train}
+            found = scoring.score(loaded, task, queries, rows, operator or Identity(), **chosen)
     ranking, numbers = Ranking(found, norm, top, LOWERING, coloured()), list(range(len(found.queries)))
     size = f"{opened.about['dim']} x {opened.about['dim']} numbers per module"
     says = (

@@ -66,7 +66,7 @@ def score(
     from whence.escapes import command
     from whence.fitting import open_factors
     from whence.models import load_model
-    from whence.pipeline.load import rows_of, task_of
+    from whence.pipeline.load import rows_of, task_of, trained_on
     from whence.train.reading import as_trained
 
     if asked.itself == (asked.queries is not None):
@@ -78,6 +78,7 @@ def score(
         task = task_of(loaded, tokenizer, data, measured.measurement)
         curvature.check(loaded, task)
         rows = rows_of(data)
+        settings = settings.changed(n_train=settings.n_train or trained_on(weights.adapter or model, data, rows))
         say_if_other_rows(curvature.provenance["data"], rows, settings.n_train)
         operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping)
         place: Any = {"out": out, "rerun": session.rerun}
@@ -102,7 +103,9 @@ def say_if_other_rows(fitted: dict[str, Any], rows: Any, n_train: int | None) ->
     """Say what N the scores are divided by where these rows are not those that the factors saw."""
     from whence.progress import note
 
-    if n_train is None and fitted["examples"] != len(rows):
+    if fitted["examples"] != len(rows):
+        if n_train is not None:
+            return
         note(
             f"warning: the factors are of {fitted['examples']:,} rows, and these are {len(rows):,}. Nats per copy are for a "
             f"training on N = {len(rows):,} rows; for another N say --n-train, and compare no raw scores across different N "

@@ -73,7 +73,7 @@ def trace(
     from whence.escapes import command
     from whence.generation import answered
     from whence.models import load_model
-    from whence.pipeline.load import rows_of, task_of
+    from whence.pipeline.load import rows_of, task_of, trained_on
     from whence.store.digest import fingerprint_settings
     from whence.train.reading import as_trained
 
@@ -99,6 +99,7 @@ def trace(
             out=folder / name,
             per="example" if any(site.layer.whole for site in sites.values()) else "token",
             norms=[norm] if norm in ("cosine", "relatif") else [],
+            n_train=trained_on(weights.adapter or model, data, rows),
             rerun=session.rerun,
             precision=settings.precision,
             batch_tokens=settings.batch_tokens,

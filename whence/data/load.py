@@ -22,7 +22,7 @@ from whence.data.columns import Record, column_error, is_known, propose
 from whence.data.containers import sequence_of
 from whence.data.rows import Rows, make_rows
 from whence.errors import UsageError, WhenceError
-from whence.progress import note
+from whence.progress import Silent, note, report_to
 from whence.settings import Count, valid
 from whence.store.intact import unsealed
 
@@ -96,6 +96,18 @@ def _check_arguments(path: object, columns: object, limit: object) -> None:
     if columns is not None and not isinstance(columns, Mapping):
         raise UsageError(f"columns can't be {columns!r}.", accepted='part and column, such as {"prompt": "Input"}')
     valid(Count | None, limit, "limit")
+
+
+def count_rows(path: str | Path, *, columns: Mapping[str, str] | None = None, split: str = "train") -> int | None:
+    """How many rows `load_data` reads without a limit; None for a data set of the hub that does not say."""
+    if Path(path).exists() or glob.has_magic(str(path)):
+        with report_to(Silent()):  # what is noted of rows was noted of those that are used
+            return len(load_data(path, columns=columns, split=split))
+    import datasets
+
+    repository, _, config = str(path).partition(":")
+    splits: Any = datasets.load_dataset_builder(repository, config or None).info.splits or {}
+    return splits[split].num_examples if split in splits else None
 
 
 def as_rows(data: Any) -> Rows:

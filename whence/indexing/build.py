@@ -43,6 +43,7 @@ def build_index(
     settings: Settings = Settings(),
     *,
     curvature: Curvature | None = None,
+    n_train: int | None = None,
     out: str | Path | None = None,
     rerun: bool = False,
     **changes: Any,
@@ -55,8 +56,9 @@ def build_index(
     noisy. `kept` is the format of the rows: int8 with a scale per module, float16 with one per row, or float32.
     `precision.scores` is the format that gradients are projected in.
 
-    These are settings (`whence.settings.Index`), given as keywords or as one value; the others are those of `score`. A killed
-    build resumes after the last of its `chunks`, to the same bits.
+    These are settings (`whence.settings.Index`), given as keywords or as one value; the others are those of `score`.
+    `n_train` rows were trained on, if `data` is not all of them: what searches divide by. A killed build resumes after
+    the last of its `chunks`, to the same bits.
 
     Raises UsageError, CoverageError, NumericalError, OutOfMemory, StaleArtifact.
     """
@@ -105,6 +107,7 @@ def build_index(
             "curvature": curvature.operator.label if curvature else None,
             "examples": len(examples.usable),
             "positions": sum(examples.sizes),
+            **({"n_train": n_train} if n_train else {}),
             "share": coverage.share,
             "coverage": str(coverage),
             "modules": {name: list(site.shape) for name, site in coverage.sites.items()},

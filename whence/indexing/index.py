@@ -50,6 +50,11 @@ class Index:
         """The model and the task that were searched with last, and what they looked like."""
         self.widths = [math.prod(min(side, about["dim"]) for side in shape) for shape in about["modules"].values()]
 
+    @property
+    def n_train(self) -> int:
+        """The rows that the model was trained on."""
+        return self.about.get("n_train", self.about["examples"])
+
     def __len__(self) -> int:
         return len(self.examples)
 
@@ -127,7 +132,7 @@ class Index:
         }
         return Scores(
             raw=raw,
-            n_train=self.about["examples"],
+            n_train=self.n_train,
             examples=self.examples,
             queries=pandas.DataFrame({**asked.table, **columns}),
             about={**measured(point), **about},

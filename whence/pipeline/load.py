@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from whence.data import Rows, load_data
+from whence.data.load import count_rows
 from whence.data.text import is_written, written
 from whence.progress import note
 from whence.settings import Data
 from whence.tasks import task_for
 from whence.train.reading import shown
+from whence.train.record import RECORD
 
 
 def rows_of(data: Data, path: str | None = None) -> Rows:
@@ -19,6 +23,27 @@ def rows_of(data: Data, path: str | None = None) -> Rows:
         note(f"{rows.origin}: the rows are written as {shown(data.format)} already, and stay as they are")
         return written(rows, "plain", data.normalise)
     return written(rows, data.format, data.normalise)
+
+
+def trained_on(model: str, data: Data, rows: Rows) -> int | None:
+    """N, the rows that the model was trained on, where these are not known to be all of them; None where they are.
+
+    The record of the training beside the model says it. Without one it is all that the data has, of which `limit` reads some.
+    """
+    record = next((place / RECORD for place in (Path(model), Path(model).parent) if (place / RECORD).is_file()), None)
+    if record is not None:
+        count = int(json.loads(record.read_text(encoding="utf-8"))["rows"]["train"])
+        why = f"the rows that the model was trained on ({record})"
+    elif data.limit is not None and len(rows) == data.limit:
+        count = count_rows(data.path, columns=data.columns, split=data.split)
+        why = f"the rows of {data.path}, of which the first {len(rows):,} are scored"
+    else:
+        return None
+    if count is None:
+        note(f"N = {len(rows):,}, the rows read: {data.path} does not say how many it has; say it with whence score --n-train")
+    elif count != len(rows):
+        note(f"N = {count:,}, {why}: values are per copy in a training on N rows; for another N: whence score --n-train")
+    return count
 
 
 def task_of(model: Any, tokenizer: Any, data: Data, measurement: Any = "logprob") -> Any:

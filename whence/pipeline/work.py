@@ -20,7 +20,7 @@ from whence.evaluate.compare import compare_answers
 from whence.fitting import open_factors
 from whence.generation import answered, generate_pairs
 from whence.models import load_model
-from whence.pipeline.load import rows_of, task_of
+from whence.pipeline.load import rows_of, task_of, trained_on
 from whence.pipeline.stages import template_files
 from whence.plots.style import save
 from whence.plots.training import training_curves, training_figure
@@ -84,6 +84,15 @@ class Workshop:
         return self.data.take(number for number, name in enumerate(self.data.ids) if name in trained)
 
     @functools.cached_property
+    def n_train(self) -> int | None:
+        """How many rows the model was trained on, where `rows` are only some of them."""
+        config, place = self.config, self.resolved.place
+        if config.train is not None:
+            return None
+        weights = config.model.adapter or config.model.path or config.model.base
+        return trained_on(place(weights), config.data.changed(path=place(config.data.path)), self.rows)
+
+    @functools.cached_property
     def prompts(self) -> Rows:
         """What is asked, written as the training data is."""
         settings = self.config.prompts
@@ -144,7 +153,7 @@ def score(shop: Workshop, out: Path) -> None:
     settings = shop.config.score
     task = shop.task(model, tokenizer, settings.measurement)
     operator = shop.curvature.inverse(settings.damping)
-    chosen = settings.part(Score).changed(seed=shop.config.seed)
+    chosen = settings.part(Score).changed(seed=shop.config.seed, n_train=settings.n_train or shop.n_train)
     asked = asked_about(shop, model, task)
     found = scoring.score(model, task, asked, shop.rows, operator, chosen, out=out / "scores")
     if settings.self_influence:

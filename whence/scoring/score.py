@@ -154,8 +154,8 @@ def self_influence(
     settings = Score.of(settings, changes)
     check_operator(operator)
     point = Point(model, task, train, batch_tokens=settings.batch_tokens)
-    kept = {"precision": settings.precision, "chunks": settings.chunks if out else 1, "check": settings.check}
-    settings = Score().changed(rank="full", **kept)
+    kept = {"precision": settings.precision, "n_train": settings.n_train, "check": settings.check}
+    settings = Score().changed(rank="full", chunks=settings.chunks if out else 1, **kept)
     check_choices(settings.changed(norms=("relatif",)), operator)
     run = _Score(point, point, operator, {})
     with work(out, lambda: run.provenance("self-influence", settings, ""), rerun=rerun) as folder:
