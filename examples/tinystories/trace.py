@@ -67,8 +67,8 @@ def trace(args: argparse.Namespace) -> str:
     lines = [
         f"`{Path(args.model).parent.name if Path(args.model).exists() else args.model}`, {len(stories)} stories, "
         f"{curvature.about['coverage']}.",
-        f"Scores: {scores.about['operator']}. Unit: {scores.unit}; positive = one more copy of the story would have raised "
-        f"log p(completion | prompt), with {args.n_train:,} stories in the training data.",
+        f"Scores: {scores.about['operator']}. Unit: {scores.unit}; positive = copies of the story raise log p(completion | "
+        f"prompt), by the slope at these weights, with {args.n_train:,} stories in the training data.",
         "",
     ]
     for number, query in enumerate(queries):

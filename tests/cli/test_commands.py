@@ -13,7 +13,10 @@ from facts import facts, write_jsonl
 
 from whence.cli import COMMANDS
 from whence.progress import Silent, report_to
+from whence.report.words import three_digits
 from whence.store.scores import open_scores
+from whence.tasks import CausalLM
+from whence.train.small import Training, train
 
 
 class Interrupter(Silent):
@@ -68,7 +71,7 @@ def test_show_says_sign_and_unit_in_words(run, scored):
     lines = run("show", scored, "--top", "2", "--lowest").stdout.splitlines()
     assert lines[1] == '"Where was Ada Velt born?" -> "In Turin, where else."'
     assert lines[2].startswith("log p -") and "nats over" in lines[2]
-    assert "by how much one more copy of the row would change log p(answer); unit: nats per copy, N = 12 rows" in lines[3]
+    assert "the slope of log p(answer) at these weights, in nats per copy of the row, N = 12 rows" in lines[3]
     ranks = [line.split()[:4] for line in lines[5:9]]
     assert [rank[0] for rank in ranks] == ["1", "2", "-2", "-1"]
     for _, effect, value, unit in ranks:
@@ -154,7 +157,7 @@ def test_scores_per_module_aggregated_rescored(run, tiny_model_folder, data, que
 def test_loss_and_margin_have_their_own_words(run, tiny_model_folder, data, queries, fitted, tmp_path):
     given = ("score", tiny_model_folder, "-d", data, "-f", fitted, "--queries", queries, "-q")
     run(*given, "-o", tmp_path / "loss", "--measurement", "loss")
-    assert "would change the loss of the answer" in run("show", tmp_path / "loss").stdout
+    assert "the slope of the loss of the answer" in run("show", tmp_path / "loss").stdout
     run(*given, "-o", tmp_path / "margin", "--measurement", "margin")
     assert "margin per copy" in run("show", tmp_path / "margin").stdout
 
@@ -194,6 +197,22 @@ def test_n_is_the_rows_trained_on_whichever_are_scored(run, tiny_model_folder, d
     for number, options in enumerate([(), ("--limit", "6")]):
         known = run("trace", trained, *asked, *options, "-o", tmp_path / f"known-{number}")
         assert json.loads(known.stdout)["n_train"] == 40 and "N = 40, the rows that the model was trained on" in known.stderr
+
+
+def test_what_is_more_than_log_p_can_rise_is_marked(run, tiny_model_folder, tiny_llama, tiny_tokenizer, data, tmp_path):
+    train(tiny_llama, CausalLM(tiny_tokenizer), facts(), Training(epochs=60, batch_size=4, learning_rate=0.03))
+    tiny_llama.save_pretrained(tmp_path / "sure")
+    tiny_tokenizer.save_pretrained(tmp_path / "sure")
+    row = facts()[0]
+    given = ("trace", tmp_path / "sure", "-d", data, "-q", row["prompt"], "-a", row["completion"], "-o", tmp_path / "run")
+    (query,) = json.loads(run(*given, "--json").stdout)["queries"]
+    first = query["rows"][0]
+    assert query["room"] == -query["log_p"] > 0 and first["beyond_first_order"] and first["value"] > query["room"]
+    shown = run("show", tmp_path / "run").stdout
+    assert f"nats (at most {three_digits(query['room'])})" in shown and "(p = " in shown
+    assert "nats at most: a larger effect is beyond first order" in shown and "--measurement margin" in shown
+    odds = json.loads(run(*given, "--measurement", "margin", "--json").stdout)["queries"][0]
+    assert odds["room"] is None and not any(row["beyond_first_order"] for row in odds["rows"])
 
 
 def test_trace_of_conversations(run, tiny_llama, tiny_tokenizer, tmp_path):

@@ -9,6 +9,10 @@ from models import CASES
 from whence.fitting import fit
 from whence.report import build_report
 from whence.report.build import layer_and_module
+from whence.report.html import render
+from whence.report.markdown import as_markdown
+from whence.report.words import SLOPE
+from whence.report.write import as_text
 from whence.scoring import score, self_influence
 
 
@@ -190,3 +194,18 @@ def test_a_text_without_a_prompt_is_asked_about_as_a_whole():
 )
 def test_layers_are_read_off_names(name, place):
     assert layer_and_module(name) == place
+
+
+def test_slopes_beyond_what_log_p_can_rise_are_marked_everywhere(scores):
+    sure = dataclasses.replace(scores, queries=scores.queries.assign(measured=-0.05))
+    report = build_report(sure)
+    for query in report.queries:
+        for row in query.raises + query.lowers:
+            assert row.limit == ("at most +0.0500" if row.value > 0.05 else "")
+        assert bool(query.ceiling) == (query.raises[0].value > 0.05)
+    assert report.queries[0].raises[0].value == 0.09 and report.queries[0].log_p == -0.05
+    page, text, plain = render(report), as_markdown(report), as_text(report.queries[0], report)
+    assert "at most +0.0500: beyond first order" in page and "p = 0.951" in page and SLOPE in page
+    assert "+0.0900 (at most +0.0500) |" in text and "p = 0.951" in text and SLOPE in text
+    assert "Rank = 1; Score = +0.0900 (at most +0.0500)\n" in plain and SLOPE in plain and report.queries[0].ceiling in plain
+    assert "at most +" not in render(build_report(scores)) + as_markdown(build_report(scores))

@@ -103,6 +103,18 @@ def test_aggregated_scores(case):
     agree(scored(case, aggregate=("queries", "examples")).raw, expected.sum().reshape(1, 1), 10 * case.tolerance)
 
 
+def test_a_sum_of_queries_is_bounded_unless_one_is_a_contrast():
+    case = CASES["llama"]
+    plain = {"prompt": "w1 w2 w3", "completion": " w4 w5"}
+    operator = fitted(case).inverse(damping=0.1)
+    one, both, mixed = (
+        score(case.model(), case.task(), queries, case.train(), operator, aggregate="queries")
+        for queries in ([plain], [plain, plain], [plain, {**plain, "contrast": " w6"}])
+    )
+    assert one.about["likelihood"] == "probability" and both.room() == pytest.approx(2 * one.room())
+    assert mixed.room() is None and not mixed.beyond().any() and both.beyond().shape == (case.rows,)
+
+
 @pytest.mark.parametrize("case", named("neox", "conv", "llama-tied"), ids=lambda case: case.name)
 def test_norms(case):
     found, expected = scored(case, norms=("cosine", "relatif")), reference(case)

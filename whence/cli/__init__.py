@@ -61,8 +61,8 @@ SHARED = {"fit", "score", "trace", "run", "index build"}
 
 HELP = """Which training examples made the model say that, by how much, and how far can you trust the answer?
 
-A score above 0 means: one more copy of the training example would have raised the log-probability of the answer (unit: nats per
-copy). Scores are first-order estimates."""
+A score above 0 means: more copies of the training example raise the log-probability of the answer. It is the slope at these
+weights, in nats per copy: a first-order estimate."""
 
 
 def main() -> None:

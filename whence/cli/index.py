@@ -122,7 +122,8 @@ def search(
     Effects are estimates from projections: right on average, noisy one by one, good for finding candidates. --exact scores the
     candidates again and shows what is exact. A prompt without a completion is answered by the model first.
 
-    Sign and unit: "raises +0.021 nats" says that one more copy of the row would have raised log p(answer) by 0.021 nats.
+    Sign and unit: "raises +0.021 nats" is the slope of log p(answer) at these weights, per copy of the row: one more copy
+    raises it by about that while the value is small. "at most +0.005" marks a slope that is more than log p can still rise.
 
     \b
     Examples

@@ -42,8 +42,9 @@ class Ranking:
         self.unit = words.unit(self.scores)
 
     def query(self, number: int) -> dict[str, Any]:
-        """The query's columns, numbered; what is not known is None."""
-        return words.query_of(self.scores, number)
+        """The query's columns, numbered, with what log p(answer) is and how far it can rise; what is not known is None."""
+        log_p = self.plain.log_p(number)
+        return words.query_of(self.scores, number) | {"log_p": log_p, "room": self.plain.room(number)}
 
     def rows(self, number: int) -> list[dict[str, Any]]:
         """The rows that raise the query's measurement the most, then those that lower it the most, as JSON has them."""
@@ -84,7 +85,7 @@ class Ranking:
         rows = self.rows(number)
         columns: dict[str, list[str]] = {
             "rank": [str(row["rank"]) for row in rows],
-            "effect": [self.effect(row) for row in rows],
+            "effect": [self.effect(number, row) for row in rows],
             "share": [f"{row['share']:.1%}" for row in rows],
             "source": [visible(str(row["source"] or "")) for row in rows],
             "id": [visible(row["id"]) + (" hub" if row["hub"] else "") for row in rows],
@@ -107,9 +108,10 @@ class Ranking:
             table.add_row(*shown, self.snippet(number, row, left))
         return table
 
-    def effect(self, row: dict[str, Any]) -> str:
-        """The signed effect in words and with its unit; never a bare number."""
-        return f"{row['effect']:<6} {three_digits(row['value'])} {self.unit}"
+    def effect(self, number: int, row: dict[str, Any]) -> str:
+        """The signed effect in words, with its unit and what bounds it where it is beyond that; never a bare number."""
+        limit = f" ({words.bound(self.scores, number)})" if row["beyond_first_order"] else ""
+        return f"{row['effect']:<6} {three_digits(row['value'])} {self.unit}{limit}"
 
     def snippet(self, number: int, row: dict[str, Any], width: int) -> Text:
         """A stretch of the row: the strongest where scores per token are there, else its beginning."""
@@ -123,6 +125,10 @@ class Ranking:
         """The row with all its strong tokens marked."""
         values = self.plain.token_scores(number, row["id"])
         return marked([visible(piece) for piece in row["pieces"]], values, self.coloured)
+
+    def ceiling(self, number: int) -> str:
+        """What to make of the effects that are marked; empty where none is."""
+        return words.ceiling(self.scores, number) if any(row["beyond_first_order"] for row in self.rows(number)) else ""
 
     def doubts(self) -> list[str]:
         """What the reader should know before believing the order."""

@@ -31,9 +31,9 @@ def report(
 ) -> None:
     """Write what scores say as one page, as Markdown, and as a text and a picture per query.
 
-    The page (report.html) is one file that needs no network and no script. Per query: what was asked and answered, the rows
-    that raise log p(answer) the most and those that lower it the most, with the effect of one more copy in nats; strong tokens
-    are marked where scores per token are there (whence score --per token). What was not measured is said.
+    The page (report.html) is one file that needs no network. Per query: what was asked and answered, the rows that raise
+    log p(answer) the most and those that lower it the most, with its slope in nats per copy of the row; strong tokens are
+    marked where scores per token are there (whence score --per token). What was not measured is said.
 
     \b
     Examples

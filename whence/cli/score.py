@@ -48,8 +48,8 @@ def score(
 ) -> None:
     """Score every training row against every query.
 
-    Sign and unit: a score above 0 says that one more copy of the row would have RAISED log p(completion | prompt), one below 0
-    that it would have lowered it. Unit: nats per copy. Scores are first-order estimates.
+    Sign and unit: a score above 0 says that more copies of the row RAISE log p(completion | prompt), one below 0 that they
+    lower it. Unit: nats per copy, the slope at these weights: small values are what one more copy changes, large ones rank.
 
     Queries are rows of prompt and completion, and perhaps contrast (another completion) or span (a part of the completion).
 

@@ -33,8 +33,9 @@ def show(
 ) -> None:
     """Show the rows that raise an answer the most, or lower it.
 
-    Sign and unit: "raises +0.021 nats" says that one more copy of the row would have raised log p(answer) by 0.021 nats, to
-    first order; "lowers -0.012 nats" that it would have lowered it. "share" is of the sum of all rows' absolute effects.
+    Sign and unit: "raises +0.021 nats" is the slope of log p(answer) at these weights, per copy of the row: one more copy
+    raises it by about that while the value is small; "lowers -0.012 nats" lowers it. "at most +0.005" marks a slope that is
+    more than log p can still rise: read the order, not the size. "share" is of the sum of all rows' absolute effects.
 
     \b
     Examples
@@ -89,8 +90,8 @@ def export(
 ) -> None:
     """Write scores to a parquet, csv, jsonl or npz file.
 
-    It has one row per query and training row, or matrices (npz). A value above 0 says that one more copy of the row would have
-    raised what was measured; the unit goes along with it.
+    It has one row per query and training row, or matrices (npz). A value above 0 says that more copies of the row
+    raise what was measured, by the slope at these weights; the unit goes along with it, and whether it is beyond first order.
 
     \b
     Examples
@@ -129,6 +130,8 @@ def opened(path: Path) -> Scores:
 
 def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, Any]:
     """Everything as JSON; numbers come with their unit and sign."""
+    from whence.report.words import SLOPE
+
     scores = ranking.scores
     found = []
     for number in numbers:
@@ -139,6 +142,7 @@ def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, 
     return {
         "unit": scores.unit,
         "sign": "above 0 raises what was measured, below 0 lowers it",
+        "meaning": SLOPE,
         "n_train": scores.n_train,
         "trust": {"checks": trust.about["checks"], "warnings": trust.flags} if (trust := ranking.trust) else None,
         "notes": ranking.doubts(),
@@ -162,17 +166,22 @@ def display(ranking: Ranking, numbers: list[int], *, by: str | None = None, toke
             say(line)
         say(ranking.sign(number), "dim")
         show_table(ranking.table(number, width))
+        if line := ranking.ceiling(number):
+            say(line)
         if tokens:
             if ranking.plain.tokens is None:
                 raise UsageError("There are no scores per token here.", fix="score again with --per token")
             for row in ranking.rows(number):
                 out.print()
-                out.print(f"{row['rank']:>4}  {ranking.effect(row)}  {row['id']}", markup=False, style="bold")
+                out.print(f"{row['rank']:>4}  {ranking.effect(number, row)}  {row['id']}", markup=False, style="bold")
                 out.print(ranking.whole(number, row), soft_wrap=True)
             out.print()
         if by:
             groups = scores.by(by, number).head(8)
-            say(f"by {by}  " + "   ".join(f"{group} {three_digits(value)} {ranking.unit}" for group, value in groups.items()))
+            say(
+                f"slopes added up by {by}  "
+                + "   ".join(f"{name} {three_digits(value)} {ranking.unit}" for name, value in groups.items())
+            )
         say("")
     say(f"by {scores.about.get('operator', '')}; {scores.shape[1]:,} rows scored", "dim")
     for line in ranking.doubts():

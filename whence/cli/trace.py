@@ -56,7 +56,8 @@ def trace(
     All in one go: generate the answer if none is given, fit if need be, score, show. The factors are kept in the run's folder
     and serve all further questions; each question has its scores beside them.
 
-    Sign and unit: "raises +0.021 nats" says that one more copy of the row would have raised log p(answer) by 0.021 nats.
+    Sign and unit: "raises +0.021 nats" is the slope of log p(answer) at these weights, per copy of the row: one more copy
+    raises it by about that while the value is small. "at most +0.005" marks a slope that is more than log p can still rise.
 
     \b
     Examples

@@ -21,10 +21,11 @@ SHOWN = 600
 
 GUIDE = """# Answers and their influential examples
 
-**How to read.** A row that *raises* an answer: one more copy of it in the training data would have raised the answer's
-log-probability, by so many nats, to first order. One that *lowers* it would have lowered it. These are estimates, not proof:
-remove rows, train again and measure before you act. A row marked *generic* is at the top for more than half of the prompts, and
-is no answer to any one of them."""
+**How to read.** A row that *raises* an answer: more copies of it in the training data raise the answer's log-probability.
+The number is the slope at the model's weights, in nats per copy: small ones are about what one more copy would have changed,
+large ones give an order, not a size, and those that are more than log p can rise say so. One that *lowers* it is the
+opposite. These are estimates, not proof: remove rows, train again and measure before you act. A row marked *generic* is at
+the top for more than half of the prompts, and is no answer to any one of them."""
 
 
 def write_examples(out: Path, table: pandas.DataFrame, scores: Scores, top: int = 5) -> Path:
@@ -93,11 +94,13 @@ def _of_query(query: int, row: dict[str, Any], scores: Scores, top: int, hubs: s
         for found in scores.top(query, top, lowest=lowest).to_dict("records"):
             if found["effect"] != ("lowers" if lowest else "raises"):
                 continue
+            room = scores.room(query)
+            limit = f"; beyond first order, it can change by {room:.3g} at most" if found["beyond_first_order"] else ""
             generic = ", *generic*" if found["id"] in hubs else ""
             origin = f", {_inline(str(found['source']))}" if isinstance(found["source"], str) else ""
             lines.append(
                 f"**{found['rank']}** {found['effect']} it by {abs(found['value']):.3g} {scores.unit} "
-                f"({found['share']:.1%} of all): row `{found['id']}`{origin}{generic}\n\n{_block(found['text'])}"
+                f"({found['share']:.1%} of all{limit}): row `{found['id']}`{origin}{generic}\n\n{_block(found['text'])}"
             )
     return "\n\n".join(lines)
 

@@ -142,7 +142,7 @@ class _Builder:
     def query(self, number: int) -> Query:
         """Everything about one query."""
         scores, about = self.scores, self.about[number]
-        values = scores.values[number]
+        values = scores.values_of(number)
         prompt, completion = about.get("prompt") or "", about.get("completion") or ""
         same = [pair for pair in self.pairs if pair.get("prompt") == prompt and prompt]  # as `whence generate` wrote them down
         pair = next((pair for pair in same if pair.get("completion") == completion), same[0] if len(same) == 1 else {})
@@ -161,6 +161,8 @@ class _Builder:
             reference=pair.get("reference"),
             measured=words.measured(scores, number),
             value=about.get("measured"),
+            log_p=scores.log_p(number),
+            ceiling=words.ceiling(scores, number) if any(row.limit for row in raises + lowers) else "",
             tokens=int(about["tokens"]) if about.get("tokens") else None,
             energy=about.get("energy") if scores.about.get("rank") else None,
             sign=words.sign(scores, number),
@@ -196,7 +198,7 @@ class _Builder:
 
     def _row(self, number: int, rank: int, record: Mapping[str, Any], place: int) -> Row:
         scores, text = self.scores, str(record["text"])
-        raw, values = scores.raw[number], scores.values[number]
+        raw, values = scores.raw[number], scores.values_of(number)
         median = float(np.median(np.abs(values)))
         pieces, token_values = self._tokens(number, record, place)
         parts = {name: float(raw[number, place]) / scores.n_train for name, raw in scores.modules.items()}
@@ -204,6 +206,7 @@ class _Builder:
             rank=rank,
             effect=record["effect"],
             value=float(record["value"]),
+            limit=words.bound(scores, number) if record["beyond_first_order"] else "",
             raw=float(record["raw"]),
             share=float(record["share"]),
             percentile=100 * float((raw < raw[place]).sum()) / max(1, len(raw) - 1),

@@ -18,7 +18,9 @@ class Row:
     effect: str
     """"raises" or "lowers"."""
     value: float
-    """Effect of one more copy, in the report's unit."""
+    """The slope per copy, in the report's unit."""
+    limit: str
+    """The most that what was measured can change, where `value` is beyond that: "at most +0.0047"; else empty."""
     raw: float
     share: float
     """Of the sum of all rows' absolute effects."""
@@ -99,6 +101,10 @@ class Query:
     measured: str
     """What was measured, its value and tokens, and who wrote the answer, in words."""
     value: float | None
+    log_p: float | None
+    """Log-probability of the answer, where it is known."""
+    ceiling: str
+    """What to make of rows that are beyond their limit; empty where none is."""
     tokens: int | None
     energy: float | None
     """Share of the gradient's energy that a low rank kept."""
@@ -119,7 +125,7 @@ class Query:
     """Whether the model all but excludes the answer."""
     grid: Grid | None
     sources: tuple[tuple[str, int, float], ...]
-    """Source, rows, sum of their effects."""
+    """Source, rows, sum of their slopes."""
     overlap: Overlap | None
     copy_rank: int | None
     """Rank of the training row with exactly the query's text, where there is one."""

@@ -11,7 +11,17 @@ MEASURED = {"logprob": "log p(answer)", "loss": "the loss of the answer", "margi
 
 TRUST = "trust: not measured. Scores are first-order estimates, not proof of cause."
 
+SLOPE = (
+    "A value is the slope of what was measured at these weights, per copy of the row. While it is small, one more copy of the "
+    "row would change it by about that much. A large one, and any beyond what log p can still rise, gives a direction and an "
+    "order, not a size."
+)
+"""What an effect is, wherever effects are shown."""
+
 LIMITS = (
+    "Effects are slopes at the final weights. A model that has fitted its rows moves far less than they say: in the demo, "
+    "another copy of an answer's first row raises log p by less than 0.1 nats where the slope is several nats (whence demo "
+    "measures one). Where a slope is more than log p can rise at all, the row says so.",
     "Scores are first-order estimates at the final weights, for a training run taken to have converged. They are not proof of "
     "cause: take the rows out, train again, and see.",
     "Estimates for deep networks can be fragile: they may change with the seed, the depth and the damping (Basu, Pope and "
@@ -57,11 +67,8 @@ def sign(scores: Scores, number: int) -> str:
     """What a positive score says, and in which unit."""
     what = measurement(scores, number)
     if scores.about.get("normalised"):
-        return f"raises / lowers: the effect of one more copy of the row on {what}, as {unit(scores)}"
-    return (
-        f"raises / lowers: by how much one more copy of the row would change {what}; unit: {scores.unit}, "
-        f"N = {scores.n_train:,} rows"
-    )
+        return f"raises / lowers: the slope of {what} per copy of the row, as {unit(scores)}"
+    return f"raises / lowers: the slope of {what} at these weights, in {scores.unit} of the row, N = {scores.n_train:,} rows"
 
 
 def measured(scores: Scores, number: int) -> str:
@@ -72,9 +79,41 @@ def measured(scores: Scores, number: int) -> str:
     name = {"logprob": "log p", "loss": "loss", "margin": "log-odds"}.get(str(scores.about.get("measurement")), "measured")
     if query.get("contrast"):
         name += " over that of the contrast"
-    tokens = f" over {query['tokens']:.0f} tokens" if query.get("tokens") else ""
+    tokens = f" over {query['tokens']:.0f} token{'s' * (query['tokens'] != 1)}" if query.get("tokens") else ""
     source = f", {query['source']}" if query.get("source") else ""
-    return f"{name} {query['measured']:.2f} nats{tokens}{source}"
+    log_p = scores.log_p(number) if scores.about.get("likelihood", "probability") == "probability" else None
+    likely = "" if log_p is None else f" (p = {probability(log_p)})"
+    return f"{name} {two_places(query['measured'])} nats{tokens}{likely}{source}"
+
+
+def two_places(value: float) -> str:
+    """A number with two places, or with three digits where that would say 0.00: -3.50, -0.0047."""
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else three_digits(value).lstrip("+")
+
+
+def probability(log_p: float) -> str:
+    """A probability in three digits, near 1 as what is missing: 0.741, 1 - 4.7e-06."""
+    return f"{math.exp(log_p):.3g}" if log_p < -1e-3 or log_p == 0 else f"1 - {-math.expm1(log_p):.2g}"
+
+
+def bound(scores: Scores, number: int) -> str:
+    """The most that log p can change in the way that effects raise it, "at most +0.0047"; empty where nothing bounds it."""
+    room = scores.room(number)
+    if room is None:
+        return ""
+    return f"at least {three_digits(-room)}" if scores.about.get("measurement") == "loss" else f"at most {three_digits(room)}"
+
+
+def ceiling(scores: Scores, number: int) -> str:
+    """What to make of effects that are more than log p can rise; empty where nothing bounds it."""
+    room = scores.room(number)
+    if room is None:
+        return ""
+    what = "the loss can fall" if scores.about.get("measurement") == "loss" else "log p can rise"
+    return (
+        f"{what} by {two_places(room)} nats at most: a larger effect is beyond first order, so read its order and not its "
+        f"size; log-odds have no such bound (score with --measurement margin)"
+    )
 
 
 def doubts(scores: Scores, hubs: int) -> list[str]:

@@ -17,7 +17,7 @@ from whence.report.html import clean, write_html
 from whence.report.markdown import write_markdown
 from whence.report.model import Query, Report, Row
 from whence.report.tokens import shown_once
-from whence.report.words import three_digits
+from whence.report.words import SLOPE, three_digits
 from whence.store.files import atomic, temporary_for
 
 RULE = "=" * 80
@@ -75,7 +75,11 @@ def as_text(query: Query, report: Report) -> str:
     """The query and its rows as plain text."""
     asked = f"Prompt: {query.prompt}; Completion: {query.completion}" if query.prompt else f"Text: {query.completion}"
     head = ["Query Sequence:", shown_once(clean(asked)), *([query.measured] if query.measured else []), ""]
-    head += [f"Score: in {report.unit}, above 0 raises {query.target}; N = {report.n_train:,}. A first-order estimate.", ""]
+    head += [
+        f"Score: in {report.unit}, above 0 raises {query.target}; N = {report.n_train:,}. {SLOPE}",
+        *([query.ceiling] if query.ceiling else []),
+        "",
+    ]
     head += _ranked("Top Influential Sequences:", query.raises) + _ranked("Sequences That Lower It Most:", query.lowers)
     return "\n".join(head)
 
@@ -83,5 +87,6 @@ def as_text(query: Query, report: Report) -> str:
 def _ranked(title: str, rows: Sequence[Row]) -> list[str]:
     lines = [title, *([] if rows else [RULE, "none"])]
     for row in rows:
-        lines += [RULE, f"Rank = {row.rank}; Score = {three_digits(row.value)}", clean(row.text)]
+        limit = f" ({row.limit})" if row.limit else ""
+        lines += [RULE, f"Rank = {row.rank}; Score = {three_digits(row.value)}{limit}", clean(row.text)]
     return [*lines, ""]

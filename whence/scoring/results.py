@@ -37,10 +37,11 @@ def tabulated(
     )
 
 
-def measured(at: Point) -> dict[str, str]:
-    """The unit of values, and what is measured of queries."""
+def measured(at: Point) -> dict[str, str | None]:
+    """The unit of values, what is measured of queries, and what its log-likelihood is known to be."""
     measurement = at.settings.get("measurement", "logprob")
     return {
         "unit": "nats per copy" if measurement in ("logprob", "loss") else f"{measurement} per copy",
         "measurement": measurement,
+        "likelihood": at.task.likelihood,
     }

@@ -63,7 +63,7 @@ def score(
 
     The score is `grad m(query)^T operator grad log p(example)`, with the operator usually
     `curvature.inverse(damping=0.1)`; divided by `n_train` (default: the examples of `train` that have a loss) it is
-    the effect of one more copy of the example, in nats for log-probabilities: positive raises.
+    the slope of the measurement at these weights, in nats per copy of the example for log-probabilities: positive raises.
 
     `per` "token" or "module" keeps these parts too; `aggregate` "queries" adds the queries up to one, "examples" the
     training examples. `rank` compresses the queries' gradients (None: full; "auto": full if they fit in 4 GiB), and
@@ -326,6 +326,7 @@ class _Score:
             table = {"id": ["self"], "text": [""]} | dict.fromkeys(("measured", "norm", "energy"), torch.full((1,), torch.nan))
         else:
             together = {"id": ["all"], "text": [f"{len(asked)} queries added up"]}
+            together |= {"contrast": ["their contrasts"]} if any(asked.table["contrast"]) else {}
             table = {**(together if "queries" in settings.aggregate else asked.table), **prepared.columns()}
         norms = {"self": parts["norm/self"]} if "norm/self" in parts else {}
         if "norm/gradient" in parts:

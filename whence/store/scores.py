@@ -27,14 +27,17 @@ Normalisation = Literal["cosine", "relatif", "length"]
 
 SHARD = "scores"
 EXAMPLES, QUERIES = "examples.parquet", "queries.parquet"
+PER_TOKEN = "nats per copy and token"
+"""The unit of values that are divided by the length of the rows."""
 
 
 @dataclass(frozen=True)
 class Scores:
     """Scores `raw [Q, N]` with the ids, texts and norms of both sides.
 
-    `values` are in `unit` per copy: by how much one more copy of the training example would have raised what was
-    measured, to first order: `raw / n_train`. `raw` is `grad m(query)^T (G + damping)^-1 grad log p(example)`.
+    `values` are in `unit` per copy: the slope of what was measured, at these weights, in copies of the training example:
+    `raw / n_train`. While it is small that is what one more copy changes; `beyond` says which values no change can reach.
+    `raw` is `grad m(query)^T (G + damping)^-1 grad log p(example)`.
     """
 
     raw: np.ndarray
@@ -64,8 +67,13 @@ class Scores:
 
     @property
     def values(self) -> np.ndarray:
-        """Effect of one more copy, `[Q, N]`, in `unit`."""
+        """Slope per copy, `[Q, N]`, in `unit`: the effect of one more copy to first order."""
         return self.raw if self.about.get("normalised") else self.raw / self.n_train
+
+    def values_of(self, query: int | str) -> np.ndarray:
+        """The values of one query, `[N]`."""
+        raw = self.raw[self.row_of(query)]
+        return raw if self.about.get("normalised") else raw / self.n_train
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -160,9 +168,9 @@ class Scores:
     def top(self, query: int | str = 0, k: int = 10, *, lowest: bool = False, fold: bool = True) -> pandas.DataFrame:
         """The `k` examples that raise what was measured the most (with `lowest`, that lower it the most).
 
-        Columns: rank (1 is the strongest, -1 the strongest that lowers), effect, value (in `unit`), share (of the sum
-        of all examples' absolute values), raw, id, source, copies, text. With `fold`, exact copies of a text are one
-        row.
+        Columns: rank (1 is the strongest, -1 the strongest that lowers), effect, value (in `unit`), beyond_first_order
+        (see `beyond`), share (of the sum of all examples' absolute values), raw, id, source, copies, text. With `fold`,
+        exact copies of a text are one row.
         """
         import pandas
 
@@ -173,14 +181,16 @@ class Scores:
             contents = [name.partition("#")[0] for name in self.example_ids]
             order = [n for n in order if contents[n] not in seen and not seen.add(contents[n])]
         order = np.asarray(order[:k], dtype=int)
-        values = self.values[row, order]
+        every = self.values_of(row)
+        values = every[order]
         sign = -1 if lowest else 1
         table = pandas.DataFrame(
             {
                 "rank": sign * np.arange(1, len(order) + 1),
                 "effect": np.select([values > 0, values < 0], ["raises", "lowers"], "none"),
                 "value": values,
-                "share": np.abs(values) / max(np.abs(self.values[row]).sum(), np.finfo(float).tiny),
+                "beyond_first_order": self.beyond(row)[order],
+                "share": np.abs(values) / max(np.abs(every).sum(), np.finfo(float).tiny),
                 "raw": self.raw[row, order],
             }
         )
@@ -214,6 +224,32 @@ class Scores:
             raise UsageError(f"No {what} number {number}", accepted=f"0 to {count - 1}")
         return number
 
+    def log_p(self, query: int | str = 0) -> float | None:
+        """The log-probability of a query's answer, in nats; None where another thing was measured, or a contrast to one."""
+        asked = self.queries.iloc[self.row_of(query)]
+        measured, contrast = asked.get("measured"), asked.get("contrast")
+        if measured is None or not np.isfinite(measured) or isinstance(contrast, str):
+            return None
+        kind = self.about.get("measurement")
+        if kind == "margin" and asked.get("tokens") == 1:
+            return float(-np.logaddexp(0.0, -measured))
+        found = {"logprob": float(measured), "loss": -float(measured)}.get(str(kind))
+        return found if found is not None and found <= 0 and self.about.get("likelihood", "probability") else None
+
+    def room(self, query: int | str = 0) -> float | None:
+        """How far log p of a query's answer can still rise, in nats: it ends at 0. None where values have no such bound."""
+        bounded = self.about.get("measurement") in ("logprob", "loss") and self.unit in ("nats per copy", PER_TOKEN)
+        log_p = self.log_p(query)
+        return -log_p if bounded and log_p is not None else None
+
+    def beyond(self, query: int | str = 0) -> np.ndarray:
+        """Which examples' values are more than what was measured can change by, `[N]`: slopes that are no effects of a copy."""
+        room, values = self.room(query), self.values_of(query)
+        if room is None:
+            return np.zeros(len(values), dtype=bool)
+        copies = values * self.examples["tokens"].to_numpy() if self.unit == PER_TOKEN else values
+        return (-copies if self.about.get("measurement") == "loss" else copies) > room
+
     def hubs(self, k: int = 10) -> list[str]:
         """Ids of the examples in the top `k` of more than half of the queries: what they raise is no answer in particular.
 
@@ -245,7 +281,7 @@ class Scores:
             raise UsageError(f"The examples have no {column!r}", accepted=", ".join(self.examples.columns))
         import pandas
 
-        values = pandas.Series(self.values[self.row_of(query)], index=self.examples[column])
+        values = pandas.Series(self.values_of(query), index=self.examples[column])
         summed: pandas.Series = values.groupby(level=0).sum()  # type: ignore[assignment]
         return summed.sort_values(ascending=False)
 
@@ -275,7 +311,7 @@ class Scores:
         return self.norms[kind]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per query and example: query_id, id, value, raw, rank, percentile, and the example's columns."""
+        """One row per query and example: query_id, id, value, beyond_first_order, raw, rank, percentile, its columns."""
         import pandas
 
         frames = []
@@ -283,7 +319,8 @@ class Scores:
             order = np.argsort(np.argsort(-self.raw[row], kind="stable"), kind="stable")
             columns = {
                 "query_id": query,
-                "value": self.values[row],
+                "value": self.values_of(row),
+                "beyond_first_order": self.beyond(row),
                 "raw": self.raw[row],
                 "rank": order + 1,
                 "percentile": 100 * (1 - order / max(1, len(order) - 1)) if len(order) > 1 else 100.0,

@@ -6,7 +6,7 @@ Everything else here has a default that fits tensors in batches; `CausalLM` and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Task:
 
     default_modules: str = "all"
     """The selector used when the user names no modules."""
+    likelihood: Literal["probability", "at most 0"] | None = None
+    """What the log-likelihood is known to be: the logarithm of a probability, or a number that ends at 0."""
 
     def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
         """The training loss of each example, `[B]`: its negative log-likelihood in nats, summed over its tokens.

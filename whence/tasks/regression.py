@@ -25,6 +25,8 @@ class Regression(Task):
     their target, or about what `measurement`, a function of (model, batch), returns.
     """
 
+    likelihood = "at most 0"
+
     def __init__(self, *, measurement: Callable[[nn.Module, Batch], Tensor] | None = None):
         self.measurement = measurement
 

@@ -58,6 +58,8 @@ def check_answers(rows: Sequence[Any]) -> None:
 class LabelTask(Task):
     """Cross-entropy of labels; a subclass gives the logits."""
 
+    likelihood = "probability"
+
     def __init__(self, tokenizer: Any, max_length: int, measurement: Measurement):
         self.tokenizer = tokenizer
         self.max_length = valid(Length, max_length, "max_length")
