@@ -13,6 +13,7 @@ from whence.engine.queries import precondition
 from whence.engine.stream import encode
 from whence.errors import DegenerateScores, NumericalError, OutOfMemory, StaleArtifact, UsageError
 from whence.fitting import METHODS, fit
+from whence.operators import Identity
 from whence.precision import Precision
 from whence.scoring.score import score, self_influence
 from whence.tasks import CausalLM, Classification
@@ -475,3 +476,23 @@ def test_other_queries_that_are_tensors_are_refused_in_a_finished_folder(tmp_pat
     score(model, task, rows[:2], rows, operator, out=tmp_path / "scores")
     with pytest.raises(StaleArtifact, match="queries"):
         score(model, task, rows[2:4], rows, operator, out=tmp_path / "scores")
+
+
+@pytest.mark.parametrize("per", ["example", "token"])
+def test_a_row_takes_little_memory(per):
+    """Python's and NumPy's memory per row of 100 tokens, at most while scoring and afterwards; texts are 300 bytes of it."""
+    import tracemalloc
+
+    case, draw = CASES["llama"], np.random.default_rng(0)
+    rows = [{"text": " ".join(f"w{word}" for word in draw.integers(0, 9, 100))} for _ in range(800)]
+    queries, operator = [{"prompt": "w1 w2", "completion": " w3"}], Identity()
+    score(case.model(), case.task(), queries, rows[:40], operator, per=per)
+    taken = []
+    for count in (200, 800):
+        tracemalloc.start()
+        found = score(case.model(), case.task(), queries, rows[:count], operator, per=per)
+        taken.append(tracemalloc.get_traced_memory())
+        tracemalloc.stop()
+        del found
+    kept, most = (float(after - before) / 600 for before, after in zip(*taken, strict=True))
+    assert most < 3000 and kept < (1500 if per == "token" else 600), (kept, most)

@@ -98,7 +98,7 @@ class Total(Sums):
 
 
 class Table(Sink):
-    """Files tensors by example: `filed[key]` has one for each of `indices`."""
+    """Files tensors by example: those in `filed[key]` have one for each of `indices`, batch after batch."""
 
     axis = -1
     """Where the examples are in the tensors of a state."""
@@ -113,10 +113,16 @@ class Table(Sink):
         assert not state, "what is filed is saved chunk by chunk, and not loaded again"
         self.indices: list[int] = []
         self.filed: dict[str, list[Tensor]] = {}
+        self.lengths: dict[str, list[int]] = {}
 
-    def file(self, key: str, tensors: Iterable[Tensor]) -> None:
-        """File one tensor for each example of the batch."""
-        self.filed.setdefault(key, []).extend(tensors)
+    def file(self, key: str, batch: Tensor) -> None:
+        """File a tensor with an axis for the examples of the batch."""
+        self.filed.setdefault(key, []).append(batch)
+
+    def file_ragged(self, key: str, tensors: Sequence[Tensor]) -> None:
+        """File a tensor for each example of the batch, of its own length."""
+        self.filed.setdefault(key, []).append(torch.cat(list(tensors), -1))
+        self.lengths.setdefault(key, []).extend(tensor.shape[-1] for tensor in tensors)
 
     def state(self, rows: Collection[int] | None = None) -> dict[str, Tensor]:
         """`indices [n]` of those examples of `rows` that came, and what was filed for them; nothing where none came."""
@@ -125,9 +131,17 @@ class Table(Sink):
         if not places:
             return {}
         found = {"indices": torch.tensor([self.indices[place] for place in places])}
-        for key, tensors in self.filed.items():
-            chosen = [tensors[place] for place in places]
-            found[key] = torch.cat(chosen, -1) if key in self.ragged else torch.stack(chosen, self.axis)
+        for key, batches in self.filed.items():
+            axis = self._axis_of(key)
+            found[key] = torch.cat(batches, axis)
+            if len(places) == len(self.indices):
+                continue
+            chosen = torch.tensor(places)
+            if key in self.ragged:
+                lengths = torch.tensor(self.lengths[key])
+                starts = lengths.cumsum(0) - lengths
+                chosen = torch.cat([torch.arange(int(starts[place]), int(starts[place] + lengths[place])) for place in places])
+            found[key] = found[key].index_select(axis, chosen)
         return found
 
     def joined(self, states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -132,4 +132,4 @@ class ProjectedRows(Table):
             )
         self.indices += self._now
         for key, tensor in found.items():
-            self.file(key, tensor.unbind(0))
+            self.file(key, tensor)

@@ -345,8 +345,10 @@ class _Score:
         )
         if "examples" in settings.aggregate:
             result = replace(result, examples=describe_rows([{}], ["all"], [sum(train.sizes)], None))
-        if settings.per == "token" and (pieces := [self.of.task.predicted_tokens(item) for item in train.items])[0] is not None:
-            result.examples["pieces"] = pieces
+        if settings.per == "token" and self.of.task.predicted_tokens(train.items[0]) is not None:
+            known: dict[str, str] = {}  # a token is one string, however often it occurs
+            every = (self.of.task.predicted_tokens(item) or () for item in train.items)
+            result.examples["pieces"] = [[known.setdefault(piece, piece) for piece in pieces] for pieces in every]
         if isinstance(folder, Folder):
             dist.on_first(result.save, folder)
         return result

@@ -60,9 +60,9 @@ class Columns(Table):
                 total = torch.zeros_like(next(each for other, each in self._sums.items() if other.startswith("module/")))
             if key == "tokens" and self._positions_BT is not None:
                 real_BT = self._positions_BT.bool().cpu()
-                self.file(key, (part[..., real_BT[row]] for row, part in enumerate(total.cpu().unbind(-2))))
+                self.file_ragged(key, [part[..., real_BT[row]] for row, part in enumerate(total.cpu().unbind(-2))])
             else:
-                self.file(key, total.cpu().unbind(-1))
+                self.file(key, total.cpu())
 
     def _check_positions(self, indices: Sequence[int]) -> None:
         """Raise UsageError where the task does not say how many positions its examples have, or says two things."""
