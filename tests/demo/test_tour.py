@@ -33,6 +33,28 @@ def test_the_summary_is_what_the_scores_on_disk_say(tour):
         assert (finding["ranks"][METHODS[0]] == 1) == finding["raises"][0]["is_source"]
 
 
+def test_a_row_is_measured_by_training_again(tour):
+    """Training with the row counted once is the demo's own training, to the bit; the slope is not what it does."""
+    measured, first = tour.measured, tour.findings[0]
+    scores = open_scores(tour.folder / "scores")
+    assert (measured.question, measured.row) == (first.question, first.raises[0]["text"])
+    assert measured.slope == scores.top(0, 1)["value"][0] and measured.once == scores.queries["measured"][0]
+    assert measured.twice != measured.once != measured.without
+    assert abs(measured.twice - measured.once) < -measured.once + 0.5, "log p ends at 0"
+    assert (
+        json.loads((tour.folder / "measured.json").read_text())
+        == json.loads((tour.folder / "summary.json").read_text())["measured"]
+    )
+
+
+def test_slopes_beyond_what_log_p_can_rise_are_marked(tour):
+    for finding in tour.findings:
+        for row in finding.raises + finding.lowers:
+            assert bool(row["limit"]) == (row["nats"] > -finding.log_p)
+    page = (tour.folder / "summary.md").read_text()
+    assert "at most +" in page and "Measured by training again" in page and ", p = " in page
+
+
 def test_pages_name_every_question_and_both_signs(tour):
     for name in ("summary.md", "summary.html"):
         page = (tour.folder / name).read_text()

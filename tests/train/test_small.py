@@ -89,3 +89,22 @@ def test_batches_hold_every_row_once_and_rows_of_like_size():
     first, second = (shuffled_batches(sizes, 2, generator) for _ in range(2))
     assert sorted(sum(first, [])) == list(range(8)) and first != second
     assert all(len({sizes[index] for index in batch}) == 1 for batch in first + second)
+
+
+def test_a_row_may_count_twice_or_not_at_all(tiny_llama, tiny_tokenizer):
+    """With one batch of all rows: twice adds its loss once more, and a row that counts for nothing may say anything."""
+    task, whole = CausalLM(tiny_tokenizer), Training(epochs=1, batch_size=len(SENTENCES))
+    once, again, twice = (copy.deepcopy(tiny_llama) for _ in range(3))
+    (plain,), (same,) = train(once, task, SENTENCES, whole), train(again, task, SENTENCES, whole, copies={0: 1.0})
+    assert plain == same and all(map(torch.equal, once.state_dict().values(), again.state_dict().values()))
+    batch = task.collate(task.encode([{"text": SENTENCES[0]}]))
+    (more,) = train(twice, task, SENTENCES, whole, copies={0: 2.0})
+    with torch.no_grad():
+        alone = float(task.losses(tiny_llama, batch)) / len(SENTENCES)
+    assert more - plain == pytest.approx(alone, rel=1e-4)
+    without, other = copy.deepcopy(tiny_llama), copy.deepcopy(tiny_llama)
+    changed = [" ".join(reversed(SENTENCES[0].split())), *SENTENCES[1:]]
+    for model, rows in ((without, SENTENCES), (other, changed)):
+        train(model, task, rows, SHORT, copies={0: 0.0})
+    if task.size(task.encode([{"text": changed[0]}])[0]) == task.size(task.encode([{"text": SENTENCES[0]}])[0]):
+        assert all(map(torch.equal, without.state_dict().values(), other.state_dict().values()))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from whence.demo.tour import Measured
 
 
 def demo(
@@ -19,12 +23,14 @@ def demo(
     """Train a small model on a made-up world, offline, and find the rows behind each of its answers.
 
     The true sources are known, and some facts are planted wrong: see how often influence, a plain gradient dot product and
-    TF-IDF put a true source first. Positive = one more copy of the row raises log p(answer | question), in nats.
+    TF-IDF put a true source first. Positive = more copies of the row raise log p(answer | question); the number is its slope at
+    these weights, in nats per copy. For one row the demo also trains again, with the row twice and without it.
     """
     from whence.cli.console import out as stdout
     from whence.cli.console import print_json, reporting
     from whence.demo.tour import METHODS, STAGES, Tour, take_tour
     from whence.escapes import command
+    from whence.report.words import probability
 
     with reporting(STAGES, quiet=quiet):
         tour: Tour = take_tour(out, seed)
@@ -33,13 +39,18 @@ def demo(
         return
     for finding in tour.findings:
         wrong = f"  [dim](wrong, planted; true: {escape(finding.truth)})[/]" if finding.planted else ""
-        stdout.print(f"\n{escape(finding.question)} [bold]{escape(finding.answer)}[/]{wrong}", highlight=False)
+        likely = f"  p = {probability(finding.log_p)}"
+        stdout.print(
+            f"\n{escape(finding.question)} [bold]{escape(finding.answer)}[/]{likely}{wrong}", highlight=False, soft_wrap=True
+        )
         for row in [*finding.raises[:2], *finding.lowers[:1]]:
             raises = row["nats"] > 0
             effect = f"[{'blue' if raises else 'dark_orange'}]{'raises' if raises else 'lowers'} {row['nats']:+.3f} nats[/]"
+            effect += f" ({row['limit']})" if row["limit"] else ""
             kind = "planted source" if finding.planted else "source"
             mark = f"  [bold]<- {kind}[/]" if row["is_source"] else ""
             stdout.print(f"  {row['rank']:>3}  {effect}  {escape(row['text'])}{mark}", highlight=False, soft_wrap=True)
+    show_measured(tour.measured, stdout)
     table = Table(title="\nWhere is the true source?", title_justify="left", box=None)
     for column in ("method", "at rank 1", "median rank", "median lead"):
         table.add_column(column, justify="left" if column == "method" else "right")
@@ -50,8 +61,32 @@ def demo(
     stdout.print(table)
     stdout.print("lead: the source's score over that of the best other row")
     left_out = f", {tour.unanswered} left out that the model answers otherwise" if tour.unanswered else ""
-    stdout.print(f"\n{len(tour.findings)} questions, {tour.rows} rows{left_out}. Estimates to first order, not proof.")
-    stdout.print(f"Summary: {tour.folder / 'summary.html'}   Next: your own question", markup=False, soft_wrap=True)
+    stdout.print(f"\n{len(tour.findings)} questions, {tour.rows} rows{left_out}. Slopes and their order, not proof.")
+    stdout.print(f"Summary: {tour.folder / 'summary.html'}   Next: your own question", markup=False, highlight=False, soft_wrap=True)
     corpus, question = tour.folder / "corpus.jsonl", tour.findings[0].question
     own = command("whence", "trace", tour.folder / "model", "--data", corpus, "-q", question)
     stdout.print(f"  {own}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_measured(measured: Measured, stdout: Console) -> None:
+    """Print what training again says of one row, beside its slope."""
+    from whence.report.words import probability, three_digits
+
+    stdout.print("\nMeasured by training again, all other rows in the same places:", highlight=False)
+    stdout.print(f"  {escape(measured.row)}", highlight=False, soft_wrap=True)
+    stdout.print(f"  {escape(measured.question)} [bold]{escape(measured.answer)}[/]", highlight=False, soft_wrap=True)
+    table = Table(box=None)
+    for column in ("the row", "log p", "p", "change", "by the slope"):
+        table.add_column(column, justify="left" if column == "the row" else "right")
+    for name, log_p, sign in (
+        ("as it is", measured.once, 0),
+        ("one more copy", measured.twice, 1),
+        ("left out", measured.without, -1),
+    ):
+        change = [three_digits(log_p - measured.once), three_digits(sign * measured.slope)] if sign else ["", ""]
+        table.add_row(name, f"{log_p:.3f}", probability(log_p), *change)
+    stdout.print(table)
+    stdout.print(
+        '  in nats. A row\'s slope is its direction and rank; "at most" marks slopes beyond what log p can rise.',
+        highlight=False,
+    )

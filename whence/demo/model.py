@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from whence.demo.tiny import BOS, EOS, PAD, UNK, make_llama, train_tokenizer
 from whence.generation import generate
 from whence.store.scores import row_text
 from whence.tasks import CausalLM
-from whence.train.small import Training, train
+from whence.train.small import Training, one_thread, train
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -52,14 +53,38 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, settings: Sett
     return make_llama(tokenizer, seed, *sizes, spread=settings.spread)
 
 
+def task_of(tokenizer: PreTrainedTokenizerFast) -> CausalLM:
+    """How the demo's rows are read."""
+    return CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True)
+
+
 def teach(rows: Rows, folder: Path, seed: int = 0) -> None:
     """Train a model of the rows and save it in the folder, with its tokenizer."""
-    tokenizer = make_tokenizer(rows)
-    model = make_model(tokenizer, seed)
-    train(model, CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True), rows, SETTINGS.training)
+    ((model, tokenizer),) = taught(rows, seed, [{}])
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def taught(
+    rows: Rows, seed: int, variants: Sequence[Mapping[int, float]], name: str = "train"
+) -> list[tuple[LlamaForCausalLM, PreTrainedTokenizerFast]]:
+    """A model of the rows for each of `variants`, which count some rows otherwise than once; all at the same time.
+
+    Each is trained by one thread, so that it comes out to the same bits alone and beside others.
+    """
+    tokenizers = [make_tokenizer(rows) for _ in variants]  # one that is used by two threads at once raises
+    models = [make_model(tokenizer, seed) for tokenizer in tokenizers]
+
+    def learn(number: int) -> None:
+        train(models[number], task_of(tokenizers[number]), rows, SETTINGS.training, copies=variants[number], name=name)
+
+    with one_thread(), ThreadPoolExecutor() as threads:
+        others = [threads.submit(learn, number) for number in range(1, len(variants))]
+        learn(0)  # here, where progress is shown
+        for other in others:
+            other.result()
+    return list(zip(models, tokenizers, strict=True))
 
 
 def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> list[str]:

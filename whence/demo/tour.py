@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 
 from whence.data import Rows, as_rows, load_data
-from whence.demo.model import SETTINGS, answers, teach
+from whence.demo.model import answers, task_of, taught, teach
 from whence.demo.world import Question, World, make_world
 from whence.errors import StaleArtifact, WhenceError
 from whence.filter.tfidf import tfidf_scores
@@ -27,17 +28,17 @@ from whence.fitting import fit
 from whence.models import load_model
 from whence.operators import Identity
 from whence.progress import note
+from whence.report.words import SLOPE, bound, probability
 from whence.scoring import score
 from whence.store.files import atomic
 from whence.store.scores import Scores
-from whence.tasks import CausalLM
 from whence.train.reading import RECORD
 from whence.validate.controls import best_rank
 
 METHODS = ("EK-FAC influence", "gradient dot product", "gradient cosine", "TF-IDF")
 
-STAGES = 8
-"""Stages that the whole tour reports: training, covariance, eigenvectors, eigenvalues, and queries and scores twice."""
+STAGES = 9
+"""Stages that the whole tour reports: training twice, covariance, eigenvectors, eigenvalues, and queries and scores twice."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Finding:
 
     question: str
     answer: str
+    log_p: float
+    """Of the answer, in nats."""
     truth: str
     planted: bool
     sources: list[str]
@@ -54,6 +57,22 @@ class Finding:
     """How many times the score of the best other row the best source's is, by method; below 1 it is not first."""
     raises: list[dict[str, Any]]
     lowers: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What training again does to an answer: log p in nats, and its slope per copy of the row."""
+
+    question: str
+    answer: str
+    row: str
+    slope: float
+    once: float
+    """With the rows as they are."""
+    twice: float
+    """With one more copy of the row."""
+    without: float
+    """With the row left out."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,7 @@ class Tour:
     parameters: int
     coverage: str
     findings: list[Finding]
+    measured: Measured
     unanswered: int
     seconds: dict[str, float]
 
@@ -95,6 +115,9 @@ class Tour:
             "parameters": self.parameters,
             "coverage": self.coverage,
             "seed": self.seed,
+            "unit": "nats per copy",
+            "meaning": SLOPE,
+            "measured": asdict(self.measured),
             "findings": [asdict(finding) for finding in self.findings],
         }
 
@@ -113,7 +136,7 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
         with atomic(folder / RECORD) as record:  # for commands that ask the model
             record.write_text(json.dumps({"rows": {"train": len(corpus)}, "reading": reading}), encoding="utf-8")
         model, tokenizer = load_model(str(folder / "model"))
-    task = CausalLM(tokenizer, max_length=SETTINGS.max_length, append_eos=True)
+    task = task_of(tokenizer)
     given = answers(model, tokenizer, [question.prompt for question in world.questions])
     asked = [question for question, answer in zip(world.questions, given, strict=True) if answer == question.answer]
     if not asked:
@@ -133,6 +156,8 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
         dot = score(model, task, queries, corpus, plain, norms=("cosine",), out=folder / "scores-gradient-dot")
     with _timed(seconds, "TF-IDF"):
         overlap = tfidf_scores(queries, corpus)
+    with _timed(seconds, "training again"):
+        measured = _measured(folder, seed, corpus, queries[0], influence)
     matrices: dict[str, np.ndarray] = dict(
         zip(METHODS, (influence.raw, dot.raw, dot.normalised("cosine").raw, overlap.raw), strict=True)
     )
@@ -143,6 +168,7 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
         parameters=model.num_parameters(),
         coverage=str(curvature.about["coverage"]),
         findings=[_finding(number, question, influence, matrices) for number, question in enumerate(asked)],
+        measured=measured,
         unanswered=len(given) - len(asked),
         seconds={name: round(value, 1) for name, value in seconds.items()},
     )
@@ -166,6 +192,32 @@ def _keep_corpus(folder: Path, world: World) -> Rows:
     return load_data(path)
 
 
+def _measured(folder: Path, seed: int, corpus: Rows, query: Mapping[str, str], influence: Scores) -> Measured:
+    """Train again with the first row of the first question twice, and without it; kept in `measured.json`."""
+    path, top = folder / "measured.json", influence.top(0, 1).iloc[0]
+    found = {
+        "question": query["prompt"],
+        "answer": query["completion"].strip(),
+        "row": str(top["text"]),
+        "slope": float(top["value"]),
+    }
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if found.items() <= kept.items():
+            return Measured(**kept)
+    index = influence.example_ids.index(str(top["id"]))
+    log_p = [float(influence.queries["measured"].iloc[0])]
+    for model, tokenizer in taught(corpus, seed, [{index: 2.0}, {index: 0.0}], "train again"):
+        task = task_of(tokenizer)
+        ((item, _),) = task.encode_queries([query])[0]
+        with torch.no_grad():
+            log_p.append(float(task.measurements(model, task.collate([item]))))
+    measured = Measured(**found, **dict(zip(("once", "twice", "without"), log_p, strict=True)))
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(asdict(measured), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return measured
+
+
 def _finding(number: int, question: Question, influence: Scores, matrices: dict[str, np.ndarray]) -> Finding:
     ids = influence.example_ids
     sources = [ids[source] for source in question.sources]
@@ -176,6 +228,7 @@ def _finding(number: int, question: Question, influence: Scores, matrices: dict[
             {
                 "rank": int(row["rank"]),
                 "nats": float(row["value"]),
+                "limit": bound(influence, number) if row["beyond_first_order"] else "",
                 "text": row["text"],
                 "source": row["source"],
                 "is_source": row["id"] in sources,
@@ -186,6 +239,7 @@ def _finding(number: int, question: Question, influence: Scores, matrices: dict[
     return Finding(
         question=question.prompt,
         answer=question.answer.strip(),
+        log_p=float(influence.queries["measured"].iloc[number]),
         truth=question.truth.strip(),
         planted=question.planted,
         sources=[influence.examples["text"].iloc[source] for source in question.sources],
@@ -214,10 +268,10 @@ def _write(tour: Tour) -> None:
 
     pages = Environment(loader=PackageLoader("whence.demo"), autoescape=lambda name: name is not None and ".html" in name)
     pages.trim_blocks = pages.lstrip_blocks = True
+    pages.filters["probability"] = probability
+    given = {"tour": tour, "methods": METHODS, "slope": SLOPE}
     texts = {"summary.json": json.dumps(tour.summary(), indent=2, ensure_ascii=False) + "\n"}
-    texts |= {
-        name: pages.get_template(f"{name}.j2").render(tour=tour, methods=METHODS) for name in ("summary.md", "summary.html")
-    }
+    texts |= {name: pages.get_template(f"{name}.j2").render(given) for name in ("summary.md", "summary.html")}
     for name, text in texts.items():
         with atomic(tour.folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

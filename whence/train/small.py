@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +38,26 @@ class Training:
     """Of the order of the rows."""
 
 
-def train(model: nn.Module, task: Task, data: Any, training: Training = Training()) -> list[float]:
+def train(
+    model: nn.Module,
+    task: Task,
+    data: Any,
+    training: Training = Training(),
+    *,
+    copies: Mapping[int, float] | None = None,
+    name: str = "train",
+) -> list[float]:
     """Train `model` in place on the rows of `data`; returns each epoch's mean loss in nats per row.
+
+    `copies` counts the loss of some rows otherwise than once: 2 for one more copy, 0 for none. The order of the rows, what
+    stands in which batch and the number of steps stay as they are. `name` is what progress calls it.
 
     The objective is the one whose influence is measured: the mean over rows of a row's summed loss. Tensors on the CPU
     are computed by one thread, because sums over several come out otherwise on another number of cores.
     """
     examples = encode(task, data, model)
     items = [examples.items[index] for index in examples.usable]
+    counts = torch.tensor([(copies or {}).get(index, 1.0) for index in examples.usable])
     sizes = [task.size(item) for item in items]
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(training.seed)
@@ -55,11 +67,12 @@ def train(model: nn.Module, task: Task, data: Any, training: Training = Training
     optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
     schedule = LambdaLR(optimizer, lambda step: warm_cosine(step / steps, training.warmup))
     epochs = []
-    with in_mode(model, training=True), one_thread(), stage("train", training.epochs, unit="epochs") as advance:
+    with in_mode(model, training=True), one_thread(), stage(name, training.epochs, unit="epochs") as advance:
         for _ in range(training.epochs):
             total = 0.0
             for batch in shuffled_batches(sizes, training.batch_size, generator):
                 losses = task.losses(model, to_device(task.collate([items[index] for index in batch]), device))
+                losses = losses * counts[batch].to(losses)
                 optimizer.zero_grad()
                 losses.mean().backward()
                 optimizer.step()
