@@ -62,7 +62,7 @@ def demo(
     stdout.print("lead: the source's score over that of the best other row")
     left_out = f", {tour.unanswered} left out that the model answers otherwise" if tour.unanswered else ""
     stdout.print(f"\n{len(tour.findings)} questions, {tour.rows} rows{left_out}. Slopes and their order, not proof.")
-    stdout.print(f"Summary: {tour.folder / 'summary.html'}   Next: your own question", markup=False, highlight=False, soft_wrap=True)
+    stdout.print(f"Summary: {tour.folder / 'summary.html'}   Next: your own question", markup=False, soft_wrap=True)
     corpus, question = tour.folder / "corpus.jsonl", tour.findings[0].question
     own = command("whence", "trace", tour.folder / "model", "--data", corpus, "-q", question)
     stdout.print(f"  {own}", markup=False, highlight=False, soft_wrap=True)

@@ -132,11 +132,11 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
             temporary = folder / ".model.tmp"
             teach(corpus, temporary, seed)
             temporary.rename(folder / "model")
-        reading = {"max_length": SETTINGS.max_length, "append_eos": True}
-        with atomic(folder / RECORD) as record:  # for commands that ask the model
-            record.write_text(json.dumps({"rows": {"train": len(corpus)}, "reading": reading}), encoding="utf-8")
         model, tokenizer = load_model(str(folder / "model"))
     task = task_of(tokenizer)
+    reading = {"max_length": task.max_length, "append_eos": True}
+    with atomic(folder / RECORD) as record:  # for commands that ask the model
+        record.write_text(json.dumps({"rows": {"train": len(corpus)}, "reading": reading}), encoding="utf-8")
     given = answers(model, tokenizer, [question.prompt for question in world.questions])
     asked = [question for question, answer in zip(world.questions, given, strict=True) if answer == question.answer]
     if not asked:

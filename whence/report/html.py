@@ -1,4 +1,8 @@
-"""The report as one page that needs nothing but itself: no network, no script to be read."""
+"""The report as one page that needs nothing but itself: no network, and no script to read its first questions.
+
+Of many questions a few are shown at a time. The others are in the page as they will be shown, but compressed: they neither
+take room nor are laid out before somebody looks at them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import base64
 import functools
 import hashlib
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +25,14 @@ from whence.report.words import LIMITS, SLOPE, three_digits
 from whence.store.files import atomic
 from whence.version import __version__
 
+PAGE = 10
+"""Questions that are shown at a time."""
+
 LIMIT = 5_000_000
 """Bytes that a page stays below."""
+
+PACKED = 6
+"""Characters of text that may become one of the page: it is not tried where there are more."""
 
 WHOLE = (20_000, 5000, 2000, 1000, 500, 250)
 """Characters of each row that are shown in full, as many as fit."""
@@ -44,7 +55,7 @@ def write_html(report: Report, path: str | Path) -> Path:
     path, content = Path(path), b""
     lengths = [len(row.text) for query in report.queries for row in query.raises + query.lowers]
     for whole in WHOLE:
-        if whole != WHOLE[-1] and sum(min(length, whole) for length in lengths) > LIMIT:
+        if whole != WHOLE[-1] and sum(min(length, whole) for length in lengths) > PACKED * LIMIT:
             continue  # the texts alone are too long
         content = render(report, whole).encode("utf-8", "replace")
         if len(content) < LIMIT:
@@ -58,7 +69,23 @@ def render(report: Report, whole: int = WHOLE[0]) -> str:
     """The page, with up to so many characters of each row."""
     unit = report.unit.removesuffix(" per copy")
     views = [_View(query, unit, whole) for query in report.queries]
-    return filled("report.html.j2", report, queries=views, version=__version__, curve=training_curve(report), short=_short)
+    shown = [views[first : first + PAGE] for first in range(0, len(views), PAGE)]
+    pages = [Markup(filled("questions.html.j2", report, views=part)) for part in shown]
+    return filled(
+        "report.html.j2",
+        report,
+        pages=[*pages[:1], *map(_packed, pages[1:])],
+        size=PAGE,
+        coloured=bool(views and views[0].scale),
+        version=__version__,
+        curve=training_curve(report),
+        short=_short,
+    )
+
+
+def _packed(text: str) -> str:
+    """A text as `DecompressionStream("deflate")` of browsers takes it, in letters."""
+    return base64.b64encode(zlib.compress(text.encode("utf-8", "replace"), 9)).decode()
 
 
 def filled(template: str, report: Report, **more: Any) -> str:

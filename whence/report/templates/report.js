@@ -11,17 +11,69 @@
   try { theme = localStorage.getItem("whence-theme") || "auto"; } catch (error) { /* the same */ }
   show(themes.includes(theme) ? theme : "auto");
   button.addEventListener("click", () => show(themes[(themes.indexOf(root.dataset.theme || "auto") + 1) % 3]));
-  const all = document.getElementById("open"), whole = [...document.querySelectorAll("details.whole")];
+
+  // questions come in pages: the first as elements, the others compressed until somebody turns to them
+  const home = document.getElementById("questions"), size = Number(home.dataset.size), total = document.querySelectorAll("#asked li").length;
+  const packed = [null, ...[...document.querySelectorAll("template.packed")].map((part) => part.content.textContent)];
+  const first = [...home.childNodes], unpacked = new Map();
+  const unpack = async (page) => {
+    if (!unpacked.has(page)) {
+      const bytes = Uint8Array.from(atob(packed[page]), (letter) => letter.charCodeAt(0));
+      unpacked.set(page, await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"))).text());
+    }
+    return unpacked.get(page);
+  };
+  const before = document.getElementById("before"), after = document.getElementById("after"), where = document.getElementById("where");
+  let shown = 0;
+  const turn = async (page) => {
+    if (page !== shown && page >= 0 && page < packed.length) {
+      if (page === 0) home.replaceChildren(...first); else home.innerHTML = await unpack(page);
+      shown = page;
+      search();
+    }
+    if (!before) return;
+    before.disabled = shown === 0;
+    after.disabled = shown === packed.length - 1;
+    where.textContent = "Questions " + (shown * size + 1) + " to " + Math.min(total, (shown + 1) * size) + " of " + total;
+  };
+  const follow = async () => {
+    const asked = /^#[qt](\d+)/.exec(location.hash);
+    if (!asked || Math.floor(asked[1] / size) === shown) return;
+    await turn(Math.floor(asked[1] / size));
+    document.getElementById(location.hash.slice(1))?.scrollIntoView();
+  };
+
+  const all = document.getElementById("open");
   all.addEventListener("click", () => {
-    const open = !whole.every((part) => part.open);
+    const whole = [...document.querySelectorAll("details.whole")], open = !whole.every((part) => part.open);
     whole.forEach((part) => { part.open = open; });
     all.textContent = open ? "Close all rows" : "Open all rows";
   });
-  const find = document.getElementById("find"), rows = [...document.querySelectorAll("li.row")], found = document.getElementById("found");
-  find.addEventListener("input", () => {
+  const find = document.getElementById("find"), found = document.getElementById("found"), texts = [];
+  const lower = (part) => part.textContent.toLowerCase(), rowsOf = (part) => [...part.querySelectorAll("li.row")];
+  const read = async () => {
+    for (const page of packed.keys()) {
+      const parts = page ? new DOMParser().parseFromString(await unpack(page), "text/html").querySelectorAll("section.query") : first;
+      for (const part of parts) if (part.nodeType === 1) texts.push(rowsOf(part).map(lower));
+    }
+  };
+  let reading;
+  const search = async () => {
     const wanted = find.value.trim().toLowerCase();
-    let count = 0;
-    rows.forEach((row) => { row.hidden = wanted && !row.textContent.toLowerCase().includes(wanted); count += !row.hidden; });
-    found.textContent = wanted ? count + " of " + rows.length + " rows" : "";
-  });
+    rowsOf(home).forEach((row) => { row.hidden = !lower(row).includes(wanted); });
+    if (wanted) await (reading ??= read());
+    if (wanted !== find.value.trim().toLowerCase()) return;
+    const counts = texts.map((rows) => rows.filter((text) => text.includes(wanted)).length), sum = (list) => list.reduce((a, b) => a + b, 0);
+    document.querySelectorAll("#asked li").forEach((item, number) => { item.hidden = wanted && !counts[number]; });
+    found.textContent = wanted ? sum(counts) + " of " + sum(texts.map((rows) => rows.length)) + " rows, in " + counts.filter(Boolean).length + " of " + total + " questions" : "";
+  };
+  find.addEventListener("input", search);
+  if (before) {
+    const go = async (page) => { await turn(page); home.querySelector("section")?.scrollIntoView(); };
+    before.addEventListener("click", () => go(shown - 1));
+    after.addEventListener("click", () => go(shown + 1));
+    addEventListener("hashchange", follow);
+  }
+  turn(0);
+  follow();
 })();
