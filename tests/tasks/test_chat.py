@@ -279,3 +279,13 @@ def test_reasoning_that_earlier_turns_lose_is_named(tiny_tokenizer, notes):
         "<think>\nHm.\n</think>\n\nIn Oslo.<|im_end|>\n",
     ]
     assert notes == ["warning: the chat template leaves out, or rewrites, what turns of the assistant hold up to </think>"]
+
+
+def test_calls_of_tools_where_the_words_of_the_system_move(tiny_tokenizer):
+    calls = MISTRAL.replace(
+        "{% elif m.role == 'assistant' %}",
+        "{% elif m.tool_calls %}{{ m.tool_calls | tojson }}</s>{% elif m.role == 'assistant' %}",
+    )
+    talk = [{"role": "system", "content": "Be brief."}, *CALLING, *TALK[2:]]
+    written = ['[{"type": "function", "function": {"name": "find"}}]</s>', "In Turin.</s>", " In Oslo.</s>"]
+    assert [answer.strip() for answer in answers(tiny_tokenizer, calls, talk)] == [answer.strip() for answer in written]

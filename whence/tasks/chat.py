@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import os.path
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ Answers = list[tuple[int, int]]
 
 MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\b")
 ASKS_DATE = "strftime_now"
+MARK = "\ue000"
+"""A character of nobody's, that stands where the assistant would speak."""
 FLAG = "train"
 """Of a turn: False leaves it out of the loss. No template sees it."""
 
@@ -184,6 +187,9 @@ def _added_answers(
             answers.append((len(before), len(after)))
             continue
         core = _core(content, after)
+        if not core and added is None:  # what a turn of words would begin after
+            said = _alone(tokenizer, template, [*messages[:i], {"role": "assistant", "content": MARK}], options) or ""
+            added = after[len(os.path.commonprefix([said.partition(MARK)[0], after])) :]
         if not core and added and (at := text.find(added, answers[-1][1] if answers else 0)) >= 0:
             answers.append((at, at + len(added)))  # calls of tools
             continue
@@ -215,7 +221,7 @@ def _places(
     tokenizer: Any, template: str | None, messages: Sequence[dict[str, Any]], text: str, options: dict[str, Any]
 ) -> Answers:
     """Find where each turn of the assistant stands in the text, by a mark put before and one after what it says."""
-    opening, closing = itertools.islice((mark for mark in map(chr, itertools.count(0xE000)) if mark not in text), 2)
+    opening, closing = itertools.islice((mark for mark in map(chr, itertools.count(ord(MARK))) if mark not in text), 2)
     marked = []
     for message in messages:
         content = message["content"]
