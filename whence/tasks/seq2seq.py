@@ -54,11 +54,14 @@ class Seq2Seq(TextTask):
         """Tokenise rows of prompt and completion; notes what is cut and what has no completion."""
         check_text(rows, type(self).__name__)
         check_answers(rows)
-        sources = tokenize(self.tokenizer, [Passage(_prompt_of(row), ()) for row in rows], self.max_length)
+        names = row_names(rows)
+        sources = tokenize(
+            self.tokenizer, [Passage(_prompt_of(row, name), ()) for row, name in zip(rows, names, strict=True)], self.max_length
+        )
         answers = [answer_of(row) for row in rows]
         targets = self._tokenize_targets([Passage(text, ((0, len(text) + 1),)) for text in answers])
         longer = [max(pair, key=lambda tokens: tokens.length) for pair in zip(sources, targets, strict=True)]
-        report_lengths(longer, [int(item.in_loss.sum()) for item in targets], self.max_length, row_names(rows))
+        report_lengths(longer, [int(item.in_loss.sum()) for item in targets], self.max_length, names)
         return [TokenPair(source, target) for source, target in zip(sources, targets, strict=True)]
 
     def collate(self, items: Sequence[TokenPair]) -> Batch:
@@ -107,7 +110,7 @@ class Seq2Seq(TextTask):
     def _encode_query(self, row: Mapping[str, Any], name: str) -> TokenPair:
         answer = answer_of(row)
         stretch = span_in_answer(row) if "span" in row else (0, len(answer) + 1)
-        (source,) = tokenize(self.tokenizer, [Passage(_prompt_of(row), ())], self.max_length)
+        (source,) = tokenize(self.tokenizer, [Passage(_prompt_of(row, f"query {name}"), ())], self.max_length)
         (target,) = self._tokenize_targets([Passage(answer, (stretch,))])
         needed = max(source.length, target.needed)
         self._refuse_cut(needed, f"Query {name} is cut off.", f"the query needs {needed:,} tokens")
@@ -122,11 +125,11 @@ def _written(item: TokenPair) -> int:
     return up_to_last(item.target.in_loss)
 
 
-def _prompt_of(row: Mapping[str, Any]) -> str:
+def _prompt_of(row: Mapping[str, Any], name: str) -> str:
     if "prompt" not in row:
         raise UsageError(
             "An encoder-decoder model needs rows of prompt and completion.",
-            given=f"a row with {', '.join(row)}",
+            given=f"{name}, with {', '.join(row)}",
             fix='name the columns: columns={"prompt": "...", "completion": "..."}',
         )
     return row["prompt"]
