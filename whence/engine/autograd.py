@@ -6,6 +6,7 @@ in their order. Where a model does something else, this finds out, and what it i
 
 from __future__ import annotations
 
+import inspect
 import math
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,6 +49,9 @@ shape, for which kernels and routers may choose otherwise."""
 FLOOR = 1e-2
 """A module whose gradient is smaller than this share of that of all modules is measured by the latter."""
 
+ENDS = 1e-6, 1 - 1e-6
+"""Of the noise in [0, 1) that labels are drawn with: what lies at one end of a distribution, and at the other."""
+
 ALONE = "running statistics instead of the batch's (track_running_stats=True), and losses that are sums over rows"
 
 PLAIN = tuple(kind.forward for kind in (nn.Linear, nn.Conv2d, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention))
@@ -74,6 +78,46 @@ def check_queries(folder: Folder | Memory, point: Point, sites: Mapping[str, Sit
         measured = lambda model, batch, places: point.task.measurements(model, batch)  # noqa: E731
         sample = _Sample(point, sites, queries.items, ids, measured)
         folder.write_json("check-queries.json", dist.on_first(_checked, sample))
+
+
+def draws_labels(point: Point, sites: Mapping[str, Site], check: bool = True) -> bool:
+    """Whether the task draws labels with the noise that it is given: noise of both ends gives other losses, or other gradients.
+
+    Only looked at in tasks of the user's own; with no `check` but the arguments of `losses`.
+    """
+    losses = point.task.losses
+    if losses.__module__.startswith("whence."):
+        return True
+    try:
+        inspect.signature(losses).bind(point.model, {}, None)
+    except TypeError:
+        return False
+    ids = {place: f"row {point.examples.ids[place]}" for place in point.examples.usable}
+    if not (check and ids):
+        return True
+    low, high = (_Sample(point, sites, point.examples.items, ids, _with_noise(point, value)) for value in ENDS)
+    places = low.choose()
+    try:
+        values = [_watched(sample, places)[0] for sample in (low, high)]
+        if not torch.equal(*values):
+            return True
+        first, second = (sample.captured(places) for sample in (low, high))
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        return True
+    return any(not torch.equal(first[name].dense().w_BOI, second[name].dense().w_BOI) for name in first)
+
+
+def _with_noise(point: Point, value: float) -> Objective:
+    """The log-likelihood of labels drawn with this number in the place of each random one."""
+
+    def objective(model: nn.Module, batch: Any, indices: Sequence[int]) -> Tensor:
+        items = [point.examples.items[index] for index in indices]
+        noise = [torch.full(point.task.noise_shape(item), value, dtype=torch.float64) for item in items]
+        return -point.task.losses(model, batch, point.task.collate_noise(items, noise).to(point.device))
+
+    return objective
 
 
 def _checked(sample: _Sample) -> dict[str, Any]:

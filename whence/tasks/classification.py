@@ -74,9 +74,8 @@ class Classification(LabelTask):
         else:
             return
         device = next(model.parameters()).device
-        first = {
-            key: value.to(device) if isinstance(value, Tensor) else value for key, value in self.collate([items[0]]).items()
-        }
+        few = self.collate([items[0]] * 2)  # one row has no statistics of a batch, which some models take
+        first = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in few.items()}
         with torch.no_grad(), in_mode(model, training=False):
             logits, _ = predict(model, first)
         try:
