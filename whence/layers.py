@@ -36,7 +36,7 @@ class Layer:
     """For layers that multiply their input as it is: the `a_BRI` of it, which modules with the same input share."""
     one_hot: bool = False
     """Whether output rows are picked one by one (an embedding): that side's covariance is diagonal."""
-    parameters: Callable[[Any], list[nn.Parameter]] = lambda module: list(module.parameters(recurse=False))
+    parameters: Callable[[Any], list[nn.Parameter]] = lambda module: _own(module)
     """The parameters that hold the weight, itself first."""
     piece: int | None = None
     """Which row of these parameters is the weight; None for all of them."""
@@ -54,11 +54,18 @@ PARTS = {"weight", "bias"}
 def layer_of(module: nn.Module) -> Layer | None:
     """The kind of the module, None where whence can't take its gradient."""
     layer = next((layer for layer in LAYERS if layer.matches(module)), None)
+    if isinstance(module, nn.MultiheadAttention):
+        return None if makes_weights(module) or makes_weights(module.out_proj) else layer
     if layer is None or not makes_weights(module):
         return layer
     outputs = {parameter.shape[0] if parameter.ndim else None for parameter in module.parameters()}
-    alike = len(outputs) == 1 and None not in outputs and not isinstance(module, nn.MultiheadAttention)
-    return replace(MADE, kind=layer.kind) if alike else None
+    return replace(MADE, kind=layer.kind) if len(outputs) == 1 and None not in outputs else None
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    """The module's weight and bias; all its parameters where none has that name."""
+    named = [own for name in ("weight", "bias") if (own := module._parameters.get(name)) is not None]
+    return named if "weight" in module._parameters else list(module.parameters(recurse=False))
 
 
 def makes_weights(module: nn.Module) -> bool:
@@ -113,10 +120,12 @@ def _is_linear(module: nn.Module) -> bool:
     """nn.Linear, its subclasses (4/8-bit ones among them), and what quantisation libraries put in its place."""
     if isinstance(module, nn.Linear):
         return True
-    widths = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-    return (
-        all(isinstance(width, int) for width in widths) and not any(module.children()) and not isinstance(module, nn.Bilinear)
-    )
+    n_in, n_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    if not (isinstance(n_in, int) and isinstance(n_out, int)) or any(module.children()) or not hasattr(module, "bias"):
+        return False
+    weights = [own for name, own in module._parameters.items() if own is not None and name != "bias"]
+    packed = any(not own.is_floating_point() for own in [*weights, *module.buffers(recurse=False)])
+    return packed or not weights or (len(weights) == 1 and weights[0].numel() == n_in * n_out)
 
 
 def _linear_shape(module: Any) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import whence
+from whence.coverage import cover
 from whence.engine import autograd
 from whence.engine.point import Point
 from whence.errors import CoverageError
@@ -168,6 +169,48 @@ def test_a_linear_layer_that_computes_something_else(layer):
     whence.fit(model, Classification(), pairs(WIDTH), check=False)
 
 
+class Powers(nn.Module):
+    """Has the widths of a linear layer, and a weight for each power of each input."""
+
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.in_features, self.out_features, self.bias = in_features, out_features, None
+        self.weight = nn.Parameter(torch.randn(out_features, in_features, 3))
+
+    def forward(self, x):
+        return (torch.stack([x, x**2, x**3], -1)[:, None] * self.weight).sum((2, 3))
+
+
+class Sines(Powers):
+    def __init__(self, in_features, out_features):
+        super().__init__(in_features, out_features)
+        self.weight = nn.Parameter(torch.randn(out_features, in_features))
+
+    def forward(self, x):
+        return x.sin() @ self.weight.T
+
+
+class Offset(nn.Module):
+    """Adds one to its weight, as some normalisations do, under a name that says no more."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(6)), 1e-2
+
+    def forward(self, x):
+        return x / (x.square().mean(-1, keepdim=True).sqrt() + self.eps) * (1 + self.weight)
+
+
+def test_modules_that_look_like_a_layer():
+    model = nn.Sequential(Powers(5, 6), nn.Tanh(), nn.Linear(6, CLASSES)).double()
+    assert set(cover(model, "*").sites) == {"2"}
+    refused(nn.Sequential(Sines(5, 6), nn.Tanh(), nn.Linear(6, CLASSES)).double(), pairs(5), "^0 does not compute")
+    Offset.__name__ = "OffsetRMSNorm"
+    model = nn.Sequential(nn.Linear(5, 6), Offset(), nn.Linear(6, CLASSES)).double()
+    with pytest.raises(CoverageError, match="^1 does not compute what its kind of layer does"):
+        whence.fit(model, Classification(), pairs(5), modules="*")
+
+
 def test_a_standardised_convolution():
     model = nn.Sequential(Standardised(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(12, CLASSES)).double()
     refused(model, pairs(2, 4, 4), r"^0 does not compute.*\n.*Standardised scales, masks")
@@ -253,6 +296,34 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return self.head(self.second(self.first(x).tanh()).tanh())
+
+
+def test_rare_embeddings():
+    """Sparse gradients, and ones that are divided by how often a token comes in the batch."""
+    rows = [(torch.randint(0, 9, (6,), generator=torch.Generator().manual_seed(n)), n % CLASSES) for n in range(7)]
+    for option in ("sparse", "scale_grad_by_freq"):
+        model = randomised(Mean(nn.Embedding(9, 6, **{option: True})).double())
+        task, operator = Classification(), Identity(("embed", "head"))
+        if option == "sparse":
+            expected = torch.stack(
+                [torch.cat([g.to_dense().flatten() for g in gradient_of(model, task, row, NAMES)]) for row in rows]
+            )
+            agree(whence.score(model, task, rows, rows, operator).raw, expected @ expected.T, 1e-9)
+        else:
+            with pytest.raises(CoverageError, match="WHENCE-24"):
+                whence.score(model, task, rows, rows, operator)
+
+
+NAMES = ("embed.weight", "head.weight", "head.bias")
+
+
+class Mean(nn.Module):
+    def __init__(self, embed):
+        super().__init__()
+        self.embed, self.head = embed, nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.embed(x).mean(1))
 
 
 @pytest.mark.parametrize("second_bias", [True, False])
@@ -364,6 +435,11 @@ class Centred(nn.Module):
         return x - x.mean(0)
 
 
+class Ranged(nn.Module):
+    def forward(self, x):
+        return x / x.abs().max()
+
+
 class Attending(nn.Module):
     """Attends over the batch, as a sequence of rows."""
 
@@ -376,7 +452,7 @@ class Dropped(nn.Module):
         return F.dropout(x, 0.5)
 
 
-@pytest.mark.parametrize("between", [nn.BatchNorm1d(6, track_running_stats=False), Centred(), Attending()])
+@pytest.mark.parametrize("between", [nn.BatchNorm1d(6, track_running_stats=False), Centred(), Ranged(), Attending()])
 def test_rows_that_see_each_other(between):
     model = randomised(Between(between).double())
     refused(model, pairs(5), rf"^Rows see each other.* between \({type(between).__name__}\)")

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 LENGTH = 8
 """Positions of the rows that are looked at, at least, if there are rows of so many."""
 
+FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Of weights that autograd can differentiate by."""
+
 GROUP_BYTES = 4 * 2**30
 """Weight gradients that are held at a time; more of them take another pass."""
 
@@ -124,7 +127,8 @@ def _checked(sample: _Sample) -> dict[str, Any]:
     """Which rows were compared, and which modules have a gradient without being called."""
     places, not_called = sample.choose(), list[str]()
     try:
-        with multiplying("float32", sample.point.device), torch.backends.cudnn.flags(allow_tf32=False):
+        cudnn = torch.backends.cudnn
+        with multiplying("float32", sample.point.device), cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
             not_called = _compare(sample, places)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as problem:
         if not is_out_of_memory(problem):
@@ -291,7 +295,7 @@ class _Sample:
                     total = value()
                 if total.requires_grad:
                     total.backward()
-                return {id(p): torch.zeros_like(p) if p.grad is None else p.grad for p in parameters}
+                return {id(p): torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters}
             finally:
                 for parameter, gradient in owned:
                     parameter.requires_grad_(False)
@@ -300,7 +304,7 @@ class _Sample:
 
 def _differentiable(parameters: Sequence[nn.Parameter], site: Site) -> bool:
     """Whether the site's matrix is what these parameters hold: not packed, not elsewhere."""
-    here = all(parameter.is_floating_point() and parameter.device.type != "meta" for parameter in parameters)
+    here = all(parameter.dtype in FORMATS and parameter.device.type != "meta" for parameter in parameters)
     sizes = [parameter.numel() if site.layer.piece is None else parameter[0].numel() for parameter in parameters]
     return here and sum(sizes) == math.prod(site.shape)
 
@@ -325,7 +329,7 @@ def _explain(
     summed = sample.errors([(both, 0)], lambda: sample.values(places).sum(), list(off))
     first = next(iter(off))
     module = sample.sites[first].uses[0][0]
-    if not set(off) & set(summed.beyond(tolerance)) and len(places) > 1:
+    if len(places) > 1 and all(summed.relative(name) < share / 10 for name, share in off.items()):
         what = f"The rows that {first} is called with are not in the order of the examples"
         cause = "their sum is right: time before examples, a transposed or sorted batch, or a packed sequence does this"
     elif type(module).forward in PLAIN and "forward" not in vars(module):
@@ -395,7 +399,7 @@ def _refuse_others(sample: _Sample, places: Sequence[int], suspects: Sequence[st
     row, errors = next(iter(dependent.items()))
     sizes = [sample.point.task.size(sample.items[place]) for place in places]
     padded = all(sizes[row] < max(sizes) for row in dependent)
-    longest = sizes.index(max(sizes))
+    longest = max(dependent, key=sizes.__getitem__)
     seen, apart = (_watched(sample, some)[1] for some in (places, places[longest : longest + 1]))
     where = None if padded else _first_difference(_row_of(seen, longest, len(places)), apart, tolerance)
     worst = max(errors.size, key=errors.relative)
