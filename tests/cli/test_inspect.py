@@ -5,6 +5,8 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
+from whence.store.intact import file_digest, read_json, sealed
+
 UP = "model.layers.0.mlp.up_proj"
 
 
@@ -84,6 +86,9 @@ def test_factors_that_are_not_finite_fail(run, fitted, tmp_path):
     tensors = load_file(shard)
     tensors[UP][:] = 255  # three bytes of ones are NaN
     save_file(tensors, shard)
+    manifest = read_json(fitted / "manifest.json")
+    manifest["digests"][shard.name] = file_digest(shard)  # as if they had been fitted so
+    (fitted / "manifest.json").write_text(json.dumps(sealed(manifest)))
     failed = run("inspect", fitted, "--all", "--out", tmp_path / "seen", code=1).stderr
     assert f"eigenvalues of {UP} are not finite" in failed and "[WHENCE-14]" in failed and "1 of 6 modules" in failed
     assert "not finite" in run("inspect", fitted).stdout and "not finite" in run("inspect", fitted, "--module", UP).stdout

@@ -108,6 +108,7 @@ def test_a_killed_score(run, tiny_model_folder, data, queries, tmp_path, uninter
 
 def test_a_finished_folder_that_lost_a_file(run, tiny_model_folder, data, queries, tmp_path, uninterrupted):
     shutil.copytree(tmp_path / "factors", tmp_path / "broken")
-    next((tmp_path / "broken").glob("eigenvalues-*.safetensors")).unlink()
+    (tmp_path / "broken" / "eigenvalues-00.safetensors").unlink()
     command = score_command(tiny_model_folder, data, queries, tmp_path / "broken", tmp_path / "never")
-    assert "gone or cut short" in run(*command, code=4).stderr
+    said = run(*command, code=4).stderr
+    assert "broken/eigenvalues-00.safetensors is damaged" in said and "it is missing" in said
