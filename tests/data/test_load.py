@@ -2,11 +2,13 @@ import gzip
 import json
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from whence.data import Rows, as_rows, load_data
 from whence.data.load import count_rows
-from whence.errors import ColumnError, UsageError
+from whence.errors import ColumnError, StaleArtifact, UsageError
+from whence.generation import save_pairs
 
 RECORDS = [{"prompt": "Was ist das?", "completion": " Ein Käse – 戦🙂"}, {"prompt": "b", "completion": ' "c", d'}]
 
@@ -427,3 +429,99 @@ def test_real_data(name, shared_data):
 def test_real_data_with_unknown_columns(shared_data):
     with pytest.raises(ColumnError, match="--columns text=target"):
         load_data(shared_data / "us_patent_phrase" / "train.csv")
+
+
+# hostile files
+
+
+def packed(text, cut=0, damage=None):
+    content = bytearray(gzip.compress(text.encode()))
+    if damage is not None:
+        content[damage] ^= 1
+    return bytes(content[: len(content) - cut])
+
+
+ROWS = "".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(200))
+TABLE = "text\n" + "".join(f"row {number}\n" for number in range(200))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.tsv.gz", "a.txt.gz"])
+@pytest.mark.parametrize("cut", [1, 4, 8, 20, 100])
+def test_a_cut_gz_is_refused_by_name(tmp_path, name, cut):
+    (tmp_path / name).write_bytes(packed(ROWS if "json" in name else TABLE, cut))
+    with pytest.raises(UsageError, match=rf"{name} can't be read as \w+ \(gz\)"):
+        load_data(tmp_path / name)
+
+
+@pytest.mark.parametrize("place", [0, 2, 30, -6, -2])
+def test_a_damaged_gz_is_refused_by_name(tmp_path, place):
+    (tmp_path / "a.jsonl.gz").write_bytes(packed(ROWS, damage=place))
+    with pytest.raises(UsageError, match="a.jsonl.gz can't be read"):
+        load_data(tmp_path / "a.jsonl.gz")
+
+
+@pytest.mark.parametrize("depth", [990, 2000, 10**5])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz"])
+def test_json_that_is_nested_deeply_is_refused_by_name(tmp_path, name, depth):
+    text = f'[{{"text": "a", "more": {"[" * depth}{"]" * depth}}}]'
+    text = text[1:-1] if name == "a.jsonl" else text
+    (tmp_path / name).write_bytes(packed(text) if name.endswith("gz") else text.encode())
+    with pytest.raises(UsageError, match=name):
+        load_data(tmp_path / name)
+
+
+def test_a_damaged_table_is_refused_by_name(tmp_path):
+    frame = pd.DataFrame({"text": [f"row {number}" for number in range(50)]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    content = (tmp_path / "a.parquet").read_bytes()
+    for place in (0, 30, len(content) // 2, len(content) - 6, len(content) - 30):
+        (tmp_path / "a.parquet").write_bytes(content[:place] + b"\xff" * 4 + content[place + 4 :])
+        try:
+            load_data(tmp_path / "a.parquet")
+        except UsageError as error:
+            assert "a.parquet" in str(error)
+    (tmp_path / "a.arrow").write_bytes(b"\xff\xff\xff\xff\xff\xff\xff\x7f" * 9)
+    with pytest.raises(UsageError, match="a.arrow can't be read"):
+        load_data(tmp_path / "a.arrow")
+
+
+def test_links_that_turn_in_circles_are_refused(tmp_path):
+    for name in ("a.jsonl", "folder"):
+        (tmp_path / name).symlink_to(name)
+        with pytest.raises(UsageError, match="is a dangling or circular link"):
+            load_data(tmp_path / name)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "round").symlink_to(tmp_path / "real")
+    with pytest.raises(UsageError, match="real"):
+        load_data(tmp_path / "real")
+    as_jsonl(tmp_path / "real" / "rows.jsonl")
+    (tmp_path / "real" / "other.jsonl").symlink_to("other.jsonl")
+    assert len(load_data(tmp_path / "real")) == 2
+
+
+@pytest.mark.parametrize("cut", [0, 4, 30])
+def test_a_cut_gz_that_is_no_utf8_either_is_refused_by_name(tmp_path, cut):
+    content = gzip.compress(("text\n" + "é\n" * 9999).encode("latin-1"))
+    (tmp_path / "a.txt.gz").write_bytes(content[: len(content) - cut])
+    with pytest.raises(UsageError, match="a.txt.gz can't be read"):
+        load_data(tmp_path / "a.txt.gz")
+
+
+def test_a_folder_of_a_data_set_that_is_damaged_is_refused(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_dict({"text": ["a", "b"]}).save_to_disk(str(tmp_path / "set"))
+    for file in sorted((tmp_path / "set").iterdir()):
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        with pytest.raises(UsageError, match="set"):
+            load_data(tmp_path / "set")
+        file.write_bytes(content)
+
+
+def test_generated_pairs_with_a_flipped_bit_are_no_data(tmp_path):
+    save_pairs(tmp_path / "pairs.json", {"data": [{"prompt": "a", "completion": " bit"}]})
+    text = (tmp_path / "pairs.json").read_text()
+    (tmp_path / "pairs.json").write_text(text.replace(" bit", " bat"))
+    with pytest.raises(StaleArtifact, match="pairs.json is damaged"):
+        load_data(tmp_path / "pairs.json")

@@ -24,7 +24,7 @@ from whence.data.rows import Rows, make_rows
 from whence.errors import UsageError, WhenceError
 from whence.progress import Silent, note, report_to
 from whence.settings import Count, valid
-from whence.store.intact import unsealed
+from whence.store.intact import refuse_loop, unsealed
 
 Reader = Callable[[Path, int | None, Mapping[str, str]], Iterable[Any]]
 
@@ -69,6 +69,7 @@ def load_data(
     """
     _check_arguments(path, columns, limit)
     place, origin = Path(path), str(path)
+    refuse_loop(place)
     if place.is_dir():
         if any((place / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
             return make_rows(_read_folder(place, split, limit), columns=columns, origin=origin)
@@ -210,11 +211,12 @@ def _read_file(path: Path, limit: int | None, columns: Mapping[str, str]) -> lis
     if path.stat().st_size == 0:
         raise UsageError(f"{path} is empty.", accepted="at least one row")
     try:
-        return list(itertools.islice(READERS[kind](path, limit, columns), limit))
+        try:
+            return list(itertools.islice(READERS[kind](path, limit, columns), limit))
+        except UnicodeDecodeError as error:
+            raise _wrong_encoding(path, error) from error  # reads it again, which may fail too
     except WhenceError:
         raise
-    except UnicodeDecodeError as error:
-        raise _wrong_encoding(path, error) from error
     except (ValueError, OSError, EOFError, RecursionError, zlib.error, csv.Error) as error:
         packed = f" ({path.suffix.removeprefix('.')})" if path.suffix == ".gz" else ""
         raise UsageError(
@@ -450,18 +452,25 @@ def _read_folder(path: Path, split: str, limit: int | None) -> Iterable[Record]:
     data: Any
     try:
         data = datasets.load_from_disk(str(path))
+        if not isinstance(data, datasets.DatasetDict):
+            return list(itertools.islice(data, limit))
     except FileNotFoundError as error:
         raise UsageError(
             f"{path} is no folder of Dataset.save_to_disk.",
             given=f"a folder with {', '.join(_names_in(path)[:8]) or 'nothing in it'}",
             accepted="such a folder, or one file of it",
         ) from error
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            splits = [str(name) for name in data]
-            raise UsageError(f"{path} has no split {split!r}.", accepted=", ".join(splits), fix=f'split="{splits[0]}"')
-        data = data[split]
-    return itertools.islice(data, limit)
+    except Exception as error:  # json, pyarrow and datasets raise what they like for damaged files
+        reason = next(iter(str(error).splitlines()), "")
+        raise UsageError(
+            f"{path} is a damaged folder of Dataset.save_to_disk.",
+            given=f"{type(error).__name__}: {reason}",
+            fix="restore it from a copy, or save the data set again",
+        ) from error
+    if split not in data:
+        splits = [str(name) for name in data]
+        raise UsageError(f"{path} has no split {split!r}.", accepted=", ".join(splits), fix=f'split="{splits[0]}"')
+    return itertools.islice(data[split], limit)
 
 
 def _read_hub(name: str, split: str, limit: int | None) -> list[Record]:
