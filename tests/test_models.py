@@ -262,6 +262,53 @@ def test_a_file_that_is_no_file_of_weights_is_named(tiny_model_folder):
         load_model(tiny_model_folder)
 
 
+DEEP = '{"model_type": "llama", "a":' + "[" * 10**5
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"model_type": "ll', '{"a": "\udcff"}'])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_model_with_json_that_can_not_be_read_names_the_file(tiny_model_folder, name, text):
+    (tiny_model_folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ModelNotFound, match=rf"{tiny_model_folder / name} is damaged or cut short"):
+        load_model(tiny_model_folder)
+
+
+def test_an_adapter_with_json_that_can_not_be_read_names_the_file(adapter_folder):
+    (adapter_folder / "adapter_config.json").write_text(DEEP)
+    with pytest.raises(ModelNotFound, match="adapter_config.json is damaged or cut short"):
+        load_model(adapter_folder)
+
+
+def test_a_tokenizer_that_is_json_and_no_tokenizer_is_refused(tiny_model_folder):
+    (tiny_model_folder / "tokenizer.json").write_text('{"version": 1, "model": {"type": "BPE"}}')
+    with pytest.raises(ModelNotFound, match="No tokenizer at"):
+        load_model(tiny_model_folder)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"dtype": "F31"},
+        {"shape": [2**62, 2**62]},
+        {"shape": [-1]},
+        {"shape": [8]},
+        {"data_offsets": [0, 64]},
+        {"data_offsets": [9, 1]},
+    ],
+    ids=str,
+)
+def test_weights_whose_header_lies_are_named(tiny_model_folder, lie):
+    file = tiny_model_folder / "model.safetensors"
+    content = file.read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:length])
+    header["model.norm.weight"] |= lie
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[length:])
+    with pytest.raises(ModelNotFound, match=rf"{file} is damaged or cut short"):
+        load_model(tiny_model_folder)
+
+
 def test_an_adapters_file_that_is_a_pointer_is_named(adapter_folder):
     file = adapter_folder / "adapter_model.safetensors"
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from whence import dist
@@ -29,6 +30,8 @@ HUB_TIMEOUT = 10
 
 WRAPPERS = r"(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 """What torch's wrappers put into the names of weights: DistributedDataParallel, compile, FSDP, checkpoints."""
+
+AGAIN = "copy or download the file again"
 
 POINTER = b"version https://git-lfs"
 """How a file begins that stands for one that Git LFS did not fetch."""
@@ -70,7 +73,7 @@ def load_model(
         model = _load_weights(name, dtype, device, attention)
     except WhenceError:
         raise
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RecursionError) as error:
         raise not_loadable(name, error) from error
     words = load_tokenizer(tokenizer or tokenizer_home(name, adapter))
     if adapter is not None:
@@ -220,8 +223,16 @@ def _check_files(name: str) -> None:
             raise ModelNotFound(
                 f"{file} is damaged or cut short.",
                 given=f"{size:,} bytes" + (f", where its header says {needed:,}" if needed > size + 1 else ""),
-                fix="copy or download the file again",
+                fix=AGAIN,
             )
+        if needed is not None and file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                raise ModelNotFound(f"{file} is damaged or cut short.", given=_first_line(error), fix=AGAIN) from error
+        if file.name == "generation_config.json" and (reason := _fault_of_json(file)):  # which transformers passes over
+            raise ModelNotFound(f"{file} is damaged or cut short.", given=reason, fix=AGAIN)
     for index in (file for file in files if file.name.endswith(".index.json")):
         shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
         if gone := sorted(shards - {file.name for file in files}):
@@ -292,8 +303,10 @@ def load_tokenizer(name: str | os.PathLike) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        if needs_code(error):
+    except MemoryError:
+        raise
+    except Exception as error:  # tokenizers raises bare ones
+        if needs_code(error) or _unreadable(os.fspath(name)):
             raise not_loadable(os.fspath(name), error) from error
         raise ModelNotFound(
             f"No tokenizer at {name}.",
@@ -368,7 +381,10 @@ def base_of(adapter: str) -> str:
     """Find the base model that an adapter names, which may be a path relative to the adapter's folder."""
     from peft import PeftConfig
 
-    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    try:
+        base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise not_loadable(adapter, error) from error
     fix = f"load_model(BASE, adapter={adapter!r}); on the command line: BASE {command('--adapter', adapter)}"
     if not base:
         raise AdapterBaseMissing(f"{adapter} is an adapter that does not name its base model.", fix=fix)
@@ -397,7 +413,25 @@ def not_loadable(name: str, error: Exception) -> ModelNotFound:
             accepted="models and tokenizers whose code is part of transformers, and in Python any model that you load yourself",
             fix="load it in Python, and hand it over: whence.fit(model, whence.CausalLM(tokenizer), rows)",
         )
+    if broken := _unreadable(name):
+        return ModelNotFound(f"{broken} is damaged or cut short.", given=_first_line(error), fix=AGAIN)
     return ModelNotFound(f"The model at {name} can't be loaded.", given=_first_line(error))
+
+
+def _unreadable(name: str) -> Path | None:
+    """The first JSON file of a model's folder that can't be read."""
+    folder = Path(name)
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    return next((file for file in files if _fault_of_json(file)), None)
+
+
+def _fault_of_json(file: Path) -> str:
+    """Why a file of JSON can't be read; nothing where it can."""
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        return _first_line(error)
+    return ""
 
 
 def needs_code(error: Exception) -> bool:

@@ -470,7 +470,8 @@ def _read_folder(path: Path, split: str, limit: int | None) -> Iterable[Record]:
     if split not in data:
         splits = [str(name) for name in data]
         raise UsageError(f"{path} has no split {split!r}.", accepted=", ".join(splits), fix=f'split="{splits[0]}"')
-    return itertools.islice(data[split], limit)
+    rows: Any = data[split]
+    return itertools.islice(rows, limit)
 
 
 def _read_hub(name: str, split: str, limit: int | None) -> list[Record]:
