@@ -4,9 +4,9 @@
     python -m benchmarks.exits --repeat 20 --load 8
     python -m benchmarks.exits --runs 5                 # and whole runs by torchrun, which take half a minute each
 
-Each repetition forks two processes that have everything imported; they fit a small model as `torchrun -m whence fit` does. Every
-second pair ends as `python -m whence` does, the others as Python ends: its exit functions, threads, and the destructors of
-C++, as in a program that calls whence. What does not end with 0 is printed.
+Each repetition forks two processes that have everything imported; they fit a small model as `torchrun -m whence fit` does.
+Every second pair ends as `python -m whence` does, the others as Python ends: its exit functions, threads, and the
+destructors of C++, as in a program that calls whence. What does not end with 0 is printed.
 """
 
 from __future__ import annotations
