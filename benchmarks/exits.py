@@ -4,9 +4,9 @@
     python -m benchmarks.exits --repeat 20 --load 8
     python -m benchmarks.exits --runs 5                 # and whole runs by torchrun, which take half a minute each
 
-Each repetition forks two processes that have everything imported; they fit a small model as `torchrun -m whence fit` does.
-Every second pair ends as `python -m whence` does, the others as Python ends: its exit functions, threads, and the
-destructors of C++, as in a program that calls whence. What does not end with 0 is printed.
+Each repetition forks two processes that have everything imported; they fit a small network, as a command does in several.
+Every second pair ends as `python -m whence` does, the others as Python ends: its exit functions, threads, and the destructors
+of C++, as in a program that calls whence. What does not end with 0 is printed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.kills import ROWS_OF, SMALL, environment, prepare, server
+from benchmarks.kills import environment, prepare, server
 
 ENDS = ("whence", "Python")
 """How processes end, in turn."""
@@ -33,11 +33,10 @@ PATIENCE = 300.0
 """Seconds after which two processes that wait for each other have failed."""
 
 
-def work(rank: int, port: int, words: tuple[str, ...], place: str, said: str, how: str) -> None:
-    """One of two processes: the command, and its end."""
+def work(rank: int, port: int, place: str, said: str, how: str) -> None:
+    """One of two processes, and its end."""
     here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "127.0.0.1"})
-    os.chdir(place)
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(out, number)
@@ -45,26 +44,41 @@ def work(rank: int, port: int, words: tuple[str, ...], place: str, said: str, ho
     import torch
 
     from whence import dist
-    from whence.cli import main
 
     torch.set_num_threads(1)
-    sys.argv, code = ["whence", *words], 0
     if how == "whence":
-        dist.end(main)
-    try:
-        main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    ctypes.pythonapi.Py_Exit(code)
+        dist.end(lambda: fit(Path(place)))
+    fit(Path(place))
+    ctypes.pythonapi.Py_Exit(0)
 
 
-def repeat(words: tuple[str, ...], place: Path, said: Path, how: str) -> tuple[int | None, int | None]:
+def fit(out: Path) -> None:
+    """Fit and score a small network in both processes, with a table that is read by threads, and leave."""
+    import pandas
+    import torch
+    from torch import nn
+
+    import whence
+    from whence.cli.console import as_one
+    from whence.validate.settings import seeded
+
+    with as_one():
+        x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+        rows = [(point, int(point.sum() > 0)) for point in x]
+        model = seeded(0, lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+        given = {"chunks": 2, "batch_tokens": 4}
+        curvature = whence.fit(model, whence.Classification(), rows, modules="all", out=out / "factors", **given)
+        whence.score(model, whence.Classification(), rows[:3], rows, curvature.inverse(0.1), out=out / "scores", **given)
+        pandas.read_parquet(out / "scores" / "examples.parquet")
+
+
+def repeat(place: Path, said: Path, how: str) -> tuple[int | None, int | None]:
     """The exit codes of both processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = server()
-    pair = [context.Process(target=work, args=(rank, port, words, str(place), str(said), how)) for rank in range(2)]
+    pair = [context.Process(target=work, args=(rank, port, str(place), str(said), how)) for rank in range(2)]
     for process in pair:
         process.start()
     end = time.monotonic() + PATIENCE
@@ -106,19 +120,19 @@ def main(arguments: list[str] | None = None) -> None:
     environment()
     others = [multiprocessing.get_context("spawn").Process(target=busy, daemon=True) for _ in range(given.load)]
     with tempfile.TemporaryDirectory() as scratch:
-        place, said = Path(scratch) / "inputs", Path(scratch) / "said"
-        prepare(place)
+        place, said = Path(scratch), Path(scratch) / "said"
+        if given.runs:
+            prepare(place / "inputs")
         for other in others:
             other.start()
         ends: collections.Counter[tuple[int | None, int | None]] = collections.Counter()
         for number in range(given.repeat):
             said.unlink(missing_ok=True)
-            words = ("fit", "model", *ROWS_OF, *SMALL, "--method", "kfac", "-q", "-o", f"two-{number}")
-            codes = repeat(words, place, said, ENDS[number % 2])
+            codes = repeat(place / f"two-{number}", said, ENDS[number % 2])
             ends[codes] += 1
             if codes != (0, 0):
                 print(f"repetition {number}: {codes}\n{said.read_text()[-4000:]}", flush=True)
-        whole = collections.Counter(whole_run(place, f"whole-{number}") for number in range(given.runs))
+        whole = collections.Counter(whole_run(place / "inputs", f"whole-{number}") for number in range(given.runs))
     for codes, times in ends.most_common():
         print(f"{times:5} x exit codes {codes[0]} and {codes[1]}")
     for code, times in whole.most_common():
