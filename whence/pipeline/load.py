@@ -30,7 +30,12 @@ def trained_on(model: str, data: Data, rows: Rows) -> int | None:
 
     The record of the training beside the model says it. Without one it is all that the data has, of which `limit` reads some.
     """
-    record = next((place / RECORD for place in (Path(model), Path(model).parent) if (place / RECORD).is_file()), None)
+    above = (
+        Path(model),
+        Path(model).parent,
+        Path(model).parent.parent,
+    )  # of a training, its model/, or checkpoints/checkpoint-8/
+    record = next((place / RECORD for place in above if Path(model).is_dir() and (place / RECORD).is_file()), None)
     if record is not None:
         count = int(json.loads(record.read_text(encoding="utf-8"))["rows"]["train"])
         why = f"the rows that the model was trained on ({record})"
