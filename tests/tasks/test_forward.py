@@ -1,5 +1,6 @@
 """How models and their wrappers are called, and what of their outputs are logits."""
 
+import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -189,7 +190,7 @@ def test_probabilities_of_a_language_model_are_refused():
 
 def test_one_class_is_no_choice():
     model = nn.Sequential(CASES["mlp"].model(), nn.Linear(4, 1)).double()
-    with pytest.raises(UsageError, match=r"Sequential gives one number(.|\n)*\[0, logit\]"):
+    with pytest.raises(UsageError, match=r"not one number per class(.|\n)*two classes or more"):
         whence.fit(model, Classification(), [(x, 0) for x, _ in CASES["mlp"].train(5)])
 
 
@@ -231,3 +232,19 @@ def test_weights_that_are_not_there_are_refused(tmp_path, part):
     for out in (None, tmp_path / "factors"):
         with pytest.raises(CoverageError, match=rf"{name} has no numbers(.|\n)*meta"):
             whence.fit(model, Classification(), CASES["mlp"].train(5), out=out)
+
+
+def test_tokens_without_an_embedding_are_refused_by_row():
+    words = copy.deepcopy(tokenizer())
+    words.add_tokens(["<new>"])
+    rows = [*texts(4, seed=1), {"text": "w1 w2 <new> w3"}]
+    task, model = CausalLM(words), CASES["llama"].model()
+    with pytest.raises(UsageError, match=r"has the token '<new>'(.|\n)*knows 20(.|\n)*resize_token_embeddings"):
+        whence.fit(model, task, rows)
+    curvature = whence.fit(model, task, rows[:4])
+    with pytest.raises(UsageError, match=r"query .* has the token '<new>'"):
+        whence.score(model, task, [{"prompt": "w1", "completion": " <new>"}], rows[:4], curvature.inverse())
+    padding = copy.deepcopy(tokenizer())
+    padding.add_special_tokens({"pad_token": "<pad>"})
+    with pytest.raises(UsageError, match=r"The tokenizer pads with the token '<pad>'(.|\n)*tokenizer.eos_token"):
+        whence.fit(model, CausalLM(padding), texts(4, seed=1))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from whence.errors import UsageError
 from whence.tasks.base import Batch
-from whence.tasks.context import check_context
+from whence.tasks.context import check_context, check_tokens
 from whence.tasks.forward import in_mode
 from whence.tasks.measurements import IGNORED, Measurement
 from whence.tasks.supervised import predict, target_of
@@ -67,6 +67,7 @@ class Classification(LabelTask):
     def examine(self, model: nn.Module, items: Sequence[Any], names: Sequence[str]) -> None:
         """Refuse labels that the model has no class for, of all items that are in memory; and texts that are too long."""
         if self.tokenizer is not None:
+            check_tokens(model, self.tokenizer, [[item.tokens] for item in items], names)
             check_context(model, [self.size(item) for item in items], names)
             labels = [item.label for item in items]
         elif isinstance(items, list | tuple | torch.utils.data.TensorDataset):

@@ -1,4 +1,4 @@
-"""How many tokens a model was made to read at a time."""
+"""How many tokens a model was made to read at a time, and which."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from whence.errors import UsageError
 from whence.progress import note
 from whence.tasks.forward import unwrapped
+from whence.tasks.tokens import Tokens, padding_id
 
 POSITIONS = re.compile(r"(^|_)(wpe|pos|pos_?emb\w*|position\w*)(_|$)")
 """Names of tables that hold a vector for each position."""
@@ -60,4 +61,28 @@ def check_context(model: Any, lengths: Sequence[int], names: Sequence[str]) -> N
         given=f"the longest, {worst}",
         accepted=f"rows of at most {limit:,} tokens",
         fix=f"--max-length {limit}    (Python: max_length={limit})",
+    )
+
+
+def check_tokens(model: Any, tokenizer: Any, texts: Sequence[Sequence[Tokens]], names: Sequence[str]) -> None:
+    """Refuse rows with a token that the model has no embedding for; `texts` are each row's."""
+    inner = unwrapped(model)
+    if not hasattr(inner, "get_input_embeddings"):
+        return
+    known = len(inner.get_input_embeddings().weight)
+    for row, name in zip(texts, names, strict=True):
+        token = max((int(text.ids.max()) for text in row if len(text.ids)), default=0)
+        if token >= known:
+            raise _no_embedding(f"{name} has", tokenizer, token, known)
+    if padding_id(tokenizer) >= known:
+        raise _no_embedding("The tokenizer pads with", tokenizer, padding_id(tokenizer), known)
+
+
+def _no_embedding(what: str, tokenizer: Any, token: int, known: int) -> UsageError:
+    return UsageError(
+        f"{what} the token {tokenizer.convert_ids_to_tokens(token)!r}, which the model has no embedding for",
+        given=f"token {token:,}, where the model knows {known:,}",
+        accepted="the tokenizer that the model was trained with",
+        fix="load the model that was trained after model.resize_token_embeddings(len(tokenizer)), or its own tokenizer "
+        "(--tokenizer); padding can be any token: tokenizer.pad_token = tokenizer.eos_token",
     )

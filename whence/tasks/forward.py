@@ -82,17 +82,10 @@ def logits_of(model: nn.Module, *inputs: Any, **named: Any) -> Tensor:
 
 
 def check_logits(logits: Tensor, model: nn.Module) -> None:
-    """Raise UsageError where there is one class only, or where the numbers are probabilities: their softmax is another one.
+    """Raise UsageError where the numbers are probabilities, whose softmax would be another distribution.
 
     A model is looked at once; outputs without numbers, or inside a transform, can't be.
     """
-    if logits.shape[-1] == 1:
-        raise UsageError(
-            f"{type(model).__name__} gives one number where each class needs a logit: of one class, nothing is learned.",
-            given=f"an output of shape {tuple(logits.shape)}",
-            accepted="two classes or more",
-            fix="return [0, logit] for yes or no (torch.cat([torch.zeros_like(logit), logit], -1)), or use Regression",
-        )
     if model in _seen or is_functorch_wrapped_tensor(logits) or isinstance(logits, FakeTensor) or logits.is_meta:
         return
     with torch.no_grad():

@@ -83,6 +83,10 @@ class Seq2Seq(TextTask):
             "labels": pad(labels, IGNORED),
         }
 
+    def texts(self, item: TokenPair) -> list[Tokens]:
+        """Return what the encoder reads and what the decoder writes."""
+        return [item.source, item.target]
+
     def size(self, item: TokenPair) -> int:
         """Count the positions of the encoder or the decoder, whichever has more; 0 if nothing is in the loss."""
         return max(len(item.source.ids), _written(item)) if _written(item) else 0

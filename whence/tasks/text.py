@@ -11,7 +11,7 @@ from whence.errors import TruncatedQueryError, UsageError
 from whence.settings import Length, valid
 from whence.store.fingerprint import fingerprint_tokenizer
 from whence.tasks.base import Batch, Task
-from whence.tasks.context import check_context
+from whence.tasks.context import check_context, check_tokens
 from whence.tasks.forward import check_logits
 from whence.tasks.measurements import (
     NAMED,
@@ -23,7 +23,7 @@ from whence.tasks.measurements import (
 )
 from whence.tasks.outputs import Outputs, classes
 from whence.tasks.questions import variants
-from whence.tasks.tokens import numbered_names, pad, row_names
+from whence.tasks.tokens import Tokens, numbered_names, pad, row_names
 
 
 def check_text(rows: Sequence[Any], task: str) -> None:
@@ -131,8 +131,13 @@ class TextTask(LabelTask):
         ]
 
     def examine(self, model: nn.Module, items: Sequence[Any], names: Sequence[str]) -> None:
-        """Refuse items for which the model has no positions; note those beyond the length that it was made for."""
+        """Refuse items for which the model has no tokens or positions; note those beyond the length that it was made for."""
+        check_tokens(model, self.tokenizer, [self.texts(item) for item in items], names)
         check_context(model, [self.size(item) for item in items], names)
+
+    def texts(self, item: Any) -> list[Tokens]:
+        """Return the texts of an encoded item."""
+        return [item]
 
     def _encode_query(self, row: Mapping[str, Any], name: str) -> Any:
         raise NotImplementedError
