@@ -93,6 +93,43 @@ def test_all_that_an_adapter_trained_is_tracked(kind):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoraConfig(r=2, target_modules=["up_proj"], trainable_token_indices=[1, 4, 7]),
+        peft.LoraConfig(r=2, target_modules=["embed_tokens", "up_proj"]),
+        peft.LoraConfig(r=2, target_modules=["up_proj"], modules_to_save=["embed_tokens"]),
+    ],
+    ids=["tokens", "embedding", "copies"],
+)
+def test_all_that_was_trained_beside_a_tied_head_is_tracked(config):
+    model, task = adapted(config, "llama-tied"), CausalLM(tokenizer())
+    assert_all_tracked(model, cover_default(model, task, None), task, texts(6, seed=1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_adapters_of_convolutions_are_tracked(use_dora):
+    model = adapted(peft.LoraConfig(r=2, target_modules=["0"], modules_to_save=["8"], use_dora=use_dora), "conv")
+    case = CASES["conv"]
+    assert_all_tracked(model, cover_default(model, case.task(), None), case.task(), case.train(6))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["lora", "ia3"])
+def test_two_adapters_in_use_are_tracked_both(kind):
+    model, task = adapted(KINDS[kind]), CausalLM(tokenizer())
+    model.add_adapter("second", KINDS[kind])
+    model.base_model.set_adapter(["default", "second"])
+    for name, parameter in model.named_parameters():
+        if "second" in name:
+            torch.nn.init.normal_(parameter)
+    coverage = cover_default(model.double(), task, None)
+    assert {name.split(".")[-1] for name in coverage.sites} == {"default", "second"}
+    assert_all_tracked(model, coverage, task, texts(6, seed=1))
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_head_of_a_sequence_classifier_is_tracked():
     from transformers import LlamaConfig, LlamaForSequenceClassification
 

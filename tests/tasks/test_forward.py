@@ -51,7 +51,26 @@ class Logits(Anything):
         return self.model(*args, **kwargs).logits
 
 
+class Deep(nn.Module):
+    """Has the model in a list, as members of an ensemble are kept."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.parts = nn.ModuleDict({"list": nn.ModuleList([nn.Dropout(), model])})
+
+    def forward(self, *args, **kwargs):
+        return self.parts["list"][1](*args, **kwargs)
+
+
+class Dropping(Anything):
+    """Takes what it names, and no positions."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.model(input_ids, attention_mask=attention_mask)
+
+
 WRAPPERS = {
+    "deep": Deep,
     "anything": Anything,
     "named": Named,
     "beside": Beside,
@@ -76,6 +95,15 @@ def test_a_wrapper_changes_no_score(wrap, side):
     assert not any("lm_head" in name for name in found) and len(found) == len(names)
     again = whence.score(wrapped, task, rows[::2], rows, Identity(found))
     torch.testing.assert_close(torch.from_numpy(again.raw), torch.from_numpy(expected), rtol=1e-5, atol=1e-7)
+
+
+def test_a_wrapper_that_drops_positions_is_refused_where_they_matter():
+    model, rows = CASES["llama"].model(), texts(6, seed=1)
+    left, right = CausalLM(tokenizer(), padding_side="left"), CausalLM(tokenizer())
+    with pytest.raises(UsageError, match=r"Dropping does not hand on position_ids(.|\n)*padding_side=\"right\""):
+        left.losses(Dropping(model), left.collate(left.encode(rows)))
+    batch = right.collate(right.encode(rows))
+    torch.testing.assert_close(right.losses(Dropping(model), batch), right.losses(model, batch))
 
 
 def test_names_are_those_of_the_model_that_was_compiled():

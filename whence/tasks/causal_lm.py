@@ -206,6 +206,15 @@ class CausalLM(TextTask):
 def _inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """What the model is called with."""
     names = accepted(model)
+    lost = ({"attention_mask", "position_ids"} & accepted(unwrapped(model))) - names if "position_ids" in batch else ()
+    if lost:
+        raise UsageError(
+            f"{type(model).__name__} does not hand on {' and '.join(sorted(lost))}, without which rows padded on the left are "
+            "read as others.",
+            given=f"forward takes {', '.join(sorted(names - {'self'}))}",
+            accepted="padding on the right, or a forward that takes and hands on both",
+            fix='CausalLM(tokenizer, padding_side="right")',
+        )
     given = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch and name in names}
     return {"input_ids": batch["input_ids"], **given, **({"use_cache": False} if "use_cache" in names else {})}
 

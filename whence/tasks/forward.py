@@ -108,8 +108,14 @@ def _inside(model: Any) -> Any:
         return borrowed(model)
     if hasattr(model, "get_output_embeddings") or not isinstance(model, nn.Module):
         return None
-    inside = [child for child in model.children() if "input_ids" in accepted(child)]
+    inside = _models_in(model)
     return inside[0] if len(inside) == 1 else None
+
+
+def _models_in(module: nn.Module) -> list[nn.Module]:
+    """The outermost modules in there that take the ids of tokens."""
+    takes = {child: "input_ids" in accepted(child) for child in module.children()}
+    return [each for child, takes_ids in takes.items() for each in ([child] if takes_ids else _models_in(child))]
 
 
 @contextlib.contextmanager
