@@ -66,6 +66,7 @@ KINDS = {
     "rslora": peft.LoraConfig(r=2, target_modules=TARGETS, use_rslora=True),
     "dora": peft.LoraConfig(r=2, target_modules=TARGETS, use_dora=True),
     "embedding": peft.LoraConfig(r=2, target_modules=["embed_tokens", "up_proj"]),
+    "dora on embeddings": peft.LoraConfig(r=2, target_modules=["embed_tokens"], use_dora=True),
     "all-linear": peft.LoraConfig(r=2, target_modules="all-linear"),
     "head": peft.LoraConfig(r=2, target_modules=["lm_head"]),
     "modules to save": peft.LoraConfig(r=2, target_modules=TARGETS, modules_to_save=["lm_head", "embed_tokens", "norm"]),

@@ -83,7 +83,7 @@ def adapter_layers(module: nn.Module) -> dict[str, Layer]:
         children = [child for name, child in module.named_modules() if name and not name.startswith("base_layer")]
         in_layers = {id(parameter) for child in children if layer_of(child) for parameter in child.parameters()}
     return {
-        f"{attribute}.{name}": _layer(attribute, name)
+        f"{attribute}.{name}": _layer(attribute, name, plain=name not in getattr(module, "lora_variant", ()))
         for attribute in (*module.adapter_layer_names, *module.other_param_names)  # type: ignore[misc]
         for name, parameter in _entries(module, attribute)
         if name.split(".")[0] in module.active_adapters and id(parameter) not in in_layers  # type: ignore[operator]
@@ -106,10 +106,11 @@ def _entries(module: nn.Module, attribute: str) -> Iterator[tuple[str, nn.Parame
         yield from ((name, parameter) for name, parameter in held.named_parameters())
 
 
-def _layer(attribute: str, name: str) -> Layer:
-    if attribute == "lora_embedding_A":
+def _layer(attribute: str, name: str, plain: bool) -> Layer:
+    """The layer of a weight; a `plain` one of an embedding is multiplied with tokens and nothing else."""
+    if plain and attribute == "lora_embedding_A":
         gradient, one_hot = partial(_tokens_gradient, name), True
-    elif attribute == "lora_embedding_B":
+    elif plain and attribute == "lora_embedding_B":
         gradient, one_hot = partial(_width_gradient, name), False
     else:
         gradient, one_hot = partial(_gradient, f"{attribute}.{name}"), False
@@ -125,7 +126,7 @@ def _layer(attribute: str, name: str) -> Layer:
         one_hot=one_hot,
         parameters=lambda module: [parameter(module)],
         parts=lambda module, tensors: [_matrix(tensors[0], parameter(module).ndim, one_hot)],
-        whole=not attribute.startswith("lora_embedding_"),
+        whole=not (plain and attribute.startswith("lora_embedding_")),
     )
 
 

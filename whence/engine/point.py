@@ -132,15 +132,16 @@ def cover_default(model: nn.Module, task: Task, modules: str | Sequence[str] | N
     """
     if modules is not None:
         return cover(model, modules)
-    adapted, found = any(map(is_adapter, model.modules())), None
-    for selector in ("lora", task.default_modules, "all"):
+    adapted, found, default = any(map(is_adapter, model.modules())), None, task.default_modules
+    for selector in ("lora", default, "all"):
         try:
             found = cover(model, selector)
         except CoverageError:
             continue
         if not found.frozen or not (adapted or selector == "lora" or found.thin):
-            if selector == "all" != task.default_modules:
-                note(f"no module matches {task.default_modules!r}; tracking 'all' linear layers and convolutions")
+            if selector == "all" != default:
+                matches = "little of what training moved" if found.frozen else "no module"
+                note(f"{matches} matches {default!r}; tracking 'all' linear layers and convolutions")
             return found
     if found is None and len(trained(model)) == sum(1 for _ in model.parameters()):
         return cover(model, "all")  # to raise
