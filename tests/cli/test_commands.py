@@ -229,7 +229,7 @@ def test_trace_of_conversations(run, tiny_llama, tiny_tokenizer, tmp_path):
     assert result.stdout.startswith('"Who is Bo?" -> ')
 
 
-def test_trace_asks_a_chat_model_through_its_template(run, tiny_llama, tiny_tokenizer, data, tmp_path):
+def test_trace_asks_a_chat_model_through_its_template(run, tiny_llama, tiny_tokenizer, data, tmp_path, monkeypatch):
     tiny_tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -243,7 +243,12 @@ def test_trace_asks_a_chat_model_through_its_template(run, tiny_llama, tiny_toke
     bare = run(*question, "-o", tmp_path / "bare", "--template", "none")
     assert json.loads(bare.stdout)["queries"][0]["text"] == "Who is Bo?A baker."
     assert "a user's turn" not in bare.stderr
-    (tmp_path / "training.json").write_text("{}")  # whence has trained it on these rows, as they are written
+    monkeypatch.chdir(tmp_path)
+    some = run("trace", "chat", "-d", "tr*n.jsonl", "-q", "Who?", "-a", "A baker.", "--json")
+    assert json.loads(some.stdout)["scores"].startswith("runs/chat-trn.jsonl/trace-")
+    (tmp_path / "training.json").write_text(
+        json.dumps({"task": {}, "rows": {"train": 18}})
+    )  # whence has trained it on these rows, as they are written
     trained = run(*question, "-o", tmp_path / "trained")
     assert json.loads(trained.stdout)["queries"][0]["text"] == "Who is Bo?A baker."
 

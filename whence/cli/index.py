@@ -165,7 +165,8 @@ def search(
                 fix="give the data that it was built from, read with the same options",
             )
         if asked.queries is None:
-            queries = as_rows([query_like(rows[0] if rows else {}, asked.question or "", asked, task, data, model)])
+            like = query_like(rows[0] if rows else {}, asked.question or "", asked, task, data, weights.adapter or model)
+            queries = as_rows([like])
         else:
             queries = load_data(asked.queries, columns=asked.query_columns)
         queries = answered(loaded, task, asked_in(queries, data.format, data.normalise), asked.max_new_tokens)

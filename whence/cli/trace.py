@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,7 +85,7 @@ def trace(
         loaded, tokenizer = load_model(model, **weights.as_json())
         task, rows = task_of(loaded, tokenizer, data), rows_of(data)
         warn_if_untrained(loaded, task, rows)
-        like = query_like(rows[0], asked.question, asked, task, data, model)
+        like = query_like(rows[0], asked.question, asked, task, data, weights.adapter or model)
         question = asked_in(as_rows([like]), data.format, data.normalise)
         queries = answered(loaded, task, question, asked.max_new_tokens)
         curvature = fitting.fit(loaded, task, rows, settings, out=folder / "factors", rerun=session.rerun)
@@ -123,7 +124,7 @@ def _name(path: str) -> str:
     whole = (place.parent / place.stem if place.is_file() else place).absolute()
     parts = whole.relative_to(Path.cwd()).parts if whole.is_relative_to(Path.cwd()) else whole.parts[1:]
     parts = parts[1:] if len(parts) > 1 and parts[0] == "runs" else parts
-    return "-".join(part for part in parts if part != "..")
+    return "-".join(re.sub(r"[*?\[\]]+", "", part) for part in parts if part != "..")
 
 
 def query_like(row: Any, question: str, asked: Answer, task: Any, data: Data, model: str) -> dict[str, Any]:
@@ -132,12 +133,12 @@ def query_like(row: Any, question: str, asked: Answer, task: Any, data: Data, mo
     A model that whence trained on other rows, and rows with a format of their own, say that it is asked as those are written.
     """
     from whence.progress import note
-    from whence.train.record import RECORD
+    from whence.train.reading import reading_of
 
     rest = {name: value for name in ("contrast", "span") if (value := getattr(asked, name)) is not None}
     chat = "messages" in row
     if not chat and getattr(task, "chat_template", None) is not None and data.format == "plain":
-        chat = not (Path(model).parent / RECORD).is_file()
+        chat = reading_of(model) is None
         if chat:
             note("the question is a user's turn, written by the model's chat template; --template none asks it as bare text")
     if not chat:
