@@ -133,12 +133,12 @@ def query_like(row: Any, question: str, asked: Answer, task: Any, data: Data, mo
     A model that whence trained on other rows, and rows with a format of their own, say that it is asked as those are written.
     """
     from whence.progress import note
-    from whence.train.reading import reading_of
+    from whence.train.reading import record_of
 
     rest = {name: value for name in ("contrast", "span") if (value := getattr(asked, name)) is not None}
     chat = "messages" in row
     if not chat and getattr(task, "chat_template", None) is not None and data.format == "plain":
-        chat = reading_of(model) is None
+        chat = record_of(model) is None
         if chat:
             note("the question is a user's turn, written by the model's chat template; --template none asks it as bare text")
     if not chat:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from whence.data import Rows, load_data
@@ -12,8 +10,7 @@ from whence.data.text import is_written, written
 from whence.progress import note
 from whence.settings import Data
 from whence.tasks import task_for
-from whence.train.reading import shown
-from whence.train.record import RECORD
+from whence.train.reading import record_of, shown
 
 
 def rows_of(data: Data, path: str | None = None) -> Rows:
@@ -30,15 +27,10 @@ def trained_on(model: str, data: Data, rows: Rows) -> int | None:
 
     The record of the training beside the model says it. Without one it is all that the data has, of which `limit` reads some.
     """
-    above = (
-        Path(model),
-        Path(model).parent,
-        Path(model).parent.parent,
-    )  # of a training, its model/, or checkpoints/checkpoint-8/
-    record = next((place / RECORD for place in above if Path(model).is_dir() and (place / RECORD).is_file()), None)
-    if record is not None:
-        count = int(json.loads(record.read_text(encoding="utf-8"))["rows"]["train"])
-        why = f"the rows that the model was trained on ({record})"
+    file, record = record_of(model) or (None, {})
+    if "train" in record.get("rows", {}):
+        count = int(record["rows"]["train"])
+        why = f"the rows that the model was trained on ({file})"
     elif data.limit is not None and len(rows) == data.limit:
         count = count_rows(data.path, columns=data.columns, split=data.split)
         why = f"the rows of {data.path}, of which the first {len(rows):,} are scored"

@@ -17,20 +17,30 @@ READING = ("format", "normalise", "max_length", "chat_template", "append_eos")
 """The settings of the data that say how text is read."""
 
 
-def reading_of(model: str | Path) -> tuple[Path, dict[str, Any]] | None:
-    """How the model in this folder read its rows in training, and the file above it that says so; None where none does.
+def record_of(model: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """What a training says of the model in this folder, and the file above it; None where none does.
 
-    `max_length`, `append_eos`, and of a training that recorded them `format`, `normalise` and `chat_template`. Raises
-    StaleArtifact for a damaged file.
+    Raises StaleArtifact for a damaged file.
     """
     folder = Path(model).expanduser().absolute()
-    for file in (folder.parent / RECORD, folder.parent.parent / RECORD):  # above model/, above checkpoints/checkpoint-8/
-        if folder.is_dir() and file.is_file():
+    for place in (folder, folder.parent, folder.parent.parent):  # a folder's own, above model/, above checkpoints/checkpoint-8/
+        if folder.is_dir() and (file := place / RECORD).is_file():
             record = read_json(intact(file))
-            if isinstance(record, dict) and record.keys() & {"task", "reading"}:
-                task = {name: record["task"][name] for name in ("max_length", "append_eos") if name in record.get("task", {})}
-                return file, {**task, **record.get("reading", {})}
+            if isinstance(record, dict) and any(isinstance(record.get(name), dict) for name in ("task", "reading", "rows")):
+                return file, record
     return None
+
+
+def reading_of(model: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """How the model in this folder read its rows in training, and the file that says so; see `record_of`.
+
+    `max_length`, `append_eos`, and of a training that recorded them `format`, `normalise` and `chat_template`.
+    """
+    if (found := record_of(model)) is None:
+        return None
+    file, record = found
+    task = {name: record["task"][name] for name in ("max_length", "append_eos") if name in record.get("task", {})}
+    return file, {**task, **record.get("reading", {})}
 
 
 def how_written(data: Data) -> dict[str, Any]:
