@@ -76,13 +76,13 @@ class CausalLM(TextTask):
         `UsageError` for rows without text or completion.
         """
         check_text(rows, type(self).__name__)
-        check_answers(rows)
         tokens = self.tokenize(rows)
         report_lengths(tokens, [self.size(item) for item in tokens], self.max_length, row_names(rows))
         return tokens
 
     def tokenize(self, rows: Sequence[Any]) -> list[Tokens]:
         """Tokenise rows as `encode` does, whatever comes out: for looking at data."""
+        check_answers(rows)
         passages = [self._passage(row, name) for row, name in zip(rows, row_names(rows), strict=True)]
         self._say_what_is_left_out(rows, passages)
         return self._tokenize(passages)
