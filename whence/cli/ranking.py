@@ -18,7 +18,7 @@ from whence.store.scores import Normalisation, Scores
 from whence.validate.results import Result
 
 TEXT, SHORT, GAP = 24, 12, 2
-"""Columns that a row's text has at least where names can give way, those that a name keeps, and those between two columns."""
+"""Columns that a row's text has where names can give way, those that a name keeps, and those between two columns."""
 
 RAISES, LOWERS = "dodger_blue1", "dark_orange"
 """Apart for colour-blind eyes too; words and signs say the same everywhere."""
@@ -93,9 +93,10 @@ class Ranking:
         }
         columns = {name: cells for name, cells in columns.items() if name in ("rank", "id") or any(cells)}
         widths = {name: max(map(cell_len, [name, *cells])) for name, cells in columns.items()}
-        for name in widths.keys() & {"id", "source"}:  # names give way to the text; numbers and units never do
-            lacking = TEXT + sum(widths.values()) + GAP * len(widths) - width
-            widths[name] = max(min(widths[name], SHORT), widths[name] - max(0, lacking))
+        for text, least in ((TEXT, SHORT), (SHORT, SHORT // 2)):  # names give way to the text; numbers and units never do
+            for name in [name for name in ("id", "source") if name in widths]:
+                lacking = text + sum(widths.values()) + GAP * len(widths) - width
+                widths[name] = max(min(widths[name], least), widths[name] - max(0, lacking))
         left = max(SHORT, width - sum(widths.values()) - GAP * len(widths))
         table = Table(box=None, pad_edge=False, header_style="dim")
         for name in columns:

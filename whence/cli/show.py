@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from whence.cli import options
-from whence.errors import UsageError
+from whence.errors import StaleArtifact, UsageError
 
 if TYPE_CHECKING:
     from whence.cli.ranking import Ranking
@@ -71,7 +71,11 @@ def _show_runs(runs: list[Path], as_json: bool) -> None:
     found = []
     for run in runs:
         for folder in scores_in(run):
-            scores = open_scores(folder)
+            try:
+                scores = open_scores(folder)
+            except StaleArtifact as error:
+                found.append({"scores": str(folder), "queries": 0, "rows": 0, "first": error.what})
+                continue
             asked = " ".join(str(scores.queries["text"].iloc[0]).split())[:60]
             found.append({"scores": str(folder), "queries": scores.shape[0], "rows": scores.shape[1], "first": asked})
     if as_json:

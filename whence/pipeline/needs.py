@@ -38,7 +38,7 @@ def check_packages(config: Any, stages: Sequence[Stage]) -> None:
 def check_inputs(shop: Workshop, stages: Sequence[Stage]) -> None:
     """Read the prompts, and raise DoesNotFit where what will be written has no room; `stages` are those that will run."""
     names = {stage.name for stage in stages}
-    if names & {"generate", "score"}:
+    if "generate" in names or ("score" in names and shop.config.score.queries == "prompts"):
         shop.prompts  # noqa: B018
     from whence.planning.plan import size
 
