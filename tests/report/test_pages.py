@@ -122,7 +122,8 @@ def test_a_browser_opens_it_at_once_turns_pages_follows_links_and_searches_them_
     assert found["first"] == [f"q{number}" for number in range(10)] and found["second"] == [
         f"q{number}" for number in range(10, 20)
     ]
-    assert found["elements"] < 20_000 and found["hidden"] == 0 and abs(found["linked"]) < 900
+    assert found["seconds"] < 20, "two or so on a machine that does nothing else"
+    assert found["elements"] < 50_000 and found["hidden"] == 0 and abs(found["linked"]) < 900
     rows = [["row-5" in row.id for row in query.raises + query.lowers] for query in report.queries]
     matching = f"{sum(map(sum, rows))} of {20 * MANY} rows, in {sum(map(any, rows))} of {MANY} questions"
     assert found["count"] == matching, "the search looks in all questions"

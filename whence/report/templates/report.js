@@ -40,7 +40,7 @@
     const asked = /^#[qt](\d+)/.exec(location.hash);
     if (!asked || Math.floor(asked[1] / size) === shown) return;
     await turn(Math.floor(asked[1] / size));
-    document.getElementById(location.hash.slice(1))?.scrollIntoView();
+    document.getElementById(location.hash.slice(1))?.scrollIntoView({ behavior: "instant" });
   };
 
   const all = document.getElementById("open");
@@ -69,7 +69,7 @@
   };
   find.addEventListener("input", search);
   if (before) {
-    const go = async (page) => { await turn(page); home.querySelector("section")?.scrollIntoView(); };
+    const go = async (page) => { await turn(page); home.querySelector("section")?.scrollIntoView({ behavior: "instant" }); };
     before.addEventListener("click", () => go(shown - 1));
     after.addEventListener("click", () => go(shown + 1));
     addEventListener("hashchange", follow);
