@@ -39,7 +39,7 @@ class Tokens:
     """A text as the model reads it, cut off at the maximum length; `L` tokens."""
 
     ids: np.ndarray
-    """Token ids, int32 `[L]`."""
+    """Token ids, int64 `[L]`."""
     in_loss: np.ndarray
     """Which tokens are in the loss, bool `[L]`."""
     ends: np.ndarray
@@ -158,7 +158,7 @@ def _align(
     for first, last in passage.answers:
         in_loss |= (ends > first) & (begins < last)
     return Tokens(
-        ids=np.array(ids[:max_length], np.int32),
+        ids=np.array(ids[:max_length], np.int64),
         in_loss=in_loss[:max_length].copy(),
         ends=ends[:max_length].copy(),
         text=passage.text,
@@ -173,10 +173,9 @@ def up_to_last(mask: np.ndarray) -> int:
 
 
 def pad(rows: Sequence[np.ndarray], fill: int | float | bool, side: str = "right") -> Tensor:
-    """Put rows of different length into one tensor `[B, T]`; integers become int64."""
+    """Put rows of different length into one tensor `[B, T]`."""
     width = max(len(row) for row in rows)
-    wide = np.int64 if np.issubdtype(rows[0].dtype, np.integer) else rows[0].dtype
-    padded = np.full((len(rows), width), fill, dtype=wide)
+    padded = np.full((len(rows), width), fill, dtype=rows[0].dtype)
     for i, row in enumerate(rows):
         padded[i, slice(len(row)) if side == "right" else slice(width - len(row), width)] = row
     return torch.from_numpy(padded)
