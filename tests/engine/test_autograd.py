@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import whence
 from whence.coverage import cover
 from whence.engine import autograd
+from whence.engine.matrices import Fisher
 from whence.engine.point import Point
 from whence.errors import CoverageError
 from whence.operators import Identity
@@ -609,6 +610,8 @@ def test_a_task_that_draws_no_labels_is_recorded_as_empirical(task, labels):
     assert curvature.about["labels"] == labels
     said = f"warning: {type(task).__name__}.losses draws no labels"
     assert any(said in note and "empirical" in note for note in notes.seen) is (labels == "data")
+    fisher = Fisher(Point(model, task, rows))
+    assert fisher.labels == labels and ("empirical" in fisher.label) is (labels == "data")
     if labels == "data":
         assert curvature.about["draws"] == 1
         own = whence.fit(model, Classification(), rows, disjoint=False, labels="data")

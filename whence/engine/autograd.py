@@ -11,7 +11,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +83,22 @@ def check_queries(folder: Folder | Memory, point: Point, sites: Mapping[str, Sit
         folder.write_json("check-queries.json", dist.on_first(_checked, sample))
 
 
-def draws_labels(point: Point, sites: Mapping[str, Site], check: bool = True) -> bool:
-    """Whether the task draws labels with the noise that it is given: noise of both ends gives other losses, or other gradients.
+def labels_drawn(point: Point, sites: Mapping[str, Site], check: bool = True) -> Literal["model", "data"]:
+    """Whose labels a Fisher matrix is of where the model's are asked for: the data's, if the task draws none. That is said.
 
-    Only looked at in tasks of the user's own; with no `check` but the arguments of `losses`.
+    Of tasks of the user's own two draws are compared; with no `check` only the arguments of `losses` are looked at.
     """
+    if dist.on_first(_draws_labels, point, sites, check):
+        return "model"
+    note(
+        f"warning: {type(point.task).__name__}.losses draws no labels with `noise`: this is the empirical Fisher matrix, of "
+        f"the data's own labels, and is recorded as such (labels='data')"
+    )
+    return "data"
+
+
+def _draws_labels(point: Point, sites: Mapping[str, Site], check: bool) -> bool:
+    """Whether noise of both ends gives other losses, or other gradients."""
     losses = point.task.losses
     if losses.__module__.startswith("whence."):
         return True

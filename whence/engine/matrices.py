@@ -12,6 +12,7 @@ import abc
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from whence.engine.autograd import labels_drawn
 from whence.engine.partition import Tell
 from whence.engine.passes import Unsaved, run_pass, share_out
 from whence.engine.point import Point
@@ -81,8 +82,9 @@ class Fisher(Matrix):
         labels: Literal["model", "data"] = "model",
         seed: int = 0,
     ):
-        self.labels, self.seed = labels, seed
-        self.kind = "Fisher matrix" if labels == "model" else "empirical Fisher matrix"
+        self.labels = labels_drawn(point, point.cover(modules).sites) if labels == "model" else labels
+        self.seed = seed
+        self.kind = "Fisher matrix" if self.labels == "model" else "empirical Fisher matrix"
         super().__init__(point, modules)
 
     def product(self, vectors: Block, rows: Sequence[int]) -> Block:

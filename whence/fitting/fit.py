@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from whence import dist
 from whence.coverage import WIDE, Coverage, Site
-from whence.engine.autograd import check_rows, draws_labels
+from whence.engine.autograd import check_rows, labels_drawn
 from whence.engine.partition import SAVE_SECONDS, data_chunks, keep, module_groups, release_memory
 from whence.engine.passes import ByClock, run_pass
 from whence.engine.point import Point, warn_if_thin
@@ -109,11 +109,7 @@ def fit(
             return load_curvature(folder, folder.manifest["about"])
         if settings.check:
             check_rows(folder, point, coverage.sites)
-        if settings.labels == "model" and not dist.on_first(draws_labels, point, coverage.sites, settings.check):
-            note(
-                f"warning: {type(task).__name__}.losses draws no labels with `noise`: these are factors of the empirical "
-                f"Fisher matrix, of the data's own labels, and are recorded as such (labels='data')"
-            )
+        if settings.labels == "model" and labels_drawn(point, coverage.sites, settings.check) == "data":
             settings = settings.changed(labels="data", draws=1)
         run = _Fit(point, coverage, settings, folder, save_every)
         about = run.grow(settings.until) if settings.until else run.fit(run.samples())

@@ -39,7 +39,7 @@ class Task:
         `noise` is None for the data's own labels. Otherwise it holds uniform numbers in [0, 1), one per prediction
         and of the shape that `noise_shape` gives, padded as the batch is: draw labels from the model's own predictive
         distribution with them (`sample_classes`), which makes the covariance of the gradients the true Fisher,
-        instead of the empirical one.
+        instead of the empirical one. A task that draws none is recorded as what it is then, the empirical one.
         """
         raise NotImplementedError
 
