@@ -39,7 +39,7 @@ LENGTH = 8
 FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of weights that autograd can differentiate by."""
 
-GROUP_BYTES = 4 * 2**30
+GROUP_BYTES = 2 * 2**30
 """Weight gradients that are held at a time; more of them take another pass."""
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
