@@ -391,11 +391,12 @@ def kill_all(
             tallies[case.name].failed += 1
             deck = [other for other in deck if other is not case]
             lines = [str(error)]
-        for line in lines:
-            say(f"trial {number} {case.name}: {line}")
+        for line in lines or ["as if nothing had happened"]:
+            say(f"trial {number} {case.name}, {tallies[case.name].kills} kills: {line}")
         if lines and keep is not None:
             for place, name in ((killing.place, "killed"), (killing.scratch / "reference" / case.name, "reference")):
-                shutil.copytree(place, keep / f"{number}-{case.name}-{name}")
+                if place.is_dir():
+                    shutil.copytree(place, keep / f"{number}-{case.name}-{name}")
     return tallies
 
 

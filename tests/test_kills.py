@@ -13,6 +13,7 @@ def test_commands_killed_at_random_end_with_the_same_files(tmp_path):
     told = []
     found = total(kill_all(Killing(tmp_path, seed=3), cases, kills=6, say=told.append))
     assert (found.kills, found.differing, found.left_over, found.orphans, found.failed) == (6, 0, 0, 0, 0), told
+    assert all("as if nothing had happened" in line for line in told)
 
 
 def test_what_is_different_is_told_and_clocks_are_not(tmp_path):
