@@ -46,7 +46,7 @@ class Problem:
         weights = {name: parameter for name, parameter in self.model.named_parameters() if name in chosen}
         self.shapes = {name: parameter.shape for name, parameter in weights.items()}
         self.theta = torch.cat([parameter.detach().flatten() for parameter in weights.values()])
-        self.train = encode(task, train, self.model)
+        self.train = encode(task, train, model)
         self.rows = self.train.usable
         """Numbers of the training rows that have a loss."""
         self.batches = [self._batch([self.train.items[row] for row in part]) for part in self._parts()]
