@@ -1,10 +1,10 @@
 """How two processes that worked together end, again and again, on a machine that has other things to do.
 
     python -m benchmarks.exits                          # 200 repetitions
-    python -m benchmarks.exits --repeat 20 --load 8
+    python -m benchmarks.exits --repeat 20 --at-once 2
     python -m benchmarks.exits --runs 5                 # and whole runs by torchrun, which take half a minute each
 
-Each repetition forks two processes that have everything imported; they fit a small network, as a command does in several.
+Each repetition forks two processes that have everything imported; they share some work as a stage does, and leave.
 Every second pair ends as `python -m whence` does, the others as Python ends: its exit functions, threads, and the destructors
 of C++, as in a program that calls whence. What does not end with 0 is printed.
 """
@@ -15,19 +15,21 @@ import argparse
 import collections
 import ctypes
 import faulthandler
-import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.kills import environment, prepare, server
 
 ENDS = ("whence", "Python")
 """How processes end, in turn."""
+
+PRELOADED = ["pandas", "pyarrow.parquet", "torch.distributed", "whence.cli", "whence.cli.console", "whence.store.files"]
 
 PATIENCE = 300.0
 """Seconds after which two processes that wait for each other have failed."""
@@ -47,38 +49,41 @@ def work(rank: int, port: int, place: str, said: str, how: str) -> None:
 
     torch.set_num_threads(1)
     if how == "whence":
-        dist.end(lambda: fit(Path(place)))
-    fit(Path(place))
+        dist.end(lambda: together(Path(place)))
+    together(Path(place))
     ctypes.pythonapi.Py_Exit(0)
 
 
-def fit(out: Path) -> None:
-    """Fit and score a small network in both processes, with a table that is read by threads, and leave."""
+def together(out: Path) -> None:
+    """Work that both processes share, as a stage does: gradients, sums, decisions, a table that threads read; then leave."""
     import pandas
     import torch
-    from torch import nn
 
-    import whence
+    from whence import dist
     from whence.cli.console import as_one
-    from whence.validate.settings import seeded
+    from whence.store.files import atomic
 
     with as_one():
-        x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
-        rows = [(point, int(point.sum() > 0)) for point in x]
-        model = seeded(0, lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
-        given = {"chunks": 2, "batch_tokens": 4}
-        curvature = whence.fit(model, whence.Classification(), rows, modules="all", out=out / "factors", **given)
-        whence.score(model, whence.Classification(), rows[:3], rows, curvature.inverse(0.1), out=out / "scores", **given)
-        pandas.read_parquet(out / "scores" / "examples.parquet")
+        for _ in range(3):
+            weight = torch.randn(64, 64, requires_grad=True)
+            (gradient,) = torch.autograd.grad((weight @ weight).square().sum(), weight)
+            total = dist.add_up({"gradient": gradient})["gradient"]
+            table = pandas.DataFrame({"text": dist.from_all(f"process {dist.rank()}")})
+            with atomic(out / f"{dist.rank()}.parquet") as temporary:
+                table.to_parquet(temporary)
+            dist.on_first(pandas.read_parquet, out / "0.parquet")
+            assert len(pandas.read_parquet(out / f"{dist.rank()}.parquet")) == 2 and dist.from_first(total).isfinite().all()
 
 
-def repeat(place: Path, said: Path, how: str) -> tuple[int | None, int | None]:
+def repeat(place: Path, number: int) -> tuple[int | None, int | None]:
     """The exit codes of both processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = server()
-    pair = [context.Process(target=work, args=(rank, port, str(place), str(said), how)) for rank in range(2)]
+    said, context = place / f"said-{number}", server()
+    context.set_forkserver_preload(PRELOADED)
+    given = (port, str(place / f"pair-{number}"), str(said), ENDS[number % 2])
+    pair = [context.Process(target=work, args=(rank, *given)) for rank in range(2)]
     for process in pair:
         process.start()
     end = time.monotonic() + PATIENCE
@@ -87,6 +92,8 @@ def repeat(place: Path, said: Path, how: str) -> tuple[int | None, int | None]:
     codes = pair[0].exitcode, pair[1].exitcode
     for process in pair:
         process.kill()
+    if codes != (0, 0):
+        sys.stdout.write(f"repetition {number}: {codes}\n{said.read_text()[-4000:]}\n")
     return codes
 
 
@@ -104,34 +111,19 @@ def whole_run(place: Path, name: str) -> int:
     return done.returncode
 
 
-def busy() -> None:
-    """Other things to do."""
-    while True:
-        sum(range(100_000))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Repeat, and print how it ended."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=200)
     parser.add_argument("--runs", type=int, default=0)
-    parser.add_argument("--load", type=int, default=4, help="processes that keep the machine busy")
+    parser.add_argument("--at-once", type=int, default=8, help="pairs that keep the machine busy for each other")
     given = parser.parse_args(arguments)
     environment()
-    others = [multiprocessing.get_context("spawn").Process(target=busy, daemon=True) for _ in range(given.load)]
-    with tempfile.TemporaryDirectory() as scratch:
-        place, said = Path(scratch), Path(scratch) / "said"
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(given.at_once) as threads:
+        place = Path(scratch)
+        ends = collections.Counter(threads.map(lambda number: repeat(place, number), range(given.repeat)))
         if given.runs:
             prepare(place / "inputs")
-        for other in others:
-            other.start()
-        ends: collections.Counter[tuple[int | None, int | None]] = collections.Counter()
-        for number in range(given.repeat):
-            said.unlink(missing_ok=True)
-            codes = repeat(place / f"two-{number}", said, ENDS[number % 2])
-            ends[codes] += 1
-            if codes != (0, 0):
-                print(f"repetition {number}: {codes}\n{said.read_text()[-4000:]}", flush=True)
         whole = collections.Counter(whole_run(place / "inputs", f"whole-{number}") for number in range(given.runs))
     for codes, times in ends.most_common():
         print(f"{times:5} x exit codes {codes[0]} and {codes[1]}")
