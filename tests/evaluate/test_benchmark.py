@@ -4,10 +4,12 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks.flips import flip
 from whence.errors import StaleArtifact, UsageError
 from whence.evaluate.benchmark import run_benchmark, summarise
 from whence.progress import Silent, report_to
 from whence.settings import Benchmark
+from whence.store.intact import read_json
 
 pytest.importorskip("lm_eval")
 
@@ -53,7 +55,7 @@ def test_base_and_tuned_are_compared_question_by_question(knowing, long_llama, t
     assert total["difference"] == pytest.approx(1 - base["accuracy"]) and total["of"] == "tuned minus base"
     assert total["only_tuned"] == 20 - base["correct"] and total["only_base"] == 0
     assert total["p_value"] == pytest.approx(2 * 0.5 ** total["only_tuned"]) and total["low"] > 0
-    assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == json.loads(json.dumps(document))
+    assert read_json(tmp_path / "out" / "benchmark.json") == json.loads(json.dumps(document))
 
 
 def test_the_answers_are_those_of_the_plain_log_probabilities(long_llama, tiny_tokenizer, mmlu, tmp_path):
@@ -113,6 +115,20 @@ def test_a_finished_task_is_not_asked_again(knowing, tiny_tokenizer, mmlu, tmp_p
             tmp_path / f"whole/benchmark/tuned/{name}.jsonl"
         ).read_bytes()
     assert [row["accuracy"] for row in whole["results"]] == [row["accuracy"] for row in resumed["results"]]
+
+
+@pytest.mark.parametrize("name", ["tuned/mmlu_virology.jsonl", "tuned/mmlu_virology.json", "tuned/config.json"])
+def test_answers_with_a_flipped_bit_are_not_summed_up(knowing, tiny_tokenizer, mmlu, tmp_path, name):
+    run_benchmark({"tuned": (knowing, tiny_tokenizer)}, settings(mmlu), out=tmp_path / "out")
+    flip(tmp_path / "out" / "benchmark" / name, 600)
+    with pytest.raises(StaleArtifact, match=f"{name} is damaged"):
+        run_benchmark({"tuned": (knowing, tiny_tokenizer)}, settings(mmlu), out=tmp_path / "out")
+    with pytest.raises(StaleArtifact, match=f"{name} is damaged"):
+        summarise(tmp_path / "out")
+    if name != "tuned/config.json":
+        (tmp_path / "out" / "benchmark" / name).unlink()
+        again = by_task(run_benchmark({"tuned": (knowing, tiny_tokenizer)}, settings(mmlu), out=tmp_path / "out"))
+        assert again["total"]["correct"] == 20
 
 
 def test_another_model_other_questions_and_other_settings_are_refused(long_llama, tiny_llama, tiny_tokenizer, mmlu, tmp_path):

@@ -120,7 +120,7 @@ def _ask(name: str, model: Any, tokenizer: Any, tasks: Sequence[Task], settings:
     }
     with Folder.claim(place, provenance, rerun=rerun) as folder:
         for task, build, questions in tasks:
-            if folder.has_json(f"{task}.json"):
+            if folder.has_json(f"{task}.json") and folder.has_json(f"{task}.jsonl"):
                 if (found := folder.read_json(f"{task}.json")["questions"]) != questions:
                     raise StaleArtifact(
                         f"{folder.path} holds answers to other questions of {task}.",
