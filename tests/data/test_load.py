@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from benchmarks.flips import flip
 from whence.data import Rows, as_rows, load_data
 from whence.data.load import count_rows
 from whence.errors import ColumnError, StaleArtifact, UsageError
 from whence.generation import save_pairs
+from whence.store.manifest import Folder
 
 RECORDS = [{"prompt": "Was ist das?", "completion": " Ein Käse – 戦🙂"}, {"prompt": "b", "completion": ' "c", d'}]
 
@@ -525,3 +527,21 @@ def test_generated_pairs_with_a_flipped_bit_are_no_data(tmp_path):
     (tmp_path / "pairs.json").write_text(text.replace(" bit", " bat"))
     with pytest.raises(StaleArtifact, match="pairs.json is damaged"):
         load_data(tmp_path / "pairs.json")
+
+
+def test_rows_of_a_training_with_a_flipped_bit_are_no_data(tmp_path):
+    with Folder.claim(tmp_path / "train", {"stage": "train"}) as folder:
+        as_jsonl(folder.path / "rows.jsonl")
+        folder.finish()
+    assert len(load_data(tmp_path / "train" / "rows.jsonl")) == 2
+    flip(tmp_path / "train" / "rows.jsonl", 130)
+    with pytest.raises(StaleArtifact, match="rows.jsonl is damaged"):
+        load_data(tmp_path / "train" / "rows.jsonl")
+
+
+@pytest.mark.parametrize("column", ["messages", "tools"])
+def test_json_within_a_row_that_is_nested_deeply_is_refused_with_its_row(tmp_path, column):
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]} | {column: "[" * 10**5}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UsageError, match="Row 1"):
+        load_data(tmp_path / "a.jsonl")

@@ -24,7 +24,7 @@ from whence.data.rows import Rows, make_rows
 from whence.errors import UsageError, WhenceError
 from whence.progress import Silent, note, report_to
 from whence.settings import Count, valid
-from whence.store.intact import refuse_loop, unsealed
+from whence.store.intact import intact, refuse_loop, unsealed
 
 Reader = Callable[[Path, int | None, Mapping[str, str]], Iterable[Any]]
 
@@ -212,7 +212,7 @@ def _read_file(path: Path, limit: int | None, columns: Mapping[str, str]) -> lis
         raise UsageError(f"{path} is empty.", accepted="at least one row")
     try:
         try:
-            return list(itertools.islice(READERS[kind](path, limit, columns), limit))
+            return list(itertools.islice(READERS[kind](intact(path), limit, columns), limit))
         except UnicodeDecodeError as error:
             raise _wrong_encoding(path, error) from error  # reads it again, which may fail too
     except WhenceError:

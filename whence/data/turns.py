@@ -36,7 +36,7 @@ def read_turns(value: Any, where: str, unread: dict[str, None]) -> list[Turn]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             raise _no_conversation(where, value) from None
     if isinstance(value, Mapping) and value and all(isinstance(field, list | tuple) for field in value.values()):
         if len({len(field) for field in value.values()}) > 1:
@@ -97,7 +97,7 @@ def read_tools(value: Any, where: str) -> list[Any]:
     """Read the functions that a conversation may call, as a list or as JSON."""
     try:
         tools = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         tools = None
     tools = [tools] if isinstance(tools, Mapping) else tools
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):

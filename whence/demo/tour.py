@@ -31,6 +31,7 @@ from whence.progress import note
 from whence.report.words import SLOPE, bound, probability
 from whence.scoring import score
 from whence.store.files import atomic
+from whence.store.intact import read_json, sealed
 from whence.store.scores import Scores
 from whence.train.reading import RECORD
 from whence.validate.controls import best_rank
@@ -202,7 +203,7 @@ def _measured(folder: Path, seed: int, corpus: Rows, query: Mapping[str, str], i
         "slope": float(top["value"]),
     }
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
         if found.items() <= kept.items():
             return Measured(**kept)
     index = influence.example_ids.index(str(top["id"]))
@@ -214,7 +215,7 @@ def _measured(folder: Path, seed: int, corpus: Rows, query: Mapping[str, str], i
             log_p.append(float(task.measurements(model, task.collate([item]))))
     measured = Measured(**found, **dict(zip(("once", "twice", "without"), log_p, strict=True)))
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(asdict(measured), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(sealed(asdict(measured)), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return measured
 
 
