@@ -180,3 +180,17 @@ def test_labels_out_of_range_are_found_by_fit(tiny_tokenizer):
     model = BertForSequenceClassification(BertConfig(vocab_size=300, num_labels=2, **sizes)).eval()
     with pytest.raises(UsageError, match=r"2 classes, and the label of row 2 \(.*\) is 2"):
         whence.fit(model, Classification(tiny_tokenizer), [{"text": "a", "label": 1}, {"text": "b", "label": "2"}])
+
+
+def test_inputs_of_another_dtype_are_named():
+    """Arrays are float64 where nobody says otherwise."""
+    task = Classification()
+    with pytest.raises(UsageError, match="another dtype than the model") as raised:
+        task.losses(linear().float(), task.collate(pairs()))
+    assert "inputs in float64, weights in float32" in raised.value.given
+
+
+@pytest.mark.parametrize("label", [None, [1, 2]])
+def test_examples_that_make_no_batch(label):
+    with pytest.raises(UsageError, match="can't be put into one batch"):
+        Classification().collate(with_labels(1, label, 0))

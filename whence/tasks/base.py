@@ -68,7 +68,15 @@ class Task:
 
     def collate(self, items: Sequence[Any]) -> Batch:
         """Batch items; the default stacks tensors as `torch.utils.data.default_collate` does."""
-        batch = torch.utils.data.default_collate(list(items))
+        try:
+            batch = torch.utils.data.default_collate(list(items))
+        except (TypeError, RuntimeError) as error:
+            raise UsageError(
+                "Examples can't be put into one batch.",
+                given=str(error).splitlines()[0],
+                accepted="tensors, arrays and numbers, each of one shape in all examples",
+                fix="give them one shape (and a target each), or a task of your own with a method `collate`",
+            ) from error
         if isinstance(batch, Mapping):
             return batch
         parts = batch if isinstance(batch, list | tuple) else [batch]

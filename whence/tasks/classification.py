@@ -137,7 +137,7 @@ def class_labels(labels: Any, logits: Sequence[int], name: str | None = None) ->
 
     With a `name` the labels are the one of that example.
     """
-    whose = f"the label of {name}" if name else "the labels of a batch"
+    whose = f"the label of {name} is" if name else "the labels of a batch are"
     if len(logits) != 2 or logits[1] < 2:
         raise UsageError(
             "The model's output is not one number per class and example.",
@@ -150,7 +150,7 @@ def class_labels(labels: Any, logits: Sequence[int], name: str | None = None) ->
         found = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         raise UsageError(
-            f"A class is given by its index, and {whose} is something else.",
+            f"A class is given by its index, and {whose} something else.",
             given=f"{labels!r}"[:80],
             accepted=accepted,
             fix="names.index(label) for each example; texts with named labels: whence.Classification(tokenizer, names)",
@@ -159,14 +159,14 @@ def class_labels(labels: Any, logits: Sequence[int], name: str | None = None) ->
         found = found.squeeze(-1)
     if found.dim() != (0 if name else 1):
         raise UsageError(
-            f"There is one class per example, and {whose} is of shape {tuple(found.shape)}.",
+            f"There is one class per example, and {whose} of shape {tuple(found.shape)}.",
             given=f"{found.flatten()[:8].tolist()}",
             accepted=accepted,
             fix="of labels that are 1 at the class and 0 elsewhere: labels.argmax(-1)",
         )
     if found.is_floating_point() or found.is_complex():
         raise UsageError(
-            f"A class is given by its index, and {whose} is {str(found.dtype).removeprefix('torch.')}.",
+            f"A class is given by its index, and {whose} {str(found.dtype).removeprefix('torch.')}.",
             given=f"{found.flatten()[:8].tolist()}",
             accepted=accepted,
             fix="labels.long(); for numbers to be predicted, whence.Regression()",
@@ -175,7 +175,7 @@ def class_labels(labels: Any, logits: Sequence[int], name: str | None = None) ->
     strange = ((found < 0) | (found >= logits[1])) & (found != IGNORED)
     if strange.any():
         raise UsageError(
-            f"The model has {logits[1]} classes, and {whose} is {found[strange].flatten()[0].item()}.",
+            f"The model has {logits[1]} classes, and {whose} {found[strange].flatten()[0].item()}.",
             given=f"{found.flatten()[:8].tolist()}",
             accepted=accepted,
             fix="a model with more classes (num_labels), or labels that begin at 0",

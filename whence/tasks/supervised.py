@@ -22,8 +22,24 @@ def predict(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     name = target_name(batch)
     if "inputs" in batch:
-        return logits_of(model, batch["inputs"]), batch[name]
+        return _called(model, batch["inputs"]), batch[name]
     return logits_of(model, **{key: value for key, value in batch.items() if key != name}), batch[name]
+
+
+def _called(model: nn.Module, inputs: Any) -> Tensor:
+    """The model's output; says so where its numbers have another dtype than the inputs."""
+    try:
+        return logits_of(model, inputs)
+    except RuntimeError as error:
+        dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in model.parameters()}
+        if "dtype" not in str(error) or not isinstance(inputs, Tensor):
+            raise
+        raise UsageError(
+            "The inputs have another dtype than the model.",
+            given=f"inputs in {str(inputs.dtype).removeprefix('torch.')}, weights in {', '.join(sorted(dtypes))}: {error}",
+            accepted="inputs in the model's dtype",
+            fix="inputs.float() (of arrays: X.astype('float32')), or model.double()",
+        ) from error
 
 
 def target_of(item: Any) -> Any:
