@@ -132,6 +132,12 @@ def test_queries_that_are_mere_prompts_get_an_answer(tiny_llama, tiny_tokenizer)
     assert list(found[1:]) == list(rows[1:]) and found.ids == rows.ids and found.fingerprint != rows.fingerprint
 
 
+def test_bare_text_to_a_chat_model_is_said(tiny_llama, tiny_tokenizer, notes):
+    task = CausalLM(tiny_tokenizer, chat_template="chatml")
+    answered(tiny_llama, task, as_rows([{"prompt": "Ada"}]), 2)
+    assert "prompts are completed as bare text, although the model has a chat template" in notes
+
+
 def test_a_conversation_is_answered_after_the_templates_prompt(tiny_llama, tiny_tokenizer):
     task = CausalLM(tiny_tokenizer, chat_template="chatml")
     rows = as_rows([{"messages": [{"role": "user", "content": "Who?"}]}])

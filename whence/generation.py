@@ -133,6 +133,8 @@ def answered(model: Any, task: Any, queries: Rows, max_new_tokens: int = 64) -> 
 def _answered(model: Any, task: Any, queries: Rows, max_new_tokens: int) -> Rows:
     contents = [dict(row) for row in queries]
     prompts = [row for row in contents if not has_answer(row)]
+    if getattr(task, "chat_template", None) and any("prompt" in row for row in prompts):
+        note("prompts are completed as bare text, although the model has a chat template")
     source = f"generated greedily, at most {max_new_tokens} tokens"
     for row in prompts:
         chat, template = "messages" in row, getattr(task, "chat_template", None)

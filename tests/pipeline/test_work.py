@@ -3,6 +3,8 @@ import json
 import yaml
 
 from whence.config import read_config
+from whence.data import as_rows
+from whence.pipeline.load import in_turns
 from whence.pipeline.lock import Lock
 from whence.pipeline.work import Workshop, generate
 
@@ -40,6 +42,16 @@ def test_prompts_for_conversations_are_turns_written_by_the_template(tiny_model_
     pairs = json.loads((tmp_path / "out" / "generate" / "generated.json").read_text())["data"]
     assert [pair["prompt"] for pair in pairs] == ["user: Who?\nassistant: "] * 2 + ["user: Where?\nassistant: "]
     assert [pair.get("reference") for pair in pairs] == [None, "Ada.", "In Turin."]
+
+
+def test_of_queries_only_mere_prompts_become_turns(notes):
+    """Those with a completion are what the model said to that very text."""
+    rows, said = as_rows([{"messages": TALK}]), {"prompt": "Who?", "completion": "Ada."}
+    asked = in_turns(as_rows([{"prompt": "Who?"}, said]), rows, mere=True)
+    assert asked.rows == ({"messages": [{"role": "user", "content": "Who?"}]}, said)
+    assert notes == ["prompts are asked as a user's turn, since the rows are conversations"]
+    assert in_turns(as_rows([said]), rows, mere=True).rows == (said,)
+    assert in_turns(as_rows([{"prompt": "Who?"}]), as_rows([said])).rows == ({"prompt": "Who?"},)
 
 
 def test_prompts_for_other_rows_stay_text(tiny_model_folder, tmp_path, notes):

@@ -141,7 +141,7 @@ def search(
     from whence.indexing import open_index
     from whence.models import load_model
     from whence.operators import Identity
-    from whence.pipeline.load import rows_of, task_of
+    from whence.pipeline.load import in_turns, rows_of, task_of
     from whence.train.reading import as_trained
 
     if (asked.question is None) == (asked.queries is None):
@@ -169,6 +169,7 @@ def search(
             queries = as_rows([like])
         else:
             queries = load_data(asked.queries, columns=asked.query_columns)
+            queries = queries if rows is None else in_turns(queries, rows, mere=True)
         queries = answered(loaded, task, asked_in(queries, data.format, data.normalise), asked.max_new_tokens)
         operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping) if curvature else None
         found = opened.search(loaded, task, queries, operator)

@@ -66,7 +66,7 @@ def score(
     from whence.escapes import command
     from whence.fitting import open_factors
     from whence.models import load_model
-    from whence.pipeline.load import rows_of, task_of, trained_on
+    from whence.pipeline.load import in_turns, rows_of, task_of, trained_on
     from whence.train.reading import as_trained
 
     if asked.itself == (asked.queries is not None):
@@ -89,7 +89,7 @@ def score(
             if asked.generate:
                 from whence.generation import answered
 
-                queries = answered(loaded, task, queries, asked.max_new_tokens)
+                queries = answered(loaded, task, in_turns(queries, rows, mere=True), asked.max_new_tokens)
             scores = scoring.score(loaded, task, queries, rows, operator, settings, **place)
     about = {"scores": str(out), "queries": scores.shape[0], "rows": scores.shape[1], "n_train": scores.n_train}
     if session.as_json:

@@ -6,6 +6,7 @@ from typing import Any
 
 from whence.data import Rows, load_data
 from whence.data.load import count_rows
+from whence.data.rows import with_contents
 from whence.data.text import is_written, written
 from whence.progress import note
 from whence.settings import Data
@@ -20,6 +21,23 @@ def rows_of(data: Data, path: str | None = None) -> Rows:
         note(f"{rows.origin}: the rows are written as {shown(data.format)} already, and stay as they are")
         return written(rows, "plain", data.normalise)
     return written(rows, data.format, data.normalise)
+
+
+def in_turns(asked: Rows, rows: Rows, *, mere: bool = False) -> Rows:
+    """Prompts as a user's turns where the rows are conversations; of `mere` prompts only those without a completion."""
+    if "messages" not in rows[0] or not any("prompt" in row and not (mere and "completion" in row) for row in asked):
+        return asked
+    note("prompts are asked as a user's turn, since the rows are conversations")
+    return with_contents(asked, [row if mere and "completion" in row else _as_turns(row) for row in asked])
+
+
+def _as_turns(row: dict[str, Any]) -> dict[str, Any]:
+    """A prompt, with its completion if it has one, as a conversation."""
+    if "prompt" not in row:
+        return row
+    said = [{"role": "assistant", "content": row["completion"]}] if "completion" in row else []
+    rest = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
+    return {"messages": [{"role": "user", "content": row["prompt"]}, *said], **rest}
 
 
 def trained_on(model: str, data: Data, rows: Rows) -> int | None:

@@ -11,7 +11,6 @@ from whence import dist, scoring
 from whence import fitting as factors
 from whence.config import Resolved
 from whence.data import Rows, as_rows, load_data
-from whence.data.rows import with_contents
 from whence.data.text import written
 from whence.errors import UsageError
 from whence.evaluate.benchmark import SUMMARY, run_benchmark
@@ -20,7 +19,7 @@ from whence.evaluate.compare import compare_answers
 from whence.fitting import open_factors
 from whence.generation import answered, generate_pairs
 from whence.models import load_model
-from whence.pipeline.load import rows_of, task_of, trained_on
+from whence.pipeline.load import in_turns, rows_of, task_of, trained_on
 from whence.pipeline.stages import template_files
 from whence.plots.style import save
 from whence.plots.training import training_curves, training_figure
@@ -100,9 +99,7 @@ class Workshop:
             asked = load_data(self.resolved.place(settings.path), columns=settings.columns, limit=settings.limit)
         else:
             asked = as_rows([{"prompt": item} if isinstance(item, str) else item for item in settings.items])
-        if "messages" in self.data[0] and any("prompt" in row for row in asked):
-            note("prompts are asked as a user's turn, since the rows are conversations")
-            asked = with_contents(asked, map(_as_turns, asked))
+        asked = in_turns(asked, self.data)
         return written(asked, self.config.data.format, self.config.data.normalise)
 
     @functools.cached_property
@@ -199,15 +196,6 @@ def generate(shop: Workshop, out: Path) -> None:
         base=shop.base if settings.base and another else None,
         seed=config.seed,
     )
-
-
-def _as_turns(row: dict[str, Any]) -> dict[str, Any]:
-    """A prompt, with its completion if it has one, as a conversation."""
-    if "prompt" not in row:
-        return row
-    said = [{"role": "assistant", "content": row["completion"]}] if "completion" in row else []
-    rest = {key: value for key, value in row.items() if key not in ("prompt", "completion")}
-    return {"messages": [{"role": "user", "content": row["prompt"]}, *said], **rest}
 
 
 def _as_text(row: dict[str, Any], task: Any) -> dict[str, Any]:
