@@ -147,8 +147,8 @@ class CausalLM(TextTask):
             try:
                 return render(self.tokenizer, self.chat_template, row["messages"], row.get("tools"))
             except ChatTemplateError as error:
-                where = {"given": f"{name}: {error.given}", "accepted": error.accepted, "fix": error.fix}
-                raise ChatTemplateError(error.what, **where) from error
+                given = f"{name}: {error.given}"
+                raise ChatTemplateError(error.what, given=given, accepted=error.accepted, fix=error.fix) from error
         answer, prompt = answer_of(row), row.get("prompt", "")
         return Passage(prompt + answer, ((len(prompt), len(prompt) + len(answer) + 1),))
 
