@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from whence.engine.stream import encode
 from whence.errors import UsageError
-from whence.tasks import Regression
+from whence.tasks import Classification, Regression
 from whence.tasks.regression import signs
 
 
@@ -72,3 +73,12 @@ def test_targets_of_another_shape_are_refused(outputs, target):
     batch = task.collate([(torch.zeros(2), target)] * 3)
     with pytest.raises(UsageError, match="not of the predictions' shape"):
         task.losses(lambda x: torch.zeros(len(x), *outputs), batch)
+
+
+@pytest.mark.parametrize("task", [Regression(), Classification()])
+def test_parts_of_examples_that_no_loss_reads_are_named(task, notes):
+    weighted = [(torch.zeros(2), torch.tensor(1), 0.5)] * 2
+    encode(task, weighted, nn.Linear(2, 3))
+    assert notes == ["warning: examples have 3 parts, and the loss reads the first two, input and target"]
+    encode(task, [row[:2] for row in weighted], nn.Linear(2, 3))
+    assert len(notes) == 1

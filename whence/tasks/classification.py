@@ -15,7 +15,7 @@ from whence.tasks.base import Batch
 from whence.tasks.context import check_context, check_tokens
 from whence.tasks.forward import in_mode
 from whence.tasks.measurements import IGNORED, Measurement
-from whence.tasks.supervised import predict, target_of
+from whence.tasks.supervised import predict, say_unused, target_of
 from whence.tasks.text import LabelTask, check_text
 from whence.tasks.tokens import Passage, Tokens, numbered_names, pad, padding_id, report_lengths, row_names, tokenize
 
@@ -66,6 +66,7 @@ class Classification(LabelTask):
 
     def examine(self, model: nn.Module, items: Sequence[Any], names: Sequence[str]) -> None:
         """Refuse labels that the model has no class for, of all items that are in memory; and texts that are too long."""
+        say_unused(items)
         if self.tokenizer is not None:
             check_tokens(model, self.tokenizer, [[item.tokens] for item in items], names)
             check_context(model, [self.size(item) for item in items], names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from whence.errors import UsageError
 from whence.tasks.base import Batch, Task
 from whence.tasks.measurements import full_precision, measurement_name
 from whence.tasks.outputs import Outputs
-from whence.tasks.supervised import predict, target_of
+from whence.tasks.supervised import predict, say_unused, target_of
 
 
 class Regression(Task):
@@ -29,6 +29,10 @@ class Regression(Task):
 
     def __init__(self, *, measurement: Callable[[nn.Module, Batch], Tensor] | None = None):
         self.measurement = measurement
+
+    def examine(self, model: nn.Module, items: Sequence[Any], names: Sequence[str]) -> None:
+        """Note what of the examples the loss doesn't read."""
+        say_unused(items)
 
     def losses(self, model: nn.Module, batch: Batch, noise: Tensor | None = None) -> Tensor:
         """Return half the squared error, `[B]`; with `noise [B, ...]` that of targets one above or below the prediction."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from whence.errors import UsageError
+from whence.progress import note
 from whence.tasks.base import Batch
 from whence.tasks.forward import logits_of
 
@@ -40,6 +41,13 @@ def _called(model: nn.Module, inputs: Any) -> Tensor:
             accepted="inputs in the model's dtype",
             fix="inputs.float() (of arrays: X.astype('float32')), or model.double()",
         ) from error
+
+
+def say_unused(items: Sequence[Any]) -> None:
+    """Note parts of examples beside input and target, such as a weight, which no loss reads."""
+    first = items[0] if len(items) else ()
+    if isinstance(first, tuple | list) and len(first) > 2:
+        note(f"warning: examples have {len(first)} parts, and the loss reads the first two, input and target")
 
 
 def target_of(item: Any) -> Any:
