@@ -310,7 +310,7 @@ def test_other_encodings_are_named(encoding, tmp_path):
     (tmp_path / "a.csv").write_bytes(f"text\n{text}\n".encode(encoding))
     with pytest.raises(UsageError, match="it is not UTF-8") as raised:
         load_data(tmp_path / "a.csv")
-    name = raised.value.fix.split()[4]
+    name = raised.value.fix.split()[5]
     assert text.encode(encoding).decode(name) == text
     assert str(tmp_path / "a.csv") in raised.value.fix
 
