@@ -247,6 +247,7 @@ def _show_coverage(found: dict[str, Any]) -> None:
     moved = f" that training moved, {found['frozen']:,} are frozen" if found["frozen"] else ""
     said = f"{len(rows)} modules, {found['share']:.1%} of {found['parameters']:,} parameters{moved}"
     say(f"\n--modules {found['selector']}: {said}", "bold")
-    say("left out: " + ", ".join(f"{kind} {share:.1%}" for kind, share in found["left_out"].items()))
+    if found["left_out"]:
+        say("left out: " + ", ".join(f"{kind} {share:.1%}" for kind, share in found["left_out"].items()))
     chosen = (f"{name} {entry['share']:.1%} ({entry['modules']} modules)" for name, entry in found["selectors"].items())
     say("selectors: " + ", ".join(chosen))
