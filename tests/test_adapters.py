@@ -221,6 +221,23 @@ def test_of_adapters_those_in_use_count():
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_adapters_that_were_loaded_to_be_used_count_beside_copies(tmp_path):
+    made, task = adapted(KINDS["modules to save"]), CausalLM(tokenizer())
+    made.save_pretrained(tmp_path / "adapter")
+    expected = {name.removeprefix("base_model.model.") for name in cover_default(made, task, None).sites}
+    model = CASES["llama"].model()
+    model.load_adapter(str(tmp_path / "adapter"))  # transformers' own way freezes LoRA, not the copies
+    flags = {
+        "lora" in name: weight.requires_grad
+        for name, weight in model.named_parameters()
+        if "modules_to" in name or "lora" in name
+    }
+    assert flags == {True: False, False: True}
+    found = cover_default(model, task, None)
+    assert set(found.sites) == expected and found.share == 1.0
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_adapters_that_are_merged_or_off_are_refused():
     model, task = adapted(KINDS["lora"]), CausalLM(tokenizer())
     model.merge_adapter()

@@ -32,12 +32,12 @@ def is_adapter(module: nn.Module) -> bool:
     return hasattr(type(module), "adapter_layer_names") and hasattr(module, "active_adapters")
 
 
-def adapter_weights(model: nn.Module, *, active: bool) -> set[int]:
-    """The ids of the adapters' parameters that are in use, or of those that are not."""
+def adapter_weights(model: nn.Module, *, active: bool, copies: bool = True) -> set[int]:
+    """The ids of the adapters' parameters that are in use, or of those that are not; with the copies of modules or without."""
     return {
         id(parameter)
         for module in model.modules()
-        if is_adapter(module)
+        if is_adapter(module) and (copies or not hasattr(module, "original_module"))
         for attribute in module.adapter_layer_names  # type: ignore[union-attr]
         for name, parameter in _entries(module, attribute)
         if (name.split(".")[0] in module.active_adapters) == active  # type: ignore[operator]

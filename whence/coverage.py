@@ -151,13 +151,15 @@ def trained(model: nn.Module) -> set[int]:
     """The ids of the parameters that training moved.
 
     Weights of 4 or 8 bits can't require a gradient, so that nothing says of them that they were left as they were, but
-    adapters beside them.
+    adapters beside them. Adapters that were loaded to be used are frozen, at times without the copies of modules beside them.
     """
     adapted, unused = any(map(is_adapter, model.modules())), adapter_weights(model, active=False)
     parameters = [parameter for parameter in model.parameters() if id(parameter) not in unused]
-    if any(parameter.requires_grad for parameter in parameters):
-        return {id(each) for each in parameters if each.requires_grad or not (adapted or each.is_floating_point())}
-    return adapter_weights(model, active=True) if adapted else {id(parameter) for parameter in parameters}
+    flagged = {id(each) for each in parameters if each.requires_grad}
+    if adapted and not flagged & adapter_weights(model, active=True, copies=False):
+        return flagged | adapter_weights(model, active=True)
+    packed = {id(each) for each in parameters if not (adapted or each.is_floating_point())}
+    return flagged | packed if flagged else {id(parameter) for parameter in parameters}
 
 
 def refuse_model(model: nn.Module) -> None:
