@@ -115,7 +115,9 @@ def test_a_tied_model_may_have_either_of_both(tmp_path, tiny_llama, tiny_tokeniz
 
 def test_a_model_is_refused_with_a_weight_of_another_shape(tiny_model_folder):
     rewrite(tiny_model_folder, lambda name, weight: (name, weight[:-1] if "norm" in name else weight))
-    with pytest.raises(ModelNotFound, match="are not those of the model"):
+    with pytest.raises(
+        ModelNotFound, match=r"5 weights have another shape: .*norm.weight \(15,\) in the file, \(16,\) in the model"
+    ):
         load_model(tiny_model_folder)
 
 
@@ -309,6 +311,26 @@ def test_weights_whose_header_lies_are_named(tiny_model_folder, lie):
         load_model(tiny_model_folder)
 
 
+def test_files_that_are_not_loaded_may_be_pointers(tiny_model_folder, tiny_llama):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    for name in ("pytorch_model.bin", "consolidated.safetensors", "picture.png"):
+        (tiny_model_folder / name).write_bytes(pointer)
+    assert same_weights(load_model(tiny_model_folder)[0], tiny_llama)
+    (tiny_model_folder / "tokenizer.json").write_bytes(pointer)
+    with pytest.raises(ModelNotFound, match="tokenizer.json is a pointer of Git LFS"):
+        load_model(tiny_model_folder)
+
+
+def test_a_shard_that_is_a_pointer_is_named(tiny_model_folder, tiny_llama):
+    (tiny_model_folder / "model.safetensors").unlink()
+    tiny_llama.save_pretrained(tiny_model_folder, max_shard_size="10KB")
+    assert same_weights(load_model(tiny_model_folder)[0], tiny_llama)
+    shard = sorted(tiny_model_folder.glob("model-*.safetensors"))[2]
+    shard.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(ModelNotFound, match=rf"{shard} is a pointer of Git LFS"):
+        load_model(tiny_model_folder)
+
+
 def test_an_adapters_file_that_is_a_pointer_is_named(adapter_folder):
     file = adapter_folder / "adapter_model.safetensors"
     file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
@@ -319,10 +341,14 @@ def test_an_adapters_file_that_is_a_pointer_is_named(adapter_folder):
 def test_a_pickle_that_is_cut_short_is_named(tiny_model_folder, tiny_llama):
     (tiny_model_folder / "model.safetensors").unlink()
     file = tiny_model_folder / "pytorch_model.bin"
-    torch.save(tiny_llama.state_dict(), file)
-    load_model(tiny_model_folder)
+    torch.save({f"module.{name}": weight for name, weight in tiny_llama.state_dict().items()}, file)
+    assert same_weights(load_model(tiny_model_folder)[0], tiny_llama)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelNotFound, match=rf"{file} is damaged or cut short"):
+        load_model(tiny_model_folder)
+    torch.save(tiny_llama.state_dict(), file, _use_new_zipfile_serialization=False)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelNotFound, match=f"The model at {tiny_model_folder} can't be loaded"):
         load_model(tiny_model_folder)
 
 

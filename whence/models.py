@@ -6,9 +6,11 @@ import difflib
 import json
 import os
 import re
+import shlex
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -73,7 +75,7 @@ def load_model(
         model = _load_weights(name, dtype, device, attention)
     except WhenceError:
         raise
-    except (OSError, ValueError, ImportError, RecursionError) as error:
+    except (OSError, ValueError, ImportError, RecursionError, EOFError, UnpicklingError) as error:
         raise not_loadable(name, error) from error
     words = load_tokenizer(tokenizer or tokenizer_home(name, adapter))
     if adapter is not None:
@@ -102,7 +104,7 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device, attention: str | None) -> nn.Module:
     from transformers import AutoConfig
 
-    _check_files(name)
+    _check_files(name, "model", "pytorch_model")
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if dtype == "auto":
         stored = getattr(config, "dtype", None)
@@ -110,8 +112,9 @@ def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device, att
     how = {} if attention is None else {"attn_implementation": attention}
 
     def load(**renamed: Any) -> tuple[Any, dict[str, Any]]:
-        settings = {"config": config, "dtype": dtype, "trust_remote_code": False, "output_loading_info": True}
-        return auto_class(config).from_pretrained(name, **settings, **how, **renamed)
+        settings = {"config": config, "dtype": dtype, "trust_remote_code": False}
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that they are named
+        return auto_class(config).from_pretrained(name, **settings, **told, **how, **renamed)
 
     try:
         model, report = load()
@@ -119,9 +122,14 @@ def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device, att
             model, report = load(key_mapping={f"^(?:{WRAPPERS})+": "", rf"\.(?:{WRAPPERS})+": "."})
             note(f"the names of the weights in {name} have the prefix of a wrapper (module., _orig_mod.), which was left out")
     except RuntimeError as error:
-        if "size" not in str(error):
-            raise
-        raise _other_weights(name, given=_shapes(error)) from error
+        if "corrupt" in str(error):  # an old pickle that is cut short
+            raise not_loadable(name, error) from error
+        raise
+    if report["mismatched_keys"]:
+        shapes = [
+            f"{key} {tuple(saved)} in the file, {tuple(own)} in the model" for key, saved, own in report["mismatched_keys"]
+        ]
+        raise _other_weights(name, given=f"{len(shapes)} weights have another shape: {_some(shapes)}")
     if report["missing_keys"]:
         raise _other_weights(name, report["missing_keys"], report["unexpected_keys"])
     if report["unexpected_keys"]:
@@ -134,7 +142,7 @@ def _load_adapter(model: Any, name: str, adapter: str) -> nn.Module:
     """Put an adapter on its base, with all its weights, ready to be trained."""
     from peft import PeftConfig, get_peft_model
 
-    _check_files(adapter)
+    _check_files(adapter, "adapter_model")
     config = PeftConfig.from_pretrained(adapter)
     if config.is_prompt_learning:
         raise refused_prompts(config, adapter)
@@ -201,46 +209,69 @@ def _fit_tokens(model: Any, tokenizer: Any) -> None:
     )
 
 
-def _check_files(name: str) -> None:
-    """Refuse a folder with files of weights that Git LFS did not fetch, or that are cut short, and name the file."""
+def _check_files(name: str, *stems: str) -> None:
+    """Refuse a folder whose files are missing, cut short, or were not fetched by Git LFS, and name the file.
+
+    Of several forms of the weights, `stems` of their files, only the one is looked at that is loaded.
+    """
     folder = Path(name)
-    files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
-    for file in files:
-        with file.open("rb") as opened:
-            head = opened.read(32)
-        size, needed = file.stat().st_size, None
-        if head.startswith(POINTER):
-            raise ModelNotFound(
-                f"{file} is a pointer of Git LFS, not the file itself.",
-                given=f"{size} bytes that begin with {POINTER.decode()!r}",
-                fix=f"git -C {folder} lfs pull",
-            )
-        if file.suffix == ".safetensors":
-            needed = _safetensors_size(file)
-        elif file.suffix in (".bin", ".pt", ".pth") and head.startswith(b"PK") and not zipfile.is_zipfile(file):
-            needed = size + 1
-        if needed is not None and needed != size:
-            raise ModelNotFound(
-                f"{file} is damaged or cut short.",
-                given=f"{size:,} bytes" + (f", where its header says {needed:,}" if needed > size + 1 else ""),
-                fix=AGAIN,
-            )
-        if needed is not None and file.suffix == ".safetensors":
-            try:
-                with safe_open(file, framework="pt"):
-                    pass
-            except SafetensorError as error:
-                raise ModelNotFound(f"{file} is damaged or cut short.", given=_first_line(error), fix=AGAIN) from error
-        if file.name == "generation_config.json" and (reason := _fault_of_json(file)):  # which transformers passes over
+    if not folder.is_dir():
+        return
+    for file in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".model", ".txt", ".jinja")):
+        _refuse_pointer(file)
+        passed_over = file.name == "generation_config.json"  # by transformers, if it can't read it
+        if (passed_over or file.name.endswith(".index.json")) and (reason := _fault_of_json(file)):
             raise ModelNotFound(f"{file} is damaged or cut short.", given=reason, fix=AGAIN)
-    for index in (file for file in files if file.name.endswith(".index.json")):
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
-        if gone := sorted(shards - {file.name for file in files}):
-            raise ModelNotFound(
-                f"{folder / gone[0]} is missing.",
-                given=f"{len(gone)} of the {len(shards)} files that {index.name} names are not there",
-                fix="copy or download the files again",
-            )
+    for place in [folder / f"{stem}.{form}" for form in ("safetensors", "bin") for stem in stems]:
+        index = place.with_name(f"{place.name}.index.json")
+        if place.exists():
+            return _check_weights(place)
+        if index.exists():
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()))
+            if gone := [shard for shard in shards if not (folder / shard).exists()]:
+                raise ModelNotFound(
+                    f"{folder / gone[0]} is missing.",
+                    given=f"{len(gone)} of the {len(shards)} files that {index.name} names are not there",
+                    fix=AGAIN,
+                )
+            for shard in shards:
+                _check_weights(folder / shard)
+            return None
+
+
+def _refuse_pointer(file: Path) -> None:
+    with file.open("rb") as opened:
+        if opened.read(len(POINTER)) != POINTER:
+            return
+    raise ModelNotFound(
+        f"{file} is a pointer of Git LFS, not the file itself.",
+        given=f"{file.stat().st_size} bytes that begin with {POINTER.decode()!r}",
+        fix=f"git -C {shlex.quote(str(file.parent))} lfs pull",
+    )
+
+
+def _check_weights(file: Path) -> None:
+    """Refuse a file of weights that is not whole."""
+    _refuse_pointer(file)
+    size = file.stat().st_size
+    if file.suffix == ".safetensors":
+        needed = _safetensors_size(file)
+    else:
+        with file.open("rb") as opened:
+            packed = opened.read(2) in (b"PK", b"")
+        needed = -1 if packed and not zipfile.is_zipfile(file) else size
+    if needed != size:
+        raise ModelNotFound(
+            f"{file} is damaged or cut short.",
+            given=f"{size:,} bytes" + (f", where its header says {needed:,}" if needed > size else ""),
+            fix=AGAIN,
+        )
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ModelNotFound(f"{file} is damaged or cut short.", given=_first_line(error), fix=AGAIN) from error
 
 
 def _safetensors_size(file: Path) -> int:
