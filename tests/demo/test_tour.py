@@ -7,6 +7,7 @@ import pytest
 
 from whence.demo.tour import METHODS, _lead, take_tour
 from whence.errors import StaleArtifact
+from whence.store.intact import read_json
 from whence.store.scores import open_scores
 from whence.validate.controls import best_rank
 
@@ -41,10 +42,7 @@ def test_a_row_is_measured_by_training_again(tour):
     assert measured.slope == scores.top(0, 1)["value"][0] and measured.once == scores.queries["measured"][0]
     assert measured.twice != measured.once != measured.without
     assert abs(measured.twice - measured.once) < -measured.once + 0.5, "log p ends at 0"
-    assert (
-        json.loads((tour.folder / "measured.json").read_text())
-        == json.loads((tour.folder / "summary.json").read_text())["measured"]
-    )
+    assert read_json(tour.folder / "measured.json") == json.loads((tour.folder / "summary.json").read_text())["measured"]
 
 
 def test_slopes_beyond_what_log_p_can_rise_are_marked(tour):
