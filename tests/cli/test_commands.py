@@ -333,4 +333,4 @@ def test_help_is_quick_and_has_examples(name):
     if name in ("trace", "generate", "fit", "inspect", "score", "show", "export"):
         assert f"whence {name} " in done.stdout
     if name in ("score", "show", "trace"):
-        assert "Sign and unit" in done.stdout and "raised" in done.stdout.lower()
+        assert "Sign and unit" in done.stdout and "raise" in done.stdout.lower()

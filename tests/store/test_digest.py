@@ -12,7 +12,9 @@ OTHERS = {
     "models",  # loads weights, which the model's fingerprint covers
     "progress",  # says how far the work is
     "settings",  # what is chosen stands in the provenance itself, defaults too
+    "shortage",  # tells what ran out from errors
     "store/digest",  # hashes what was chosen
+    "store/files",  # puts files in their place
     "store/fingerprint",  # hashes models, data and operators
     "store/intact",  # refuses files that are not what was written
     "store/manifest",  # keeps tensors as they are, and compares provenances
