@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from whence import dist
 from whence.capture import Capture, outputs_of
@@ -69,7 +70,7 @@ def check_rows(folder: Folder | Memory, point: Point, sites: Mapping[str, Site])
     """
     examples = point.examples
     ids = {place: f"row {examples.ids[place]}" for place in examples.usable}
-    if ids and not folder.has_json("check.json"):
+    if ids and not _is_blank(point) and not folder.has_json("check.json"):
         sample = _Sample(point, sites, examples.items, ids, point.likelihood)
         folder.write_json("check.json", dist.on_first(_checked, sample))
 
@@ -77,7 +78,7 @@ def check_rows(folder: Folder | Memory, point: Point, sites: Mapping[str, Site])
 def check_queries(folder: Folder | Memory, point: Point, sites: Mapping[str, Site], queries: Queries) -> None:
     """The same for what is measured of queries."""
     ids = {place: f"query {queries.ids[owner]}" for place, owner in enumerate(queries.owners)}
-    if not folder.has_json("check-queries.json"):
+    if not _is_blank(point) and not folder.has_json("check-queries.json"):
         measured = lambda model, batch, places: point.task.measurements(model, batch)  # noqa: E731
         sample = _Sample(point, sites, queries.items, ids, measured)
         folder.write_json("check-queries.json", dist.on_first(_checked, sample))
@@ -107,7 +108,7 @@ def _draws_labels(point: Point, sites: Mapping[str, Site], check: bool) -> bool:
     except TypeError:
         return False
     ids = {place: f"row {point.examples.ids[place]}" for place in point.examples.usable}
-    if not (check and ids):
+    if not (check and ids) or _is_blank(point):
         return True
     low, high = (_Sample(point, sites, point.examples.items, ids, _with_noise(point, value)) for value in ENDS)
     places = low.choose()
@@ -121,6 +122,12 @@ def _draws_labels(point: Point, sites: Mapping[str, Site], check: bool) -> bool:
             raise
         return True
     return any(not torch.equal(first[name].dense().w_BOI, second[name].dense().w_BOI) for name in first)
+
+
+def _is_blank(point: Point) -> bool:
+    """Whether the model has no numbers, as where a plan is made: there is nothing to compare."""
+    weight = next(point.model.parameters())
+    return isinstance(weight, FakeTensor) or weight.device.type == "meta"
 
 
 def _with_noise(point: Point, value: float) -> Objective:

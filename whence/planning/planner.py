@@ -268,7 +268,6 @@ class _Evaluation:
                     largest_factor=settings.largest_factor,
                     precision=precision,
                     batch_tokens=math.prod(shape),
-                    check=False,
                 ),
                 planner.machine(precision.products),
             )
@@ -288,7 +287,7 @@ class _Evaluation:
         assert operator is not None
 
         def run(count: int, batch_tokens: int, last: str) -> Stages:
-            given = {"rank": rank, "precision": precision, "batch_tokens": batch_tokens, "check": False}
+            given = {"rank": rank, "precision": precision, "batch_tokens": batch_tokens}
             work = lambda model, task: score(model, task, queries[:count], rows, operator, **given)  # noqa: E731
             return rehearsal.run(work, machine, last)[0]
 
@@ -308,7 +307,7 @@ class _Evaluation:
         rows = passed.rows_of(shape)
         key = (repr(precision), shape, len(rows), id(rehearsal))
         if key not in planner.indices:
-            given = {"precision": precision, "batch_tokens": math.prod(shape), "modules": tuple(self.indexed), "check": False}
+            given = {"precision": precision, "batch_tokens": math.prod(shape), "modules": tuple(self.indexed)}
             work = lambda model, task: build_index(model, task, rows, settings, **given)  # noqa: E731
             seen, _ = rehearsal.run(work, planner.machine(precision.products), "index")
             more = 2 * files.of_rows(passed.examples, self.indexed.values(), settings) // settings.chunks  # filed, and stacked
