@@ -245,7 +245,7 @@ def _content(file: Path, clocks: set[str]) -> Any:
         if file.suffix in (".json", ".lock"):
             return _timeless(json.loads(file.read_bytes()), clocks)
         if file.name == ".digests":  # a file that was to be written when the kill came has two lines
-            return {line for line in file.read_text().splitlines() if line.split("  ", 1)[-1] not in clocks}
+            return {line for line in file.read_text().splitlines() if not _listed(line.split("  ", 1)[-1], clocks)}
         if file.suffix == ".jsonl":
             return [_timeless(json.loads(line), clocks) for line in file.read_text(encoding="utf-8").splitlines()]
         if file.suffix == ".npz" and "about" in (arrays := dict(np.load(file))):
@@ -261,12 +261,13 @@ def _content(file: Path, clocks: set[str]) -> Any:
 
 def _timeless(value: Any, clocks: set[str]) -> Any:
     if isinstance(value, dict):
-        return {
-            key: _timeless(item, clocks)
-            for key, item in value.items()
-            if key not in CLOCKS and not any(name == key or name.endswith(f"/{key}") for name in clocks)
-        }
+        return {key: _timeless(item, clocks) for key, item in value.items() if key not in CLOCKS and not _listed(key, clocks)}
     return [_timeless(item, clocks) for item in value] if isinstance(value, list) else value
+
+
+def _listed(key: str, clocks: set[str]) -> bool:
+    """Whether a record's name of a file is that of one with clocks."""
+    return any(name == key or name.endswith(f"/{key}") for name in clocks)
 
 
 @dataclass

@@ -23,6 +23,9 @@ def test_what_is_different_is_told_and_clocks_are_not(tmp_path):
         files = {"files": {"metrics.jsonl": len(str(seconds)), "scores.safetensors": 8}, "finished": f"at {seconds}"}
         (tmp_path / name / "manifest.json").write_text(json.dumps(files))
         (tmp_path / name / "scores.safetensors").write_bytes(bytes(8))
+        (tmp_path / name / "part").mkdir()
+        (tmp_path / name / "part" / "config.json").write_text(json.dumps({"created": f"at {seconds}"}))
+        (tmp_path / name / "part" / ".digests").write_text(f"{seconds}  config.json\n1  shard\n" + "1  shard\n" * (name == "b"))
     assert not differing(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "scores.safetensors").write_bytes(bytes(7) + b"\1")
     (tmp_path / "b" / ".scores.png.17.tmp").touch()
