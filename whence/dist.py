@@ -318,21 +318,21 @@ def end(program: Callable[[], None]) -> NoReturn:
     What libraries still have alive then, such as threads of a group that was not left because the program failed, is not
     taken down piece by piece, which can abort the process: the system closes what is open, and the others notice.
     """
-    code = 0
+    status = 0
     try:
         program()
     except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         if isinstance(ended.code, str):
             sys.stderr.write(f"{ended.code}\n")
     except BaseException:
         traceback.print_exc()
-        code = 1
+        status = 1
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    os._exit(code)
+    os._exit(status)
 
 
 def _backend() -> str:

@@ -258,7 +258,7 @@ def test_generate_keeps_pairs_that_score_reads(run, tiny_model_folder, data, fit
     given = ("generate", tiny_model_folder, "-p", "Where was Ada", "-p", "Bo Quist", "--max-new-tokens", "8", "--out", pairs)
     made = json.loads(run(*given, "--base", tiny_model_folder, "--temperature", "0.5", "--seed", "3", "--json").stdout)
     assert made["settings"]["seed"] == 3 and made["data"][0]["completion"] == made["data"][0]["base_completion"]
-    assert "nothing is overwritten" in run(*given, code=2).stderr
+    assert "nothing was overwritten" in run(*given, code=4).stderr
     run("score", tiny_model_folder, "-d", data, "-f", fitted, "--queries", pairs, "-o", tmp_path / "scores", "-q")
     assert list(open_scores(tmp_path / "scores").queries["completion"]) == [pair["completion"] for pair in made["data"]]
     assert "--prompts FILE" in run("generate", tiny_model_folder, "--out", tmp_path / "no.json", code=2).stderr

@@ -73,7 +73,7 @@ LEFT = {
     "report": 60,
     "inspect": 24,
     "export": 4,
-    "run": 700,
+    "run": 740,
     "recipes": 24,
     "init": 0,
 }

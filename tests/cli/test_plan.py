@@ -35,13 +35,13 @@ def test_what_does_not_fit_ends_with_exit_code_3(run, tiny_model_folder, data):
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("24GB", 24 * 10**9), ("24GiB", 24 * 2**30), ("1.5g", 15 * 10**8), ("500 MB", 5 * 10**8), ("7", 7)]
+    ("text", "size"), [("24GB", 24 * 10**9), ("24GiB", 24 * 2**30), ("1.5g", 15 * 10**8), ("500 MB", 5 * 10**8)]
 )
 def test_sizes_are_read(text, size):
     assert bytes_of("--memory", text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "24XB", "-1GB"])
+@pytest.mark.parametrize("text", ["", "GB", "24XB", "-1GB", "7"])
 def test_other_texts_are_refused(text):
     with pytest.raises(UsageError, match="--memory"):
         bytes_of("--memory", text)

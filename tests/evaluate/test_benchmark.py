@@ -166,7 +166,7 @@ def test_the_model_is_given_back_as_it_was(long_llama, tiny_tokenizer, mmlu, tmp
 
 def test_without_lm_eval_it_says_what_to_install(monkeypatch, mmlu, tmp_path):
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
-    with pytest.raises(UsageError, match=r"pip install 'whence\[eval\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'lm-eval\[hf\]'"):
         run_benchmark({}, settings(mmlu), out=tmp_path / "out")
 
 

@@ -83,7 +83,7 @@ def without_sides(path):
     for name in folder.shards():
         if name.startswith("basis-"):
             folder.save(name, {key: tensor for key, tensor in folder.load(name).items() if "_values/" not in key})
-    manifest = folder.manifest
+    manifest = {key: value for key, value in folder.manifest.items() if key != "digests"}  # nor digests of its files
     manifest["files"] = {name: (path / name).stat().st_size for name in manifest["files"]}
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
