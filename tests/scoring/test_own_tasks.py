@@ -45,13 +45,6 @@ class Number(Pairs):
         return 1.0
 
 
-class Noiseless(Task):
-    """Losses that know of no noise."""
-
-    def losses(self, model, batch):
-        return (model(batch["x"]).squeeze(-1) - batch["y"]).square().sum(1) / 2
-
-
 class Masked(Pairs):
     """A mask, and no word of how long examples are."""
 
@@ -89,13 +82,6 @@ def rows():
 def test_queries_give_one_number_each(model, rows, task, given, fix):
     with pytest.raises(UsageError, match=rf"(?s){task.__name__} must give one number per example.*{given}.*{fix}"):
         whence.score(model, task(), rows[:2], rows, Identity())
-
-
-def test_losses_without_noise_have_no_true_fisher(model, rows):
-    with pytest.raises(UsageError, match=r'(?s)Noiseless\.losses takes no noise.*losses\(model, batch\).*labels="data"'):
-        whence.fit(model, Noiseless(), rows)
-    curvature = whence.fit(model, Noiseless(), rows, labels="data")
-    assert whence.score(model, Noiseless(), rows[:2], rows, curvature.inverse()).shape == (2, 6)
 
 
 def test_scores_per_token_need_positions_and_sizes(model, rows):

@@ -40,8 +40,9 @@ LENGTH = 8
 FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of weights that autograd can differentiate by."""
 
-GROUP_BYTES = 2 * 2**30
-"""Weight gradients that are held at a time; more of them take another pass."""
+GROUP_BYTES, GROUPS = 32 * 2**20, 8
+"""Weight gradients that are held at a time; more of them take another pass, so that a check needs less than what it is for.
+Not more than so many passes, though."""
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 """Relative errors that rounding explains; models of float64 do part of their work in float32."""
@@ -287,8 +288,9 @@ class _Sample:
         """Hand over the gradient of `value` at each of the sites whose weight is held by parameters, `[O, I]`."""
         held = {name: self.sites[name].layer.parameters(self.sites[name].uses[0][0]) for name in names}
         held = {name: each for name, each in held.items() if _differentiable(each, self.sites[name])}
+        size = sum(parameter.nbytes for parameters in held.values() for parameter in parameters)
         while held:
-            group, room = [], GROUP_BYTES
+            group, room = [], max(GROUP_BYTES, size // GROUPS)
             for name, parameters in held.items():
                 room -= sum(parameter.nbytes for parameter in parameters)
                 if room < 0 and group:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -147,25 +146,11 @@ def likelihood(task: Task, examples: Examples) -> Objective:
     return lambda model, batch, indices: -task.losses(model, batch)
 
 
-def _check_noise(task: Task) -> None:
-    """Raise UsageError for a task of one's own whose losses take no noise: no labels can be drawn from its model."""
-    try:
-        inspect.signature(task.losses).bind("model", "batch", "noise")
-    except TypeError:
-        raise UsageError(
-            f"Labels can't be drawn from the model: {type(task).__name__}.losses takes no noise.",
-            given=f"losses{inspect.signature(task.losses)}",
-            accepted="losses(model, batch, noise=None), which draws labels with the noise where there is some (sample_classes)",
-            fix='labels="data" (--labels data) fits the empirical Fisher matrix, with the labels of the data',
-        ) from None
-
-
 def drawn_likelihood(task: Task, examples: Examples, seed: str) -> Objective:
     """The log-likelihood of labels drawn from the model, whose gradients' covariance is the true Fisher matrix."""
 
     def objective(model: nn.Module, batch: Batch, indices: Sequence[int]) -> Tensor:
         items = [examples.items[index] for index in indices]
-        _check_noise(task)
         noise = [draws(task, item, examples.ids[index], seed) for item, index in zip(items, indices, strict=True)]
         return -task.losses(model, batch, task.collate_noise(items, noise).to(_device(model)))
 

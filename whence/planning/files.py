@@ -17,7 +17,7 @@ from whence.store.compact import compact_bytes
 if TYPE_CHECKING:
     import pandas
 
-MANIFESTS = 5_000
+MANIFESTS = 6_500
 """Bytes of config, manifest and headers of a run folder; a little more per module (`PER_MODULE`)."""
 PER_MODULE = 500
 
