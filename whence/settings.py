@@ -234,7 +234,7 @@ BATCH_TOKENS = "Positions per batch; halved by itself if it does not fit."
 CHUNKS = "Parts of the data after which the work is saved."
 COLUMNS = "Which column plays which part: prompt, completion, text, messages, source, id.", "--columns", "-c"
 DAMPING = "Damping, in units of each module's mean eigenvalue."
-MODULES = "mlp, attention, all, trained, lora, last-K, or globs on names, joined by commas; mlp if not said.", "--modules", "-m"
+MODULES = "mlp, attention, all, trained, lora, last-K, or globs on names, joined by commas; default: mlp.", "--modules", "-m"
 NEW_TOKENS = "Tokens to generate at most."
 OPERANDS = "Number format of the inner products."
 CHECK = "Compare gradients of a few rows with autograd's before the work."
@@ -328,9 +328,7 @@ class Train(Section):
     max_grad_norm: AtLeastZero | Literal["auto"] = setting(
         "auto", "Norm at which gradients are clipped, 0 for never; auto: 1, and never in bfloat16.", trainer="max_grad_norm"
     )
-    bf16: bool | Literal["auto"] = setting(
-        "auto", "Compute in bfloat16; if not said (auto), where the GPU has it.", trainer="bf16"
-    )
+    bf16: bool | Literal["auto"] = setting("auto", "Compute in bfloat16; default (auto): where the GPU has it.", trainer="bf16")
     optimizer: str = setting("adamw_torch_fused", "An optimizer of transformers.", trainer="optim")
     gradient_checkpointing: bool = setting(False, "Less memory, a third more time.", trainer="gradient_checkpointing")
     workers: Amount = setting(0, "Processes that prepare batches.", trainer="dataloader_num_workers")
@@ -340,7 +338,7 @@ class Train(Section):
     keep: Count | None = setting(3, "Checkpoints to keep, the newest.", none="all", trainer="save_total_limit")
     evaluation: Share = setting(0.1, "Share of the rows kept out of training, to measure the loss on.")
     evaluation_limit: Count | None = setting(7000, "Rows kept out at most.")
-    eval_steps: Count | None = setting(None, "Measure every so many steps; only at the end if not said.", trainer="eval_steps")
+    eval_steps: Count | None = setting(None, "Measure every so many steps; default: only at the end.", trainer="eval_steps")
     lora: Lora | None = None
     tracker: Literal["none", "tensorboard", "trackio", "wandb"] = setting(
         "none", "Where metrics go besides the files.", trainer="report_to"
@@ -364,11 +362,11 @@ class Fit(Numeric):
 
     method: Literal["ekfac", "kfac", "shampoo", "diagonal", "identity"] = setting("ekfac", "How curvature is approximated.")
     modules: Modules = setting(None, *MODULES)
-    examples: Sample = setting(None, "Rows to fit the factors on; if not said, enough for steady scores.")
-    eigenvalue_examples: Sample = setting(None, "Rows for the corrected eigenvalues; if not said, enough.")
+    examples: Sample = setting(None, "Rows to fit the factors on; default: enough for steady scores.")
+    eigenvalue_examples: Sample = setting(None, "Rows for the corrected eigenvalues; default: enough.")
     disjoint: bool | None = setting(
         None,
-        "Take other rows for the eigenvalues than for the factors; if not said, where there are enough.",
+        "Take other rows for the eigenvalues than for the factors; default: where there are enough.",
         "--disjoint/--overlapping",
     )
     until: Share | None = setting(
@@ -391,7 +389,7 @@ class Fit(Numeric):
 class Inspect(Section):
     """Plots and health of the factors."""
 
-    layer: int | None = setting(None, "Number of the layer whose modules are drawn; the last if not said.", metavar="N")
+    layer: int | None = setting(None, "Number of the layer whose modules are drawn; default: the last.", metavar="N")
     modules: tuple[str, ...] = setting((), "Modules to draw instead, by name or glob.")
     clip_percentile: Annotated[float, Gt(0), Le(100)] = setting(
         99.5, "Percentile of eigenvalues at which the colours of maps end.", "--clip", metavar="P"

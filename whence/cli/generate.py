@@ -27,7 +27,7 @@ def generate(
     columns: options.Columns,
     format: Annotated[
         Literal["plain", "qa", "instruction"] | None,
-        typer.Option("--format", help="How prompts are written; as in training, or plain, if not said."),
+        typer.Option("--format", help="How prompts are written; default: as in training, or plain."),
     ] = None,
     weights: Weights,
     session: Annotated[Session, Without("rerun")],

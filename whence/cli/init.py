@@ -24,7 +24,7 @@ def init(
     file: options.File = Path("whence.yaml"),
     model: Annotated[str, typer.Option("--model", help="Hub id or folder of the model to start from.")] = "./model",
     data: Annotated[str, typer.Option("--data", "-d", help="Training data.")] = "train.jsonl",
-    prompts: Annotated[str | None, typer.Option("--prompts", help="File of prompts; a few to replace if not said.")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", help="File of prompts; default: a few to replace.")] = None,
     columns: options.Columns,
     train: Annotated[bool, typer.Option("--train/--no-train", help="Fine-tune, or use the model as it is.")] = True,
     source: Annotated[

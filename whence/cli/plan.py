@@ -21,7 +21,7 @@ class Budget(Section):
     queries: str = setting("16", "The queries, as for score, or how many there will be.", metavar="FILE|N")
     query_columns: dict[str, str] = setting({}, QUERY_COLUMNS, metavar="PART=COLUMN")
     memory: str | None = setting(None, "Memory to keep to, such as 24GB: finds settings that do.", metavar="SIZE")
-    disk: str | None = setting(None, "Disk to keep to; what is free if not said.", metavar="SIZE")
+    disk: str | None = setting(None, "Disk to keep to; default: what is free.", metavar="SIZE")
     index: bool = setting(False, "Also plan whence index build, with --dim, --kept and the settings it shares with fit.")
     why: bool = setting(False, "Say how each kind of module is computed, and the FLOPs of what else.")
     calibrate: bool = setting(True, "Measure this machine for a few seconds first.")

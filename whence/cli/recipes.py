@@ -36,7 +36,7 @@ def cat(name: Name) -> None:
 def cp(
     *,
     name: Name,
-    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="New folder; NAME if not said.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="New folder; default: NAME.")] = None,
     tiny: Annotated[
         bool, typer.Option("--tiny", help="The small variant, which runs offline on weights made on the spot.")
     ] = False,

@@ -16,7 +16,7 @@ def report(
     path: Annotated[
         Path, typer.Argument(metavar="RUN_OR_SCORES", help="Folder of scores, or a run folder with all that is finished in it.")
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder for the report; RUN/report if not said.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder for the report; default: RUN/report.")] = None,
     top: Annotated[
         int, typer.Option("--top", "-k", min=1, metavar="N", help="Rows that raise it, and as many that lower it.")
     ] = 10,

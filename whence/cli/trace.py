@@ -18,7 +18,7 @@ LOWERING = 2
 class Answer(Section):
     """What the model said."""
 
-    answer: str | None = setting(None, "Its completion, joined as it is; generated greedily if not said.", "--answer", "-a")
+    answer: str | None = setting(None, "Its completion, joined as it is; default: generated greedily.", "--answer", "-a")
     contrast: str | None = setting(None, "Another completion: why the answer rather than this?")
     span: str | None = setting(None, "The part of the answer that is asked about.")
     max_new_tokens: Count = setting(64, NEW_TOKENS)
@@ -33,7 +33,7 @@ class Question(Answer):
 class Place(Section):
     """Where the run is."""
 
-    run: str | None = setting(None, "Name of the run, kept in runs/NAME; MODEL-DATA if not said.")
+    run: str | None = setting(None, "Name of the run, kept in runs/NAME; default: MODEL-DATA.")
     out: Path | None = setting(None, "Folder of the run, instead of runs/NAME.", "--out", "-o")
 
 

@@ -19,7 +19,7 @@ class Model(Weights):
     )
     path: str | None = setting(None, "Weights that were fine-tuned already: used as they are, and nothing is trained.")
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = setting(
-        None, "Attention kernels; those of transformers' choice if not said."
+        None, "Attention kernels; default: those of transformers' choice."
     )
 
 
@@ -74,7 +74,7 @@ class Config(Section):
     """A whole run, from fine-tuning to report."""
 
     run: Annotated[str, StringConstraints(pattern=r"^[\w][\w.-]*$")] = setting(..., "Name of the run.")
-    out: str | None = setting(None, "Folder of the run; runs/NAME if not said.")
+    out: str | None = setting(None, "Folder of the run; default: runs/NAME.")
     seed: int = setting(0, "Of everything drawn.")
     model: Model
     data: Data
