@@ -65,7 +65,7 @@ def main(given: list[str] | None = None) -> int:
 
 
 def flips(settings: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """Flip so many bits of the run's files, kind after kind in turn, and say what became of each."""
+    """Flip `count` bits of the run's files, one kind of file after the other, and say what became of each."""
     draw, out = random.Random(seed), out_of(settings)
     kinds: dict[str, list[Path]] = collections.defaultdict(list)
     for file in sorted(file for file in out.rglob("*") if file.is_file() and file.stat().st_size):

@@ -318,7 +318,7 @@ class Killing:
         return self.references[case.name]
 
     def trial(self, case: Case, tally: Tally, kills: int = KILLS) -> list[str]:
-        """Kill the command up to so many times, let it end, and say what is different."""
+        """Kill the command up to N times, let it end, and say what is different."""
         kept, took = self.reference(case)
         self.fresh()
         tally.trials += 1

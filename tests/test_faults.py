@@ -9,8 +9,8 @@ NAMED = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
 
 
 def test_every_fault_has_a_test_that_exists():
-    rows = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")]
-    cases = [line for line in rows if not line.startswith("| case |")]
+    page = (ROOT / "docs" / "faults.md").read_text().partition("\n## ")[2]  # what comes before was measured
+    cases = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| case |")]
     assert len(cases) > 300
     assert [line for line in cases if not NAMED.search(line)] == []
     named = {pair for line in cases for pair in NAMED.findall(line)}

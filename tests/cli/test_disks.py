@@ -26,7 +26,7 @@ def disk(tmp_path):
 
 
 def fill(disk: Path, left: int) -> Path:
-    """Leave so many bytes free; deleting the file makes room again."""
+    """Leave N bytes free; deleting the file makes room again."""
     filler = disk / "filler"
     filler.write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - left))
     return filler

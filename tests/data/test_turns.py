@@ -43,7 +43,7 @@ def test_ways_to_write_a_conversation(messages):
 def test_a_role_that_no_template_knows_is_named(notes):
     narrated = [{"role": "narrator", "content": "A bar."}, *TALK]
     assert read({"messages": narrated}) == {"messages": narrated}
-    assert "'narrator', which is no role of chat templates (of turns)" in notes[0]
+    assert "'narrator', which is not a role of chat templates (of turns)" in notes[0]
 
 
 def test_turns_of_a_column_with_another_name_are_proposed():

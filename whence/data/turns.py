@@ -62,7 +62,7 @@ def _turn(turn: Any, conversation: Any, where: str, unread: dict[str, None]) -> 
     read |= _flag(turn, where) if read["role"] == "assistant" else {}
     unread |= dict.fromkeys(sorted(turn.keys() - {"role", "from", "content", "value", "text", *names, *FLAGS, "masked"}))
     if read["role"] not in ROLES.values():
-        unread[f"{role!r}, which is no role of chat templates"] = None
+        unread[f"{role!r}, which is not a role of chat templates"] = None
     if read["role"] != "assistant" and any(turn.get(name) in (1, True) for name in FLAGS):
         unread[f"the wish to train on a turn of {role!r}"] = None
     return read

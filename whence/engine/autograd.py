@@ -41,8 +41,8 @@ FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of weights that autograd can differentiate by."""
 
 GROUP_BYTES, GROUPS = 32 * 2**20, 8
-"""Weight gradients that are held at a time; more of them take another pass, so that a check needs less than what it is for.
-Not more than so many passes, though."""
+"""Bytes of weight gradients held at a time, so that a check needs less memory than the work it precedes; more of them take
+another pass, up to `GROUPS` passes."""
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
 """Relative errors that rounding explains; models of float64 do part of their work in float32."""
