@@ -182,11 +182,15 @@ def traced_by_steps(training: Path, queries: Any, rows: Any, out: Path) -> np.nd
     """TracIn of a training."""
     from models import tokenizer
 
-    from whence.methods.tracin import tracin
+    from whence.methods.base import attribute
+    from whence.models import load_model
     from whence.settings import Score
     from whence.tasks import CausalLM
+    from whence.train.record import read_training
 
-    return tracin(training, CausalLM(tokenizer()), queries, rows, out=out, settings=Score(chunks=3)).values
+    record = read_training(training)
+    given = (load_model(record.model)[0], CausalLM(tokenizer()), queries, rows, Score(chunks=3))
+    return attribute("tracin", *given, training=record, out=out).values
 
 
 def solved(rows: Any, queries: Any) -> np.ndarray:

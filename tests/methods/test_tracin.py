@@ -11,7 +11,7 @@ from oracle import agree
 from whence.config.schema import Train
 from whence.data import as_rows
 from whence.errors import StaleArtifact, UsageError
-from whence.methods.tracin import tracin
+from whence.methods.base import attribute
 from whence.models import load_model
 from whence.progress import Silent, report_to
 from whence.settings import Score
@@ -40,6 +40,11 @@ def gradient(model, task, item, names):
     weights = [model.get_submodule(name).weight for name in names]
     (loss,) = task.losses(model, task.collate([item]))
     return torch.cat([part.flatten() for part in torch.autograd.grad(-loss, weights)])
+
+
+def tracin(training, task, queries, rows, settings=Score(), **keep):
+    record = read_training(training)
+    return attribute("tracin", load_model(record.model)[0], task, queries, rows, settings, training=record, **keep)
 
 
 def sum_of_dots(training):
@@ -108,5 +113,5 @@ def test_several_processes_give_the_same(training, tmp_path):
 
 def test_a_training_without_checkpoints(training, tmp_path, monkeypatch):
     monkeypatch.setattr("whence.train.record.find_checkpoints", lambda folder: [])
-    with pytest.raises(UsageError, match="has no checkpoints"):
+    with pytest.raises(UsageError, match="No checkpoint of the training was kept"):
         tracin(training, CausalLM(tokenizer()), QUERIES, ROWS)

@@ -95,6 +95,12 @@ class Point:
         fewer.examples = self.examples.take(chosen)
         return fewer
 
+    def at(self, model: nn.Module) -> Point:
+        """The same task and rows, encoded once, at the weights of another model."""
+        other = Point(model, self.task, self.rows, batch_tokens=self.batch_tokens)
+        other.examples = self.examples
+        return other
+
     def provenance(self) -> dict[str, Any]:
         """What decides the gradients of its rows, for folders made from them."""
         task = {key: value for key, value in self.settings.items() if key != "measurement"}

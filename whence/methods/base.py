@@ -1,54 +1,196 @@
-"""What methods share: scores that are put together from others, claimed, resumed and kept as any scores are."""
+"""What a method is: a recipe for scores of the same rows and queries, and what it is given to make them from.
+
+    scores = attribute("tracin", model, task, queries, train, training=read_training("runs/a/train"), out="runs/a/tracin")
+
+A module of this package lists what it offers as `RECIPES`, and that is all there is to adding a method: the command line, the
+comparison and the quality benchmark read the list.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from whence import dist
+from torch import nn
+
+from whence import dist, methods
 from whence.engine.point import Point
 from whence.engine.queries import encode_queries
-from whence.settings import Score
+from whence.errors import UsageError
+from whence.fitting.curvature import Curvature
+from whence.fitting.fit import fit
+from whence.operators import Identity, Operator
+from whence.scoring.score import score_points
+from whence.settings import Score, Section
 from whence.store.digest import fingerprint_code
+from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder
 from whence.store.memory import work
 from whence.store.scores import Scores, open_scores
+from whence.tasks.base import Task
+from whence.train.checkpoints import Checkpoint
+from whence.train.record import Training
 
 Place = Callable[[str], Path | None]
 """Where a part of that name is kept until all are there; nowhere where nothing is kept."""
 
 
-def assembled(
-    stage: str,
-    make: Callable[[Place], Scores],
-    point: Point,
-    queries: Any,
-    settings: Score,
-    *,
-    out: str | Path | None = None,
-    rerun: bool = False,
-    **made_from: Any,
-) -> Scores:
-    """The scores that `make(place)` gives, kept in `out` as those of `whence.score` are; parts go to `place(name)`.
+class NoSettings(Section):
+    """Of a method that has none of its own."""
 
-    A killed run resumes with the parts that are there, which are deleted once the whole is saved. `made_from` is what decides
-    the scores besides the point, the queries and the settings (JSON values). Raises StaleArtifact.
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method: what it is called, where it is from, and `make(request, settings)`, which gives its scores.
+
+    `settings` are its own, all with defaults; `needs` is what it can't do without, `uses` what else changes its numbers.
     """
 
+    name: str
+    title: str
+    source: str
+    """Paper and equation."""
+    make: Callable[[Request, Any], Scores]
+    settings: type[Section] = NoSettings
+    needs: tuple[Literal["factors", "training"], ...] = ()
+    uses: tuple[Literal["factors", "training"], ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Queries about the rows of a point, and what a method may draw on: the settings of scores, factors, the training."""
+
+    point: Point
+    queries: Any
+    settings: Score = Score()
+    factors: Curvature | None = None
+    training: Training | None = None
+    place: Place = field(default=lambda name: None)
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The tracked modules: those of the factors, else the task's default."""
+        return self.factors.operator.names if self.factors else tuple(self.point.cover().sites)
+
+    def curvature(self, method: str = "ekfac") -> Curvature:
+        """The factors that were given where they are of this method; else they are fitted on the rows."""
+        if self.factors is not None and self.factors.about["method"] == method:
+            return self.factors
+        point, kept = self.point, {"precision": self.settings.precision, "check": self.settings.check}
+        chosen: dict[str, Any] = {"method": method, "modules": self.names, "out": self.place(f"factors-{method}"), **kept}
+        return fit(point.model, point.task, point.rows, **chosen)
+
+    def checkpoints(self) -> Iterator[tuple[Checkpoint, Point]]:
+        """The checkpoints that the training kept, oldest first, each as a point that is in use until the next.
+
+        Raises UsageError where there is none.
+        """
+        if self.training is None or not self.training.checkpoints:
+            raise UsageError(
+                "No checkpoint of the training was kept" if self.training else "The method needs the training's checkpoints",
+                given=str(self.training.path) if self.training else "no training",
+                accepted="the folder of a training with one checkpoint or more",
+                fix="whence train ... --keep 8 --save-steps N, then --training FOLDER (Python: training=read_training(FOLDER))",
+            )
+        model = copy.deepcopy(self.point.model)
+        for checkpoint in self.training.checkpoints:
+            checkpoint.load(model)
+            yield checkpoint, self.point.at(model)
+
+    def score(self, operator: Operator | None = None, name: str = "scores", *, point: Point | None = None) -> Scores:
+        """`grad m(query)^T operator grad log p(row)` at the point, or at another of the same rows, kept as a part of that name."""
+        at, given = point or self.point, Identity(self.names) if operator is None else operator
+        return score_points(at, at, self.queries, given, self.settings, out=self.place(name))
+
+
+def attribute(
+    method: str,
+    model: nn.Module,
+    task: Task,
+    queries: Any,
+    train: Any,
+    settings: Score = Score(),
+    *,
+    factors: Curvature | None = None,
+    training: Training | None = None,
+    out: str | Path | None = None,
+    rerun: bool = False,
+    **own: Any,
+) -> Scores:
+    """Score every training example against every query by the method of that name; `own` are the method's own settings.
+
+    `factors` are what `whence.fit` gave, `training` what `read_training` reads of a folder that `whence train` made: a method
+    says what it needs. With `out` the scores are kept in that folder as those of `whence.score` are, and a killed run resumes.
+
+    Raises UsageError, NumericalError, StaleArtifact, and what `whence.score` raises.
+    """
+    recipe = recipe_named(method)
+    point = Point(model, task, train, batch_tokens=settings.batch_tokens)
+    request = Request(point, queries, settings, factors, training)
+    return request_scores(recipe, request, recipe.settings().changed(**own), out=out, rerun=rerun)
+
+
+def request_scores(
+    recipe: Recipe, request: Request, own: Section, *, out: str | Path | None = None, rerun: bool = False
+) -> Scores:
+    """The recipe's scores, claimed, resumed and kept as any scores are; see `attribute`."""
+    point, given = request.point, {"factors": request.factors, "training": request.training}
+    if missing := [name for name in recipe.needs if given[name] is None]:
+        folder = {"factors": "whence fit", "training": "whence train"}[missing[0]]
+        raise UsageError(
+            f"{recipe.title} needs {' and '.join(missing)}",
+            accepted=f"a folder that {folder} made",
+            fix=f"--{missing[0]} FOLDER (Python: {missing[0]}=...)",
+        )
+
     def provenance() -> dict[str, Any]:
-        asked = {"queries": encode_queries(point.task, queries).fingerprint, "task": point.settings}
-        chosen = {**made_from, "settings": settings.deciding(), "code": fingerprint_code()}
-        return {"stage": stage, **point.provenance(), **asked, **chosen}
+        known: dict[str, Any] = {"method": recipe.name, "modules": list(request.names), "own": own.as_json()}
+        if request.factors is not None and "factors" in recipe.needs + recipe.uses:
+            known["factors"] = fingerprint_operator(request.factors.operator)
+        if request.training is not None and "training" in recipe.needs + recipe.uses:
+            known["training"] = request.training.identity()
+        asked = {"queries": encode_queries(point.task, request.queries).fingerprint, "task": point.settings}
+        chosen = {"settings": request.settings.deciding(), "code": fingerprint_code()}
+        return {"stage": "score", **point.provenance(), **asked, **known, **chosen}
 
     with work(out, provenance, rerun=rerun) as folder:
         if not isinstance(folder, Folder):
-            return make(lambda name: None)
+            return _told(recipe.make(request, own), recipe)
         if folder.finished:
             return open_scores(folder.path)
-        names: list[str] = []
-        total = make(lambda name: names.append(name) or folder.path / name)
-        for name in names:
+        parts: list[str] = []
+
+        def place(name: str) -> Path:
+            parts.append(name)
+            return folder.path / name
+
+        scores = _told(recipe.make(replace(request, place=place), own), recipe)
+        for name in parts:
             folder.discard(name)
-        dist.on_first(total.save, folder)
-        return total
+        dist.on_first(scores.save, folder)
+        return scores
+
+
+def _told(scores: Scores, recipe: Recipe) -> Scores:
+    return replace(scores, about={**scores.about, "method": recipe.name, "source": recipe.source})
+
+
+@functools.cache
+def recipes() -> dict[str, Recipe]:
+    """All methods by name, in the order of the alphabet."""
+    modules = [importlib.import_module(f"{methods.__name__}.{found.name}") for found in pkgutil.iter_modules(methods.__path__)]
+    found = {recipe.name: recipe for module in modules for recipe in getattr(module, "RECIPES", ())}
+    return dict(sorted(found.items()))
+
+
+def recipe_named(name: str) -> Recipe:
+    """The method of that name; UsageError lists the names there are."""
+    if name not in recipes():
+        raise UsageError(f"There is no method {name!r}", accepted=", ".join(recipes()), fix="whence methods ls describes them")
+    return recipes()[name]

@@ -10,13 +10,29 @@ from whence.engine.search import searching
 from whence.fitting.curvature import Curvature
 from whence.gradients import Dense, Gradients
 from whence.linalg.krylov import block_cg
+from whence.methods.base import Recipe, Request
 from whence.operators import Identity, Operator
 from whence.progress import note
-from whence.settings import AtLeastZero, Count, Positive, valid
+from whence.settings import AtLeastZero, Count, Positive, Section, setting, valid
 from whence.store.fingerprint import fingerprint_operator, fingerprint_tensors
+from whence.store.scores import Scores
 
 CAUTION = 10
 """How many times the damping the preconditioner has: what EK-FAC neglects, the coupling of modules, must not be blown up."""
+
+
+class Solved(Section):
+    """How closely the damped matrix is inverted."""
+
+    damping: AtLeastZero = setting(0.1, "Damping, in units of the factors' mean eigenvalue.")
+    tolerance: Positive = setting(1e-4, "Residual of each query's solution, as a share of its gradient.")
+    iterations: Count = setting(200, "Steps at most.")
+
+
+def conjugate_gradients(request: Request, settings: Solved) -> Scores:
+    """`grad m(query)^T (G + lambda)^-1 grad log p(row)`, all modules together, solved for all queries at once."""
+    saved = {"out": request.place("search")}
+    return request.score(gauss_newton_inverse(request.point, request.curvature(), **settings.as_json(), **saved))
 
 
 def gauss_newton_inverse(point: Point, curvature: Curvature, damping: float = 0.1, **settings: Any) -> ConjugateGradients:
@@ -60,3 +76,8 @@ class ConjugateGradients(Operator):
             found = block_cg(matrix, b, near, state=state, after=after, **limits)
         note(f"conjugate gradients: {found.steps} steps, residual at most {float(found.residual_Q.max()):.1e}")
         return {name: Dense(w_QOI) for name, w_QOI in found.x.items()}
+
+
+RECIPES = (
+    Recipe("cg", "Conjugate gradients", "O'Leary 1980; EK-FAC as preconditioner", conjugate_gradients, Solved, uses=("factors",)),
+)

@@ -49,6 +49,10 @@ class Checkpoint:
     unlogged: tuple[float, int] | None = None
     """Sum of the losses since the last that was logged, and the step of that; of older ones it is not known."""
 
+    def load(self, model: nn.Module) -> None:
+        """Put the weights into the model that was trained, in place."""
+        load_weights(self.path, model)
+
     def second_moments(self) -> dict[str, Tensor]:
         """AdamW's running mean of each parameter's squared gradient, by the parameter's name; empty for other optimizers."""
         file = self.path / MOMENTS

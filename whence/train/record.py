@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from whence.errors import UsageError
+from whence.store.digest import canonical_json, digest
 from whence.store.files import atomic
-from whence.store.intact import reading
+from whence.store.intact import SEAL, reading
 from whence.store.manifest import Folder
 from whence.train.checkpoints import Checkpoint, find_checkpoints
 from whence.train.metrics import FILE as METRICS
@@ -47,6 +48,11 @@ class Training:
     def model(self) -> Path:
         """Folder of the trained weights, or adapter, and the tokenizer."""
         return self.path / MODEL
+
+    def identity(self) -> dict[str, Any]:
+        """What decides numbers that are made from it: which rows and rate each step had, and the checkpoints."""
+        kept = {str(each.step): digest((each.path / SEAL).read_bytes()) for each in self.checkpoints}
+        return {"steps": digest(canonical_json(self.steps)), "rates": digest(self.learning_rates.tobytes()), "checkpoints": kept}
 
     @property
     def rows(self) -> Path:
