@@ -8,6 +8,8 @@ from distributed.processes import run
 from models import llama, randomised, texts, tokenizer
 from oracle import agree
 
+from benchmarks.oracles.base import Case
+from benchmarks.oracles.training import ORACLES
 from whence.config.schema import Train
 from whence.data import as_rows
 from whence.errors import StaleArtifact, UsageError
@@ -35,28 +37,9 @@ def training(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("tracin") / "train")
 
 
-def gradient(model, task, item, names):
-    """Of an item's log-likelihood with respect to the weights, as one vector."""
-    weights = [model.get_submodule(name).weight for name in names]
-    (loss,) = task.losses(model, task.collate([item]))
-    return torch.cat([part.flatten() for part in torch.autograd.grad(-loss, weights)])
-
-
 def tracin(training, task, queries, rows, settings=Score(), **keep):
     record = read_training(training)
     return attribute("tracin", load_model(record.model)[0], task, queries, rows, settings, training=record, **keep)
-
-
-def sum_of_dots(training):
-    """The same in float64, example by example, with plain autograd."""
-    task, total = CausalLM(tokenizer()), 0
-    for checkpoint in read_training(training).checkpoints:
-        model = load_model(checkpoint.path)[0].double()
-        names = [name for name, module in model.named_modules() if name.endswith(("gate_proj", "up_proj", "down_proj"))]
-        rows = torch.stack([gradient(model, task, item, names) for item in task.encode(ROWS)])
-        queries = [sum(w * gradient(model, task, item, names) for item, w in query) for query in task.encode_queries(QUERIES)]
-        total = total + checkpoint.learning_rate * torch.stack(queries) @ rows.T
-    return total
 
 
 class Killed(Exception):
@@ -78,11 +61,12 @@ class Killer(Silent):
             raise Killed
 
 
-def test_it_is_the_sum_of_dots(training):
+def test_it_is_its_oracle(training):
     record = read_training(training)
     assert len(record.checkpoints) == 3 and len({each.learning_rate for each in record.checkpoints}) > 1
     found = tracin(training, CausalLM(tokenizer()), QUERIES, ROWS)
-    agree(found.values, sum_of_dots(training), 1e-4)
+    case = Case(load_model(record.model)[0], CausalLM(tokenizer()), ROWS, QUERIES, record)
+    agree(found.values, ORACLES["tracin"](case), 1e-4)
     assert found.unit == "nats per step on the row" and found.about["operator"] == "TracIn"
     assert [part["factor"] for part in found.about["sum"]] == [each.learning_rate for each in record.checkpoints]
     assert found.queries["measured"].isna().all(), "it differs from checkpoint to checkpoint"

@@ -104,7 +104,7 @@ class Request:
             yield checkpoint, self.point.at(model)
 
     def score(self, operator: Operator | None = None, name: str = "scores", *, point: Point | None = None) -> Scores:
-        """`grad m(query)^T operator grad log p(row)` at the point, or at another of the same rows, kept as a part of that name."""
+        """`grad m(query)^T operator grad log p(row)` at the point, or another of the same rows; kept as a part of that name."""
         at, given = point or self.point, Identity(self.names) if operator is None else operator
         return score_points(at, at, self.queries, given, self.settings, out=self.place(name))
 

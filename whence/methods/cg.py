@@ -79,5 +79,5 @@ class ConjugateGradients(Operator):
 
 
 RECIPES = (
-    Recipe("cg", "Conjugate gradients", "O'Leary 1980; EK-FAC as preconditioner", conjugate_gradients, Solved, uses=("factors",)),
+    Recipe("cg", "Conjugate gradients", "O'Leary 1980, with EK-FAC near it", conjugate_gradients, Solved, uses=("factors",)),
 )

@@ -1,4 +1,4 @@
-"""Influence by factors that `whence fit` makes: the damped inverse of a block-diagonal curvature in a Kronecker-factored basis."""
+"""Influence by factors that `whence fit` makes: damped inverses of block-diagonal curvatures in Kronecker-factored bases."""
 
 from __future__ import annotations
 

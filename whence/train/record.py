@@ -52,7 +52,11 @@ class Training:
     def identity(self) -> dict[str, Any]:
         """What decides numbers that are made from it: which rows and rate each step had, and the checkpoints."""
         kept = {str(each.step): digest((each.path / SEAL).read_bytes()) for each in self.checkpoints}
-        return {"steps": digest(canonical_json(self.steps)), "rates": digest(self.learning_rates.tobytes()), "checkpoints": kept}
+        return {
+            "steps": digest(canonical_json(self.steps)),
+            "rates": digest(self.learning_rates.tobytes()),
+            "checkpoints": kept,
+        }
 
     @property
     def rows(self) -> Path:
