@@ -3,7 +3,9 @@
     python benchmarks/plan_check.py                 # all cases: a table, and results/plan.json and plan.md
     python benchmarks/plan_check.py llama-S-mlp     # some of them
 
-Memory is the highest resident set of a stage above the resident set when the model was loaded and before the work began.
+Memory is the highest resident set of a stage above the resident set when the model was loaded and before the work began. How
+much of it is freed memory that the allocator could not hand out again differs from run to run, by a quarter and more; with
+`returning=True` it gives every block back, and what is left is the same each time.
 """
 
 from __future__ import annotations
@@ -182,9 +184,14 @@ def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def measured(case: Case) -> dict[str, dict[str, Any]]:
-    """`measure` for "fit" and for "score", each in a process of its own with one thread."""
+def measured(case: Case, returning: bool = False) -> dict[str, dict[str, Any]]:
+    """`measure` for "fit" and for "score", each in a process of its own with one thread.
+
+    With `returning` freed blocks of a MiB or more go back to the system at once, which takes more time.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
+    if returning:
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # as it is, glibc raises it to 32 MiB
     found = {}
     with tempfile.TemporaryDirectory() as work:
         command = [sys.executable, __file__, "--measure", json.dumps(asdict(case)), work]
@@ -197,7 +204,7 @@ def measured(case: Case) -> dict[str, dict[str, Any]]:
 
 
 def predicted(case: Case) -> dict[str, dict[str, Any]]:
-    """The same figures as `measured`, planned from the model's config."""
+    """The same figures as `measured`, planned from the model's config; "returning" is the peak without freed memory."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -210,10 +217,12 @@ def predicted(case: Case) -> dict[str, dict[str, Any]]:
     plan = whence.plan(
         model, task, rows(case, "train"), queries=rows(case, "queries"), rank=case.rank, device="cpu", **settings(case)
     )
-    found: dict[str, dict[str, Any]] = {name: {"peak": 0, "disk": 0, "seconds": 0.0, "stages": {}} for name in ("fit", "score")}
+    none: dict[str, Any] = {"peak": 0, "returning": 0, "disk": 0, "seconds": 0.0}
+    found: dict[str, dict[str, Any]] = {name: {**none, "stages": {}} for name in ("fit", "score")}
     for stage in plan.stages:
         part = found["score" if stage.name in ("queries", "score") else "fit"]
         part["peak"] = max(part["peak"], stage.memory.peak)
+        part["returning"] = max(part["returning"], stage.memory.peak - stage.memory.heap)
         part["disk"] += stage.disk
         part["seconds"] += stage.seconds
         part["stages"][stage.name] = {"peak": stage.memory.peak, "seconds": stage.seconds}
