@@ -23,6 +23,16 @@ from whence.gradients import Dense, Gradients
 from whence.operators import Operator
 
 
+Kind = Literal["gauss-newton", "hessian", "fisher", "empirical-fisher"]
+
+
+def matrix_of(kind: Kind, point: Point, modules: str | Sequence[str] | None = None) -> Matrix:
+    """The matrix of that kind at the point; the Fisher matrix is that of one label drawn for each prediction."""
+    if kind in ("fisher", "empirical-fisher"):
+        return Fisher(point, modules, "model" if kind == "fisher" else "data")
+    return {"gauss-newton": GaussNewton, "hessian": Hessian}[kind](point, modules)
+
+
 class Matrix(Operator):
     """A matrix `[P, P]` of the mean training loss per example at a point, `P` being the weights of its tracked modules."""
 

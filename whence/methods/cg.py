@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from whence.engine.matrices import GaussNewton
+from whence.engine.matrices import GaussNewton, Kind, matrix_of
 from whence.engine.point import Point
 from whence.engine.search import searching
 from whence.fitting.curvature import Curvature
 from whence.gradients import Dense, Gradients
 from whence.linalg.krylov import block_cg
 from whence.methods.base import Recipe, Request
+from whence.methods.damping import Damped, Damping, damping_of
 from whence.operators import Identity, Operator
 from whence.progress import note
-from whence.settings import AtLeastZero, Count, Positive, Section, setting, valid
+from whence.settings import AtLeastZero, Count, Positive, setting, valid
 from whence.store.fingerprint import fingerprint_operator, fingerprint_tensors
 from whence.store.scores import Scores
 
@@ -21,18 +22,26 @@ CAUTION = 10
 """How many times the damping the preconditioner has: what EK-FAC neglects, the coupling of modules, must not be blown up."""
 
 
-class Solved(Section):
-    """How closely the damped matrix is inverted."""
+class Solved(Damped):
+    """Which damped matrix is inverted, and how closely."""
 
-    damping: AtLeastZero = setting(0.1, "Damping, in units of the factors' mean eigenvalue.")
+    matrix: Kind = setting("gauss-newton", "Curvature matrix; the Hessian only where its damped form is positive definite.")
+    near: Literal["ekfac", "none"] = setting("ekfac", "Preconditioner, which moves only the time; none: plain.")
     tolerance: Positive = setting(1e-4, "Residual of each query's solution, as a share of its gradient.")
     iterations: Count = setting(200, "Steps at most.")
 
 
 def conjugate_gradients(request: Request, settings: Solved) -> Scores:
-    """`grad m(query)^T (G + lambda)^-1 grad log p(row)`, all modules together, solved for all queries at once."""
-    saved = {"out": request.place("search")}
-    return request.score(gauss_newton_inverse(request.point, request.curvature(), **settings.as_json(), **saved))
+    """`grad m(query)^T (G + lambda)^-1 grad log p(row)`, all modules together, solved for all queries at once.
+
+    A number as damping is in units of the EK-FAC factors' mean eigenvalue over all modules. The largest residual and the steps
+    are in `about`.
+    """
+    damping = damping_of(request, settings, lambda: request.curvature().mean_eigenvalue)
+    near = damping.times(CAUTION).inverse(request.curvature()) if settings.near == "ekfac" else Identity(request.names)
+    matrix = matrix_of(settings.matrix, request.point, near.names) + damping.operator
+    kept: dict[str, Any] = {"tolerance": settings.tolerance, "iterations": settings.iterations, "out": request.place("search")}
+    return request.score(ConjugateGradients(matrix, near, **kept))
 
 
 def gauss_newton_inverse(point: Point, curvature: Curvature, damping: float = 0.1, **settings: Any) -> ConjugateGradients:
@@ -40,10 +49,10 @@ def gauss_newton_inverse(point: Point, curvature: Curvature, damping: float = 0.
 
     lambda is `damping` times the curvature's mean eigenvalue over all modules; `settings` are those of `ConjugateGradients`.
     """
-    damping = valid(AtLeastZero, damping, "damping")
-    absolute, names = damping * curvature.mean_eigenvalue, curvature.operator.names
-    matrix = GaussNewton(point, names) + absolute * Identity(names)
-    return ConjugateGradients(matrix, curvature.inverse(absolute=CAUTION * absolute), **settings)
+    names = curvature.operator.names
+    absolute = Damping(valid(AtLeastZero, damping, "damping") * curvature.mean_eigenvalue, names)
+    matrix = GaussNewton(point, names) + absolute.operator
+    return ConjugateGradients(matrix, absolute.times(CAUTION).inverse(curvature), **settings)
 
 
 class ConjugateGradients(Operator):
@@ -74,10 +83,19 @@ class ConjugateGradients(Operator):
         with searching(made_from, self.iterations, **self.saving) as (state, after):
             limits: dict[str, Any] = {"tolerance": self.tolerance, "iterations": self.iterations}
             found = block_cg(matrix, b, near, state=state, after=after, **limits)
-        note(f"conjugate gradients: {found.steps} steps, residual at most {float(found.residual_Q.max()):.1e}")
+        worst, steps = float(found.residual_Q.max()), found.steps + self.about.get("steps", 0)
+        self.about = {"residual": max(worst, self.about.get("residual", 0.0)), "steps": steps}
+        note(f"conjugate gradients: {found.steps} steps, residual at most {worst:.1e}")
         return {name: Dense(w_QOI) for name, w_QOI in found.x.items()}
 
 
 RECIPES = (
-    Recipe("cg", "Conjugate gradients", "O'Leary 1980, with EK-FAC near it", conjugate_gradients, Solved, uses=("factors",)),
+    Recipe(
+        "cg",
+        "Conjugate gradients",
+        "O'Leary 1980, with EK-FAC near it",
+        conjugate_gradients,
+        Solved,
+        uses=("factors", "training"),
+    ),
 )

@@ -43,6 +43,9 @@ class Operator(abc.ABC):
     names: tuple[str, ...]
     """The modules it acts on; none for all that there are."""
 
+    about: Mapping[str, Any] = {}
+    """What came of its work once it has been applied, such as the residual of what it solved: it goes with the scores."""
+
     @property
     def blockwise(self) -> bool:
         """Whether it acts on each module by itself, so that it can be applied as gradients arise (`streaming`)."""

@@ -76,6 +76,13 @@ class EigenBlock:
         """`<w, block w>` of each example, `[B]`: one rotation, none back."""
         return self.rotate(gradient).w_BOI.square().flatten(1) @ self.lam_OI.flatten()
 
+    def diagonal_of(self, weights_OI: Tensor) -> Tensor:
+        """Diagonal, in the block's basis, of the matrix that multiplies each weight by its own number: `[O, I]`."""
+        found = weights_OI.to(self.lam_OI)
+        if self.q_O:
+            found = self.q_O.dense().square().T @ found
+        return found @ self.q_I.dense().square() if self.q_I else found
+
     def dense(self) -> Tensor:
         """The block as a matrix `[O*I, O*I]`, row-major in (O, I)."""
         n_out, n_in = self.lam_OI.shape
@@ -162,6 +169,16 @@ class BlockDiagonal(Operator):
         """The same function of every block: `function` maps its eigenvalues `[O, I]`."""
         blocks = {name: replace(block, lam_OI=function(block.lam_OI)) for name, block in self.blocks.items()}
         return BlockDiagonal(blocks, f"{self.label}, {label}")
+
+    def plus(self, diagonal: BlockDiagonal) -> BlockDiagonal:
+        """Itself and what multiplies each weight by its own number, added up as well as its own bases allow.
+
+        The eigenvalues are those that come nearest to the sum in these bases (George et al. 2018, theorem 2): what the second
+        has off the diagonal there is left out, which is nothing where it is a multiple of the identity.
+        """
+        added = {name: block.diagonal_of(diagonal.blocks[name].lam_OI) for name, block in self.blocks.items()}
+        blocks = {name: replace(block, lam_OI=block.lam_OI + added[name]) for name, block in self.blocks.items()}
+        return BlockDiagonal(blocks, f"{self.label}, plus {diagonal.label}")
 
     def inverse(self, damping: float = 0.1, *, absolute: float | None = None) -> BlockDiagonal:
         """`(block + lambda)^-1`, lambda being `damping` times the module's mean eigenvalue, or `absolute` everywhere.

@@ -320,6 +320,7 @@ class _Score:
             "products": self.products,
             "modules": len(self.sites),
             "rescored": settings.rescore,
+            **self.operator.about,
         }
         train, parts = self.of.examples, parts or {}
         if asked is None or prepared is None:
