@@ -6,9 +6,11 @@ import torch
 from distributed import work
 from distributed.processes import run
 from engine.test_products import language_model
+from inverses import found, trained
 from models import texts, tokenizer
 from oracle import agree
 
+from benchmarks.oracles.curvature import MATRICES, ORACLES
 from whence.engine.matrices import Fisher, GaussNewton, Hessian
 from whence.engine.point import Point
 from whence.engine.queries import encode_queries, precondition
@@ -65,6 +67,17 @@ def test_it_is_the_dense_inverse(kind):
     found = score(point.model, point.task, QUERIES, ROWS, operator)
     agree(found.raw, solved @ rows.T, 1e-6)
     assert "inverse by conjugate gradients" in found.about["operator"]
+
+
+@pytest.mark.parametrize("matrix", ["gauss-newton", "fisher", "empirical-fisher", "hessian"])
+def test_at_a_residual_of_1e8_it_agrees_with_the_dense_inverse_to_1e6(matrix):
+    """Of each matrix, damped far below the largest eigenvalues; the residual is told."""
+    lowest = float(torch.linalg.eigvalsh(MATRICES[matrix](trained()))[0])
+    damping = {"absolute_damping": max(0.01, -1.5 * lowest)}
+    scores = found("cg", matrix=matrix, tolerance=1e-8, iterations=400, **damping)
+    agree(scores.values, found(matrix, **damping).values, 1e-6)
+    agree(scores.values, ORACLES["cg"](trained(), matrix=matrix, **damping), 1e-6)
+    assert 0 < scores.about["residual"] <= 1e-8 and scores.about["steps"] > 5
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

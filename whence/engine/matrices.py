@@ -22,7 +22,6 @@ from whence.engine.stream import drawn_likelihood
 from whence.gradients import Dense, Gradients
 from whence.operators import Operator
 
-
 Kind = Literal["gauss-newton", "hessian", "fisher", "empirical-fisher"]
 
 

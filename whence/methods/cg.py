@@ -12,6 +12,7 @@ from whence.gradients import Dense, Gradients
 from whence.linalg.krylov import block_cg
 from whence.methods.base import Recipe, Request
 from whence.methods.damping import Damped, Damping, damping_of
+from whence.methods.nystroem import Nystroem
 from whence.operators import Identity, Operator
 from whence.progress import note
 from whence.settings import AtLeastZero, Count, Positive, setting, valid
@@ -26,7 +27,8 @@ class Solved(Damped):
     """Which damped matrix is inverted, and how closely."""
 
     matrix: Kind = setting("gauss-newton", "Curvature matrix; the Hessian only where its damped form is positive definite.")
-    near: Literal["ekfac", "none"] = setting("ekfac", "Preconditioner, which moves only the time; none: plain.")
+    near: Literal["ekfac", "nystroem", "none"] = setting("ekfac", "Preconditioner, which moves only the time; none: plain.")
+    rank: Count = setting(64, "Of near=nystroem.")
     tolerance: Positive = setting(1e-4, "Residual of each query's solution, as a share of its gradient.")
     iterations: Count = setting(200, "Steps at most.")
 
@@ -37,11 +39,21 @@ def conjugate_gradients(request: Request, settings: Solved) -> Scores:
     A number as damping is in units of the EK-FAC factors' mean eigenvalue over all modules. The largest residual and the steps
     are in `about`.
     """
-    damping = damping_of(request, settings, lambda: request.curvature().mean_eigenvalue)
-    near = damping.times(CAUTION).inverse(request.curvature()) if settings.near == "ekfac" else Identity(request.names)
-    matrix = matrix_of(settings.matrix, request.point, near.names) + damping.operator
+    damping = damping_of(request, settings).at(lambda: request.curvature().mean_eigenvalue)
+    near = preconditioner(request, settings, damping)
+    matrix = matrix_of(settings.matrix, request.point, near.names)
     kept: dict[str, Any] = {"tolerance": settings.tolerance, "iterations": settings.iterations, "out": request.place("search")}
-    return request.score(ConjugateGradients(matrix, near, **kept))
+    return request.score(ConjugateGradients(matrix + damping.operator, near, **kept))
+
+
+def preconditioner(request: Request, settings: Solved, damping: Damping) -> Operator:
+    """What is near the damped matrix's inverse."""
+    if settings.near == "ekfac":
+        return damping.times(CAUTION).inverse(request.curvature())
+    if settings.near == "none":
+        return Identity(request.names)
+    matrix = matrix_of(settings.matrix, request.point, request.names)
+    return Nystroem(matrix, damping, settings.rank, rest="smallest", out=request.place("near"))
 
 
 def gauss_newton_inverse(point: Point, curvature: Curvature, damping: float = 0.1, **settings: Any) -> ConjugateGradients:
@@ -93,7 +105,7 @@ RECIPES = (
     Recipe(
         "cg",
         "Conjugate gradients",
-        "O'Leary 1980, with EK-FAC near it",
+        "O'Leary 1980, algorithm 5; preconditioned by EK-FAC or (Frangella et al. 2023, eq. 1.3) Nystroem",
         conjugate_gradients,
         Solved,
         uses=("factors", "training"),

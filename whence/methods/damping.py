@@ -2,8 +2,8 @@
 
 Gradient descent with rates `eta_t` and weight decay `w` that stops early leaves directions of small curvature unfitted, about
 as far as a damping of `1 / sum_t eta_t + w` does; in the metric of Adam, whose steps are divided by `sqrt(v)`, a damping of
-`diag(sqrt(v))` times that (Bae et al. 2024). Along a direction of curvature `h`, with `T = sum_t eta_t`: `(1 - e^(-T h)) / h` and
-`1 / (h + 1 / T)` agree at both ends, and differ by 30 % at most, where `T h` is 1.8.
+`diag(sqrt(v))` times that (Bae et al. 2024). Along a direction of curvature `h`, with `T = sum_t eta_t`, `(1 - e^(-T h)) / h`
+and `1 / (h + 1 / T)` agree at both ends, and differ by 30 % at most, where `T h` is 1.8.
 """
 
 from __future__ import annotations
@@ -47,15 +47,33 @@ class Damped(Section):
 
 @dataclass(frozen=True)
 class Damping:
-    """`factor` times the identity on the modules `names`, or times a metric: a positive number for each weight."""
+    """`factor` times the identity on the modules `names`, or times a metric: a positive number for each weight.
+
+    Where it is `relative`, it is that many times a mean eigenvalue, which has to be said (`at`) before it is used.
+    """
 
     factor: float
     names: tuple[str, ...]
     metric: BlockDiagonal | None = None
+    relative: bool = False
+
+    @property
+    def label(self) -> str:
+        """What it is, for people."""
+        return f"damping {self.factor:g}{' x mean eigenvalue' * self.relative}{' in the metric of Adam' * bool(self.metric)}"
+
+    def identity(self) -> Any:
+        """What tells it from another, as that of an operator does."""
+        return {"damping": self.factor, "relative": self.relative, "metric": self.metric.identity() if self.metric else None}
+
+    def at(self, mean: Callable[[], float]) -> Damping:
+        """As a number, where the mean eigenvalue is what `mean` gives; it is asked only where it matters."""
+        return Damping(self.factor * mean(), self.names) if self.relative else self
 
     @property
     def operator(self) -> Operator:
         """Itself, to be added to a matrix."""
+        assert not self.relative
         return self.factor * (self.metric or Identity(self.names))
 
     @property
@@ -76,13 +94,13 @@ class Damping:
         return Damping(factor * self.factor, self.names, self.metric)
 
 
-def damping_of(request: Request, settings: Damped, mean: Callable[[], float]) -> Damping:
-    """The damping that the settings ask for; `mean` gives the mean eigenvalue, where it is needed."""
+def damping_of(request: Request, settings: Damped) -> Damping:
+    """The damping that the settings ask for."""
     if settings.absolute_damping is not None:
         return Damping(settings.absolute_damping, request.names)
     if settings.of_training:
         return damping_of_training(request)
-    return Damping(settings.relative * mean(), request.names)
+    return Damping(settings.relative, request.names, relative=True)
 
 
 def damping_of_training(request: Request) -> Damping:
@@ -120,7 +138,7 @@ def stopped_early(rates: Sequence[float] | np.ndarray, weight_decay: float = 0.0
 
 
 def loss_scale(training: Training) -> float:
-    """How many times larger a row's loss is than what was descended of it: tokens in the loss per row, over what clipping left."""
+    """How many times as large a row's loss is as what was descended of it: its tokens in the loss, over what clipping left."""
     about, clip = training.about, training.about["settings"]["max_grad_norm"]
     norms = [row["grad_norm"] for row in training.metrics if row.get("grad_norm")]
     kept = float(np.mean([min(1.0, clip / norm) for norm in norms])) if clip and norms else 1.0
