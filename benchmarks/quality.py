@@ -29,6 +29,7 @@ from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import Curvature
 from whence.linalg.stats import Interval
+from whence.methods.damping import stopped_early
 from whence.progress import Silent, Stage, report_to
 from whence.store.files import atomic
 from whence.validate.bank import Bank, Spec, make_bank, measured, refuse_other
@@ -152,8 +153,8 @@ def of_training(own: Setting) -> float | None:
     recipe, steps = own.recipe, own.recipe.steps(len(own.train))
     if recipe.optimizer == "adamw":
         return None
-    longer = 1 / (1 - recipe.momentum) if recipe.optimizer == "momentum" else 1.0
-    return 1 / (longer * sum(recipe.rate(step, steps) for step in range(steps))) + recipe.weight_decay
+    momentum = recipe.momentum if recipe.optimizer == "momentum" else 0.0
+    return stopped_early([recipe.rate(step, steps) for step in range(steps)], recipe.weight_decay, momentum)
 
 
 def ekfac_of_training(work: Work) -> np.ndarray | None:
