@@ -118,8 +118,9 @@ def interval(value: LDS) -> dict[str, float]:
 def ahead(found: Found, dampings: Sequence[Damping]) -> list[dict[str, Any]]:
     """How far the whole matrix with the training's damping is ahead of EK-FAC with 0.1, and with its best (paired)."""
     rows = []
-    whole = next((name for name in (WHOLE, "conjugate gradients") if (name, TRAINING, "lds removals") in found), None)
-    for measure in MEASURES if whole and ("EK-FAC", TRAINING, "lds removals") in found else ():
+    tried = {method for method, damping, _ in found if damping == TRAINING}
+    whole = WHOLE if WHOLE in tried else "conjugate gradients"
+    for measure in MEASURES if {whole, "EK-FAC"} <= tried else ():
         best = max(dampings, key=lambda damping: found["EK-FAC", damping, measure].mean)
         for label, damping in (("EK-FAC, damping 0.1", 0.1), (f"EK-FAC, its best ({best})", best)):
             gap = found[whole, TRAINING, measure].minus(found["EK-FAC", damping, measure])
