@@ -309,3 +309,21 @@ def _fail(text: str) -> None:
     from whence.errors import NumericalError
 
     raise NumericalError(f"an error {text}", given="this", fix="that")
+
+
+def inverted(rows: Any, queries: Any) -> dict[str, np.ndarray]:
+    """Scores by methods that multiply with the whole matrix."""
+    from engine.test_products import language_model
+    from models import tokenizer
+
+    from whence.methods.base import attribute
+    from whence.tasks import CausalLM
+
+    given = (language_model("llama"), CausalLM(tokenizer()), queries, rows)
+    chosen = {
+        "empirical-fisher": {},
+        "arnoldi": {"top": 10, "vectors": 16},
+        "nystroem": {"rank": 16},
+        "cg": {"near": "nystroem"},
+    }
+    return {method: attribute(method, *given, absolute_damping=0.5, **own).values for method, own in chosen.items()}

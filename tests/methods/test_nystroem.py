@@ -1,7 +1,9 @@
 """A Nystroem approximation as an inverse, and near the matrix that conjugate gradients solve with."""
 
 import pytest
-from inverses import found, trained
+from distributed import work
+from distributed.processes import run
+from inverses import QUERIES, ROWS, found, trained
 from oracle import agree
 
 from benchmarks.oracles.curvature import ORACLES
@@ -35,3 +37,11 @@ def test_near_the_matrix_it_saves_steps():
 def test_a_matrix_that_may_curve_downwards_is_refused():
     with pytest.raises(UsageError, match="matrix can't be"):
         found("nystroem", matrix="hessian")
+
+
+def test_several_processes_give_what_one_gives():
+    """As do the other methods that multiply with the whole matrix."""
+    expected = work.inverted(ROWS, QUERIES)
+    for each in run(work.inverted, ROWS, QUERIES):
+        for method, values in expected.items():
+            agree(each[method], values, 1e-3 if method == "cg" else 1e-7)
