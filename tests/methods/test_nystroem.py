@@ -44,4 +44,4 @@ def test_several_processes_give_what_one_gives():
     expected = work.inverted(ROWS, QUERIES)
     for each in run(work.inverted, ROWS, QUERIES):
         for method, values in expected.items():
-            agree(each[method], values, 1e-3 if method == "cg" else 1e-7)
+            agree(each[method], values, 1e-7)
