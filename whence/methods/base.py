@@ -17,16 +17,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from torch import nn
 
 from whence import dist, methods
 from whence.engine.point import Point
-from whence.engine.queries import encode_queries
+from whence.engine.queries import Queries, encode_queries
 from whence.errors import UsageError
 from whence.fitting.curvature import Curvature
 from whence.fitting.fit import fit
 from whence.operators import Identity, Operator
-from whence.scoring.score import score_points
+from whence.scoring.checks import check_scores
+from whence.scoring.results import tabulated
+from whence.scoring.score import score_points, self_influence_at
 from whence.settings import Score, Section
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint_operator
@@ -60,6 +63,10 @@ class Recipe:
     settings: type[Section] = NoSettings
     needs: tuple[Literal["factors", "training"], ...] = ()
     uses: tuple[Literal["factors", "training"], ...] = ()
+    whole: bool = False
+    """It gives one number per query and row: none per token or module, none added up."""
+    reads: Callable[[Any], Any] | None = None
+    """From its settings, a digest of the files that they name, whose content changes its numbers, too."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,11 @@ class Request:
     def names(self) -> tuple[str, ...]:
         """The tracked modules: those of the factors, else the task's default."""
         return self.factors.operator.names if self.factors else tuple(self.point.cover().sites)
+
+    @functools.cached_property
+    def asked(self) -> Queries:
+        """The queries, encoded."""
+        return encode_queries(self.point.task, self.queries, self.point.model)
 
     def curvature(self, method: str = "ekfac") -> Curvature:
         """The factors that were given where they are of this method; else they are fitted on the rows."""
@@ -103,10 +115,30 @@ class Request:
             checkpoint.load(model)
             yield checkpoint, self.point.at(model)
 
-    def score(self, operator: Operator | None = None, name: str = "scores", *, point: Point | None = None) -> Scores:
-        """`grad m(query)^T operator grad log p(row)` at the point, or another of the same rows; kept as a part of that name."""
+    def score(
+        self, operator: Operator | None = None, name: str = "scores", *, point: Point | None = None, **changes: Any
+    ) -> Scores:
+        """`grad m(query)^T operator grad log p(row)` at the point, or another of the same rows; kept as a part of that name.
+
+        `changes` are settings of scores that the method needs otherwise, such as `norms`.
+        """
         at, given = point or self.point, Identity(self.names) if operator is None else operator
-        return score_points(at, at, self.queries, given, self.settings, out=self.place(name))
+        return score_points(at, at, self.queries, given, self.settings.changed(**changes), out=self.place(name))
+
+    def on_itself(self, operator: Operator, name: str = "self") -> Scores:
+        """`grad log p(row)^T operator grad log p(row)`, `[1, N]`; kept as a part of that name."""
+        return self_influence_at(self.point, operator, self.settings, out=self.place(name))
+
+    def scores_of(self, raw_QN: np.ndarray, operator: str, unit: str) -> Scores:
+        """Numbers that are no product of gradients, as scores in a unit of their own: they are not divided by the rows' number.
+
+        Rows without a loss have nothing to say, and get zeros.
+        """
+        train = self.point.examples
+        raw_QN = np.where(np.isin(np.arange(len(train)), train.usable), raw_QN, 0.0)
+        check_scores(raw_QN, train.ids)
+        about = {"unit": unit, "operator": operator}
+        return tabulated(raw_QN, self.point, self.point, self.asked.table, about, n_train=1)
 
 
 def attribute(
@@ -149,8 +181,18 @@ def request_scores(
             fix=f"--{missing[0]} FOLDER (Python: {missing[0]}=...)",
         )
 
+    chosen = request.settings
+    if recipe.whole and (chosen.per != "example" or chosen.aggregate or chosen.norms or chosen.rescore):
+        raise UsageError(
+            f"{recipe.title} gives one number per query and row",
+            given=f"per={chosen.per!r}, aggregate={chosen.aggregate}, norms={chosen.norms}, rescore={chosen.rescore}",
+            accepted='per="example", and none of the others',
+        )
+
     def provenance() -> dict[str, Any]:
         known: dict[str, Any] = {"method": recipe.name, "modules": list(request.names), "own": own.as_json()}
+        if recipe.reads is not None:
+            known["read"] = recipe.reads(own)
         if request.factors is not None and "factors" in recipe.needs + recipe.uses:
             known["factors"] = fingerprint_operator(request.factors.operator)
         if request.training is not None and "training" in recipe.needs + recipe.uses:

@@ -152,8 +152,15 @@ def self_influence(
     has to act on each module by itself (`Operator.blockwise`).
     """
     settings = Score.of(settings, changes)
-    check_operator(operator)
     point = Point(model, task, train, batch_tokens=settings.batch_tokens)
+    return self_influence_at(point, operator, settings, out=out, rerun=rerun)
+
+
+def self_influence_at(
+    point: Point, operator: Operator, settings: Score = Score(), *, out: str | Path | None = None, rerun: bool = False
+) -> Scores:
+    """The influence of a point's rows on themselves; see `self_influence`."""
+    check_operator(operator)
     kept = {"precision": settings.precision, "n_train": settings.n_train, "check": settings.check}
     settings = Score().changed(rank="full", chunks=settings.chunks if out else 1, **kept)
     check_choices(settings.changed(norms=("relatif",)), operator)
