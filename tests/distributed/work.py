@@ -207,6 +207,18 @@ def solved(rows: Any, queries: Any) -> np.ndarray:
     return score(model, task, queries, rows, gauss_newton_inverse(Point(model, task, rows), curvature, tolerance=1e-10)).raw
 
 
+def by_method(method: str, rows: Any, queries: Any, out: Path | None = None, **settings: Any) -> np.ndarray:
+    """What a method makes of a small model."""
+    from models import llama, tokenizer
+
+    from whence.methods.base import attribute
+    from whence.settings import Score
+    from whence.tasks import CausalLM
+
+    model = randomised(llama()).double().eval()
+    return attribute(method, model, CausalLM(tokenizer()), queries, rows, Score(chunks=3), out=out, **settings).values
+
+
 def reading_late(work: Any, *arguments: Any) -> Any:
     """Do the work, where all processes but the first take their time to read a file."""
 
