@@ -26,6 +26,7 @@ NUMERIC = (
     "dist",
     "engine",
     "experts",
+    "filter",
     "fitting",
     "gradients",
     "indexing",
