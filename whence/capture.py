@@ -294,6 +294,21 @@ def outputs_of(model: nn.Module) -> Iterator[list[tuple[str, nn.Module, Tensor]]
             handle.remove()
 
 
+@contextlib.contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What the module reads, call after call, while its model runs inside."""
+    seen: list[Tensor] = []
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen.append((args[0] if args else next(iter(kwargs.values()))).detach())
+
+    handle = module.register_forward_hook(see, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 def _recomputes(module: nn.Module) -> bool:
     """Whether a transformers layer checkpoints, as it only does in training mode, and does nothing else there."""
     if not vars(module).get("gradient_checkpointing"):  # set on the layer itself; a miss of getattr takes ten times as long

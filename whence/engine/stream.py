@@ -152,7 +152,7 @@ def drawn_likelihood(task: Task, examples: Examples, seed: str) -> Objective:
     def objective(model: nn.Module, batch: Batch, indices: Sequence[int]) -> Tensor:
         items = [examples.items[index] for index in indices]
         noise = [draws(task, item, examples.ids[index], seed) for item, index in zip(items, indices, strict=True)]
-        return -task.losses(model, batch, task.collate_noise(items, noise).to(_device(model)))
+        return -task.losses(model, batch, task.collate_noise(items, noise).to(device_of(model)))
 
     return objective
 
@@ -172,7 +172,7 @@ def stream(
     where it is not finite.
     """
     values_seen: list[Tensor] = []
-    for indices, chosen, batch in _prepared(task, items, batches, _device(capture.model)):
+    for indices, chosen, batch in prepared(task, items, batches, device_of(capture.model)):
         capture.begin(len(chosen), _row_counts(batch, len(chosen)))
         with torch.enable_grad():
             values = one_for_each(objective(capture.model, batch, indices), len(chosen), task)
@@ -199,7 +199,7 @@ def one_for_each(values: Any, examples: int, task: Task) -> Tensor:
     return values
 
 
-def _prepared(
+def prepared(
     task: Task, items: Sequence[Any], batches: Sequence[Sequence[int]], device: torch.device
 ) -> Iterator[tuple[Sequence[int], list[Any], Batch]]:
     """The batches, each collated and on its way to the device while the one before is worked on."""
@@ -244,7 +244,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {key: move(value) for key, value in batch.items()}
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first weight is."""
     return next(model.parameters()).device
 
 
