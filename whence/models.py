@@ -84,6 +84,19 @@ def load_model(
     return model.eval(), words
 
 
+def load_encoder(name: str | os.PathLike, *, device: str | torch.device | None = None) -> tuple[Any, Any]:
+    """Load a text encoder, a hub id or a folder, in evaluation mode and without a head, and its tokenizer; see `load_model`."""
+    from transformers import AutoModel
+
+    device, name = _device(device), locate(os.fspath(name))
+    intact(Path(name))
+    try:
+        encoder = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, RecursionError, EOFError, UnpicklingError) as error:
+        raise not_loadable(name, error) from error
+    return encoder.to(device).eval(), load_tokenizer(name)
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     """The device of that name; raises UsageError for one that there is not."""
     try:
