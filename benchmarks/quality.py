@@ -24,12 +24,12 @@ from torch import nn
 
 import whence
 from benchmarks import quality_report
-from whence.engine.stream import encode
 from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import Curvature
 from whence.linalg.stats import Interval
 from whence.methods.damping import stopped_early
+from whence.methods.base import attribute
 from whence.progress import Silent, Stage, report_to
 from whence.store.files import atomic
 from whence.validate.bank import Bank, Spec, make_bank, measured, refuse_other
@@ -171,27 +171,14 @@ def words(measure: Callable[[Sequence[str], Sequence[str]], whence.Scores]) -> M
     return lambda work: measure(*work.setting.texts).raw if work.setting.texts else None
 
 
-def representations(work: Work) -> np.ndarray:
-    """Cosines of the last layer's input, its mean over positions."""
-    own, model = work.setting, work.models[0]
-    queries = [query[0][0] for query in own.task.encode_queries(own.queries)]
-    sides = [features(model, own, items) for items in (queries, encode(own.task, own.train).items)]
-    query_QI, train_NI = (side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-12) for side in sides)
-    return query_QI @ train_NI.T
+def recipe(name: str, **settings: Any) -> Method:
+    """A method of the library, at the first model."""
 
+    def method(work: Work) -> np.ndarray:
+        own = work.setting
+        return attribute(name, work.models[0], own.task, own.queries, own.train, **settings).values
 
-def features(model: nn.Module, own: Setting, items: Sequence[Any]) -> np.ndarray:
-    """What the model's last linear layer reads, its mean over each item's positions, `[n, I]`."""
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    seen: list[torch.Tensor] = []
-    handle = last.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    try:
-        with torch.no_grad():
-            for item in items:
-                own.task.losses(model, own.task.collate([item]))
-    finally:
-        handle.remove()
-    return torch.stack([each.reshape(-1, each.shape[-1]).mean(0) for each in seen]).double().numpy()
+    return method
 
 
 def random(work: Work) -> np.ndarray:
@@ -215,7 +202,7 @@ METHODS: dict[str, Method] = {
     "diagonal, damping 0.1": fitted("diagonal", 0.1),
     "gradient dot": fitted("identity"),
     "gradient cosine": gradient_cosine,
-    "representation similarity": representations,
+    "representation similarity": recipe("representation-similarity"),
     "BM25": words(bm25_scores),
     "TF-IDF": words(tfidf_scores),
     "gradient norm": gradient_norm,
