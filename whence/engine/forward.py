@@ -49,7 +49,7 @@ def values_of(point: Point, examples: Examples, of: Values, name: str, out: Path
             share_out(point, examples, send, sink, name, saved)
         found = saved.result(sink)
     values, places = found["values"], found["indices"]
-    if broken := places[~torch.isfinite(values.flatten(0, -2)).all(0)].tolist():
+    if broken := places[~torch.isfinite(values.reshape(-1, len(places))).all(0)].tolist():
         raise NumericalError(
             f"What the model gives for {len(broken)} of {len(places)} examples is not finite",
             given=", ".join(examples.ids[place] for place in sorted(broken)[:5]),
