@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from whence.tasks.base import Task
-from whence.train.checkpoints import Checkpoint
-from whence.train.record import Training
+from whence.train.replay import History, Snapshot
 from whence.validate.problem import Problem
 
 
@@ -26,7 +25,7 @@ class Case:
     task: Task
     rows: Sequence[Any]
     queries: Sequence[Any]
-    training: Training | None = None
+    training: History | None = None
     modules: str | Sequence[str] | None = None
 
     @functools.cached_property
@@ -55,7 +54,7 @@ class Case:
         ends = np.cumsum(sizes).tolist()
         return {name: slice(end - size, end) for name, end, size in zip(self.problem.shapes, ends, sizes, strict=True)}
 
-    def at_checkpoints(self) -> Iterator[tuple[Checkpoint, Case]]:
+    def at_checkpoints(self) -> Iterator[tuple[Snapshot, Case]]:
         """The same at the weights of each checkpoint, oldest first."""
         assert self.training is not None
         for checkpoint in self.training.checkpoints:

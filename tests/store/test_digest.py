@@ -4,7 +4,8 @@ from imports import MODULES, reached
 
 from whence.store.digest import NUMERIC, PACKAGE
 
-ROOTS = ["fitting/fit", "scoring/score", "indexing/build", *(name for name in MODULES if name.split("/")[0] == "methods")]
+METHODS = [name for name in MODULES if name.split("/")[0] == "methods"]
+ROOTS = ["fitting/fit", "scoring/score", "indexing/build", "train/record", *METHODS]
 
 OTHERS = {
     "errors",  # what is said when there is no number

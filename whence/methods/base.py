@@ -37,8 +37,7 @@ from whence.store.manifest import Folder
 from whence.store.memory import work
 from whence.store.scores import Scores, open_scores
 from whence.tasks.base import Task
-from whence.train.checkpoints import Checkpoint
-from whence.train.record import Training
+from whence.train.replay import History, Snapshot
 
 Place = Callable[[str], Path | None]
 """Where a part of that name is kept until all are there; nowhere where nothing is kept."""
@@ -77,7 +76,7 @@ class Request:
     queries: Any
     settings: Score = Score()
     factors: Curvature | None = None
-    training: Training | None = None
+    training: History | None = None
     place: Place = field(default=lambda name: None)
 
     @functools.cached_property
@@ -98,7 +97,7 @@ class Request:
         chosen: dict[str, Any] = {"method": method, "modules": self.names, "out": self.place(f"factors-{method}"), **kept}
         return fit(point.model, point.task, point.rows, **chosen)
 
-    def checkpoints(self) -> Iterator[tuple[Checkpoint, Point]]:
+    def checkpoints(self) -> Iterator[tuple[Snapshot, Point]]:
         """The checkpoints that the training kept, oldest first, each as a point that is in use until the next.
 
         Raises UsageError where there is none.
@@ -106,7 +105,7 @@ class Request:
         if self.training is None or not self.training.checkpoints:
             raise UsageError(
                 "No checkpoint of the training was kept" if self.training else "The method needs the training's checkpoints",
-                given=str(self.training.path) if self.training else "no training",
+                given=f"a training of {len(self.training.steps)} steps" if self.training else "no training",
                 accepted="the folder of a training with one checkpoint or more",
                 fix="whence train ... --keep 8 --save-steps N, then --training FOLDER (Python: training=read_training(FOLDER))",
             )
@@ -150,7 +149,7 @@ def attribute(
     settings: Score = Score(),
     *,
     factors: Curvature | None = None,
-    training: Training | None = None,
+    training: History | None = None,
     out: str | Path | None = None,
     rerun: bool = False,
     **own: Any,

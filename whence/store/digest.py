@@ -41,6 +41,7 @@ NUMERIC = (
     "store/scores",
     "tasks",
     "train/checkpoints",
+    "train/replay",
     "train/unlearn",
 )
 """Modules and subpackages whose source decides the numbers; tests/store/test_digest.py compares them with the imports."""

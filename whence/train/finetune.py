@@ -14,6 +14,7 @@ A folder of training holds
     split.json      ids of the rows trained on and of those kept out
     rows.jsonl      the rows trained on, normalised and formatted as they were
     steps.npz       rows and learning rate of each step
+    start.safetensors   the trained weights before the first step, up to 1 GiB
 """
 
 from __future__ import annotations
@@ -51,7 +52,19 @@ from whence.train.leakage import Split, split_rows
 from whence.train.metrics import FILE as METRICS
 from whence.train.metrics import MEANING, Metrics, read_metrics
 from whence.train.order import Order
-from whence.train.record import CHECKPOINTS, MODEL, PACKAGES, RECORD, ROWS, SPLIT, STEPS, write_rows, write_steps
+from whence.train.record import (
+    CHECKPOINTS,
+    MODEL,
+    PACKAGES,
+    RECORD,
+    ROWS,
+    SPLIT,
+    START,
+    START_BYTES,
+    STEPS,
+    write_rows,
+    write_steps,
+)
 from whence.train.trainer import Follow, TaskTrainer
 
 LOSS_ROWS = 256
@@ -195,6 +208,9 @@ def _train(model: nn.Module, work: _Work) -> None:
     if start:
         intact(start.path)
         note(f"going on after step {start.step} of {order.steps}")
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not folder.has(START) and sum(parameter.nbytes for parameter in trained.values()) <= START_BYTES:
+        folder.save(START, trained)  # a resumed run has not loaded its checkpoint yet
     metrics = Metrics(folder.path / METRICS, device, start.step if start else -1)
     arguments = training_arguments(settings, place, order, work.seed, device)
     trainer = TaskTrainer(model, arguments, work.task, work.items(work.split.train), work.items(work.split.evaluation), order)
@@ -219,7 +235,7 @@ def _train(model: nn.Module, work: _Work) -> None:
             fix="half the batch_size and twice the gradient_accumulation, gradient_checkpointing, or lora "
             "(--batch-size, --gradient-accumulation, --gradient-checkpointing, --lora)",
         ) from error
-    _save(model, work, np.array(follow.rates), {"before": before, "after": after})
+    _save(trainer, work, np.array(follow.rates), {"before": before, "after": after})
 
 
 def _losses_before(trainer: TaskTrainer, work: _Work, metrics: Metrics) -> dict[str, float | None]:
@@ -234,9 +250,9 @@ def _losses_before(trainer: TaskTrainer, work: _Work, metrics: Metrics) -> dict[
     return before
 
 
-def _save(model: nn.Module, work: _Work, rates: np.ndarray, losses: dict[str, dict[str, float | None]]) -> None:
+def _save(trainer: TaskTrainer, work: _Work, rates: np.ndarray, losses: dict[str, dict[str, float | None]]) -> None:
     """Write the model and the record, and finish the folder."""
-    folder, ids = work.folder, work.examples.ids
+    folder, ids, model = work.folder, work.examples.ids, trainer.network
     shutil.rmtree(folder.path / MODEL, ignore_errors=True)  # half-written by a run that was killed
     model.save_pretrained(folder.path / MODEL)  # type: ignore[operator]
     work.task.tokenizer.save_pretrained(folder.path / MODEL)  # type: ignore[attr-defined]
@@ -245,7 +261,7 @@ def _save(model: nn.Module, work: _Work, rates: np.ndarray, losses: dict[str, di
     folder.write_json(SPLIT, {side: [ids[index] for index in indices] for side, indices in split.items()})
     trained = [work.examples.rows[index] for index in work.split.train]
     write_rows(folder.path / ROWS, trained, [ids[index] for index in work.split.train])
-    record = _record(model, work, rates, losses)
+    record = {**_record(model, work, rates, losses), "optimizer": trainer.describe_optimizer()}
     folder.write_json(RECORD, record)
     (folder.path / BEFORE).unlink(missing_ok=True)
     folder.finish({"about": {"loss": record["loss"], "rows": record["rows"], "steps": record["steps"]}})

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from whence.errors import UsageError
+from whence.linalg.descent import Optimizer
 from whence.store.digest import canonical_json, digest
 from whence.store.files import atomic
 from whence.store.intact import SEAL, reading
@@ -20,6 +21,13 @@ from whence.train.metrics import FILE as METRICS
 from whence.train.metrics import read_metrics
 from whence.train.order import Order
 from whence.train.reading import RECORD
+from whence.train.replay import Replay
+
+START = "start"
+"""The shard with the trained weights before the first step, so that the training can be repeated."""
+
+START_BYTES = 2**30
+"""Larger weights are not kept there."""
 
 SPLIT, STEPS, ROWS = "split.json", "steps.npz", "rows.jsonl"
 MODEL, CHECKPOINTS = "model", "checkpoints"
@@ -57,6 +65,41 @@ class Training:
             "rates": digest(self.learning_rates.tobytes()),
             "checkpoints": kept,
         }
+
+    def replay(self) -> Replay:
+        """How it is repeated; raises UsageError where that can't be."""
+        optimizer, chosen = self.about.get("optimizer", {}), self.about["settings"]
+        known = {"AdamW": "adamw", "SGD": "sgd"}
+        kept = bool(optimizer) and (self.path / f"{START}.safetensors").exists()
+        refused = {
+            "trained in bfloat16, whose rounding is not differentiated": bool(chosen["bf16"]),
+            f"trained with {optimizer.get('name')}": bool(optimizer) and optimizer["name"] not in known,
+            "a record without the weights that it began with": not kept,
+        }
+        if reasons := [reason for reason, holds in refused.items() if holds]:
+            raise UsageError(
+                "This training can't be repeated step by step.",
+                given=f"{self.path}: {reasons[0]}",
+                accepted="a small model trained in float32 with AdamW or SGD, whose first weights were kept "
+                f"(up to {START_BYTES >> 20:,} MiB)",
+                fix="train again: whence train ... --no-bf16 --optimizer adamw_torch",
+            )
+        return Replay(
+            Folder.open(self.path).load(START),
+            self.steps,
+            self.learning_rates,
+            Optimizer(
+                known[optimizer["name"]],  # type: ignore[arg-type]
+                momentum=optimizer.get("momentum", 0.0),
+                betas=tuple(optimizer.get("betas", (0.9, 0.999))),
+                eps=optimizer.get("eps", 1e-8),
+                clip=chosen["max_grad_norm"],
+            ),
+            per="token",
+            weight_decay=chosen["weight_decay"],
+            undecayed=optimizer["undecayed"],
+            batch_size=chosen["batch_size"],
+        )
 
     @property
     def rows(self) -> Path:

@@ -140,6 +140,15 @@ class TaskTrainer(Trainer):
         """The loss in evaluation mode, in nats per token in the loss, of all tokens of the items together."""
         return mean_loss(self.network, self.task, items, lambda: self.accelerator.autocast())
 
+    def describe_optimizer(self) -> dict[str, Any]:
+        """Its class and what decides how it moves which parameters, as JSON values."""
+        optimizer: Any = self.optimizer or self.create_optimizer()
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # inside of accelerate's wrapper
+        decayed = {id(weight) for group in optimizer.param_groups if group.get("weight_decay") for weight in group["params"]}
+        trained = [(name, weight) for name, weight in self.network.named_parameters() if weight.requires_grad]
+        known = {name: optimizer.defaults[name] for name in ("momentum", "betas", "eps") if name in optimizer.defaults}
+        return {"name": type(optimizer).__name__, "undecayed": [name for name, w in trained if id(w) not in decayed], **known}
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """As the Trainer does, but never with weights that are missing."""
         load_weights(Path(resume_from_checkpoint), self.network)

@@ -25,11 +25,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.engine.stream import encode, read, to_device
 from whence.errors import UsageError
+from whence.linalg.descent import Optimizer
 from whence.progress import stage
 from whence.store.files import atomic
 from whence.store.manifest import load_tensors
 from whence.tasks.base import Batch, Task
 from whence.tasks.forward import in_mode
+from whence.train.replay import Recorded, Replay, record, refuse_random_parts
 from whence.train.small import one_thread
 
 Parameters = dict[str, Tensor]
@@ -213,6 +215,40 @@ def retrain(
     return Replicas(model, task, found[-1], count, dict(zip(checkpoints, found, strict=False)))
 
 
+def recorded(
+    model: nn.Module,
+    task: Task,
+    data: Any,
+    recipe: Recipe,
+    *,
+    start: Literal["initial", "given"] = "initial",
+    checkpoints: Sequence[int] = (),
+    progress: str = "record",
+) -> Recorded:
+    """The training that `retrain` makes of all rows with the recipe's seeds, as methods read a training.
+
+    It is repeated once, for the checkpoints after these numbers of steps and AdamW's second moments there; the weights are
+    those of `retrain` but for rounding.
+    """
+    examples = encode(task, data)
+    steps = recipe.steps(len(examples.usable))
+    order = list(data_order(examples.usable, recipe, recipe.order_seed, steps))
+    first = dict((model if start == "given" else fresh(model, recipe.seed)).named_parameters())
+    kind = "adamw" if recipe.optimizer == "adamw" else "sgd"
+    momentum = recipe.momentum if recipe.optimizer == "momentum" else 0.0
+    how = Replay(
+        {name: weight.detach().clone() for name, weight in first.items()},
+        [[examples.ids[row] for row in rows] for rows in order],
+        np.array([recipe.rate(step, steps) for step in range(steps)]),
+        Optimizer(kind, momentum, recipe.betas, recipe.eps),
+        per="row",
+        weight_decay=recipe.weight_decay,
+    )
+    shown = stage(progress, steps, "steps") if progress else contextlib.nullcontext(lambda count: None)
+    with one_thread(), shown as advance:
+        return record(model, task, examples, how, checkpoints, advance)
+
+
 def fresh(model: nn.Module, seed: int) -> nn.Module:
     """A copy of the model with weights drawn anew, as its class draws them.
 
@@ -240,27 +276,6 @@ def stacked(models: Sequence[nn.Module]) -> Parameters:
     """The parameters of the models, `[K, ...]`: copies."""
     named = [dict(model.named_parameters()) for model in models]
     return {name: torch.stack([own[name].detach() for own in named]) for name in named[0]}
-
-
-def refuse_random_parts(model: nn.Module) -> None:
-    """Raise UsageError for what makes the loss of a row random or dependent on its neighbours in the batch."""
-    for name, module in model.named_modules():
-        # attention and recurrent layers keep it as a number: dropout, attention_dropout, ...
-        rates = [value for key, value in vars(module).items() if "dropout" in key and isinstance(value, float)]
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            rates.append(module.p)
-        if any(rate > 0 for rate in rates):
-            raise UsageError(
-                "A model with dropout can't be trained twice to the same weights",
-                given=f"{name or type(module).__name__}: {module}"[:120],
-                fix="build it with dropout 0 (of a Hugging Face config: attention_dropout=0, hidden_dropout=0, ...)",
-            )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UsageError(
-                "Batch statistics mix the rows of a batch, so that no row's loss is its own",
-                given=f"{name}: {module}"[:120],
-                fix="use LayerNorm or GroupNorm",
-            )
 
 
 def data_order(rows: Sequence[int], recipe: Recipe, order_seed: int, steps: int) -> Iterator[list[int]]:
