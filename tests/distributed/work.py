@@ -334,3 +334,13 @@ def inverted(rows: Any, queries: Any) -> dict[str, np.ndarray]:
     given = (language_model("llama"), CausalLM(tokenizer()), queries, rows)
     chosen: dict[str, Any] = {"empirical-fisher": {}, "arnoldi": {"top": 4, "vectors": 8}, "nystroem": {"rank": 8}}
     return {method: attribute(method, *given, absolute_damping=0.5, **own).values for method, own in chosen.items()}
+
+
+def attributed(method: str, case: str, own: dict[str, Any], settings: dict[str, Any] | None = None) -> np.ndarray:
+    """A method's values for one of the cases."""
+    from whence.methods.base import attribute
+    from whence.settings import Score
+
+    chosen = CASES[case]
+    given = (chosen.model(), chosen.task(), chosen.queries(), chosen.train(), Score(**(settings or {})))
+    return attribute(method, *given, **own).values

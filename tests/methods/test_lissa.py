@@ -1,0 +1,123 @@
+"""LiSSA is its truncated series, comes to the damped inverse where its scale allows, and says so where it doesn't."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distributed import work
+from distributed.processes import run
+from models import CASES
+from oracle import agree
+
+from benchmarks.oracles.base import Case
+from benchmarks.oracles.stochastic import ORACLES, converged, inverted
+from whence.engine.partition import SaveTimer
+from whence.errors import NumericalError
+from whence.methods.base import attribute
+from whence.progress import Silent, report_to
+from whence.settings import Score
+
+TINY = CASES["mlp"]
+SETTINGS: dict[str, Any] = {"absolute_damping": 0.05, "scale": 4.0, "depth": 20}
+
+
+@pytest.fixture(scope="module")
+def case():
+    return Case(TINY.model(), TINY.task(), TINY.train(), TINY.queries(), modules="all")
+
+
+def scores(case, method="lissa", settings=Score(), **own: Any):
+    return attribute(method, case.model, case.task, case.queries, case.rows, settings, **own)
+
+
+def test_it_is_its_oracle(case):
+    for chosen in ({"batch": 14}, {"batch": 4, "repeats": 2, "seed": 3}):
+        found = scores(case, **(SETTINGS | chosen))
+        agree(found.values, ORACLES["lissa"](case, **SETTINGS, **chosen), 1e-8)
+    assert found.unit == "nats per copy" and "inverse by LiSSA" in found.about["operator"]
+    assert found.about["steps"] == 40 and found.about["passes"] == pytest.approx(40 * 4 / 14) and found.about["scale"] == 4.0
+    assert 0 < found.about["residual"] < 1
+
+
+def test_it_comes_to_the_damped_inverse_with_its_sign_and_its_scale(case):
+    damped: dict[str, Any] = {"absolute_damping": 0.5, "batch": 14, "depth": 80}
+    exact = converged(case, **damped)
+    ways: list[dict[str, Any]] = [{}, {"preconditioner": "ekfac"}, {"scale": 3.0}]
+    for chosen in ways:
+        found = scores(case, **damped, **chosen)
+        agree(found.values, exact, 1e-5)
+        assert found.about["residual"] < 1e-5
+    relative = scores(case, **{**damped, "absolute_damping": None, "damping": 10.0})
+    assert np.corrcoef(relative.values.ravel(), converged(case, damping=10.0).ravel())[0, 1] > 0.999
+    early = scores(case, **damped, tolerance=1e-3)
+    assert early.about["steps"] < 60 and early.about["residual"] < 2e-3
+
+
+def test_other_matrices(case):
+    hessian = torch.autograd.functional.hessian(lambda theta: case.problem.losses(theta).mean(), case.problem.theta)
+    for kind, matrix in (("empirical-fisher", case.g_NP.T @ case.g_NP / 14), ("hessian", hessian)):
+        found = scores(case, absolute_damping=2.0, batch=14, depth=80, matrix=kind)
+        agree(found.values, inverted(case, matrix, 2.0), 1e-5)
+
+
+def test_a_fixed_batch_would_be_another_matrix(case):
+    """What averages out are fresh rows: the steps come near the inverse of the whole, not that of the first few rows."""
+    damped = {"absolute_damping": 0.5, "depth": 100, "batch": 4}
+    exact, few = converged(case, **damped), Case(case.model, case.task, case.rows[:4], case.queries, modules="all")
+    found = scores(case, "astra", **damped).values
+    other = inverted(case, few.gauss_newton_PP, 0.5)
+    assert np.abs(found - exact).max() < 0.2 * np.abs(other - exact).max()
+
+
+def test_a_scale_that_is_too_small_raises_and_names_one_that_converges(case):
+    damped = {"absolute_damping": 0.05, "batch": 14, "depth": 100}
+    top = float(torch.linalg.eigvalsh(case.gauss_newton_PP).max()) + 0.05
+    with pytest.raises(NumericalError, match="diverge") as raised:
+        scores(case, **damped, scale=0.3 * top)
+    (named,) = re.findall(r"a scale of ([\d.e+-]+)", raised.value.fix)
+    assert float(named) == pytest.approx(top, rel=0.05)
+    assert scores(case, **damped, scale=float(named)).about["residual"] < 0.5
+    with pytest.raises(NumericalError, match="larger damping"):
+        scores(case, **{**damped, "absolute_damping": 0.0}, matrix="hessian", scale=1.0)
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+class Killer(Silent):
+    """Raises after so many steps."""
+
+    def __init__(self, left):
+        self.left, self.resumed = left, None
+
+    def begin(self, stage):
+        if stage.name == "solve":
+            self.resumed = stage.resumed
+
+    def advance(self, stage):
+        self.left -= stage.name == "solve"
+        if not self.left:
+            raise Killed
+
+
+def test_a_killed_search_resumes_to_the_same_bits(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(SaveTimer, "due", True)
+    chosen = {**SETTINGS, "batch": 4}
+    whole = scores(case, **chosen, out=tmp_path / "whole")
+    with pytest.raises(Killed), report_to(Killer(7)):
+        scores(case, **chosen, out=tmp_path / "killed")
+    with report_to(seen := Killer(-1)):
+        again = scores(case, **chosen, out=tmp_path / "killed")
+    assert seen.resumed == 6 and again.about == whole.about
+    np.testing.assert_array_equal(again.raw, whole.raw)
+    assert {file.name for file in (tmp_path / "killed").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
+
+
+def test_several_processes_give_the_same(case):
+    chosen = {**SETTINGS, "batch": 14, "depth": 5}
+    expected = scores(case, settings=Score(batch_tokens=4), **chosen)
+    for found in run(work.attributed, "lissa", "mlp", chosen, {"batch_tokens": 4}):
+        agree(found, expected.values, 1e-10)
