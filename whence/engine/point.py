@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from whence.adapters import is_adapter
 from whence.coverage import WIDE, Coverage, Site, cover, trained
+from whence.data.rows import Rows
 from whence.engine.partition import batch_positions
 from whence.engine.stream import Examples, Objective, encode, likelihood
 from whence.errors import CoverageError, UsageError
@@ -84,15 +85,23 @@ class Point:
         return self._covered[key]
 
     def only(self, rows: Sequence[int | str]) -> Point:
-        """The same with some of its rows, by number or id. Raises UsageError for one that there is not."""
-        places = {name: place for place, name in enumerate(self.examples.ids)}
+        """The same with some of its rows, by number or id. Raises UsageError for one that there is not.
+
+        Rows of text are encoded only where they are chosen.
+        """
+        texts = self.rows if isinstance(self.rows, Rows) and "examples" not in vars(self) else None
+        ids = self.examples.ids if texts is None else texts.ids
+        places = {name: place for place, name in enumerate(ids)}
         chosen = [places.get(row, -1) if isinstance(row, str) else valid(int, row, "a row") for row in rows]
         if not chosen:
-            raise UsageError("No row is named.", accepted=f"ids of the rows, or 0 to {len(self.examples) - 1}")
-        if unknown := [row for row, place in zip(rows, chosen, strict=True) if not 0 <= place < len(self.examples)]:
-            raise UsageError(f"There is no row {unknown[0]!r}", accepted=f"ids of the rows, or 0 to {len(self.examples) - 1}")
+            raise UsageError("No row is named.", accepted=f"ids of the rows, or 0 to {len(ids) - 1}")
+        if unknown := [row for row, place in zip(rows, chosen, strict=True) if not 0 <= place < len(ids)]:
+            raise UsageError(f"There is no row {unknown[0]!r}", accepted=f"ids of the rows, or 0 to {len(ids) - 1}")
         fewer = copy.copy(self)
-        fewer.examples = self.examples.take(chosen)
+        if texts is None:
+            fewer.examples = self.examples.take(chosen)
+        else:
+            fewer.rows = texts.take(chosen)
         return fewer
 
     def at(self, model: nn.Module) -> Point:
