@@ -40,6 +40,7 @@ FLOORS = [
         "",
         "demo",
         "evaluate",
+        "funnel",
         "generation",
         "planning",
         "plots",

@@ -271,6 +271,22 @@ def score_backwards(factors: Path) -> Any:
     return score(case.model(), case.task(), *given)
 
 
+def through_a_funnel(rows: Any, queries: Any) -> tuple[list[str], np.ndarray]:
+    """The ids and scores of candidates and of an audit, in the setting of `tests/test_funnel.py`."""
+    from models import llama, tokenizer
+
+    import whence
+    from whence.funnel import score_candidates
+    from whence.tasks import CausalLM
+
+    model, task = randomised(llama()).double().eval(), CausalLM(tokenizer())
+    curvature = fit(model, task, rows, examples="all")
+    index = whence.build_index(model, task, rows, curvature=curvature, dim=8)
+    given = (queries, rows, curvature.inverse(), "bm25:10+index:10")
+    found = score_candidates(model, task, *given, index=index, audit="20%")
+    return found.example_ids, found.raw
+
+
 def claimed(path: Path, provenance: dict[str, Any], other: dict[str, Any] | None = None) -> bool:
     """Claim a folder, process 1 perhaps for something else; whether it is finished."""
     with Folder.claim(path, other if other is not None and dist.rank() else provenance) as folder:
