@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whence.linalg.project import kronecker_scales, projection
+from whence.linalg.project import kronecker_scales, mask, projection, sparse_projection
 
 
 @settings(deadline=None)  # the first example imports numpy's generators
@@ -46,3 +46,44 @@ def test_scales_fit_the_logarithms():
     left = positive.log() - torch.outer(*kronecker_scales(positive)).log()
     torch.testing.assert_close(left.mean(0), torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(left.mean(1), torch.zeros(5, dtype=torch.float64))
+
+
+@given(width=st.integers(1, 40), dim=st.integers(1, 6), nonzeros=st.integers(1, 3), key=st.text(max_size=4))
+def test_columns_of_a_sparse_projection_have_so_many_signs_each(width, dim, nonzeros, key):
+    sparse = sparse_projection(width, dim * nonzeros, key, nonzeros)
+    matrix = sparse(torch.eye(width)).T
+    assert matrix.shape == (min(width, dim * nonzeros), width)
+    assert torch.equal(matrix, sparse_projection(width, dim * nonzeros, key, nonzeros)(torch.eye(width)).T)
+    if width <= dim * nonzeros:
+        assert torch.equal(matrix, torch.eye(width))
+        return
+    assert ((matrix != 0).sum(0) == nonzeros).all()
+    torch.testing.assert_close(matrix.abs().amax(0), torch.full((width,), nonzeros**-0.5))
+    loads = (matrix != 0).sum(1)
+    assert loads.max() - loads.min() <= 1
+
+
+@pytest.mark.parametrize("nonzeros", [1, 2])
+def test_the_mean_of_s_transposed_s_is_the_identity(nonzeros):
+    matrices = torch.stack([sparse_projection(9, 4, str(seed), nonzeros)(torch.eye(9)).T for seed in range(4000)])
+    products = matrices.mT @ matrices
+    torch.testing.assert_close(products.diagonal(dim1=1, dim2=2), torch.ones(4000, 9))
+    torch.testing.assert_close(products.mean(0), torch.eye(9), atol=5 * 0.5 / 4000**0.5, rtol=0)
+
+
+def test_the_bits_of_sparse_projections_and_masks_are_the_same_everywhere():
+    sparse = sparse_projection(7, 2, "a")
+    assert sparse.order_SK.tolist() == [[5, 3, 6, 1, 2, 0, 4]]
+    assert sparse.signs_SK.int().tolist() == [[1, -1, 1, -1, 1, 1, 1]]
+    assert mask(9, 4, "a").tolist() == [3, 4, 6, 8]
+
+
+@given(width=st.integers(1, 30), dim=st.integers(1, 30), key=st.text(max_size=4))
+def test_a_mask_takes_so_many_different_places_in_order(width, dim, key):
+    places = mask(width, dim, key).tolist()
+    assert len(places) == min(width, dim) and places == sorted(set(places)) and set(places) <= set(range(width))
+
+
+def test_a_mask_takes_every_place_alike():
+    counts = torch.stack([mask(9, 4, str(seed)) for seed in range(2000)]).flatten().bincount(minlength=9)
+    assert ((counts - 2000 * 4 / 9).abs() < 5 * (2000 * 4 / 9 * 5 / 9) ** 0.5).all()

@@ -33,14 +33,14 @@ def rows(case, projection, batch_tokens=40):
     """The rows that the engine makes, in the order of the examples."""
     model, task = case.model(), case.task()
     examples = encode(task, case.train())
-    sites = cover(model, list(projection.out)).sites
+    sites = cover(model, list(projection.names)).sites
     sink = ProjectedRows(projection, sites, (), "float32", torch.float64, torch.empty(0, dtype=torch.float64))
     step = max(1, batch_tokens // max(examples.sizes))
     batches = [examples.usable[start : start + step] for start in range(0, len(examples.usable), step)]
     with Capture(model, sites, sink.inputs) as capture:
         stream(capture, task, examples.items, batches, likelihood(task, examples), sink, lambda positions: None)
     found = sink.state()
-    result = torch.zeros(len(examples), sum(projection.widths), dtype=torch.float64)
+    result = torch.zeros(len(examples), sum(sink.widths.values()), dtype=torch.float64)
     result[found["indices"]] = found["codes"].double()
     return result
 
@@ -48,6 +48,13 @@ def rows(case, projection, batch_tokens=40):
 def products(case):
     """All inner products of the examples' gradients, `[N, N]`."""
     return torch.stack([w.flatten(1) @ w.flatten(1).T for w in gradients(case).values()]).sum(0)
+
+
+def noise_of(case, projected):
+    """Errors of inner products of projected gradients with themselves, in units of the product of both norms."""
+    exact = products(case)
+    flat = [torch.cat([g.dense().w_BOI.flatten(1).double() for g in each.values()], 1) for each in projected]
+    return (torch.stack([w @ w.T for w in flat]) - exact) / torch.outer(exact.diagonal(), exact.diagonal()).sqrt()
 
 
 def noise(case, projections):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -12,8 +13,8 @@ from torch import Tensor
 from whence.coverage import Site
 from whence.engine.sinks import Table
 from whence.errors import NumericalError
-from whence.gradients import Gradient
-from whence.operators import Projection
+from whence.gradients import Dense, Gradient
+from whence.operators import Operator
 from whence.tasks.base import Batch
 
 Kept = Literal["int8", "float16", "float32"]
@@ -81,7 +82,7 @@ class ProjectedRows(Table):
 
     def __init__(
         self,
-        projection: Projection,
+        projection: Operator,
         sites: Mapping[str, Site],
         sizes: Sequence[int],
         kept: Kept,
@@ -92,9 +93,10 @@ class ProjectedRows(Table):
         self.sizes = sizes
         self.kept: Kept = kept
         self.like = like
-        self.projection = projection
         self.streaming = projection.streaming(like.to(operands))
         self.inputs = self.streaming.ahead(name for name, site in sites.items() if site.reads_columns)
+        self.widths = {name: self._width(name, sites[name]) for name in projection.names}
+        """Numbers that each module has in a row."""
 
     def joined(self, states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Several states as one, the longest example first: the same files whatever number of processes made them."""
@@ -113,16 +115,15 @@ class ProjectedRows(Table):
 
     def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
         """Project the module's gradients."""
-        self._parts[name] = self.streaming.apply(name, gradient, readers).w_BOI.flatten(1)
+        self._parts[name] = self.streaming.apply(name, gradient, readers).dense().w_BOI.flatten(1)
 
     def end(self) -> None:
         """File the rows; a module that none of the batch reached leaves zeros."""
-        widths = self.projection.widths
-        for name, width in zip(self.projection.out, widths, strict=True):
+        for name, width in self.widths.items():
             if name not in self._parts:
                 self._parts[name] = self.like.new_zeros(len(self._now), width)
-        rows_BD = torch.cat([self._parts.pop(name) for name in self.projection.out], dim=1)
-        found = {key: tensor.cpu() for key, tensor in compress(rows_BD, self.kept, widths).items()}
+        rows_BD = torch.cat([self._parts.pop(name) for name in self.widths], dim=1)
+        found = {key: tensor.cpu() for key, tensor in compress(rows_BD, self.kept, list(self.widths.values())).items()}
         finite = torch.isfinite(found["norm"]).tolist()
         if broken := [index for index, is_finite in zip(self._now, finite, strict=True) if not is_finite]:
             raise NumericalError(
@@ -133,3 +134,7 @@ class ProjectedRows(Table):
         self.indices += self._now
         for key, tensor in found.items():
             self.file(key, tensor)
+
+    def _width(self, name: str, site: Site) -> int:
+        """Numbers that a gradient of the module becomes, as none of them shows."""
+        return math.prod(self.streaming.apply(name, Dense(self.like.new_zeros(0, *site.shape)), (name,)).shape[1:])

@@ -1,4 +1,4 @@
-"""Random projections of one side of a weight matrix, and scales that tame an operator before projecting.
+"""Random projections of one side of a weight matrix or of all its numbers, and scales that tame an operator before projecting.
 
 A matrix `W [O, I]` is kept as `P_O^T W P_I`, projected from both sides before it is ever formed: `W = sum_r g_r a_r^T`
 becomes `sum_r (P_O^T g_r)(P_I^T a_r)^T` (LoGra: Choe et al. 2024; TrackStar: Chang et al. 2024). With independent
@@ -8,9 +8,11 @@ becomes `sum_r (P_O^T g_r)(P_I^T a_r)^T` (LoGra: Choe et al. 2024; TrackStar: Ch
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,10 +23,59 @@ def projection(width: int, dim: int, key: str) -> Tensor:
     """
     if width <= dim:
         return torch.eye(width)
-    seed = int.from_bytes(hashlib.blake2b(f"{width}:{dim}:{key}".encode(), digest_size=16).digest(), "little")
-    words = np.random.Philox(key=seed).random_raw(-(-width * dim // 64)).astype("<u8")
+    words = _random_words(-(-width * dim // 64), f"{width}:{dim}:{key}")
     bits = np.unpackbits(words.view(np.uint8), count=width * dim).reshape(width, dim)
     return (torch.from_numpy(bits).float() * 2 - 1) / dim**0.5
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A sparse Johnson-Lindenstrauss matrix `[dim, width]`, held as the `S` shuffles of its numbers that it adds up.
+
+    Each shuffle deals the numbers out, with random signs, to sums of its own, `dim / S` of them: a column has `S` entries.
+    """
+
+    order_SK: Tensor
+    signs_SK: Tensor
+    dim: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Project vectors `[..., width]` to `[..., dim]`."""
+        sums = self.dim // len(self.order_SK)
+        parts = []
+        for order_K, signs_K in zip(self.order_SK, self.signs_SK, strict=True):
+            shuffled = F.pad(x[..., order_K] * signs_K, (0, -len(order_K) % sums))
+            parts.append(shuffled.unflatten(-1, (-1, sums)).sum(-2))
+        return torch.cat(parts, -1)
+
+    def to(self, like: Tensor) -> Sparse:
+        """The same for vectors in the dtype and on the device of `like`."""
+        return Sparse(self.order_SK.to(like.device), self.signs_SK.to(like), self.dim)
+
+
+def sparse_projection(width: int, dim: int, key: str, nonzeros: int = 1) -> Sparse:
+    """A sparse Johnson-Lindenstrauss transform (Kane & Nelson 2014), `nonzeros` entries a column: `E[S^T S]` is the identity.
+
+    Sums get equally many numbers, up to one, which takes nothing from that. `nonzeros` divides `dim`. The identity where the
+    vectors are no wider than `dim`. A function of its arguments alone, the same bits everywhere.
+    """
+    if width <= dim:
+        return Sparse(torch.arange(width)[None], torch.ones(1, width), width)
+    words_SK = _random_words(nonzeros * width, f"sparse:{width}:{dim}:{nonzeros}:{key}").reshape(nonzeros, width)
+    signs_SK = torch.from_numpy((words_SK & 1).astype(np.float32)) * 2 - 1
+    return Sparse(torch.from_numpy(words_SK.argsort(axis=1, kind="stable")), signs_SK / nonzeros**0.5, dim)
+
+
+def mask(width: int, dim: int, key: str) -> Tensor:
+    """Places of `dim` numbers of a vector, drawn without putting back, in order; all of them where it is no wider."""
+    words = _random_words(width, f"mask:{width}:{dim}:{key}")
+    return torch.from_numpy(np.sort(words.argsort(kind="stable")[:dim]))
+
+
+def _random_words(count: int, key: str) -> np.ndarray:
+    """So many random words of 64 bits, the same everywhere."""
+    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest(), "little")
+    return np.random.Philox(key=seed).random_raw(count).astype("<u8")
 
 
 def kronecker_scales(positive_OI: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,5 +4,18 @@ from whence.operators.base import Operator, Product, Scaled, Streaming, Sum
 from whence.operators.eigen import BlockDiagonal, EigenBlock
 from whence.operators.identity import Identity
 from whence.operators.projection import Projection
+from whence.operators.sketch import Masks, SparseProjection
 
-__all__ = ["BlockDiagonal", "EigenBlock", "Identity", "Operator", "Product", "Projection", "Scaled", "Streaming", "Sum"]
+__all__ = [
+    "BlockDiagonal",
+    "EigenBlock",
+    "Identity",
+    "Masks",
+    "Operator",
+    "Product",
+    "Projection",
+    "Scaled",
+    "SparseProjection",
+    "Streaming",
+    "Sum",
+]

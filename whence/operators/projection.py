@@ -113,6 +113,21 @@ def in_eigenbasis(random: Projection, inverse: BlockDiagonal) -> tuple[Projectio
     return whitened(0.5), whitened(-0.5)
 
 
+def leading_eigenvectors(curvature: BlockDiagonal, dim: int) -> Projection:
+    """The `dim` directions of each side in which an operator's eigenvalues are largest, added up over the other side.
+
+    With K-FAC these are principal components of inputs and of output gradients (LoGra: Choe et al. 2024, section 4.1).
+    """
+
+    def directions(q: Rotation | None, lam: Tensor) -> Tensor:
+        largest = lam.topk(min(dim, len(lam))).indices.sort().values
+        return (q.dense() if q else torch.eye(len(lam)).to(lam))[:, largest]
+
+    out = {name: directions(block.q_O, block.lam_OI.sum(1)) for name, block in curvature.blocks.items()}
+    into = {name: directions(block.q_I, block.lam_OI.sum(0)) for name, block in curvature.blocks.items()}
+    return Projection(out, into, f"leading eigenvectors of {curvature.label}")
+
+
 def project(gradient: Gradient, m_O: Tensor, m_I: Tensor, read_BRP: Tensor | None = None) -> Tensor:
     """`m_O^T w m_I` of each example, `[B, P, P]`, in float32 or better; `read_BRP` is `a m_I` where it is known."""
     sums = torch.promote_types(m_O.dtype, torch.float32)
