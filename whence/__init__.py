@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from whence.fitting import Curvature, fit, open_factors
     from whence.generation import generate
     from whence.indexing import Index, build_index, open_index
+    from whence.methods.base import attribute
     from whence.models import load_model
     from whence.planning import Plan, plan
     from whence.precision import Precision
@@ -42,6 +43,7 @@ __all__ = [
     "Seq2Seq",
     "Task",
     "__version__",
+    "attribute",
     "build_index",
     "fit",
     "generate",
@@ -60,6 +62,7 @@ _HOMES = {
     "whence.fitting": ["Curvature", "fit", "open_factors"],
     "whence.generation": ["generate"],
     "whence.indexing": ["Index", "build_index", "open_index"],
+    "whence.methods.base": ["attribute"],
     "whence.models": ["load_model"],
     "whence.planning": ["Plan", "plan"],
     "whence.precision": ["Precision"],

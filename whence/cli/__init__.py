@@ -43,6 +43,8 @@ COMMANDS = {
     "fit": "whence.cli.fit:fit",
     "inspect": "whence.cli.inspect:inspect",
     "score": "whence.cli.score:score",
+    "methods ls": "whence.cli.methods:ls",
+    "methods show": "whence.cli.methods:show",
     "show": "whence.cli.show:show",
     "index build": "whence.cli.index:build",
     "index search": "whence.cli.index:search",

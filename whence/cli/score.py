@@ -30,14 +30,25 @@ class Damped(Measured):
     absolute_damping: AtLeastZero | None = setting(None, "The same damping for all modules, instead of --damping.")
 
 
+class By(Section):
+    """What scores the rows."""
+
+    method: str | None = setting(
+        None, "How rows are scored, by name (whence methods ls); default: the inverse of --factors.", "--method"
+    )
+    own: dict[str, Any] = setting({}, "A setting of the method (whence methods show NAME).", "--set", metavar="NAME=VALUE")
+    factors: str | None = setting(None, "Folder that whence fit made, for the same model.", "--factors", "-f")
+    training: str | None = setting(None, "Folder that whence train made, for methods that look back at it.")
+
+
 def score(
     *,
     model: options.Model,
     asked: Questions,
+    by: By,
     measured: Damped,
     settings: Score,
     data: Data,
-    factors: Annotated[Path, typer.Option("--factors", "-f", help="Folder that whence fit made, for the same model.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the scores, such as runs/a/scores.")],
     max_length: Annotated[
         int | None,
@@ -50,6 +61,7 @@ def score(
 
     Sign and unit: a score above 0 says that more copies of the row RAISE log p(completion | prompt), one below 0 that they
     lower it. Unit: nats per copy, the slope at these weights: small values are what one more copy changes, large ones rank.
+    Methods that measure something else say their unit.
 
     Queries are rows of prompt and completion, and perhaps contrast (another completion) or span (a part of the completion).
 
@@ -58,45 +70,86 @@ def score(
       whence score gpt2 -d train.jsonl -f runs/a/factors --queries prompts.json -o runs/a/scores
       whence score gpt2 -d train.jsonl -f runs/a/factors --queries prompts.json -o runs/a/tokens --per token --norm cosine
       whence score gpt2 -d train.jsonl -f runs/a/factors --self -o runs/a/self
+      whence score gpt2 -d train.jsonl -f runs/a/factors --queries prompts.json --method cg --set iterations=50 -o runs/a/cg
+      whence score runs/a/train/model -d train.jsonl --queries prompts.json --method tracin --training runs/a/train -o runs/b
     """
     from whence import scoring
     from whence.cli.console import print_json, say, score_stages, start
     from whence.data import load_data
     from whence.data.text import asked as asked_in
+    from whence.engine.point import Point
     from whence.escapes import command
     from whence.fitting import open_factors
+    from whence.methods.base import Request, request_scores
     from whence.models import load_model
     from whence.pipeline.load import in_turns, rows_of, task_of, trained_on
     from whence.train.reading import as_trained
+    from whence.train.record import read_training
 
-    if asked.itself == (asked.queries is not None):
-        raise UsageError("There is one question to ask: say --queries FILE, or --self.")
-    with start(session, score_stages(settings.rescore)):
-        curvature = open_factors(factors)
+    refuse_conflicts(asked, by)
+    recipe, own = chosen_method(by, measured)
+    with start(session, score_stages(settings.rescore) if recipe is None else None):
+        curvature = open_factors(by.factors) if by.factors else None
+        training = read_training(by.training) if by.training else None
         loaded, tokenizer = load_model(model, **weights.as_json())
-        data = as_trained(data, said(), weights.adapter, model, made=curvature.provenance)
+        data = as_trained(data, said(), weights.adapter, model, made=curvature and curvature.provenance)
         task = task_of(loaded, tokenizer, data, measured.measurement)
-        curvature.check(loaded, task)
         rows = rows_of(data)
         settings = settings.changed(n_train=settings.n_train or trained_on(weights.adapter or model, data, rows))
-        say_if_other_rows(curvature.provenance["data"], rows, settings.n_train)
-        operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping)
+        if curvature is not None:
+            curvature.check(loaded, task)
+            say_if_other_rows(curvature.provenance["data"], rows, settings.n_train)
         place: Any = {"out": out, "rerun": session.rerun}
-        if asked.queries is None:
-            scores = scoring.self_influence(loaded, task, rows, operator, settings, **place)
-        else:
+        queries = None
+        if asked.queries is not None:
             queries = asked_in(load_data(asked.queries, columns=asked.query_columns), data.format, data.normalise)
             if asked.generate:
                 from whence.generation import answered
 
                 queries = answered(loaded, task, in_turns(queries, rows, mere=True), asked.max_new_tokens)
-            scores = scoring.score(loaded, task, queries, rows, operator, settings, **place)
+        if recipe is not None:
+            point = Point(loaded, task, rows, batch_tokens=settings.batch_tokens)
+            scores = request_scores(recipe, Request(point, queries, settings, curvature, training), own, **place)
+        else:
+            assert curvature is not None  # one of both is there
+            operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping)
+            if queries is None:
+                scores = scoring.self_influence(loaded, task, rows, operator, settings, **place)
+            else:
+                scores = scoring.score(loaded, task, queries, rows, operator, settings, **place)
     about = {"scores": str(out), "queries": scores.shape[0], "rows": scores.shape[1], "n_train": scores.n_train}
     if session.as_json:
         print_json({**about, "unit": scores.unit, "sign": "above 0 raises what was measured", **scores.about})
         return
     say(f"{out}: {scores.shape[0]} x {scores.shape[1]:,} scores (queries x rows), {scores.unit}, above 0 = raises")
     say(f"next: {command('whence', 'show', out)}")
+
+
+def refuse_conflicts(asked: Questions, by: By) -> None:
+    """Raise UsageError where there are two questions or none, or nothing to score with."""
+    if asked.itself == (asked.queries is not None):
+        raise UsageError("There is one question to ask: say --queries FILE, or --self.")
+    if by.method is None and by.factors is None:
+        raise UsageError(
+            "There is nothing to score the rows with.",
+            accepted="--factors FOLDER (whence fit makes it), or --method NAME (whence methods ls lists them)",
+            fix="whence fit MODEL --data DATA --out FOLDER, or --method bm25, which needs no factors",
+        )
+    if by.method is not None and asked.itself:
+        raise UsageError("--self asks what factors say of each row.", fix="--factors FOLDER, without --method")
+    if by.method is None and (by.own or by.training):
+        raise UsageError(f"{'--set' if by.own else '--training'} is for methods.", fix="--method NAME")
+
+
+def chosen_method(by: By, measured: Damped) -> tuple[Any, Any]:
+    """The recipe and its settings: those of --set, and both kinds of damping where the command line said them; none: None."""
+    from whence.methods.base import recipe_named
+
+    if by.method is None:
+        return None, None
+    recipe = recipe_named(by.method)
+    dampings = {name: getattr(measured, name) for name in ("damping", "absolute_damping") if name in said()}
+    return recipe, recipe.own(dampings | by.own, typed=True)
 
 
 def say_if_other_rows(fitted: dict[str, Any], rows: Any, n_train: int | None) -> None:

@@ -9,10 +9,11 @@ comparison and the quality benchmark read the list.
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +28,11 @@ from whence.errors import UsageError
 from whence.fitting.curvature import Curvature
 from whence.fitting.fit import fit
 from whence.operators import Identity, Operator
+from whence.progress import note
 from whence.scoring.checks import check_scores
 from whence.scoring.results import tabulated
 from whence.scoring.score import score_points, self_influence_at
-from whence.settings import Score, Section
+from whence.settings import Score, Section, settings_of
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder
@@ -51,7 +53,8 @@ class NoSettings(Section):
 class Recipe:
     """A method: what it is called, where it is from, and `make(request, settings)`, which gives its scores.
 
-    `settings` are its own, all with defaults; `needs` is what it can't do without, `uses` what else changes its numbers.
+    `settings` are its own, all with defaults; `needs` is what it can't do without, `uses` what else changes its numbers, and
+    `price` what it costs, in a few words.
     """
 
     name: str
@@ -66,6 +69,19 @@ class Recipe:
     """It gives one number per query and row: none per token or module, none added up."""
     reads: Callable[[Any], Any] | None = None
     """From its settings, a digest of the files that they name, whose content changes its numbers, too."""
+    price: str = "a pass over the rows"
+
+    def own(self, given: Mapping[str, Any], *, typed: bool = False) -> Any:
+        """Its settings with those that are given; where they were `typed`, on a command line or in a file, "0.1" is a number.
+
+        Raises UsageError for a setting that it doesn't have, or a value that can't be.
+        """
+        known = {field.name: field for field in settings_of(self.settings)}
+        if given and not known:
+            name, *_ = given
+            raise UsageError(f"{self.title} has no setting {name!r}.", accepted="no settings")
+        read = {name: known[name].check(value, typed=typed) if name in known else value for name, value in given.items()}
+        return self.settings().changed(**read)
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,8 @@ class Request:
         """The factors that were given where they are of this method; else they are fitted on the rows."""
         if self.factors is not None and self.factors.about["method"] == method:
             return self.factors
+        if self.factors is not None:
+            note(f"the factors are those of {self.factors.about['method']}, and {method} fits its own")
         point, kept = self.point, {"precision": self.settings.precision, "check": self.settings.check}
         chosen: dict[str, Any] = {"method": method, "modules": self.names, "out": self.place(f"factors-{method}"), **kept}
         return fit(point.model, point.task, point.rows, **chosen)
@@ -164,7 +182,7 @@ def attribute(
     recipe = recipe_named(method)
     point = Point(model, task, train, batch_tokens=settings.batch_tokens)
     request = Request(point, queries, settings, factors, training)
-    return request_scores(recipe, request, recipe.settings().changed(**own), out=out, rerun=rerun)
+    return request_scores(recipe, request, recipe.own(own), out=out, rerun=rerun)
 
 
 def request_scores(
@@ -233,5 +251,7 @@ def recipes() -> dict[str, Recipe]:
 def recipe_named(name: str) -> Recipe:
     """The method of that name; UsageError lists the names there are."""
     if name not in recipes():
-        raise UsageError(f"There is no method {name!r}", accepted=", ".join(recipes()), fix="whence methods ls describes them")
+        near = difflib.get_close_matches(name, recipes(), n=1)
+        fix = f"did you mean {near[0]}? whence methods ls describes them" if near else "whence methods ls describes them"
+        raise UsageError(f"There is no method {name!r}", accepted=", ".join(recipes()), fix=fix)
     return recipes()[name]
