@@ -83,6 +83,7 @@ def score(
     from whence.methods.base import Request, request_scores
     from whence.models import load_model
     from whence.pipeline.load import in_turns, rows_of, task_of, trained_on
+    from whence.report.words import direction
     from whence.train.reading import as_trained
     from whence.train.record import read_training
 
@@ -119,9 +120,9 @@ def score(
                 scores = scoring.score(loaded, task, queries, rows, operator, settings, **place)
     about = {"scores": str(out), "queries": scores.shape[0], "rows": scores.shape[1], "n_train": scores.n_train}
     if session.as_json:
-        print_json({**about, "unit": scores.unit, "sign": "above 0 raises what was measured", **scores.about})
+        print_json({**about, "unit": scores.unit, "sign": direction(scores), **scores.about})
         return
-    say(f"{out}: {scores.shape[0]} x {scores.shape[1]:,} scores (queries x rows), {scores.unit}, above 0 = raises")
+    say(f"{out}: {scores.shape[0]} x {scores.shape[1]:,} scores (queries x rows), {scores.unit}, {direction(scores)}")
     say(f"next: {command('whence', 'show', out)}")
 
 

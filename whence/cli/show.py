@@ -109,9 +109,9 @@ def export(
     path = found.export(out)
     if as_json:
         size = {"queries": found.shape[0], "rows": found.shape[1], "bytes": path.stat().st_size}
-        print_json({"file": str(path), "unit": found.unit, "n_train": found.n_train, **size})
+        print_json({"file": str(path), "unit": found.unit, "n_train": found.n_train, "made_by": found.made_by, **size})
         return
-    say(f"{path}: {found.shape[0]} x {found.shape[1]:,} scores, {found.unit}")
+    say(f"{path}: {found.shape[0]} x {found.shape[1]:,} scores, {found.unit}, by {found.made_by}")
 
 
 def opened(path: Path) -> Scores:
@@ -134,7 +134,7 @@ def opened(path: Path) -> Scores:
 
 def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, Any]:
     """Everything as JSON; numbers come with their unit and sign."""
-    from whence.report.words import SLOPE
+    from whence.report.words import direction, meaning
 
     scores = ranking.scores
     found = []
@@ -145,8 +145,9 @@ def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, 
         found.append(entry)
     return {
         "unit": scores.unit,
-        "sign": "above 0 raises what was measured, below 0 lowers it",
-        "meaning": SLOPE,
+        "made_by": scores.made_by,
+        "sign": direction(scores),
+        "meaning": meaning(scores),
         "n_train": scores.n_train,
         "trust": {"checks": trust.about["checks"], "warnings": trust.flags} if (trust := ranking.trust) else None,
         "notes": ranking.doubts(),
@@ -158,7 +159,7 @@ def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, 
 def display(ranking: Ranking, numbers: list[int], *, by: str | None = None, tokens: bool = False) -> None:
     """Print the queries, one after the other."""
     from whence.cli.console import WIDTH, out, say, show_table
-    from whence.report.words import three_digits
+    from whence.report.words import is_slope, three_digits
 
     width = out.width if out.is_terminal else WIDTH
     scores = ranking.scores
@@ -183,10 +184,10 @@ def display(ranking: Ranking, numbers: list[int], *, by: str | None = None, toke
         if by:
             groups = scores.by(by, number).head(8)
             say(
-                f"slopes added up by {by}  "
+                f"{'slopes' if is_slope(scores) else 'scores'} added up by {by}  "
                 + "   ".join(f"{name} {three_digits(value)} {ranking.unit}" for name, value in groups.items())
             )
         say("")
-    say(f"by {scores.about.get('operator', '')}; {scores.shape[1]:,} rows scored", "dim")
+    say(f"by {scores.made_by}; {scores.shape[1]:,} rows scored", "dim")
     for line in ranking.doubts():
         say(line, "dim")

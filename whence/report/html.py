@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from whence.report import charts, numbers
 from whence.report.model import Query, Report, Row
 from whence.report.tokens import BREAK, runs, strongest
-from whence.report.words import LIMITS, SLOPE, three_digits
+from whence.report.words import three_digits
 from whence.store.files import atomic
 from whence.version import __version__
 
@@ -110,8 +110,6 @@ def filled(template: str, report: Report, **more: Any) -> str:
         "report": report,
         "unit": report.unit.removesuffix(" per copy"),
         "columns": _columns,
-        "limits": LIMITS,
-        "slope": SLOPE,
     }
     return pages.get_template(template).render(given | more)
 

@@ -149,6 +149,12 @@ class Report:
     n_train: int
     rows: int
     method: str
+    slope: bool
+    """Whether values are slopes per copy of the row; other methods' have a unit of their own."""
+    meaning: str
+    """What a value is."""
+    limits: tuple[str, ...]
+    """What no reader should forget."""
     queries: tuple[Query, ...]
     notes: tuple[str, ...]
     hubs: tuple[tuple[str, int, str], ...]

@@ -11,12 +11,20 @@ MEASURED = {"logprob": "log p(answer)", "loss": "the loss of the answer", "margi
 
 TRUST = "trust: not measured. Scores are first-order estimates, not proof of cause."
 
+OTHER_TRUST = "trust: not measured. Scores are an order of the rows, not proof of cause."
+
 SLOPE = (
     "A value is the slope of what was measured at these weights, per copy of the row. While it is small, one more copy of the "
     "row would change it by about that much. A large one, and any beyond what log p can still rise, gives a direction and an "
     "order, not a size."
 )
 """What an effect is, wherever effects are shown."""
+
+SCORE = (
+    "A value is the method's own score of the row, in {unit}, and no slope per copy of it: it puts rows in an order, and its "
+    "size does not say what a copy of the row would change."
+)
+"""What a score is that is not such an effect."""
 
 LIMITS = (
     "Effects are slopes at the final weights. A model that has fitted its rows moves far less than they say: in the demo, "
@@ -31,6 +39,13 @@ LIMITS = (
     "Effects of many rows do not simply add up, and the order of the rows in training is not considered.",
 )
 """What no reader of scores should forget."""
+
+OTHER_LIMITS = (
+    "Scores are in a unit of the method's own: they put rows in an order, and no size of an effect can be read off them.",
+    "They are not proof of cause: take the rows out, train again, and see. How well each method's order predicts that on small "
+    "models is measured by make quality.",
+)
+"""The same of scores that are no slopes per copy."""
 
 HUB_TOP = 10
 """A hub is in the top so many of more than half of the queries."""
@@ -63,9 +78,33 @@ def measurement(scores: Scores, number: int) -> str:
     return f"{what} minus the same of the contrast" if query_of(scores, number).get("contrast") else what
 
 
+def is_slope(scores: Scores) -> bool:
+    """Whether values are slopes of what was measured per copy of the row, or these normalised."""
+    return bool(scores.about.get("normalised")) or " per copy" in scores.unit
+
+
+def meaning(scores: Scores) -> str:
+    """What a value is."""
+    return SLOPE if is_slope(scores) else SCORE.format(unit=scores.unit)
+
+
+def limits(scores: Scores) -> tuple[str, ...]:
+    """What no reader of these scores should forget."""
+    return LIMITS if is_slope(scores) else OTHER_LIMITS
+
+
+def direction(scores: Scores) -> str:
+    """What the sign of a value says, if anything."""
+    return "above 0 raises what was measured, below 0 lowers it" if scores.directed else "a higher score puts the row first"
+
+
 def sign(scores: Scores, number: int) -> str:
     """What a positive score says, and in which unit."""
     what = measurement(scores, number)
+    if not scores.directed:
+        return f"scores by {scores.made_by}, in {scores.unit}: the row with a higher one is more like the question"
+    if not is_slope(scores):
+        return f"raises / lowers {what}, by {scores.made_by}, in {scores.unit}: read the order, not the size"
     if scores.about.get("normalised"):
         return f"raises / lowers: the slope of {what} per copy of the row, as {unit(scores)}"
     return f"raises / lowers: the slope of {what} at these weights, in {scores.unit} of the row, N = {scores.n_train:,} rows"
@@ -132,14 +171,15 @@ def doubts(scores: Scores, hubs: int) -> list[str]:
     if scores.about.get("rank"):
         kept = scores.queries["energy"].min()
         notes.append(f"queries at rank {scores.about['rank']}: {kept:.1%} of a query's energy kept at least")
-    return [*notes, TRUST]
+    return [*notes, TRUST if is_slope(scores) else OTHER_TRUST]
 
 
 def excluded(scores: Scores, number: int) -> bool:
     """Whether the model would hardly ever give the query's answer."""
     query = query_of(scores, number)
     asked = scores.about.get("measurement") == "logprob" and query.get("tokens") and not query.get("contrast")
-    return bool(asked and query["measured"] / query["tokens"] < EXCLUDED)
+    measured = query.get("measured")  # nothing in a sum over several models
+    return bool(asked and measured is not None and measured / query["tokens"] < EXCLUDED)
 
 
 def missing(value: Any) -> bool:

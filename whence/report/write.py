@@ -17,7 +17,7 @@ from whence.report.html import clean, write_html
 from whence.report.markdown import write_markdown
 from whence.report.model import Query, Report, Row
 from whence.report.tokens import shown_once
-from whence.report.words import SLOPE, three_digits
+from whence.report.words import three_digits
 from whence.store.files import atomic, temporary_for
 
 RULE = "=" * 80
@@ -76,7 +76,7 @@ def as_text(query: Query, report: Report) -> str:
     asked = f"Prompt: {query.prompt}; Completion: {query.completion}" if query.prompt else f"Text: {query.completion}"
     head = ["Query Sequence:", shown_once(clean(asked)), *([query.measured] if query.measured else []), ""]
     head += [
-        f"Score: in {report.unit}, above 0 raises {query.target}; N = {report.n_train:,}. {SLOPE}",
+        f"Score: in {report.unit}, above 0 raises {query.target}; N = {report.n_train:,}. {report.meaning}",
         *([query.ceiling] if query.ceiling else []),
         "",
     ]

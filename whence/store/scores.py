@@ -76,6 +76,17 @@ class Scores:
         return raw if self.about.get("normalised") else raw / self.n_train
 
     @property
+    def made_by(self) -> str:
+        """What made the scores, with its source where it was a method: "TracIn (Pruthi et al. 2020, section 3.2)"."""
+        source = self.about.get("source")
+        return f"{self.about.get('operator', '')}{f' ({source})' if source else ''}"
+
+    @property
+    def directed(self) -> bool:
+        """Whether a positive value says that the row raises what was measured; what compares texts alone measures nothing."""
+        return "measurement" in self.about or "nats" in self.unit
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(Q, N)."""
         return self.raw.shape  # type: ignore[return-value]
@@ -168,9 +179,9 @@ class Scores:
     def top(self, query: int | str = 0, k: int = 10, *, lowest: bool = False, fold: bool = True) -> pandas.DataFrame:
         """The `k` examples that raise what was measured the most (with `lowest`, that lower it the most).
 
-        Columns: rank (1 is the strongest, -1 the strongest that lowers), effect, value (in `unit`), beyond_first_order
-        (see `beyond`), share (of the sum of all examples' absolute values), raw, id, source, copies, text. With `fold`,
-        exact copies of a text are one row.
+        Columns: rank (1 is the strongest, -1 the strongest that lowers), effect (see `directed`), value (in `unit`),
+        beyond_first_order (see `beyond`), share (of the sum of all examples' absolute values), raw, id, source, copies, text.
+        With `fold`, exact copies of a text are one row.
         """
         import pandas
 
@@ -187,7 +198,7 @@ class Scores:
         table = pandas.DataFrame(
             {
                 "rank": sign * np.arange(1, len(order) + 1),
-                "effect": np.select([values > 0, values < 0], ["raises", "lowers"], "none"),
+                "effect": np.select([values > 0, values < 0], ["raises", "lowers"], "none") if self.directed else "scores",
                 "value": values,
                 "beyond_first_order": self.beyond(row)[order],
                 "share": np.abs(values) / max(np.abs(every).sum(), np.finfo(float).tiny),
@@ -339,7 +350,7 @@ class Scores:
     def export(self, path: str | Path) -> Path:
         """Write the scores as .parquet, .csv, .jsonl (one row per query and example) or .npz (the matrix with its ids).
 
-        All of them say the unit and the number of training examples: as metadata, as columns, or as arrays.
+        All of them say the unit, the number of training examples and what made them: as metadata, as columns, or as arrays.
 
         Raises UsageError for another ending, or where the file exists.
         """
@@ -360,13 +371,14 @@ class Scores:
             else:
                 ids = {"query_ids": np.array(self.query_ids, dtype=str), "example_ids": np.array(self.example_ids, dtype=str)}
                 matrix = {"scores": self.values, "raw": self.raw}
-                about = {"n_train": np.array(self.n_train), "unit": np.array(self.unit)}
+                about = {"n_train": np.array(self.n_train), "unit": np.array(self.unit), "made_by": np.array(self.made_by)}
                 np.savez(file, allow_pickle=False, **matrix, **about, **ids)
         return path
 
     def _labelled(self) -> pandas.DataFrame:
-        """The table of `to_pandas` with the columns unit and n_train, for files that have no place for metadata."""
-        return self.to_pandas().drop(columns="pieces", errors="ignore").assign(unit=self.unit, n_train=self.n_train)
+        """The table of `to_pandas` with the columns unit, n_train and made_by, for files that have no place for metadata."""
+        about: dict[str, Any] = {"unit": self.unit, "n_train": self.n_train, "made_by": self.made_by}
+        return self.to_pandas().drop(columns="pieces", errors="ignore").assign(**about)
 
     def save(self, folder: Folder) -> None:
         """Write everything into a run folder and finish it."""
