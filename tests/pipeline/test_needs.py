@@ -54,6 +54,27 @@ def test_prompts_are_read_before_the_training(settings, tmp_path):
     assert not (resolved.out / "train").exists()
 
 
+@pytest.mark.parametrize(
+    "score, said",
+    [
+        ({"method": "tracim"}, "did you mean tracin"),
+        ({"method": "cg", "options": {"iteration": 3}}, "did you mean iterations"),
+        ({"method": "cg", "options": {"iterations": 0}}, "iterations can't be 0"),
+        ({"method": "tracin", "damping": 0.5}, "TracIn has no setting 'damping'"),
+    ],
+)
+def test_a_method_is_checked_before_the_training(settings, score, said):
+    resolved = read_config(settings(score=score))
+    with pytest.raises(UsageError, match=said):
+        run_pipeline(resolved)
+    assert not resolved.out.exists()
+
+
+def test_a_method_that_looks_back_needs_a_training(settings):
+    with pytest.raises(UsageError, match="this run trains nothing"):
+        run_pipeline(read_config(settings(train=None, evaluate=None, score={"method": "tracin", "self_influence": False})))
+
+
 def test_a_disk_that_is_too_small_is_named(settings, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 10_000))

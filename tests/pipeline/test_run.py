@@ -126,6 +126,20 @@ def test_without_training_the_prompts_own_completions_are_scored(settings):
 
 
 @pytest.mark.slow
+def test_a_method_scores_the_run_and_factors_are_fitted_only_for_those_who_use_them(settings, notes):
+    path = settings(score={"method": "tracin", "self_influence": False}, evaluate=None)
+    assert list(go(path)) == ["train", "generate", "score", "report"]
+    scores = open_scores(out(path) / "scores")
+    assert scores.about["method"] == "tracin" and scores.shape == (3, 18) and scores.unit == "nats per step on the row"
+    assert any("not checked" in note for note in notes)
+    page = (out(path) / "report" / "report.md").read_text()
+    assert "nats per step on the row" in page and "Pruthi et al. 2020" in page
+    states = go(path, "score.method=ekfac", "score.options.damping=0.4")
+    assert list(states) == ["train", "generate", "fit", "inspect", "score", "report"] and states["train"] == "unchanged"
+    assert "damping 0.4" in open_scores(out(path) / "scores").about["operator"]
+
+
+@pytest.mark.slow
 def test_a_benchmark_is_kept_when_only_scores_change(settings, tmp_path):
     for part in ("dev", "test"):
         (tmp_path / "mmlu" / part).mkdir(parents=True)

@@ -43,6 +43,10 @@ class Scoring(Measured, Score):
     queries: Literal["generated", "prompts"] = setting(
         "generated", "What the tuned model answered, or the prompts file with its own completions."
     )
+    method: str | None = setting(
+        None, "How rows are scored, by name (whence methods ls); default: by the inverse of the factors."
+    )
+    options: dict[str, Any] = setting({}, "Settings of the method (whence methods show NAME).")
     self_influence: bool = setting(False, "Also score every row against itself.")
     check: bool = setting(
         True,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from whence.config.schema import Scoring
 from whence.data import Rows, load_data
 from whence.data.load import count_rows
 from whence.data.rows import with_contents
 from whence.data.text import is_written, written
+from whence.methods.base import Recipe, recipe_named
 from whence.progress import note
 from whence.settings import Data
 from whence.tasks import task_for
@@ -59,6 +61,16 @@ def trained_on(model: str, data: Data, rows: Rows) -> int | None:
     elif count != len(rows):
         note(f"N = {count:,}, {why}: values are per copy in a training on N rows; for another N: whence score --n-train")
     return count
+
+
+def method_of(settings: Scoring) -> tuple[Recipe, Any]:
+    """The recipe that scores the rows of a run, with its settings; it damps as the run does unless its own options say how.
+
+    Raises UsageError where there is no such method, or it doesn't have such a setting.
+    """
+    recipe = recipe_named(str(settings.method))
+    said = {} if settings.damping == Scoring().damping else {"damping": settings.damping}
+    return recipe, recipe.own(said | settings.options, typed=True)
 
 
 def task_of(model: Any, tokenizer: Any, data: Data, measurement: Any = "logprob") -> Any:

@@ -13,6 +13,7 @@ from whence.escapes import command
 from whence.pipeline.stages import Stage
 
 if TYPE_CHECKING:
+    from whence.config import Config
     from whence.pipeline.work import Workshop
 
 NUMBER = 4
@@ -32,6 +33,21 @@ def check_packages(config: Any, stages: Sequence[Stage]) -> None:
             given="; ".join(f"stage {stage.name} without {', '.join(missing)}" for stage, missing in lacking.items()),
             accepted=f"all that the stages need, or a run without these stages: {switches}",
             fix=command("pip", "install", *dict.fromkeys(name for missing in lacking.values() for name in missing)),
+        )
+
+
+def check_method(config: Config) -> None:
+    """Raise UsageError where the method that scores the rows lacks a training, or doesn't have one of its settings."""
+    if config.score.method is None:
+        return
+    from whence.pipeline.load import method_of
+
+    recipe, _ = method_of(config.score)
+    if "training" in recipe.needs and config.train is None:
+        raise UsageError(
+            f"{recipe.title} looks back at the training, and this run trains nothing.",
+            accepted="a section `train`",
+            fix="or whence score MODEL --method NAME --training FOLDER, with the folder that whence train made",
         )
 
 

@@ -15,7 +15,7 @@ from whence.config import Resolved, commented
 from whence.config.read import values_of
 from whence.errors import UsageError
 from whence.pipeline.lock import Lock, Record, changes
-from whence.pipeline.needs import check_inputs, check_packages
+from whence.pipeline.needs import check_inputs, check_method, check_packages
 from whence.pipeline.stages import STAGES, Stage, active
 from whence.progress import note
 from whence.store.files import atomic, locked
@@ -77,6 +77,7 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     if all(step.state == "unchanged" for step in steps):
         dist.on_first(say_unchanged, resolved, steps)
         return steps
+    check_method(resolved.config)
     check_packages(resolved.config, [step.stage for step in steps if step.state != "unchanged"])
     with contextlib.ExitStack() as held:
         dist.on_first(lambda: held.enter_context(locked(resolved.out)))

@@ -60,8 +60,19 @@ class Stage:
 def active(config: Config) -> list[Stage]:
     """The stages of a run, in their order."""
     benchmark = config.evaluate.benchmark if config.evaluate else None
-    sections = {"train": config.train, "benchmark": benchmark, "evaluate": config.evaluate}
+    factors = config.fit if uses_factors(config) else None
+    sections = {"train": config.train, "fit": factors, "inspect": factors, "benchmark": benchmark, "evaluate": config.evaluate}
     return [stage for stage in STAGES if sections.get(stage.name, stage) is not None]
+
+
+def uses_factors(config: Config) -> bool:
+    """Whether the scores, or those of rows on themselves, are made with factors."""
+    if config.score.method is None or config.score.self_influence:
+        return True
+    from whence.methods.base import recipe_named  # torch and all: only where another method is named
+
+    recipe = recipe_named(config.score.method)
+    return "factors" in recipe.needs + recipe.uses
 
 
 def _dump(section: Any) -> Any:

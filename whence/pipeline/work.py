@@ -12,20 +12,24 @@ from whence import fitting as factors
 from whence.config import Resolved
 from whence.data import Rows, as_rows, load_data
 from whence.data.text import written
+from whence.engine.point import Point
 from whence.errors import UsageError
 from whence.evaluate.benchmark import SUMMARY, run_benchmark
 from whence.evaluate.combined import combine
 from whence.evaluate.compare import compare_answers
 from whence.fitting import open_factors
 from whence.generation import answered, generate_pairs
+from whence.methods.base import Request, request_scores
 from whence.models import load_model
-from whence.pipeline.load import in_turns, rows_of, task_of, trained_on
-from whence.pipeline.stages import template_files
+from whence.operators import Operator
+from whence.pipeline.load import in_turns, method_of, rows_of, task_of, trained_on
+from whence.pipeline.stages import template_files, uses_factors
 from whence.plots.style import save
 from whence.plots.training import training_curves, training_figure
 from whence.progress import note
 from whence.report import build_report, gather, write_report
 from whence.report.factors import inspect_factors
+from whence.scoring.score import score_points
 from whence.settings import Score
 from whence.store.intact import read_json
 from whence.store.scores import Scores, open_scores
@@ -107,6 +111,27 @@ class Workshop:
         """The finished factors."""
         return open_factors(self.out / "factors")
 
+    @property
+    def inverse(self) -> Operator:
+        """What scores are made with where no method is named."""
+        return self.curvature.inverse(self.config.score.damping)
+
+    @functools.cached_property
+    def request(self) -> Request:
+        """The questions about the rows, with the factors and the training that the run has."""
+        settings, config = self.config.score, self.config
+        model, tokenizer = self.tuned
+        task = self.task(model, tokenizer, settings.measurement)
+        chosen = settings.part(Score).changed(seed=config.seed, n_train=settings.n_train or self.n_train)
+        point = Point(model, task, self.rows, batch_tokens=chosen.batch_tokens)
+        return Request(
+            point,
+            asked_about(self, model, task),
+            chosen,
+            factors=self.curvature if uses_factors(config) else None,
+            training=read_training(self.out / "train") if config.train is not None else None,
+        )
+
     @functools.cached_property
     def scores(self) -> Any:
         """The finished scores."""
@@ -146,15 +171,15 @@ def inspect(shop: Workshop, out: Path) -> None:
 
 def score(shop: Workshop, out: Path) -> None:
     """Scores of the questions against the training rows, and the files that others read them from."""
-    model, tokenizer = shop.tuned
-    settings = shop.config.score
-    task = shop.task(model, tokenizer, settings.measurement)
-    operator = shop.curvature.inverse(settings.damping)
-    chosen = settings.part(Score).changed(seed=shop.config.seed, n_train=settings.n_train or shop.n_train)
-    asked = asked_about(shop, model, task)
-    found = scoring.score(model, task, asked, shop.rows, operator, chosen, out=out / "scores")
+    settings, request = shop.config.score, shop.request
+    point, chosen = request.point, request.settings
+    if settings.method is None:
+        found = score_points(point, point, request.queries, shop.inverse, chosen, out=out / "scores")
+    else:
+        recipe, own = method_of(settings)
+        found = request_scores(recipe, request, own, out=out / "scores")
     if settings.self_influence:
-        scoring.self_influence(model, task, shop.rows, operator, chosen, out=out / "self")
+        scoring.self_influence(point.model, point.task, point.rows, shop.inverse, chosen, out=out / "self")
     dist.on_first(_finish, shop, found, out)
 
 
@@ -165,8 +190,10 @@ def _finish(shop: Workshop, found: Scores, out: Path) -> None:
         path = out / "exports" / f"scores.{ending}"
         path.unlink(missing_ok=True)  # of a run that was killed after it
         found.export(path)
-    if settings.check:
+    if settings.check and settings.method is None:
         note(quick_from_run(shop).about["badge"])
+    elif settings.check:
+        note(f"not checked: the checks that take seconds are of scores by factors, not by {settings.method}")
 
 
 def asked_about(shop: Workshop, model: Any, task: Any) -> Rows:
