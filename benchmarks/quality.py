@@ -28,8 +28,8 @@ from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import Curvature
 from whence.linalg.stats import Interval
-from whence.methods.damping import stopped_early
 from whence.methods.base import attribute
+from whence.methods.damping import stopped_early
 from whence.progress import Silent, Stage, report_to
 from whence.store.files import atomic
 from whence.validate.bank import Bank, Spec, make_bank, measured, refuse_other
