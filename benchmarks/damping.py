@@ -19,15 +19,19 @@ import numpy as np
 import torch
 
 from benchmarks.quality import EXACT, MEASURES, RESULTS, Work, of_training
-from whence.methods.base import attribute
+from whence.engine.point import Point
+from whence.methods.base import Request, attribute
+from whence.methods.damping import damping_of_training
 from whence.store.files import atomic
+from whence.train.replay import Recorded
 from whence.validate.bank import open_bank, refuse_other
 from whence.validate.exact import gauss_newton, influence
 from whence.validate.lds import LDS
 from whence.validate.problem import Problem
 from whence.validate.settings import setting
+from whence.validate.trainer import recorded
 
-SETTINGS = ("energy", "concrete", "digits")
+SETTINGS = ("concrete", "energy", "digits", "text", "lm")
 
 DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """In units of the mean eigenvalue: each module's for factors, else that of all modules."""
@@ -44,12 +48,19 @@ def by_recipe(name: str, **own: Any) -> Scored:
     """Scores of a method of the registry."""
 
     def scored(work: Work, damping: Damping) -> np.ndarray:
-        chosen = {"absolute_damping": of_training(work.setting)} if damping == TRAINING else {"damping": damping}
-        kept = {"factors": work.curvature(name if name in ("kfac", "diagonal") else "ekfac", 0)}
+        factors = work.curvature(name if name in ("kfac", "diagonal") else "ekfac", 0)
         given = (work.models[0], work.setting.task, work.setting.queries, work.setting.train)
-        return attribute(name, *given, **kept, **chosen, **own).values
+        return attribute(name, *given, factors=factors, training=trained(work), damping=damping, **own).values
 
     return scored
+
+
+def trained(work: Work) -> Recorded:
+    """The training of the first model, repeated for what its optimizer remembers at the end."""
+    own = work.setting
+    last = own.recipe.steps(len(own.train))
+    given = (work.models[0], own.task, own.train, own.recipe)
+    return work.shared(("training",), lambda: recorded(*given, checkpoints=[last], progress=""))
 
 
 def exact(work: Work, damping: Damping) -> np.ndarray | None:
@@ -86,8 +97,9 @@ def sweep(name: str, data: Path, results: Path, methods: Mapping[str, Scored], d
     for bank in banks.values():
         refuse_other("The bank", bank.about, {"setting": own.describe()})
     work, found, rows = Work(own, seeds=(0,)), Found(), []
-    absolute, mean = of_training(own), work.curvature("ekfac", 0).mean_eigenvalue
-    assert absolute is not None
+    curvature = work.curvature("ekfac", 0)
+    request = Request(Point(work.models[0], own.task, own.train), own.queries, factors=curvature, training=trained(work))
+    absolute, mean = damping_of_training(request).mean, curvature.mean_eigenvalue
     print(f"{name}: {own.about}; damping of training {absolute:.2g}, {absolute / mean:.2g} x mean eigenvalue", flush=True)
     for method, scored in methods.items():
         for damping in dampings:
@@ -106,7 +118,8 @@ def sweep(name: str, data: Path, results: Path, methods: Mapping[str, Scored], d
                 rows.append(about | interval(value))
             values = " ".join(f"{found[method, damping, measure].mean:7.3f}" for measure in MEASURES)
             print(f"  {method:28s} {damping!s:9s} {values}  {seconds:6.1f} s", flush=True)
-    return {"about": own.about, "training": absolute, "mean": mean, "rows": rows, "ahead": ahead(found, dampings)}
+    about = {"about": own.about, "optimizer": own.recipe.optimizer, "training": absolute, "mean": mean}
+    return {**about, "rows": rows, "ahead": ahead(found, dampings)}
 
 
 def interval(value: LDS) -> dict[str, float]:
@@ -136,7 +149,8 @@ def markdown(settings: Mapping[str, Any], dampings: Sequence[Damping]) -> str:
         "",
         "LDS by method and damping, with 95 % intervals from resampling queries and subsets together. Damping is in units",
         "of the mean eigenvalue (each module's for EK-FAC, K-FAC and diagonal; of all modules for the others); *training*",
-        "is 1 / sum of learning rates + weight decay. Written by `python -m benchmarks.damping`.",
+        "is 1 / sum of learning rates + weight decay, of AdamW in its metric `diag(sqrt(v))`: there the mean over weights is",
+        "told. Written by `python -m benchmarks.damping`.",
     ]
     for name, found in settings.items():
         times = found["training"] / found["mean"]
@@ -144,7 +158,7 @@ def markdown(settings: Mapping[str, Any], dampings: Sequence[Damping]) -> str:
             "",
             f"## {name}",
             "",
-            f"{found['about']}. The training damped with {found['training']:.2g}, {times:.2g} x mean.",
+            f"{found['about']}. Training ({found['optimizer']}) damps with {found['training']:.2g}, {times:.2g} x mean.",
         ]
         for measure in MEASURES:
             rows = {(row["method"], row["damping"]): row for row in found["rows"] if row["measure"] == measure}

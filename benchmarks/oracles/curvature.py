@@ -19,6 +19,7 @@ from whence.fitting import fit
 from whence.linalg.spectrum import random_vectors
 from whence.operators.flat import Flat
 from whence.settings import Score
+from whence.train.record import Training
 
 
 def hessian(case: Case) -> Tensor:
@@ -67,7 +68,7 @@ def damping_P(case: Case, damping: float | str, absolute: float | None, mean: fl
         return absolute * one_P
     if not isinstance(damping, str):
         return damping * mean * one_P
-    assert case.training is not None
+    assert isinstance(case.training, Training)
     about, checkpoint = case.training.about, case.training.checkpoints[-1]
     chosen = about["settings"]
     tokens = about["tokens"]["in_loss_per_epoch"] / about["rows"]["train"]  # the trainer's loss is the mean over tokens

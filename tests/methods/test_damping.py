@@ -14,6 +14,8 @@ from whence.errors import UsageError
 from whence.fitting import fit
 from whence.methods.base import Request
 from whence.methods.damping import damping_of_training, stopped_early
+from whence.tasks import Regression
+from whence.validate.trainer import Recipe, recorded
 
 SGD = {"optimizer": "sgd", "momentum": 0.5}
 
@@ -94,3 +96,24 @@ def test_what_is_missing_is_said(monkeypatch):
         found("cg", replace(case, training=replace(case.training, checkpoints=[])), damping="training")
     with pytest.raises(UsageError, match="damping can't be"):
         found("ekfac", case, damping="trained")
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_a_training_in_memory_damps_as_one_in_a_folder(optimizer):
+    """Its loss is a mean over rows, so that nothing is scaled."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [(torch.randn(3, generator=generator), torch.randn(1, generator=generator)) for _ in range(8)]
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    recipe = Recipe(0.1, 2, 4, optimizer, weight_decay=0.5, momentum=0.9)
+    training = recorded(model, Regression(), rows, recipe, checkpoints=[4], progress="")
+    damping = damping_of_training(Request(Point(model, Regression(), rows), rows, training=training))
+    assert damping.factor == pytest.approx((0.1 if optimizer == "momentum" else 1) / 0.4 + 0.5)
+    if optimizer == "adamw":
+        moments = training.checkpoints[-1].second_moments()
+        expected = torch.cat([moments["0.weight"], moments["0.bias"][:, None]], 1) / (1 - 0.999**4)
+        agree(damping.metric.blocks["0"].lam_OI, expected.sqrt() + 1e-8, 1e-6)
+        assert damping.mean == pytest.approx(
+            3 * float(torch.cat([each.flatten() for each in moments.values()]).div(1 - 0.999**4).sqrt().mean()), rel=1e-4
+        )
+    else:
+        assert damping.metric is None and damping.mean == damping.factor

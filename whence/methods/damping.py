@@ -8,6 +8,7 @@ and `1 / (h + 1 / T)` agree at both ends, and differ by 30 % at most, where `T h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,10 +19,12 @@ import torch
 from whence.engine.products import Weights
 from whence.errors import UsageError
 from whence.fitting.curvature import Curvature
+from whence.linalg.descent import Optimizer
 from whence.methods.base import Request
 from whence.operators import BlockDiagonal, EigenBlock, Identity, Operator
 from whence.settings import AtLeastZero, Section, setting
 from whence.train.record import Training
+from whence.train.replay import History
 
 
 class Damped(Section):
@@ -77,6 +80,12 @@ class Damping:
         return self.factor * (self.metric or Identity(self.names))
 
     @property
+    def mean(self) -> float:
+        """Over all weights."""
+        blocks = self.metric.blocks.values() if self.metric else ()
+        return self.factor * float(torch.cat([block.lam_OI.flatten() for block in blocks]).mean()) if blocks else self.factor
+
+    @property
     def root(self) -> Operator:
         """`metric^(-1/2)`: between two of these a matrix has the damping `factor` times the identity."""
         return self.metric.apply(torch.rsqrt, "to the power -1/2") if self.metric else Identity(self.names)
@@ -103,11 +112,22 @@ def damping_of(request: Request, settings: Damped) -> Damping:
     return Damping(settings.relative, request.names, relative=True)
 
 
+def damped_inverse(request: Request, settings: Damped, curvature: Curvature) -> Operator:
+    """`(curvature + damping)^-1` of factors; a number as damping is in units of each module's own mean eigenvalue.
+
+    The damping of a training with Adam, a number for each weight, is taken on the diagonal of the factors' bases
+    (`BlockDiagonal.plus`): exact where the factors have none, as "diagonal".
+    """
+    if settings.of_training:
+        return damping_of_training(request).inverse(curvature)
+    return curvature.inverse(settings.relative, absolute=settings.absolute_damping)
+
+
 def damping_of_training(request: Request) -> Damping:
     """That of the training which the request was given.
 
-    Its loss is a mean over tokens, of gradients that are clipped: where a row's loss, as curvature has it, is `c` times as
-    large on average, the damping is, too. Raises UsageError without a training, or for an optimizer of which none is known.
+    Where a row's loss, of which the curvature is, is `scale` times as large as what was descended of it, so is the damping.
+    Raises UsageError without a training, or for an optimizer of which it is not known.
     """
     training = request.training
     if training is None:
@@ -116,20 +136,9 @@ def damping_of_training(request: Request) -> Damping:
             accepted="a folder that whence train made",
             fix="--training FOLDER (Python: training=read_training(FOLDER)), or a number as damping",
         )
-    chosen = training.about["settings"]
-    options = {**chosen["arguments"], **_options(chosen["arguments"].get("optim_args"))}
-    lengthened, given = loss_scale(training), {"rates": training.learning_rates, "weight_decay": chosen["weight_decay"]}
-    if chosen["optimizer"] == "sgd":
-        return Damping(lengthened * stopped_early(**given, momentum=float(options.get("momentum", 0.0))), request.names)
-    if chosen["optimizer"].startswith("adamw_torch"):
-        metric = adam_metric(request, float(options.get("adam_beta2", 0.999)), float(options.get("adam_epsilon", 1e-8)))
-        return Damping(lengthened * stopped_early(**given), request.names, metric)
-    raise UsageError(
-        "It is not known how the training's optimizer damps",
-        given=chosen["optimizer"],
-        accepted="sgd, adamw_torch, adamw_torch_fused",
-        fix="give the damping as a number",
-    )
+    optimizer, weight_decay, scale = from_folder(training) if isinstance(training, Training) else from_memory(request, training)
+    factor = scale * stopped_early(training.learning_rates, weight_decay, optimizer.momentum)
+    return Damping(factor, request.names, adam_metric(request, training, optimizer) if optimizer.kind == "adamw" else None)
 
 
 def stopped_early(rates: Sequence[float] | np.ndarray, weight_decay: float = 0.0, momentum: float = 0.0) -> float:
@@ -137,35 +146,55 @@ def stopped_early(rates: Sequence[float] | np.ndarray, weight_decay: float = 0.0
     return (1 - momentum) / float(np.sum(rates)) + weight_decay
 
 
-def loss_scale(training: Training) -> float:
-    """How many times as large a row's loss is as what was descended of it: its tokens in the loss, over what clipping left."""
-    about, clip = training.about, training.about["settings"]["max_grad_norm"]
+Descent = tuple[Optimizer, float, float]
+"""What descended, its weight decay, and how many times as large a row's loss is as what was descended of it."""
+
+
+def from_folder(training: Training) -> Descent:
+    """Of a training by whence train: its loss is a mean over tokens, of which clipping left a part. Raises UsageError."""
+    about, chosen = training.about, training.about["settings"]
+    named, clip, options = chosen["optimizer"], chosen["max_grad_norm"], chosen["arguments"]
     norms = [row["grad_norm"] for row in training.metrics if row.get("grad_norm")]
     kept = float(np.mean([min(1.0, clip / norm) for norm in norms])) if clip and norms else 1.0
-    return about["tokens"]["in_loss_per_epoch"] / about["rows"]["train"] / kept
+    scale = about["tokens"]["in_loss_per_epoch"] / about["rows"]["train"] / kept
+    if named == "sgd":
+        named = re.search(r"momentum=([\d.]+)", (options.get("optim_args") or "").replace(" ", ""))
+        return Optimizer("sgd", float(named[1]) if named else 0.0), chosen["weight_decay"], scale
+    if not named.startswith("adamw_torch"):
+        raise UsageError(
+            "It is not known how the training's optimizer damps",
+            given=named,
+            accepted="sgd, adamw_torch, adamw_torch_fused",
+            fix="give the damping as a number",
+        )
+    betas = (options.get("adam_beta1", 0.9), options.get("adam_beta2", 0.999))
+    return Optimizer("adamw", betas=betas, eps=options.get("adam_epsilon", 1e-8)), chosen["weight_decay"], scale
 
 
-def adam_metric(request: Request, beta2: float, epsilon: float) -> BlockDiagonal:
+def from_memory(request: Request, training: History) -> Descent:
+    """Of a training in memory, whose loss is a mean over rows or tokens."""
+    how, rows = training.replay(), request.point.examples
+    tokens = [request.point.task.predictions(rows.items[row]) for row in rows.usable] if how.per == "token" else [1]
+    return how.optimizer, how.weight_decay, float(np.mean(tokens))
+
+
+def adam_metric(request: Request, training: History, optimizer: Optimizer) -> BlockDiagonal:
     """`diag(sqrt(v) + epsilon)` of each module, `v` being the second moments at the last checkpoint, their bias corrected.
 
     Raises UsageError where a module's weights have none.
     """
-    checkpoint = (request.training.checkpoints or [None])[-1] if request.training else None
-    moments = checkpoint.second_moments() if checkpoint else {}
+    last = training.checkpoints[-1] if training.checkpoints else None
+    moments = last.second_moments() if last else {}
     weights = Weights(request.point.model, request.point.cover(request.names).sites)
-    if checkpoint is None or (missing := sorted(weights.values.keys() - moments.keys())):
+    if last is None or (missing := sorted(weights.values.keys() - moments.keys())):
         raise UsageError(
             "Adam's second moments are missing, which its damping is made of",
-            given=f"no checkpoint in {request.training.path if request.training else ''}" if checkpoint is None else missing[0],
+            given="no checkpoint was kept" if last is None else missing[0],
             accepted="modules that were trained, and a training that kept its last checkpoint",
             fix="choose modules (modules='trained'), or give the damping as a number",
         )
-    corrected = 1 - beta2**checkpoint.step
-    root = {name: ((moments[name].to(value) / corrected).sqrt() + epsilon)[None] for name, value in weights.values.items()}
-    blocks = {name: EigenBlock(None, None, d_1OI[0].to(request.point.like)) for name, d_1OI in weights.gather(root).items()}
+    corrected = 1 - optimizer.betas[1] ** last.step
+    root = {name: (moments[name].to(value) / corrected).sqrt() + optimizer.eps for name, value in weights.values.items()}
+    spread = weights.gather({name: each[None] for name, each in root.items()})
+    blocks = {name: EigenBlock(None, None, d_1OI[0].to(request.point.like)) for name, d_1OI in spread.items()}
     return BlockDiagonal(blocks, "metric of Adam")
-
-
-def _options(text: str | None) -> dict[str, Any]:
-    """The Trainer's `optim_args`, "momentum=0.9"."""
-    return dict(pair.split("=") for pair in text.replace(" ", "").split(",")) if text else {}

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from whence.methods.base import NoSettings, Recipe, Request
-from whence.methods.factored import Damped
+from whence.methods.damping import Damped, damped_inverse
 from whence.operators import Identity
 from whence.settings import Amount, Section, setting
 from whence.store.scores import Scores
@@ -46,7 +46,7 @@ def relatif(request: Request, settings: Relative) -> Scores:
 
     `g_q^T H^-1 g_z / sqrt(g_z^T H^-1 g_z)` (l-RelatIF), or `g_q^T H^-1 g_z / |H^-1 g_z|` (theta-RelatIF).
     """
-    inverse = request.curvature().inverse(settings.damping, absolute=settings.absolute_damping)
+    inverse = damped_inverse(request, settings, request.curvature())
     if settings.norm == "loss":
         return request.score(inverse, norms=("relatif",)).normalised("relatif")
     scores = request.score(inverse)
@@ -56,7 +56,7 @@ def relatif(request: Request, settings: Relative) -> Scores:
 
 def self_influence(request: Request, settings: Damped) -> Scores:
     """`grad log p(row)^T H^-1 grad log p(row)`, `H` being EK-FAC: a copy of the row's effect on itself, whatever is asked."""
-    inverse = request.curvature().inverse(settings.damping, absolute=settings.absolute_damping)
+    inverse = damped_inverse(request, settings, request.curvature())
     scores = request.on_itself(inverse)
     return request.scores_of(_for_all(request, scores.values), f"influence on itself, {inverse.label}", scores.unit)
 
@@ -82,8 +82,8 @@ def _for_all(request: Request, row_1N: np.ndarray) -> np.ndarray:
 RECIPES = (
     Recipe("gradient-dot", "Gradient dot product", "Charpiat et al. 2019, eq. 2; Pruthi et al. 2020", gradient_dot),
     Recipe("gradient-cosine", "Gradient cosine", "Charpiat et al. 2019, eq. 3", gradient_cosine, whole=True),
-    Recipe("relatif", "RelatIF", "Barshan et al. 2020, section 4", relatif, Relative, uses=("factors",), whole=True),
-    Recipe("self-influence", "Self-influence", CONTROL, self_influence, Damped, uses=("factors",), whole=True),
+    Recipe("relatif", "RelatIF", "Barshan et al. 2020, section 4", relatif, Relative, uses=("factors", "training"), whole=True),
+    Recipe("self-influence", "Self-influence", CONTROL, self_influence, Damped, uses=("factors", "training"), whole=True),
     Recipe("gradient-norm", "Gradient norm", CONTROL, gradient_norm, whole=True),
     Recipe("random", "Random numbers", CONTROL, random, Seeded, whole=True),
 )
