@@ -13,6 +13,7 @@ from benchmarks.oracles.base import Case
 from benchmarks.oracles.stochastic import ORACLES
 from whence.fitting import fit
 from whence.methods.base import attribute
+from whence.store.scores import Scores
 
 TINY = CASES["mlp"]
 DAMPED: dict[str, Any] = {"absolute_damping": 0.1}
@@ -23,7 +24,7 @@ def case():
     return Case(TINY.model(), TINY.task(), TINY.train(), TINY.queries(), modules="all")
 
 
-def scores(case, method="astra", **own: Any):
+def scores(case: Case, method: Any = "astra", **own: Any) -> Scores:
     return attribute(method, case.model, case.task, case.queries, case.rows, **own)
 
 

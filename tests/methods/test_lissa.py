@@ -18,6 +18,7 @@ from whence.errors import NumericalError
 from whence.methods.base import attribute
 from whence.progress import Silent, report_to
 from whence.settings import Score
+from whence.store.scores import Scores
 
 TINY = CASES["mlp"]
 SETTINGS: dict[str, Any] = {"absolute_damping": 0.05, "scale": 4.0, "depth": 20}
@@ -28,7 +29,7 @@ def case():
     return Case(TINY.model(), TINY.task(), TINY.train(), TINY.queries(), modules="all")
 
 
-def scores(case, method="lissa", settings=Score(), **own: Any):
+def scores(case: Case, method: Any = "lissa", settings: Any = Score(), **own: Any) -> Scores:
     return attribute(method, case.model, case.task, case.queries, case.rows, settings, **own)
 
 

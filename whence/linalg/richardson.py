@@ -63,11 +63,8 @@ def richardson(
     that `state`, the search resumes to the same bits. Raises NumericalError where a step's residual grows out of all bounds;
     `advice` says how that is mended.
     """
-    x, mean, left, total = (
-        dict(start),
-        _copy(start),
-        *({name: torch.zeros_like(part) for name, part in b.items()} for _ in "12"),
-    )
+    x, mean = dict(start), _copy(start)
+    left, total = ({name: torch.zeros_like(part) for name, part in b.items()} for _ in range(2))
     limit_Q: Tensor | None = None
     done, here, repeat = 0, 0, 0
     if state is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -30,9 +30,9 @@ class Steps(Damped):
 
     matrix: Kind = setting("gauss-newton", "Curvature matrix; the Hessian only where its damped form is positive definite.")
     depth: Count = setting(1000, "Steps at most.")
-    batch: Count = setting(32, "Rows that a step reads.")
+    batch: Count = setting(16, "Rows that a step reads.")
     scale: Positive | None = setting(None, "What a step is divided by; default: `safety` x the largest eigenvalue.")
-    safety: Positive = setting(1.5, "Scale in units of the largest eigenvalue that a few batches have.")
+    safety: Positive = setting(1.0, "Scale in units of the largest eigenvalue that a few batches have.")
     tolerance: AtLeastZero = setting(0.0, "Residual of all queries, as a share of their gradients, that ends the steps.")
     seed: Amount = setting(0, SEED)
 
@@ -42,14 +42,15 @@ def stochastic_inverse(request: Request, settings: Steps, name: str, preconditio
     damping = damping_of(request, settings, lambda: request.curvature().mean_eigenvalue)
     near = damping.inverse(request.curvature()) if precondition else Identity(request.names)
     matrix = matrix_of(settings.matrix, request.point, request.names)
-    return StochasticInverse(matrix, damping.operator, near, settings, name, out=request.place("search"), **how)
+    return StochasticInverse(matrix, damping.operator, near, settings, name, how, out=request.place("search"))
 
 
 class StochasticInverse(Operator):
     """`(matrix + damping)^-1` of all queries at once, by `richardson`, whose steps see the matrix of a few rows each.
 
-    Residuals are multiplied with `near`; the first iterate is `near @ gradients`, with `short` over the scale. `out` is where
-    the search is kept, so that a killed one resumes, and `save_every` how often, in seconds.
+    Residuals are multiplied with `near`. The first iterate is `near @ gradients`, divided by the scale where `short` is in
+    `how`; what else is there goes to `richardson`. `out` is where the search is kept, so that a killed one resumes, and
+    `save_every` how often, in seconds.
     """
 
     def __init__(
@@ -59,23 +60,17 @@ class StochasticInverse(Operator):
         near: Operator,
         settings: Steps,
         name: str,
-        *,
-        repeats: int = 1,
-        weight: float | None = None,
-        short: bool = False,
+        how: Mapping[str, Any],
         **saving: Any,
     ):
         self.matrix, self.damping, self.near, self.settings = matrix, damping, near, settings
-        self.repeats, self.weight, self.short, self.saving = repeats, weight, short, saving
-        self.names = matrix.names
-        self.label = (
-            f"({matrix.label} plus {damping.label}), inverse by {name}, {settings.depth} steps of {settings.batch} rows"
-        )
+        self.how, self.saving, self.names = dict(how), saving, matrix.names
+        self.label = f"({matrix.label} plus {damping.label}), inverse by {name}"
 
     def identity(self) -> Any:
         """The matrix, and all that decides the steps."""
         inverted = {"inverse": self.matrix.identity(), "damping": self.damping.identity(), "near": self.near.identity()}
-        return {**inverted, **self.settings.as_json(), "repeats": self.repeats, "weight": self.weight, "short": self.short}
+        return {**inverted, "steps": self.settings.as_json(), "how": self.how}
 
     def apply_to(self, gradients: Gradients) -> Gradients:
         """All solutions, and with one more pass their residuals. Raises NumericalError where the steps diverge."""
@@ -83,8 +78,9 @@ class StochasticInverse(Operator):
         b = {name: gradients[name].dense().w_BOI for name in self.names}
         near = self.near.on_tensors(b[self.names[0]])
         largest = max(spectrum_ends(self.sampled(step), b, near, steps=PRODUCTS).largest for step in range(PROBES))
-        scale = settings.scale or settings.safety * largest
-        start = {name: part / (scale if self.short else 1) for name, part in near(b).items()}
+        scale, how = settings.scale or settings.safety * largest, dict(self.how)
+        first = 1 / scale if how.pop("short", False) else 1.0
+        start = {name: first * part for name, part in near(b).items()}
 
         def made_from() -> dict[str, Any]:
             return {"stage": "solve", **fingerprint_operator(self), "of": fingerprint_tensors(b)}
@@ -95,9 +91,8 @@ class StochasticInverse(Operator):
                 return "use a larger damping, or a matrix that is never negative (gauss-newton or fisher, not the Hessian)"
             return f"use a scale of {max(largest, ends.largest):.3g} or more, or none: it is then found"
 
-        with searching(made_from, self.repeats * settings.depth, **self.saving) as (state, after):
-            saved: dict[str, Any] = {"state": state, "after": after, "advice": advice}
-            how: dict[str, Any] = {"start": start, "scale": scale, "repeats": self.repeats, "weight": self.weight}
+        with searching(made_from, how.get("repeats", 1) * settings.depth, **self.saving) as (state, after):
+            saved: dict[str, Any] = {"state": state, "after": after, "advice": advice, "start": start, "scale": scale}
             until = {"steps": settings.depth, "window": max(1, count // settings.batch), "tolerance": settings.tolerance}
             found = richardson(lambda step, x: self.sampled(step)(x), b, near, **how, **until, **saved)
             residual_Q = relative_norms({name: b[name] - part for name, part in self.damped()(found.x).items()}, b)
