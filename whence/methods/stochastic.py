@@ -39,7 +39,7 @@ class Steps(Damped):
 
 def stochastic_inverse(request: Request, settings: Steps, name: str, precondition: bool, **how: Any) -> StochasticInverse:
     """`(matrix + damping)^-1` of the request's rows; with `precondition` by way of the factors with the same damping."""
-    damping = damping_of(request, settings, lambda: request.curvature().mean_eigenvalue)
+    damping = damping_of(request, settings).at(lambda: request.curvature().mean_eigenvalue)
     near = damping.inverse(request.curvature()) if precondition else Identity(request.names)
     matrix = matrix_of(settings.matrix, request.point, request.names)
     return StochasticInverse(matrix, damping.operator, near, settings, name, how, out=request.place("search"))
