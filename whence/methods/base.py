@@ -13,7 +13,7 @@ import difflib
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -115,11 +115,8 @@ class Request:
         chosen: dict[str, Any] = {"method": method, "modules": self.names, "out": self.place(f"factors-{method}"), **kept}
         return fit(point.model, point.task, point.rows, **chosen)
 
-    def checkpoints(self) -> Iterator[tuple[Snapshot, Point]]:
-        """The checkpoints that the training kept, oldest first, each as a point that is in use until the next.
-
-        Raises UsageError where there is none.
-        """
+    def kept_checkpoints(self) -> Sequence[Snapshot]:
+        """The checkpoints that the training kept, oldest first. Raises UsageError where there is none."""
         if self.training is None or not self.training.checkpoints:
             raise UsageError(
                 "No checkpoint of the training was kept" if self.training else "The method needs the training's checkpoints",
@@ -127,8 +124,15 @@ class Request:
                 accepted="the folder of a training with one checkpoint or more",
                 fix="whence train ... --keep 8 --save-steps N, then --training FOLDER (Python: training=read_training(FOLDER))",
             )
-        model = copy.deepcopy(self.point.model)
-        for checkpoint in self.training.checkpoints:
+        return self.training.checkpoints
+
+    def checkpoints(self) -> Iterator[tuple[Snapshot, Point]]:
+        """The checkpoints that the training kept, oldest first, each as a point that is in use until the next.
+
+        Raises UsageError where there is none.
+        """
+        kept, model = self.kept_checkpoints(), copy.deepcopy(self.point.model)
+        for checkpoint in kept:
             checkpoint.load(model)
             yield checkpoint, self.point.at(model)
 
