@@ -49,6 +49,22 @@ def test_chunks_give_the_same_losses_and_gradients(tiny_llama, tiny_tokenizer, m
         torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
+def test_margins_come_with_the_mean_of_one_minus_p(tiny_llama, tiny_tokenizer, monkeypatch):
+    """In chunks, too."""
+    task = CausalLM(tiny_tokenizer)
+    tiny_llama.lm_head.requires_grad_(False)
+    batch = task.collate(task.encode(ROWS))
+    outputs = task.outputs(tiny_llama, batch)
+    p_BT = outputs.h_BTV.softmax(-1).gather(-1, outputs.labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    expected = ((1 - p_BT) * outputs.counted_BT).sum(1) / outputs.counted_BT.sum(1)
+    for logits in (head.LOGITS, 300 * len(ROWS) * 4):
+        monkeypatch.setattr(head, "LOGITS", logits)
+        margins, slopes = task.margins(tiny_llama, batch)
+        torch.testing.assert_close(margins, CausalLM(tiny_tokenizer, measurement="margin").measurements(tiny_llama, batch))
+        torch.testing.assert_close(slopes, expected)
+        assert not slopes.requires_grad
+
+
 def test_all_logits_are_never_there_at_once(tiny_llama, tiny_tokenizer, monkeypatch):
     task = CausalLM(tiny_tokenizer)
     tiny_llama.lm_head.requires_grad_(False)

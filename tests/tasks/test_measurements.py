@@ -5,7 +5,7 @@ import torch
 
 from whence.errors import UsageError
 from whence.tasks.base import sample_classes
-from whence.tasks.measurements import NAMED, check_measurement, draw_labels, measurement_name, negative_log_likelihood
+from whence.tasks.measurements import NAMED, check_measurement, draw_labels, log_odds, measurement_name, negative_log_likelihood
 
 logits = torch.randn(3, 4, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
 labels = torch.tensor([[1, 2, -100, 6], [-100, -100, -100, 0], [3, 3, 3, 3]])
@@ -80,3 +80,13 @@ def test_names():
     with pytest.raises(UsageError, match="no such measurement") as raised:
         check_measurement("logits")
     assert raised.value.accepted.startswith("logprob, loss, margin")
+
+
+def test_log_odds_are_the_margin_label_by_label():
+    odds = log_odds(logits, labels)
+    assert (
+        odds.sum(1).tolist()
+        == NAMED["margin"](logits, labels).tolist()
+        == pytest.approx(by_hand(lambda p: math.log(p / (1 - p))))
+    )
+    assert (odds[labels == -100] == 0).all()

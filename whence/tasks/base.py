@@ -55,6 +55,18 @@ class Task:
             accepted="CausalLM, Seq2Seq, Classification, Regression, or a task with a method `outputs`",
         )
 
+    def margins(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The margin of each example, `[B]`, and the slope of its log-likelihood in that, without a gradient, `[B]`.
+
+        The margin is what a generalised linear model is linear in: of classes the log-odds `f = log p / (1 - p)` of the label,
+        where the slope is `1 - p` (Park et al. 2023, section 3.2 and eq. 13). Raises UsageError where it is not known.
+        """
+        raise UsageError(
+            "The margins of this task are not known, which TRAK is made from.",
+            given=type(self).__name__,
+            accepted="CausalLM, Seq2Seq, Classification, Regression with one output, or a task with a method `margins`",
+        )
+
     def encode(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Turn rows of the data into items that `collate` can batch; the default leaves them as they are."""
         return rows

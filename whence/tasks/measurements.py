@@ -37,11 +37,16 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
     Park et al. 2023 (TRAK) ask about this, since unlike the log-probability it doesn't level off for confident models.
     """
+    return log_odds(logits, labels).sum(1)
+
+
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return `log p / (1 - p)` of each label, `[B, T]`, zero where there is none."""
     logits, counted = full_precision(logits), labels != IGNORED
     index = labels.clamp(min=0).unsqueeze(-1)
     correct = logits.gather(-1, index).squeeze(-1)
     others = logits.scatter(-1, index, -torch.inf).logsumexp(-1)
-    return torch.where(counted, correct - others, 0.0).sum(1)
+    return torch.where(counted, correct - others, 0.0)
 
 
 def draw_labels(logits: Tensor, labels: Tensor, noise: Tensor) -> Tensor:

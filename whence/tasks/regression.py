@@ -48,6 +48,14 @@ class Regression(Task):
         """Return the measurement of each query, `[B]`."""
         return -self.losses(model, batch) if self.measurement is None else self.measurement(model, batch)
 
+    def margins(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the one prediction of each example, and how far its target is above that: `[B]` both."""
+        found = self.outputs(model, batch)
+        if found.h_BTV.shape[-1] > 1:
+            return super().margins(model, batch)  # raises
+        prediction = found.h_BTV[:, 0, 0]
+        return prediction, (found.labels[:, 0, 0] - prediction).detach()
+
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Return the predictions."""
         prediction, target = predict(model, batch)

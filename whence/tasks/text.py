@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from whence.errors import TruncatedQueryError, UsageError
@@ -14,10 +15,12 @@ from whence.tasks.base import Batch, Task
 from whence.tasks.context import check_context, check_tokens
 from whence.tasks.forward import check_logits
 from whence.tasks.measurements import (
+    IGNORED,
     NAMED,
     Measurement,
     check_measurement,
     draw_labels,
+    log_odds,
     measurement_name,
     negative_log_likelihood,
 )
@@ -78,6 +81,20 @@ class LabelTask(Task):
         if not isinstance(self.measurement, str):
             return self.measurement(model, batch)
         return self._measured(model, batch, NAMED[self.measurement])
+
+    def margins(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the log-odds of each example's labels, added up, and the mean of `1 - p` over these: `[B]` both."""
+        totals: list[tuple[Tensor, Tensor]] = []  # of each part that the labels are measured in
+
+        def measure(logits: Tensor, labels: Tensor) -> Tensor:
+            odds, counted = log_odds(logits, labels), labels != IGNORED
+            doubts = torch.where(counted, torch.sigmoid(-odds.detach()), 0.0)
+            totals.append((doubts.sum(1), counted.sum(1)))
+            return odds.sum(1)
+
+        margins = self._measured(model, batch, measure)
+        doubts, counts = (torch.stack(parts).sum(0) for parts in zip(*totals, strict=True))
+        return margins, doubts / counts.clamp(min=1)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """Return the logits of all labels at once."""
