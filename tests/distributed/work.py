@@ -360,3 +360,18 @@ def attributed(method: str, case: str, own: dict[str, Any], settings: dict[str, 
     chosen = CASES[case]
     given = (chosen.model(), chosen.task(), chosen.queries(), chosen.train(), Score(**(settings or {})))
     return attribute(method, *given, **own).values
+
+
+def projected(training: Path, names: Any, queries: Any, rows: Any, out: Path) -> list[np.ndarray]:
+    """Methods of projected gradients."""
+    from models import tokenizer
+
+    from whence.methods.base import attribute
+    from whence.models import load_model
+    from whence.settings import Score
+    from whence.tasks import CausalLM
+    from whence.train.record import read_training
+
+    record = read_training(training)
+    given = (load_model(record.model)[0], CausalLM(tokenizer()), queries, rows, Score(chunks=3))
+    return [attribute(name, *given, training=record, out=out / name, dim=3).values for name in names]

@@ -62,7 +62,7 @@ def test_the_mean_over_seeds_is_the_inner_product(kind):
 def test_leading_eigenvectors_are_principal_components():
     (case,) = named("llama")
     curvature = fit(case.model(), case.task(), case.train(), method="kfac", modules=case.modules)
-    projection = leading_eigenvectors(curvature.operator, 3)
+    projection = leading_eigenvectors(curvature.blocks, 3)
     for name, block in curvature.blocks.items():
         for found, q, lam in (
             (projection.out, block.q_O, block.lam_OI.sum(1)),
@@ -71,6 +71,6 @@ def test_leading_eigenvectors_are_principal_components():
             covariance = (q.dense() * lam) @ q.dense().T
             values, vectors = torch.linalg.eigh(covariance.double())
             agree(found[name] @ found[name].T, vectors[:, -3:] @ vectors[:, -3:].T, 1e-4)
-    whole = leading_eigenvectors(curvature.operator, 100)
+    whole = leading_eigenvectors(curvature.blocks, 100)
     for name in whole.out:
         agree(whole.out[name] @ whole.out[name].T, torch.eye(len(whole.out[name])), 1e-5)

@@ -14,7 +14,7 @@ from whence.gradients import Dense, Factored, Gradient, Gradients
 from whence.linalg.project import kronecker_scales, projection
 from whence.linalg.rotation import Rotation
 from whence.operators.base import Operator, Streaming
-from whence.operators.eigen import BlockDiagonal
+from whence.operators.eigen import BlockDiagonal, EigenBlock
 
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -113,8 +113,8 @@ def in_eigenbasis(random: Projection, inverse: BlockDiagonal) -> tuple[Projectio
     return whitened(0.5), whitened(-0.5)
 
 
-def leading_eigenvectors(curvature: BlockDiagonal, dim: int) -> Projection:
-    """The `dim` directions of each side in which an operator's eigenvalues are largest, added up over the other side.
+def leading_eigenvectors(blocks: Mapping[str, EigenBlock], dim: int) -> Projection:
+    """The `dim` directions of each side in which a curvature's eigenvalues are largest, added up over the other side.
 
     With K-FAC these are principal components of inputs and of output gradients (LoGra: Choe et al. 2024, section 4.1).
     """
@@ -123,9 +123,9 @@ def leading_eigenvectors(curvature: BlockDiagonal, dim: int) -> Projection:
         largest = lam.topk(min(dim, len(lam))).indices.sort().values
         return (q.dense() if q else torch.eye(len(lam)).to(lam))[:, largest]
 
-    out = {name: directions(block.q_O, block.lam_OI.sum(1)) for name, block in curvature.blocks.items()}
-    into = {name: directions(block.q_I, block.lam_OI.sum(0)) for name, block in curvature.blocks.items()}
-    return Projection(out, into, f"leading eigenvectors of {curvature.label}")
+    out = {name: directions(block.q_O, block.lam_OI.sum(1)) for name, block in blocks.items()}
+    into = {name: directions(block.q_I, block.lam_OI.sum(0)) for name, block in blocks.items()}
+    return Projection(out, into, "leading eigenvectors")
 
 
 def project(gradient: Gradient, m_O: Tensor, m_I: Tensor, read_BRP: Tensor | None = None) -> Tensor:

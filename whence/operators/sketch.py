@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from whence.errors import UsageError
 from whence.gradients import Dense, Factored, Gradient, Gradients, chunks
 from whence.linalg.project import Sparse, mask, sparse_projection
 from whence.operators.base import Operator, Streaming
@@ -127,5 +128,11 @@ def masks(shapes: Shapes, dim: int, seed: int) -> Masks:
 
 
 def sparse_projections(shapes: Shapes, dim: int, seed: int, nonzeros: int = 1) -> SparseProjection:
-    """One of each module's `O * I` numbers to `dim`, drawn with the seed."""
+    """One of each module's numbers to `dim`, drawn with the seed. Raises UsageError where `nonzeros` don't divide `dim`."""
+    if dim % nonzeros:
+        raise UsageError(
+            "The sums of a sparse projection can't be dealt out evenly.",
+            given=f"{dim} sums, of which each number goes into {nonzeros}",
+            accepted=f"nonzeros that divide {dim}",
+        )
     return SparseProjection({n: sparse_projection(o * i, dim, f"{seed}:{n}", nonzeros) for n, (o, i) in shapes.items()})

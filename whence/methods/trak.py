@@ -1,0 +1,61 @@
+"""TRAK: margins linearised, projected, and regressed on, averaged over models (Park et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from whence.engine.point import Point
+from whence.gradients import dot
+from whence.indexing.projected import curvature_of
+from whence.methods.base import Recipe, Request
+from whence.methods.projected import Inverted, projected, shapes_of
+from whence.operators.projection import random_projection
+from whence.settings import setting
+from whence.store.scores import Scores
+
+
+class Trak(Inverted):
+    """TRAK."""
+
+    gram: Literal["module", "joint"] = setting(
+        "module", "Invert the second moments of each module by itself, or of all together, as in the paper."
+    )
+    over: Literal["model", "checkpoints"] = setting(
+        "model", "Average over the model alone, or over the training's checkpoints."
+    )
+
+
+def trak(request: Request, settings: Trak) -> Scores:
+    """`(1/M sum_m phi_m(query)^T (Phi_m^T Phi_m + damping)^-1 phi_m(row)) (1/M sum_m 1 - p_m(row))` (eq. 13 to 17).
+
+    `phi_m` are gradients of margins at model `m`, each with a projection of its own; of a query, of whatever is measured: that
+    is the paper's with `measurement="margin"`. Of rows with several predictions the margins are added up, and `1 - p` is their
+    mean. Values are changes by one more copy if the loss's second derivative in the margins is 1: only their ratios say much.
+    """
+    parts, doubts = [], []
+    for number, (name, point) in enumerate(_models(request, settings.over)):
+        projection = random_projection(shapes_of(request), settings.dim, request.settings.seed + number)
+        small = projected(request, projection, name, point=point, margins=True, joint=settings.gram == "joint")
+        inverse = curvature_of(small.second_moments(), "TRAK").inverse(settings.damping)
+        queries = inverse @ small.queries
+        raw_QN = small.columns(lambda rows, queries=queries: dot(queries, rows))
+        parts.append(small.scores(raw_QN, inverse.label, "TRAK score per copy", n_train=request.settings.n_train))
+        doubts.append(small.doubts())
+    mean = Scores.mean(parts)
+    return replace(mean, raw=mean.raw * torch.stack(doubts).mean(0).float().numpy())
+
+
+def _models(request: Request, over: str) -> Iterator[tuple[str, Point]]:
+    """Names and points to average over."""
+    if over == "model":
+        yield "model", request.point
+        return
+    for checkpoint, point in request.checkpoints():
+        yield f"checkpoint-{checkpoint.step}", point
+
+
+RECIPES = (Recipe("trak", "TRAK", "Park et al. 2023, eq. 13 to 17", trak, Trak, uses=("training",)),)
