@@ -11,7 +11,7 @@ from whence.fitting import fit
 from whence.operators import Operator
 from whence.operators.projection import leading_eigenvectors, random_projection
 from whence.operators.sketch import masks, sparse_projections
-from whence.train.checkpoints import Checkpoint
+from whence.train.replay import Snapshot
 
 
 def by_module(case: Case, g_NP: Tensor) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def factgrass(case: Case, dim: int = 16, damping: float = 0.1, nonzeros: int = 1
     return influence(case, sparse_projections(masked.sizes, dim**2, 0, nonzeros) @ masked, damping)
 
 
-def root_of_moments(case: Case, checkpoint: Checkpoint, epsilon: float = 1e-8) -> Tensor:
+def root_of_moments(case: Case, checkpoint: Snapshot, epsilon: float = 1e-8) -> Tensor:
     """`sqrt(v) + epsilon` of each weight, `[P]`."""
     moments = checkpoint.second_moments()
     return torch.cat([moments[name].double().flatten() for name in case.problem.shapes]).sqrt() + epsilon
@@ -139,7 +139,7 @@ def less(case: Case, dim: int = 16, epsilon: float = 1e-8) -> np.ndarray:
         updates = projected(at, at.g_NP / root_of_moments(at, checkpoint, epsilon), operator)
         queries = projected(at, at.m_QP, operator)
         q_QD, g_ND = (torch.nn.functional.normalize(torch.cat(list(side.values()), 1)) for side in (queries, updates))
-        total += checkpoint.learning_rates()[before : checkpoint.step].mean() * q_QD @ g_ND.T
+        total += case.training.learning_rates[before : checkpoint.step].mean() * q_QD @ g_ND.T
         before = checkpoint.step
     return total.numpy()
 

@@ -98,7 +98,7 @@ def test_trak_of_classes_and_numbers(task):
     own = {"dim": WHOLE, "gram": "joint"}
     values = attribute("trak", model, task, rows[:3], rows[3:], **own)
     agree(values.values, ORACLES["trak"](Case(model, task, rows[3:], rows[:3]), **own), 1e-4)
-    assert values.unit == "TRAK score per copy"
+    assert values.unit == "TRAK score"
 
 
 def test_trak_of_several_outputs_is_refused():
@@ -115,7 +115,7 @@ def test_units_and_what_is_known(training):
         "sjlt": "nats per copy",
         "factgrass": "nats per copy",
         "trackstar": "cosine",
-        "trak": "TRAK score per copy",
+        "trak": "TRAK score",
         "less": "learning rate x cosine",
     }
     assert np.abs(scores["trackstar"].values).max() <= 1 + 1e-6 and scores["trackstar"].n_train == 1
@@ -173,9 +173,9 @@ def test_the_size_of_the_store_is_said(training, notes):
 
 
 def test_what_is_refused(training, monkeypatch):
-    with pytest.raises(UsageError, match="whole examples only"):
+    with pytest.raises(UsageError, match="one number per query and row"):
         found("logra", training, Score(per="token"))
-    with pytest.raises(UsageError, match="whole examples only"):
+    with pytest.raises(UsageError, match="one number per query and row"):
         found("trak", training, Score(norms=("cosine",)))
     with pytest.raises(UsageError, match="dealt out evenly"):
         found("sjlt", training, dim=3, nonzeros=2)

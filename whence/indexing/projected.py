@@ -135,10 +135,9 @@ def project_gradients(
     log-odds instead of their log-likelihood. `joint` makes one block of all modules. A killed pass resumes after the last of
     its chunks, to the same bits.
 
-    Raises UsageError for settings of scores that it can't follow, and what `whence.score` raises.
+    Raises UsageError where the second moments of a block would be too large, and what `whence.score` raises.
     """
     of_rows = of_rows or projection
-    _check(settings)
     asked, sites, examples = (
         encode_queries(point.task, queries, point.model),
         point.cover(projection.names).sites,
@@ -200,18 +199,6 @@ class MarginRows(ProjectedRows):
     def end(self) -> None:
         super().end()
         self.file("doubt", self._doubt.float().cpu())
-
-
-def _check(settings: Score) -> None:
-    """Raise UsageError for settings that ask for parts of scores, which these gradients don't have."""
-    plain = {"per": "example", "aggregate": (), "rescore": 0, "norms": ()}
-    if asked := [name for name, value in plain.items() if getattr(settings, name) != value]:
-        raise UsageError(
-            "Of projected gradients there are scores of whole examples only.",
-            given=", ".join(f"{name}={getattr(settings, name)!r}" for name in asked),
-            accepted=", ".join(f"{name}={plain[name]!r}" for name in asked),
-            fix="omit it, or take a method that doesn't project, such as ekfac",
-        )
 
 
 def _blocks_of(widths: Mapping[str, int], rows: int, joint: bool) -> dict[str, slice]:

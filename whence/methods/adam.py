@@ -8,10 +8,10 @@ from whence.engine.point import Point
 from whence.engine.products import Weights
 from whence.errors import UsageError
 from whence.operators import BlockDiagonal, EigenBlock
-from whence.train.checkpoints import Checkpoint
+from whence.train.replay import Snapshot
 
 
-def adam_scales(point: Point, modules: Sequence[str], checkpoint: Checkpoint, epsilon: float = 1e-8) -> BlockDiagonal:
+def adam_scales(point: Point, modules: Sequence[str], checkpoint: Snapshot, epsilon: float = 1e-8) -> BlockDiagonal:
     """`1 / (sqrt(v) + epsilon)` of each weight, `v` being the optimizer's mean of squared gradients at the checkpoint.
 
     Not corrected for its beginning at zero, which is one factor for all. Raises UsageError where there are none.
@@ -20,7 +20,7 @@ def adam_scales(point: Point, modules: Sequence[str], checkpoint: Checkpoint, ep
     if missing := sorted(weights.values.keys() - moments.keys()):
         raise UsageError(
             f"The checkpoint has no second moments of {missing[0]}",
-            given=f"{checkpoint.path}, {len(moments)} weights",
+            given=f"step {checkpoint.step}, second moments of {len(moments)} weights",
             accepted="checkpoints of a training with AdamW that moved the tracked modules",
             fix="whence train ... --optimizer adamw_torch_fused, and the same --modules",
         )

@@ -29,8 +29,9 @@ def less(request: Request, settings: Less) -> Scores:
     """
     projection = random_projection(shapes_of(request), settings.dim, request.settings.seed)
     parts, before = [], 0
+    assert request.training is not None
     for checkpoint, point in request.checkpoints():
-        rate, before = float(checkpoint.learning_rates()[before:].mean()), checkpoint.step
+        rate, before = float(request.training.learning_rates[before : checkpoint.step].mean()), checkpoint.step
         updates = projection @ adam_scales(point, request.names, checkpoint, settings.epsilon)
         small = projected(request, projection, f"checkpoint-{checkpoint.step}", point=point, of_rows=updates)
         queries = small.queries
@@ -40,4 +41,4 @@ def less(request: Request, settings: Less) -> Scores:
     return reduce(add, parts).named("LESS", "learning rate x cosine")
 
 
-RECIPES = (Recipe("less", "LESS", "Xia et al. 2024, definition 3.1", less, Less, needs=("training",)),)
+RECIPES = (Recipe("less", "LESS", "Xia et al. 2024, definition 3.1", less, Less, needs=("training",), whole=True),)

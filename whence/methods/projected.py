@@ -110,7 +110,7 @@ def shapes_of(request: Request) -> Shapes:
 
 
 RECIPES = (
-    Recipe("logra", "LoGra", "Choe et al. 2024, section 4.1", logra, LoGra, uses=("factors",)),
-    Recipe("sjlt", "SJLT", "Kane & Nelson 2014; Hu et al. 2025, section 3.2", sjlt, Sparse),
-    Recipe("factgrass", "FactGraSS", "Hu et al. 2025, section 3.3.2", factgrass, Masked),
+    Recipe("logra", "LoGra", "Choe et al. 2024, section 4.1", logra, LoGra, uses=("factors",), whole=True),
+    Recipe("sjlt", "SJLT", "Kane & Nelson 2014; Hu et al. 2025, section 3.2", sjlt, Sparse, whole=True),
+    Recipe("factgrass", "FactGraSS", "Hu et al. 2025, section 3.3.2", factgrass, Masked, whole=True),
 )

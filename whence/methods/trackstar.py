@@ -40,4 +40,6 @@ def trackstar(request: Request, settings: TrackStar) -> Scores:
     return small.scores(cosines(raw_QN, lengths_Q, lengths_N), "TrackStar", "cosine", n_train=1)
 
 
-RECIPES = (Recipe("trackstar", "TrackStar", "Chang et al. 2024, section 3", trackstar, TrackStar, uses=("training",)),)
+RECIPES = (
+    Recipe("trackstar", "TrackStar", "Chang et al. 2024, section 3", trackstar, TrackStar, uses=("training",), whole=True),
+)

@@ -34,7 +34,7 @@ def trak(request: Request, settings: Trak) -> Scores:
 
     `phi_m` are gradients of margins at model `m`, each with a projection of its own; of a query, of whatever is measured: that
     is the paper's with `measurement="margin"`. Of rows with several predictions the margins are added up, and `1 - p` is their
-    mean. Values are changes by one more copy if the loss's second derivative in the margins is 1: only their ratios say much.
+    mean. Values would be slopes per copy if the loss's second derivative in the margins were 1: their order is what counts.
     """
     parts, doubts = [], []
     for number, (name, point) in enumerate(_models(request, settings.over)):
@@ -43,7 +43,7 @@ def trak(request: Request, settings: Trak) -> Scores:
         inverse = curvature_of(small.second_moments(), "TRAK").inverse(settings.damping)
         queries = inverse @ small.queries
         raw_QN = small.columns(lambda rows, queries=queries: dot(queries, rows))
-        parts.append(small.scores(raw_QN, inverse.label, "TRAK score per copy", n_train=request.settings.n_train))
+        parts.append(small.scores(raw_QN, inverse.label, "TRAK score", n_train=request.settings.n_train))
         doubts.append(small.doubts())
     mean = Scores.mean(parts)
     return replace(mean, raw=mean.raw * torch.stack(doubts).mean(0).float().numpy())
@@ -58,4 +58,4 @@ def _models(request: Request, over: str) -> Iterator[tuple[str, Point]]:
         yield f"checkpoint-{checkpoint.step}", point
 
 
-RECIPES = (Recipe("trak", "TRAK", "Park et al. 2023, eq. 13 to 17", trak, Trak, uses=("training",)),)
+RECIPES = (Recipe("trak", "TRAK", "Park et al. 2023, eq. 13 to 17", trak, Trak, uses=("training",), whole=True),)
