@@ -135,11 +135,11 @@ def llama(**changes: Any) -> nn.Module:
     )
 
 
-def gpt2() -> nn.Module:
+def gpt2(**changes: Any) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"n_embd": 8, "n_inner": 10, "n_layer": 2, "n_head": 2, "n_positions": 32}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=20, bos_token_id=0, eos_token_id=1, **sizes))
+    return GPT2LMHeadModel(GPT2Config(vocab_size=20, bos_token_id=0, eos_token_id=1, **sizes, **changes))
 
 
 def neox() -> nn.Module:

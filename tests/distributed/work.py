@@ -193,6 +193,22 @@ def traced_by_steps(training: Path, queries: Any, rows: Any, out: Path) -> np.nd
     return attribute("tracin", *given, training=record, out=out).values
 
 
+def differentiated(training: Path, queries: Any, rows: Any, out: Path) -> np.ndarray:
+    """MAGIC of a training, in float64: of all queries, and of the first, which leaves a process without any."""
+    from models import tokenizer
+
+    from whence.methods.base import attribute
+    from whence.models import load_model
+    from whence.tasks import CausalLM
+    from whence.train.record import read_training
+
+    record = read_training(training)
+    model, task, options = load_model(record.model)[0], CausalLM(tokenizer()), {"training": record, "dtype": "float64"}
+    found = [attribute("magic", model, task, queries, rows, out=out, **options)]
+    found.append(attribute("magic", model, task, queries.take([0]), rows, **options))
+    return np.concatenate([each.values for each in found])
+
+
 def solved(rows: Any, queries: Any) -> np.ndarray:
     """Scores with the Gauss-Newton matrix, inverted by conjugate gradients."""
     from engine.test_products import language_model

@@ -159,6 +159,31 @@ def hessian(outputs: Function, weights: Block, vectors: Block) -> Block:
     return {name: torch.stack(column) for name, column in zip(at, zip(*columns, strict=True), strict=True)}
 
 
+def hessian_and_slopes(
+    losses: Callable[[Tensor], Tensor], theta_P: Tensor, v_KP: Tensor, together: int
+) -> tuple[Tensor, Tensor]:
+    """Of rows whose losses `[B]` are a function of the weights: their summed Hessian times each vector, and slopes along it.
+
+    `sum_b d^2 loss_b / d theta^2 v [K, P]` and `<d loss_b / d theta, v> [K, B]`: both are what comes back through the gradient
+    of `sum_b w_b loss_b`, `together` vectors at a time.
+    """
+
+    def gradient(theta_P: Tensor, w_B: Tensor) -> Tensor:
+        return torch.func.grad(lambda theta_P: (w_B * losses(theta_P)).sum())(theta_P)
+
+    with plain_attention():
+        with torch.no_grad():
+            w_B = torch.ones_like(losses(theta_P))
+        try:
+            back = torch.func.vjp(gradient, theta_P, w_B)[1]
+            found = [vmap(back)(part) for part in v_KP.split(together)]
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("derivative", "functorch", "vmap")):
+                raise
+            raise _not_differentiable(error) from error
+    return torch.cat([each[0] for each in found]), torch.cat([each[1] for each in found])
+
+
 def _along(slopes: Sequence[Tensor], leaves: Sequence[Tensor], vector: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of `<slopes, vector>`.
 

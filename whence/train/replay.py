@@ -179,6 +179,9 @@ class Run:
         """Places of the rows of each step."""
         self.device = like.device
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     def start(self) -> Tensor:
         """The state before the first step, `[X, P]`."""
         return self.how.optimizer.begin(self.vector(self.how.start))
@@ -197,9 +200,17 @@ class Run:
         for _, batch, share in self.batches(number):
             at = theta_P.detach().requires_grad_()
             with torch.enable_grad():
-                loss = with_weights(self.model, self.named(at), self.task.losses, batch).sum() * share
+                loss = self.at(at, self.task.losses, batch).sum() * share
             total_P += torch.autograd.grad(loss, at)[0]
         return total_P
+
+    def losses(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """The losses of a batch's rows, `[B]`, as a function of the weights that can be differentiated twice."""
+        return lambda theta_P: self.at(theta_P, self.task.outputs, batch).losses()
+
+    def at(self, theta_P: Tensor, function: Callable[[nn.Module, Batch], Any], batch: Batch) -> Any:
+        """`function(model, batch)` where the model has the weights of the vector."""
+        return with_weights(self.model, self.named(theta_P), function, batch)
 
     def batches(self, number: int) -> Iterator[tuple[list[int], Batch, float]]:
         """The batches of a step: places of their rows, what the model reads, and what their summed loss is multiplied by."""
@@ -209,7 +220,15 @@ class Run:
         )
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            yield part, self._batch(tuple(part)), share
+            yield part, self.batch([self.examples.items[row] for row in part]), share
+
+    def batch(self, items: Sequence[Any]) -> Batch:
+        """What the model reads of encoded items, on its device and in its dtype."""
+
+        def moved(value: Any) -> Any:
+            return value.to(self.decay_P) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        return {key: moved(value) for key, value in to_device(self.task.collate(items), self.device).items()}
 
     def named(self, theta_P: Tensor) -> dict[str, Tensor]:
         """The parameters by name, as views of the vector `[..., P]`."""
@@ -223,13 +242,6 @@ class Run:
 
     def _moving(self, number: int) -> tuple[Tensor, float, int]:
         return self.decay_P, float(self.how.learning_rates[number]), number + 1
-
-    def _batch(self, rows: Sequence[int]) -> Batch:
-        def moved(value: Any) -> Any:
-            return value.to(self.decay_P) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-        found = to_device(self.task.collate([self.examples.items[row] for row in rows]), self.device)
-        return {key: moved(value) for key, value in found.items()}
 
 
 def refuse_random_parts(model: nn.Module) -> None:
