@@ -13,7 +13,7 @@ from whence.methods.base import attribute
 from whence.tasks import CausalLM
 
 ROWS, QUERIES = as_rows(texts(8, seed=1)), as_rows(texts(6, seed=2)[::2])
-CONTROLS = {"self-influence": "nats per copy", "gradient-norm": "gradient norm", "random": "random number"}
+CONTROLS = {"self-influence": "nats of the row itself per copy", "gradient-norm": "gradient norm", "random": "random number"}
 UNITS = {"gradient-dot": "nats per step on the row", "gradient-cosine": "cosine", "relatif": "relative influence", **CONTROLS}
 
 
@@ -34,6 +34,7 @@ def test_it_is_its_oracle(case, method, settings):
     found = found_by(case, method, **settings)
     agree(found.values, ORACLES[method](case, **settings), 1e-8)
     assert found.unit == UNITS[method] and found.shape == (3, 8)
+    assert found.directed == (method != "gradient-norm" and method != "random")
     assert (np.ptp(found.values, axis=0).max() < 1e-12) == (method in ("self-influence", "gradient-norm"))
 
 

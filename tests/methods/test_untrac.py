@@ -44,7 +44,7 @@ def test_it_is_its_oracle(method, rows, settings, unit):
     before = {name: weight.clone() for name, weight in case.model.state_dict().items()}
     found = found_by(method, case, **settings)
     agree(found.values, ORACLES[method](case, **settings), 1e-6)
-    assert found.unit == unit
+    assert found.unit == unit and found.directed
     assert all(torch.equal(weight, before[name]) for name, weight in case.model.state_dict().items())
     assert all(weight.requires_grad for weight in case.model.parameters())
 

@@ -150,16 +150,17 @@ class Request:
         """`grad log p(row)^T operator grad log p(row)`, `[1, N]`; kept as a part of that name."""
         return self_influence_at(self.point, operator, self.settings, out=self.place(name))
 
-    def scores_of(self, raw_QN: np.ndarray, operator: str, unit: str) -> Scores:
+    def scores_of(self, raw_QN: np.ndarray, operator: str, unit: str, *, measured: bool = False) -> Scores:
         """Numbers that are no product of gradients, as scores in a unit of their own: they are not divided by the rows' number.
 
-        Rows without a loss have nothing to say, and get zeros.
+        `measured` says whether they tell what a row does to the queries' measurements. Rows without a loss get zeros.
         """
         train = self.point.examples
         raw_QN = np.where(np.isin(np.arange(len(train)), train.usable), raw_QN, 0.0)
         check_scores(raw_QN, train.ids)
         about = {"unit": unit, "operator": operator}
-        return tabulated(raw_QN, self.point, self.point, self.asked.table, about, n_train=1)
+        scores = tabulated(raw_QN, self.point, self.point, self.asked.table, about, n_train=1)
+        return scores if measured else replace(scores, about=about)
 
 
 def attribute(

@@ -28,4 +28,4 @@ def datainf(request: Request, settings: Swapped) -> Scores:
     return request.score(inverse)
 
 
-RECIPES = (Recipe("datainf", "DataInf", "Kwon et al. 2024, eq. 5", datainf, Swapped),)
+RECIPES = (Recipe("datainf", "DataInf", "Kwon et al. 2024, eq. 5", datainf, Swapped, price="three passes over the rows"),)

@@ -58,7 +58,8 @@ def self_influence(request: Request, settings: Damped) -> Scores:
     """`grad log p(row)^T H^-1 grad log p(row)`, `H` being EK-FAC: a copy of the row's effect on itself, whatever is asked."""
     inverse = damped_inverse(request, settings, request.curvature())
     scores = request.on_itself(inverse)
-    return request.scores_of(_for_all(request, scores.values), f"influence on itself, {inverse.label}", scores.unit)
+    unit = scores.unit.replace(" per copy", " of the row itself per copy")
+    return request.scores_of(_for_all(request, scores.values), f"influence on itself, {inverse.label}", unit)
 
 
 def gradient_norm(request: Request, settings: NoSettings) -> Scores:
@@ -79,11 +80,31 @@ def _for_all(request: Request, row_1N: np.ndarray) -> np.ndarray:
     return np.repeat(row_1N, len(request.asked), 0)
 
 
+FITTED = "factors, then a pass over the rows"
+
 RECIPES = (
     Recipe("gradient-dot", "Gradient dot product", "Charpiat et al. 2019, eq. 2; Pruthi et al. 2020", gradient_dot),
     Recipe("gradient-cosine", "Gradient cosine", "Charpiat et al. 2019, eq. 3", gradient_cosine, whole=True),
-    Recipe("relatif", "RelatIF", "Barshan et al. 2020, section 4", relatif, Relative, uses=("factors", "training"), whole=True),
-    Recipe("self-influence", "Self-influence", CONTROL, self_influence, Damped, uses=("factors", "training"), whole=True),
     Recipe("gradient-norm", "Gradient norm", CONTROL, gradient_norm, whole=True),
-    Recipe("random", "Random numbers", CONTROL, random, Seeded, whole=True),
+    Recipe("random", "Random numbers", CONTROL, random, Seeded, whole=True, price="nothing"),
+    Recipe(
+        "relatif",
+        "RelatIF",
+        "Barshan et al. 2020, section 4",
+        relatif,
+        Relative,
+        uses=("factors", "training"),
+        whole=True,
+        price=FITTED,
+    ),
+    Recipe(
+        "self-influence",
+        "Self-influence",
+        CONTROL,
+        self_influence,
+        Damped,
+        uses=("factors", "training"),
+        whole=True,
+        price=FITTED,
+    ),
 )

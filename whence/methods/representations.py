@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -98,8 +98,10 @@ def _read(settings: Embedded) -> str:
     return digest(*files, *encoder.values())
 
 
+LOOKED_AT: dict[str, Any] = {"whole": True, "price": "a forward pass over the rows"}
+
 RECIPES = (
-    Recipe("representation-similarity", "Representation similarity", MEAN, similarity, whole=True),
-    Recipe("cka", "Linear CKA of representations", "Kornblith et al. 2019, eq. 5", cka, whole=True),
-    Recipe("embedding-knn", "Embedding kNN", "Guo et al. 2021, section 3.1", embedding_knn, Embedded, whole=True, reads=_read),
+    Recipe("representation-similarity", "Representation similarity", MEAN, similarity, **LOOKED_AT),
+    Recipe("cka", "Linear CKA of representations", "Kornblith et al. 2019, eq. 5", cka, **LOOKED_AT),
+    Recipe("embedding-knn", "Embedding kNN", "Guo et al. 2021, section 3.1", embedding_knn, Embedded, reads=_read, **LOOKED_AT),
 )

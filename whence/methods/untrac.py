@@ -51,7 +51,7 @@ def untrac(request: Request, settings: Unlearned) -> Scores:
     for rows, lost_Q in zip(groups, _trials(request, len(groups), trial), strict=True):
         raw[:, rows] = lost_Q.numpy()[:, None] / len(rows)
     unit = str(measured(request.point)["unit"]).replace("per copy", "per row unlearned")
-    return request.scores_of(raw, f"UnTrac, {len(groups)} groups", unit)
+    return request.scores_of(raw, f"UnTrac, {len(groups)} groups", unit, measured=True)
 
 
 def untrac_inv(request: Request, settings: Inverted) -> Scores:
@@ -64,7 +64,7 @@ def untrac_inv(request: Request, settings: Inverted) -> Scores:
         return losses_of(student.after(steps, settings.learning_rate)) - before_N
 
     raw = _trials(request, len(request.asked), trial).numpy()
-    return request.scores_of(raw, f"UnTrac-Inv, {settings.steps} steps", "nats of the row's loss")
+    return request.scores_of(raw, f"UnTrac-Inv, {settings.steps} steps", "nats of the row's loss", measured=True)
 
 
 def groups_of(request: Request, groups: Literal["auto", "source", "rows"]) -> list[list[int]]:
@@ -89,6 +89,16 @@ def _trials(request: Request, count: int, trial: Callable[[int], Tensor]) -> Ten
 PAPER = "Isonuma and Titov 2024"
 
 RECIPES = (
-    Recipe("untrac", "UnTrac", f"{PAPER}, section 3.1", untrac, Unlearned, whole=True),
-    Recipe("untrac-inv", "UnTrac-Inv", f"{PAPER}, section 3.2", untrac_inv, Inverted, whole=True),
+    Recipe(
+        "untrac", "UnTrac", f"{PAPER}, section 3.1", untrac, Unlearned, whole=True, price="an epoch over the rows, backwards"
+    ),
+    Recipe(
+        "untrac-inv",
+        "UnTrac-Inv",
+        f"{PAPER}, section 3.2",
+        untrac_inv,
+        Inverted,
+        whole=True,
+        price="a forward pass over the rows per query",
+    ),
 )

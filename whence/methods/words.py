@@ -44,7 +44,9 @@ def _of_words(request: Request, measure: Callable[..., Scores]) -> Scores:
     return request.scores_of(found.raw, found.about["operator"], found.unit)
 
 
+TEXTS = "no pass of the model"
+
 RECIPES = (
-    Recipe("bm25", "BM25", "Robertson and Zaragoza 2009, eq. 3.15", bm25, Saturated, whole=True),
-    Recipe("tfidf", "TF-IDF", "Salton and Buckley 1988", tfidf, whole=True),
+    Recipe("bm25", "BM25", "Robertson and Zaragoza 2009, eq. 3.15", bm25, Saturated, whole=True, price=TEXTS),
+    Recipe("tfidf", "TF-IDF", "Salton and Buckley 1988", tfidf, whole=True, price=TEXTS),
 )
