@@ -57,9 +57,11 @@ def relatif(request: Request, settings: Relative) -> Scores:
 def self_influence(request: Request, settings: Damped) -> Scores:
     """`grad log p(row)^T H^-1 grad log p(row)`, `H` being EK-FAC: a copy of the row's effect on itself, whatever is asked."""
     inverse = damped_inverse(request, settings, request.curvature())
-    scores = request.on_itself(inverse)
-    unit = scores.unit.replace(" per copy", " of the row itself per copy")
-    return request.scores_of(_for_all(request, scores.values), f"influence on itself, {inverse.label}", unit)
+    own = request.on_itself(inverse)
+    unit = own.unit.replace(" per copy", " of the row itself per copy")
+    return replace(
+        request.scores_of(_for_all(request, own.raw), f"influence on itself, {inverse.label}", unit), n_train=own.n_train
+    )
 
 
 def gradient_norm(request: Request, settings: NoSettings) -> Scores:
