@@ -96,7 +96,7 @@ def score_candidates(
         if isinstance(folder, Folder) and folder.finished:
             return open_scores(folder.path)
         chosen = dist.from_first(choose({want.retriever: asked.ranking(want.retriever) for want in wanted}, wanted, most))
-        drawn = _draw(chosen, sample.of(len(rows)), settings.seed) if sample else []
+        drawn = draw_audit(chosen, sample.of(len(rows)), settings.seed) if sample else []
         scores = asked.score(np.sort(np.concatenate([chosen.rows, *(rows for _, rows in drawn)])), folder)
         about = _about(chosen, wanted, candidates) | {"audit": _audit(scores, asked, chosen, drawn) if drawn else None}
         scores = replace(scores, about={**scores.about, "candidates": about})
@@ -207,7 +207,7 @@ RANKINGS: Mapping[str, Callable[[_Asked], np.ndarray]] = {
 }
 
 
-def _draw(chosen: Candidates, count: int, seed: int) -> list[tuple[Stratum, np.ndarray]]:
+def draw_audit(chosen: Candidates, count: int, seed: int) -> list[tuple[Stratum, np.ndarray]]:
     """Rows of the rest to audit: an equal share of both strata, at least one of each."""
     rest, draw = chosen.rest, np.random.default_rng([seed, len(chosen.depth_N)])
     found = []
