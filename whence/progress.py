@@ -78,6 +78,11 @@ def report_to(reporter: Reporter) -> Iterator[None]:
         _reporter.reset(token)
 
 
+def current() -> Reporter:
+    """Who receives the events now."""
+    return _reporter.get()
+
+
 @contextlib.contextmanager
 def notes_only() -> Iterator[None]:
     """Report the notes of the enclosed work, but not its stages: they are parts of one that is reported already."""

@@ -45,7 +45,9 @@ COMMANDS = {
     "score": "whence.cli.score:score",
     "methods ls": "whence.cli.methods:ls",
     "methods show": "whence.cli.methods:show",
+    "compare": "whence.cli.compare:compare",
     "show": "whence.cli.show:show",
+    "diff": "whence.cli.compare:diff",
     "index build": "whence.cli.index:build",
     "index search": "whence.cli.index:search",
     "evaluate benchmark": "whence.cli.evaluate:benchmark",
@@ -58,7 +60,7 @@ COMMANDS = {
 }
 """Where each command lives; a name of two words ("data preview") makes a group."""
 
-SHARED = {"fit", "score", "trace", "run", "index build"}
+SHARED = {"fit", "score", "compare", "trace", "run", "index build"}
 """Commands whose work several processes share out."""
 
 HELP = """Which training examples made the model say that, by how much, and how far can you trust the answer?

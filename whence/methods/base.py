@@ -83,6 +83,17 @@ class Recipe:
         read = {name: known[name].check(value, typed=typed) if name in known else value for name, value in given.items()}
         return self.settings().changed(**read)
 
+    def refuse_without(self, request: Request) -> None:
+        """Raise UsageError where the request lacks what the method can't do without."""
+        given = {"factors": request.factors, "training": request.training}
+        if missing := [name for name in self.needs if given[name] is None]:
+            folder = {"factors": "whence fit", "training": "whence train"}[missing[0]]
+            raise UsageError(
+                f"{self.title} needs {' and '.join(missing)}",
+                accepted=f"a folder that {folder} made",
+                fix=f"--{missing[0]} FOLDER (Python: {missing[0]}=...)",
+            )
+
 
 @dataclass(frozen=True)
 class Request:
@@ -194,14 +205,8 @@ def request_scores(
     recipe: Recipe, request: Request, own: Section, *, out: str | Path | None = None, rerun: bool = False
 ) -> Scores:
     """The recipe's scores, claimed, resumed and kept as any scores are; see `attribute`."""
-    point, given = request.point, {"factors": request.factors, "training": request.training}
-    if missing := [name for name in recipe.needs if given[name] is None]:
-        folder = {"factors": "whence fit", "training": "whence train"}[missing[0]]
-        raise UsageError(
-            f"{recipe.title} needs {' and '.join(missing)}",
-            accepted=f"a folder that {folder} made",
-            fix=f"--{missing[0]} FOLDER (Python: {missing[0]}=...)",
-        )
+    point = request.point
+    recipe.refuse_without(request)
 
     chosen = request.settings
     if recipe.whole and (chosen.per != "example" or chosen.aggregate or chosen.norms or chosen.rescore):
