@@ -102,7 +102,7 @@ def sign(scores: Scores, number: int) -> str:
     """What a positive score says, and in which unit."""
     what = measurement(scores, number)
     if not scores.directed:
-        return f"scores by {scores.made_by}, in {scores.unit}: the row with a higher one is more like the question"
+        return f"scores by {scores.made_by}, in {scores.unit}: a higher one puts the row first, and raises nothing"
     if not is_slope(scores):
         return f"raises / lowers {what}, by {scores.made_by}, in {scores.unit}: read the order, not the size"
     if scores.about.get("normalised"):

@@ -83,8 +83,8 @@ class Scores:
 
     @property
     def directed(self) -> bool:
-        """Whether a positive value says that the row raises what was measured; what compares texts alone measures nothing."""
-        return "measurement" in self.about or "nats" in self.unit
+        """Whether a positive value says that the row raises what was measured: a likeness or a norm says no such thing."""
+        return "nats" in self.unit or " per " in self.unit or bool(self.about.get("normalised"))
 
     @property
     def shape(self) -> tuple[int, int]:
