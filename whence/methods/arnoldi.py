@@ -59,4 +59,14 @@ class Arnoldi(LowRankInverse):
         return largest_pairs(*found, self.chosen.top)
 
 
-RECIPES = (Recipe("arnoldi", "Arnoldi", "Schioppa et al. 2022, section 3.2", arnoldi, Iterated, uses=("factors", "training")),)
+RECIPES = (
+    Recipe(
+        "arnoldi",
+        "Arnoldi",
+        "Schioppa et al. 2022, section 3.2",
+        arnoldi,
+        Iterated,
+        uses=("factors", "training"),
+        price="a product of block vectors with the rows' curvature a step",
+    ),
+)

@@ -109,5 +109,6 @@ RECIPES = (
         conjugate_gradients,
         Solved,
         uses=("factors", "training"),
+        price="a fit, and a product of all queries with the rows' curvature a step",
     ),
 )

@@ -106,6 +106,14 @@ SOURCES: dict[Kind, tuple[str, str]] = {
 }
 
 RECIPES = tuple(
-    Recipe(kind, f"{title}, exact inverse", source, functools.partial(exact, kind=kind), Damped, uses=("training",))
+    Recipe(
+        kind,
+        f"{title}, exact inverse",
+        source,
+        functools.partial(exact, kind=kind),
+        Damped,
+        uses=("training",),
+        price=f"a product with the rows' curvature for {COLUMNS} weights at a time",
+    )
     for kind, (title, source) in SOURCES.items()
 )

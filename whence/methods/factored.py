@@ -16,6 +16,14 @@ def factored(request: Request, settings: Damped, *, method: str) -> Scores:
 
 
 RECIPES = tuple(
-    Recipe(name, title, METHODS[name].source, functools.partial(factored, method=name), Damped, uses=("factors", "training"))
+    Recipe(
+        name,
+        title,
+        METHODS[name].source,
+        functools.partial(factored, method=name),
+        Damped,
+        uses=("factors", "training"),
+        price="a fit, and a pass over the rows",
+    )
     for name, title in (("ekfac", "EK-FAC"), ("kfac", "K-FAC"), ("shampoo", "Shampoo"), ("diagonal", "Diagonal"))
 )
