@@ -3,7 +3,8 @@
     python -m benchmarks.damping --data ../shared/data
 
 On the banks of `make quality` (benchmarks/results/banks), which it does not make. Each method is tried with shares of the mean
-eigenvalue, and with what the training itself damped with. Writes damping.json and damping.md.
+eigenvalue, and with what the training itself damped with. Writes damping.json and damping.md, where settings that are not
+measured stay as they were.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ Found = dict[tuple[str, Damping, str], LDS]
 """Agreement with retraining by method, damping and measure."""
 
 
-def by_recipe(name: str, **own: Any) -> Scored:
-    """Scores of a method of the registry."""
+def by_recipe(name: str, only: Damping | None = None, **own: Any) -> Scored:
+    """Scores of a method of the registry, with one damping only where that is said."""
 
-    def scored(work: Work, damping: Damping) -> np.ndarray:
+    def scored(work: Work, damping: Damping) -> np.ndarray | None:
+        if only not in (None, damping):
+            return None
         factors = work.curvature(name if name in ("kfac", "diagonal") else "ekfac", 0)
         given = (work.models[0], work.setting.task, work.setting.queries, work.setting.train)
         return attribute(name, *given, factors=factors, training=trained(work), damping=damping, **own).values
@@ -85,7 +88,7 @@ METHODS: dict[str, Scored] = {
     "Arnoldi with complement": by_recipe("arnoldi"),
     "Arnoldi without complement": by_recipe("arnoldi", complement=False),
     "Nystroem of rank 64": by_recipe("nystroem"),
-    "conjugate gradients": by_recipe("cg", tolerance=1e-3),
+    "conjugate gradients": by_recipe("cg", only=TRAINING, tolerance=1e-3),
 }
 """Adding a method is one line: its name, and a function from `Work` and a damping to scores `[Q, N]`."""
 
@@ -170,9 +173,10 @@ def markdown(settings: Mapping[str, Any], dampings: Sequence[Damping]) -> str:
                 f"| --- |{' ---: |' * len(dampings)}",
             ]
             for method in dict.fromkeys(method for method, _ in rows):
-                cells = [rows[method, damping] for damping in dampings]
-                best = max(cell["value"] for cell in cells)
-                lines.append(f"| {method} | {' | '.join(written(cell, cell['value'] == best) for cell in cells)} |")
+                cells = [rows.get((method, damping)) for damping in dampings]
+                best = max(cell["value"] for cell in cells if cell)
+                told = (written(cell, cell["value"] == best) if cell else "" for cell in cells)
+                lines.append(f"| {method} | {' | '.join(told)} |")
             for gap in (gap for gap in found["ahead"] if gap["measure"] == measure):
                 between = f"{gap['value']:+.3f} [{gap['ci_low']:+.3f}, {gap['ci_high']:+.3f}]"
                 lines += ["", f"The whole matrix with the training's damping is ahead of {gap['of']} by {between}."]
@@ -201,6 +205,8 @@ def main(given: Sequence[str] | None = None, dampings: Sequence[Damping] = (*DAM
     torch.set_num_threads(1)
     methods = {name: METHODS[name] for name in METHODS if name in chosen.methods.split(",")}
     found = {name: sweep(name, chosen.data, chosen.out, methods, dampings) for name in chosen.settings.split(",")}
+    earlier = chosen.out / "damping.json"
+    found = {**(json.loads(earlier.read_text(encoding="utf-8")) if earlier.exists() else {}), **found}
     texts = {"damping.json": json.dumps(found, indent=1) + "\n", "damping.md": markdown(found, dampings)}
     for name, text in texts.items():
         with atomic(chosen.out / name) as temporary:

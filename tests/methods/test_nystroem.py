@@ -1,13 +1,15 @@
 """A Nystroem approximation as an inverse, and near the matrix that conjugate gradients solve with."""
 
+import numpy as np
 import pytest
 from distributed import work
 from distributed.processes import run
-from inverses import QUERIES, ROWS, found, trained
+from inverses import QUERIES, ROWS, Killed, Killer, found, trained
 from oracle import agree
 
 from benchmarks.oracles.curvature import ORACLES
 from whence.errors import UsageError
+from whence.progress import report_to
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,13 @@ def test_several_processes_give_what_one_gives():
     for each in run(work.inverted, ROWS, QUERIES):
         for method, values in expected.items():
             agree(each[method], values, 1e-7)
+
+
+def test_a_killed_sketch_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr("whence.engine.search.SaveTimer.due", True)
+    whole = found("nystroem", rank=96, out=tmp_path / "whole")
+    with pytest.raises(Killed), report_to(Killer(3)):
+        found("nystroem", rank=96, out=tmp_path / "killed")
+    with report_to(seen := Killer(-1)):
+        np.testing.assert_array_equal(found("nystroem", rank=96, out=tmp_path / "killed").raw, whole.raw)
+    assert seen.resumed == [2]
