@@ -55,5 +55,7 @@ def test_clipping_comes_back_through_the_norm():
     unclipped = Optimizer("sgd").pull(torch.ones(1, 1, 2).double(), torch.zeros(1, 2).double(), g_P, torch.zeros(2), 1.0, 1)[1]
     clipped = rule.pull(torch.ones(1, 1, 2).double(), torch.zeros(1, 2).double(), g_P, torch.zeros(2), 1.0, 1)[1]
     assert (unclipped == -1).all()
-    across = torch.tensor([[0.64, -0.48], [-0.48, 0.36]], dtype=torch.float64) / 5  # along the gradient nothing is left of a change
+    across = (
+        torch.tensor([[0.64, -0.48], [-0.48, 0.36]], dtype=torch.float64) / 5
+    )  # along the gradient nothing is left of a change
     agree(clipped[0], -across.sum(0), 1e-5)

@@ -7,7 +7,7 @@ from oracle import agree
 
 from benchmarks.oracles.curvature import ORACLES
 from whence.errors import NumericalError, StaleArtifact, UsageError
-from whence.methods import exact
+from whence.methods import dense, exact
 from whence.progress import report_to
 
 KINDS = ("hessian", "gauss-newton", "fisher", "empirical-fisher")
@@ -38,7 +38,7 @@ def test_a_hessian_that_curves_downwards_is_said_to(notes):
     found("gauss-newton", absolute_damping=1e-4)
     assert sum("saddle" in text for text in notes) == 1
     with pytest.raises(NumericalError, match="not above zero"):
-        exact.mean_eigenvalue(-trained().gauss_newton_PP)
+        dense.mean_eigenvalue(-trained().gauss_newton_PP)
 
 
 def test_too_many_weights_are_refused_by_name(monkeypatch):

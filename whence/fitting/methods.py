@@ -27,7 +27,7 @@ METHODS = {
     method.name: method
     for method in (
         Method("identity", "identity", "one", "gradient dot product"),
-        Method("diagonal", "identity", "measured", "diagonal of the Fisher matrix"),
+        Method("diagonal", "identity", "measured", "Kirkpatrick et al. 2017, the diagonal of the Fisher matrix"),
         Method("kfac", "kfac", "product", "Martens & Grosse 2015"),
         Method("ekfac", "kfac", "measured", "George et al. 2018; Grosse et al. 2023"),
         Method("shampoo", "shampoo", "measured", "Gupta et al. 2018, with corrected eigenvalues"),

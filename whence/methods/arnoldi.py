@@ -29,7 +29,7 @@ class Iterated(Damped):
 def arnoldi(request: Request, settings: Iterated) -> Scores:
     """`grad m(query)^T (V (S + lambda)^-1 V^T + (I - V V^T) / lambda) grad log p(row)`, all modules together.
 
-    `S` and `V` are Ritz pairs of the whole matrix; without the complement it is section 3.2 of Schioppa et al. 2022, whose
+    `S` and `V` are Ritz pairs of the whole matrix; without the complement it is that of Schioppa et al. 2022, whose
     `lambda` is 0. A number as damping is in units of the EK-FAC factors' mean eigenvalue. The eigenvalues' range is in `about`.
     """
     damping = damping_of(request, settings).at(lambda: request.curvature().mean_eigenvalue)
@@ -63,7 +63,7 @@ RECIPES = (
     Recipe(
         "arnoldi",
         "Arnoldi",
-        "Schioppa et al. 2022, section 3.2",
+        "Schioppa et al. 2022",
         arnoldi,
         Iterated,
         uses=("factors", "training"),

@@ -105,7 +105,7 @@ RECIPES = (
     Recipe(
         "cg",
         "Conjugate gradients",
-        "O'Leary 1980, algorithm 5; preconditioned by EK-FAC or (Frangella et al. 2023, eq. 1.3) Nystroem",
+        "O'Leary 1980; preconditioned by EK-FAC or (Frangella et al. 2023, eq. 1.3) Nystroem",
         conjugate_gradients,
         Solved,
         uses=("factors", "training"),

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from whence.engine.matrices import Kind, Matrix, matrix_of
-from whence.engine.search import searching
-from whence.errors import NumericalError, UsageError
-from whence.gradients import Gradients
+from whence.engine.matrices import Kind, matrix_of
+from whence.errors import UsageError
 from whence.methods.base import Recipe, Request
-from whence.methods.damping import Damped, Damping, damping_of
-from whence.operators import Operator
-from whence.operators.flat import Flat
-from whence.progress import note
-from whence.store.fingerprint import fingerprint_operator
+from whence.methods.damping import Damped, damping_of
+from whence.methods.dense import COLUMNS, DenseInverse
 from whence.store.scores import Scores
 
-LARGEST, COLUMNS = 10_000, 64
-"""Weights of the tracked modules at most: the matrix and its factor take 1.6 GB then. How many columns a pass gives."""
+LARGEST = 10_000
+"""Weights of the tracked modules at most: the matrix and its factor take 1.6 GB then."""
 
 
 def exact(request: Request, settings: Damped, *, kind: Kind) -> Scores:
@@ -42,65 +32,9 @@ def exact(request: Request, settings: Damped, *, kind: Kind) -> Scores:
     return request.score(DenseInverse(matrix, damping_of(request, settings), out=request.place("search")))
 
 
-class DenseInverse(Operator):
-    """`(matrix + damping)^-1`, formed column by column and inverted in float64; `saving` is where it is kept meanwhile."""
-
-    def __init__(self, matrix: Matrix, damping: Damping, **saving: Any):
-        self.matrix, self.damping, self.saving = matrix, damping, saving
-        self.names, self.label = matrix.names, f"{matrix.label}, inverse with {damping.label}"
-
-    def identity(self) -> Any:
-        """Which matrix, and how it is damped."""
-        return {"inverse": self.matrix.identity(), **self.damping.identity()}
-
-    def apply_to(self, gradients: Gradients) -> Gradients:
-        """Solve for all gradients."""
-        flat = Flat.of(gradients, self.names)
-        b_QP = flat.vectors(gradients)
-        return flat.gradients(self.solver(flat, b_QP)(b_QP.double().T).T.to(b_QP))
-
-    def solver(self, flat: Flat, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """From right-hand sides `[P, Q]` to solutions: with Cholesky's factor, or LU where it is not positive definite."""
-        damped_PP = self.formed(flat, like)
-        damping = self.damping.at(lambda: mean_eigenvalue(damped_PP)).operator
-        damped_PP.diagonal().add_(flat.vectors(damping @ flat.gradients(like.new_ones(1, flat.size)))[0])
-        factor, bad = torch.linalg.cholesky_ex(damped_PP)
-        if not bad:
-            return lambda b_PQ: torch.cholesky_solve(b_PQ, factor)
-        factor, pivots, bad = torch.linalg.lu_factor_ex(damped_PP)
-        if bad or not torch.isfinite(factor).all():
-            raise NumericalError(f"The {self.matrix.kind} can't be inverted", fix="use a larger damping")
-        note(f"warning: the {self.matrix.kind} curves downwards somewhere, even with its damping: scores are of a saddle")
-        return lambda b_PQ: torch.linalg.lu_solve(factor, pivots, b_PQ)
-
-    def formed(self, flat: Flat, like: Tensor) -> Tensor:
-        """The matrix `[P, P]`, `COLUMNS` columns a pass."""
-        multiply, starts = flat.multiply(self.matrix), range(0, flat.size, COLUMNS)
-
-        def made_from() -> dict[str, Any]:
-            return {"stage": "solve", **fingerprint_operator(self)}
-
-        with searching(made_from, len(starts), **self.saving) as (state, after):
-            done = state or {"matrix": like.new_zeros(flat.size, flat.size, dtype=torch.float64), "steps": torch.tensor(0)}
-            for start in starts[int(done["steps"]) :]:
-                columns = torch.eye(flat.size, dtype=like.dtype, device=like.device)[start : start + COLUMNS]
-                done["matrix"][start : start + COLUMNS] = multiply(columns).double()
-                done["steps"] += 1
-                after(done, None)
-        return (done["matrix"] + done["matrix"].T) / 2
-
-
-def mean_eigenvalue(matrix_PP: Tensor) -> float:
-    """Trace / P. Raises NumericalError where it is not above zero, as that of a Hessian need not be."""
-    mean = float(matrix_PP.trace()) / len(matrix_PP)
-    if not mean > 0:
-        raise NumericalError("The mean eigenvalue is not above zero", given=f"{mean:g}", fix="give absolute_damping instead")
-    return mean
-
-
 SOURCES: dict[Kind, tuple[str, str]] = {
     "hessian": ("Hessian", "Koh & Liang 2017, eq. 2"),
-    "gauss-newton": ("Gauss-Newton", "Bae et al. 2022, eq. 4"),
+    "gauss-newton": ("Gauss-Newton", "Bae et al. 2022; Schraudolph 2002"),
     "fisher": ("Fisher", "Martens 2020, section 5"),
     "empirical-fisher": ("Empirical Fisher", "Martens 2020, section 11"),
 }

@@ -30,7 +30,7 @@ class Sketched(Damped):
 def nystroem_influence(request: Request, settings: Sketched) -> Scores:
     """`grad m(query)^T (U S U^T + lambda)^-1 grad log p(row)`, `U S U^T` being `(G W) (W^T G W)^-1 (G W)^T` for random `W`.
 
-    Hataya & Yamada 2023, eq. 5, with the sketch of Frangella, Tropp & Udell 2023. A number as damping is in units of the EK-FAC
+    Hataya & Yamada 2023, with the sketch of Frangella, Tropp & Udell 2023. A number as damping is in units of the EK-FAC
     factors' mean eigenvalue. The eigenvalues' range is in `about`.
     """
     damping = damping_of(request, settings).at(lambda: request.curvature().mean_eigenvalue)
@@ -69,7 +69,7 @@ RECIPES = (
     Recipe(
         "nystroem",
         "Nystroem",
-        "Frangella et al. 2023, algorithm 2.1; Hataya & Yamada 2023, eq. 5",
+        "Frangella et al. 2023, algorithm 2.1; Hataya & Yamada 2023",
         nystroem_influence,
         Sketched,
         uses=("factors", "training"),
