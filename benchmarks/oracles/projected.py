@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.oracles.base import Case
 from whence.fitting import fit
+from whence.models import load_model
 from whence.operators import Operator
 from whence.operators.projection import leading_eigenvectors, random_projection
 from whence.operators.sketch import masks, sparse_projections
@@ -60,7 +63,7 @@ def influence(case: Case, operator: Operator, damping: float) -> np.ndarray:
 
 
 def logra(case: Case, dim: int = 16, damping: float = 0.1, basis: str = "random") -> np.ndarray:
-    """Influence of `(P_O kron P_I) g` (Choe et al. 2024, section 4.1)."""
+    """Influence of `(P_O kron P_I) g` (Choe et al. 2024, section 3.1)."""
     if basis == "curvature":
         curvature = fit(case.model, case.task, case.rows, modules=list(shapes(case)))
         return influence(case, leading_eigenvectors(curvature.blocks, dim), damping)
@@ -68,12 +71,12 @@ def logra(case: Case, dim: int = 16, damping: float = 0.1, basis: str = "random"
 
 
 def sjlt(case: Case, dim: int = 16, damping: float = 0.1, nonzeros: int = 1) -> np.ndarray:
-    """Influence of `S g`, `S` sparse (Hu et al. 2025, section 3.2)."""
+    """Influence of `S g`, `S` sparse (Hu et al. 2025, section 3)."""
     return influence(case, sparse_projections(shapes(case), dim**2, 0, nonzeros), damping)
 
 
 def factgrass(case: Case, dim: int = 16, damping: float = 0.1, nonzeros: int = 1, mask: int = 64) -> np.ndarray:
-    """Influence of `S (M_O kron M_I) g`, `M` masks (Hu et al. 2025, section 3.3.2)."""
+    """Influence of `S (M_O kron M_I) g`, `M` masks (Hu et al. 2025, section 3)."""
     masked = masks(shapes(case), mask, 0)
     return influence(case, sparse_projections(masked.sizes, dim**2, 0, nonzeros) @ masked, damping)
 
@@ -115,9 +118,12 @@ def margin(case: Case, row: int) -> tuple[Tensor, Tensor]:
     return torch.autograd.grad(f, at)[0], slope.detach()
 
 
-def trak(case: Case, dim: int = 16, damping: float = 0.1, gram: str = "module", over: str = "model") -> np.ndarray:
+def trak(
+    case: Case, dim: int = 16, damping: float = 0.1, gram: str = "module", over: str = "model", models: str = ""
+) -> np.ndarray:
     """`(1/M sum_m phi (Phi^T Phi)^-1 Phi^T) (1/M sum_m Q)` of margins (Park et al. 2023, eq. 13 to 17)."""
     cases = [case] if over == "model" else [at for _, at in case.at_checkpoints()]
+    cases += [replace(case, model=load_model(path)[0]) for path in models.split(",") if path]
     parts, slopes, count = [], [], len(case.rows)
     for number, at in enumerate(cases):
         operator = random_projection(shapes(at), dim, number)

@@ -101,6 +101,22 @@ def test_trak_of_classes_and_numbers(task):
     assert values.unit == "TRAK score"
 
 
+def test_trak_over_models_notices_when_one_changes(training, tmp_path):
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        saved = randomised(llama(), scale=0.1 * seed).eval()
+        saved.save_pretrained(tmp_path / f"model-{seed}")
+        tokenizer().save_pretrained(tmp_path / f"model-{seed}")
+    own = {"dim": 3, "models": f"{tmp_path / 'model-1'}, {tmp_path / 'model-2'}"}
+    case = Case(load_model(training.model)[0], CausalLM(tokenizer()), ROWS, QUERIES)
+    expected = ORACLES["trak"](case, dim=3, models=own["models"].replace(" ", ""))
+    agree(found("trak", training, out=tmp_path / "scores", **own).values, expected, 1e-3)
+    saved.lm_head.weight.data[0, 0] += 1
+    saved.save_pretrained(tmp_path / "model-2")
+    with pytest.raises(StaleArtifact, match="read"):
+        found("trak", training, out=tmp_path / "scores", **own)
+
+
 def test_trak_of_several_outputs_is_refused():
     rows = [(torch.randn(3), torch.randn(2)) for _ in range(4)]
     with pytest.raises(UsageError, match="margins of this task are not known"):

@@ -41,4 +41,6 @@ def less(request: Request, settings: Less) -> Scores:
     return reduce(add, parts).named("LESS", "learning rate x cosine")
 
 
-RECIPES = (Recipe("less", "LESS", "Xia et al. 2024, definition 3.1", less, Less, needs=("training",), whole=True),)
+PRICE = "a pass over the rows at each checkpoint, dim x dim numbers kept of each row and module"
+
+RECIPES = (Recipe("less", "LESS", "Xia et al. 2024, definition 3.1", less, Less, needs=("training",), whole=True, price=PRICE),)

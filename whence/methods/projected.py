@@ -55,7 +55,7 @@ class Masked(Sparse):
 
 
 def logra(request: Request, settings: LoGra) -> Scores:
-    """`(P grad m)^T (G + damping)^-1 P grad log p(row)`, `P = P_O kron P_I` (Choe et al. 2024, section 4.1).
+    """`(P grad m)^T (G + damping)^-1 P grad log p(row)`, `P = P_O kron P_I` (Choe et al. 2024, section 3.1).
 
     `G` is the mean of `g g^T` over the rows' projected gradients, a block per module.
     """
@@ -67,13 +67,13 @@ def logra(request: Request, settings: LoGra) -> Scores:
 
 
 def sjlt(request: Request, settings: Sparse) -> Scores:
-    """The same with a sparse Johnson-Lindenstrauss transform of each module's whole gradient (Hu et al. 2025, section 3.2)."""
+    """The same with a sparse Johnson-Lindenstrauss transform of each module's whole gradient (Hu et al. 2025, section 3)."""
     projection = sparse_projections(shapes_of(request), settings.dim**2, request.settings.seed, settings.nonzeros)
     return influence(request, projection, settings.damping, f"SJLT to {settings.dim**2}")
 
 
 def factgrass(request: Request, settings: Masked) -> Scores:
-    """The same of the inputs and outputs that a mask keeps, before gradients are formed (Hu et al. 2025, section 3.3.2)."""
+    """The same of the inputs and outputs that a mask keeps, before gradients are formed (Hu et al. 2025, section 3)."""
     masked = masks(shapes_of(request), settings.mask, request.settings.seed)
     sparse = sparse_projections(masked.sizes, settings.dim**2, request.settings.seed, settings.nonzeros)
     return influence(request, sparse @ masked, settings.damping, f"FactGraSS to {settings.dim**2}")
@@ -109,8 +109,11 @@ def shapes_of(request: Request) -> Shapes:
     return {name: site.shape for name, site in request.point.cover(request.names).sites.items()}
 
 
+GIVES: Any = {"whole": True, "price": "a pass over the rows, dim x dim numbers kept of each row and module"}
+"""What recipes of projected gradients have in common."""
+
 RECIPES = (
-    Recipe("logra", "LoGra", "Choe et al. 2024, section 4.1", logra, LoGra, uses=("factors",), whole=True),
-    Recipe("sjlt", "SJLT", "Kane & Nelson 2014; Hu et al. 2025, section 3.2", sjlt, Sparse, whole=True),
-    Recipe("factgrass", "FactGraSS", "Hu et al. 2025, section 3.3.2", factgrass, Masked, whole=True),
+    Recipe("logra", "LoGra", "Choe et al. 2024, section 3.1", logra, LoGra, **GIVES, uses=("factors",)),
+    Recipe("sjlt", "SJLT", "Kane & Nelson 2014; Hu et al. 2025, section 3", sjlt, Sparse, **GIVES),
+    Recipe("factgrass", "FactGraSS", "Hu et al. 2025, section 3", factgrass, Masked, **GIVES),
 )

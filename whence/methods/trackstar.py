@@ -6,7 +6,7 @@ from whence.gradients import dot
 from whence.indexing.projected import curvature_of, grams
 from whence.methods.adam import adam_scales
 from whence.methods.base import Recipe, Request
-from whence.methods.projected import Inverted, cosines, projected, shapes_of
+from whence.methods.projected import GIVES, Inverted, cosines, projected, shapes_of
 from whence.operators import Operator
 from whence.operators.projection import random_projection
 from whence.settings import Share, setting
@@ -40,6 +40,4 @@ def trackstar(request: Request, settings: TrackStar) -> Scores:
     return small.scores(cosines(raw_QN, lengths_Q, lengths_N), "TrackStar", "cosine", n_train=1)
 
 
-RECIPES = (
-    Recipe("trackstar", "TrackStar", "Chang et al. 2024, section 3", trackstar, TrackStar, uses=("training",), whole=True),
-)
+RECIPES = (Recipe("trackstar", "TrackStar", "Chang et al. 2024, section 3", trackstar, TrackStar, **GIVES, uses=("training",)),)

@@ -7,14 +7,17 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from whence.engine.point import Point
 from whence.gradients import dot
 from whence.indexing.projected import curvature_of
 from whence.methods.base import Recipe, Request
-from whence.methods.projected import Inverted, projected, shapes_of
+from whence.methods.projected import GIVES, Inverted, projected, shapes_of
+from whence.models import load_model
 from whence.operators.projection import random_projection
 from whence.settings import setting
+from whence.store.fingerprint import fingerprint
 from whence.store.scores import Scores
 
 
@@ -24,8 +27,9 @@ class Trak(Inverted):
     gram: Literal["module", "joint"] = setting(
         "module", "Invert the second moments of each module by itself, or of all together, as in the paper."
     )
-    over: Literal["model", "checkpoints"] = setting(
-        "model", "Average over the model alone, or over the training's checkpoints."
+    over: Literal["model", "checkpoints"] = setting("model", "Take the model, or average over the training's checkpoints.")
+    models: str | None = setting(
+        None, "Further models to average over, trained alike on these rows from other first weights: folders, joined by commas."
     )
 
 
@@ -37,7 +41,7 @@ def trak(request: Request, settings: Trak) -> Scores:
     mean. Values would be slopes per copy if the loss's second derivative in the margins were 1: their order is what counts.
     """
     parts, doubts = [], []
-    for number, (name, point) in enumerate(_models(request, settings.over)):
+    for number, (name, point) in enumerate(_models(request, settings)):
         projection = random_projection(shapes_of(request), settings.dim, request.settings.seed + number)
         small = projected(request, projection, name, point=point, margins=True, joint=settings.gram == "joint")
         inverse = curvature_of(small.second_moments(), "TRAK").inverse(settings.damping)
@@ -49,13 +53,26 @@ def trak(request: Request, settings: Trak) -> Scores:
     return replace(mean, raw=mean.raw * torch.stack(doubts).mean(0).float().numpy())
 
 
-def _models(request: Request, over: str) -> Iterator[tuple[str, Point]]:
+def _models(request: Request, settings: Trak) -> Iterator[tuple[str, Point]]:
     """Names and points to average over."""
-    if over == "model":
+    if settings.over == "model":
         yield "model", request.point
-        return
-    for checkpoint, point in request.checkpoints():
-        yield f"checkpoint-{checkpoint.step}", point
+    else:
+        for checkpoint, point in request.checkpoints():
+            yield f"checkpoint-{checkpoint.step}", point
+    for number, model in enumerate(_further(settings), 1):
+        yield f"model-{number}", request.point.at(model.to(request.point.device, request.point.dtype))
 
 
-RECIPES = (Recipe("trak", "TRAK", "Park et al. 2023, eq. 13 to 17", trak, Trak, uses=("training",), whole=True),)
+def _further(settings: Trak) -> Iterator[nn.Module]:
+    return (load_model(path.strip(), device="cpu")[0] for path in (settings.models or "").split(",") if path.strip())
+
+
+def _read(settings: Trak) -> list[dict[str, str]]:
+    """Fingerprints of the models that the settings name."""
+    return [fingerprint(model) for model in _further(settings)]
+
+
+RECIPES = (
+    Recipe("trak", "TRAK", "Park et al. 2023, section 3, eq. 13 to 17", trak, Trak, **GIVES, uses=("training",), reads=_read),
+)

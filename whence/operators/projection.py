@@ -116,7 +116,7 @@ def in_eigenbasis(random: Projection, inverse: BlockDiagonal) -> tuple[Projectio
 def leading_eigenvectors(blocks: Mapping[str, EigenBlock], dim: int) -> Projection:
     """The `dim` directions of each side in which a curvature's eigenvalues are largest, added up over the other side.
 
-    With K-FAC these are principal components of inputs and of output gradients (LoGra: Choe et al. 2024, section 4.1).
+    With K-FAC these are principal components of inputs and of output gradients (LoGra: Choe et al. 2024, section 3.1).
     """
 
     def directions(q: Rotation | None, lam: Tensor) -> Tensor:

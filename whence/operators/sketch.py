@@ -58,7 +58,7 @@ class _StreamingByModule(Streaming):
 class Masks(ByModule):
     """Some outputs `[P_O]` and inputs `[P_I]` of each module of these `shapes`, scaled so that inner products keep their mean.
 
-    Gradients stay factored: the numbers that are left out are never formed (FactGraSS: Hu et al. 2025, section 3.3.2).
+    Gradients stay factored: the numbers that are left out are never formed (FactGraSS: Hu et al. 2025, section 3).
     """
 
     shapes: Shapes
