@@ -11,10 +11,13 @@ from whence.operators import BlockDiagonal, EigenBlock
 from whence.train.replay import Snapshot
 
 
-def adam_scales(point: Point, modules: Sequence[str], checkpoint: Snapshot, epsilon: float = 1e-8) -> BlockDiagonal:
-    """`1 / (sqrt(v) + epsilon)` of each weight, `v` being the optimizer's mean of squared gradients at the checkpoint.
+def adam_metric(
+    point: Point, modules: Sequence[str], checkpoint: Snapshot, epsilon: float = 1e-8, beta2: float | None = None
+) -> BlockDiagonal:
+    """`diag(sqrt(v) + epsilon)`, `v` being the optimizer's mean of squared gradients of each weight at the checkpoint.
 
-    Not corrected for its beginning at zero, which is one factor for all. Raises UsageError where there are none.
+    With `beta2` it is corrected for its beginning at zero, a factor that is the same for all weights. Raises UsageError where
+    there are none.
     """
     weights, moments = Weights(point.model, point.cover(modules).sites), checkpoint.second_moments()
     if missing := sorted(weights.values.keys() - moments.keys()):
@@ -24,7 +27,8 @@ def adam_scales(point: Point, modules: Sequence[str], checkpoint: Snapshot, epsi
             accepted="checkpoints of a training with AdamW that moved the tracked modules",
             fix="whence train ... --optimizer adamw_torch_fused, and the same --modules",
         )
-    scales = {name: 1 / (moments[name].to(point.like).sqrt() + epsilon) for name in weights.values}
-    gathered = weights.gather({name: scale.unsqueeze(0) for name, scale in scales.items()})
+    corrected = 1 - beta2**checkpoint.step if beta2 is not None else 1.0
+    roots = {name: (moments[name].to(point.like) / corrected).sqrt() + epsilon for name in weights.values}
+    gathered = weights.gather({name: root.unsqueeze(0) for name, root in roots.items()})
     blocks = {name: EigenBlock(None, None, w_KOI[0]) for name, w_KOI in gathered.items()}
-    return BlockDiagonal(blocks, f"Adam's metric after step {checkpoint.step}")
+    return BlockDiagonal(blocks, f"metric of Adam after step {checkpoint.step}")

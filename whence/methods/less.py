@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import reduce
 from operator import add
 
+import torch
+
 from whence.gradients import dot
-from whence.methods.adam import adam_scales
+from whence.methods.adam import adam_metric
 from whence.methods.base import Recipe, Request
 from whence.methods.projected import Sides, cosines, norms, projected, shapes_of
 from whence.operators.projection import random_projection
@@ -32,7 +34,8 @@ def less(request: Request, settings: Less) -> Scores:
     assert request.training is not None
     for checkpoint, point in request.checkpoints():
         rate, before = float(request.training.learning_rates[before : checkpoint.step].mean()), checkpoint.step
-        updates = projection @ adam_scales(point, request.names, checkpoint, settings.epsilon)
+        metric = adam_metric(point, request.names, checkpoint, settings.epsilon)
+        updates = projection @ metric.apply(torch.reciprocal, "inverse")
         small = projected(request, projection, f"checkpoint-{checkpoint.step}", point=point, of_rows=updates)
         queries = small.queries
         raw_QN = small.columns(lambda rows, queries=queries: dot(queries, rows))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from whence.gradients import dot
 from whence.indexing.projected import curvature_of, grams
-from whence.methods.adam import adam_scales
+from whence.methods.adam import adam_metric
 from whence.methods.base import Recipe, Request
 from whence.methods.projected import GIVES, Inverted, cosines, projected, shapes_of
 from whence.operators import Operator
@@ -28,7 +30,8 @@ def trackstar(request: Request, settings: TrackStar) -> Scores:
     """
     projection: Operator = random_projection(shapes_of(request), settings.dim, request.settings.seed)
     if settings.second_moment:
-        projection = projection @ adam_scales(request.point, request.names, request.kept_checkpoints()[-1])
+        metric = adam_metric(request.point, request.names, request.kept_checkpoints()[-1])
+        projection = projection @ metric.apply(torch.reciprocal, "inverse")
     small = projected(request, projection)
     rows, queries = small.second_moments(), grams(small.queries)
     size = sum(float(rows[name].trace()) for name in rows) / sum(float(queries[name].trace()) for name in rows)
