@@ -27,9 +27,9 @@ def rerun(case: Case, problem: Problem, w_N: Tensor) -> Tensor:
     assert history is not None
     how, places = history.replay(), {name: row for row, name in enumerate(problem.train.ids)}
     theta_P = problem.vector(dict(how.start)).requires_grad_()
-    decays = {name: 0.0 if name in how.undecayed else how.weight_decay for name in problem.shapes}
+    decays = {name: 0.0 if name in how.descent.undecayed else how.descent.weight_decay for name in problem.shapes}
     decay_P = problem.vector({name: torch.full(shape, decays[name]) for name, shape in problem.shapes.items()})
-    rule, first_P, second_P = how.optimizer, torch.zeros_like(theta_P), torch.zeros_like(theta_P)
+    rule, first_P, second_P = how.descent.optimizer, torch.zeros_like(theta_P), torch.zeros_like(theta_P)
     for number, (names, rate) in enumerate(zip(how.steps, how.learning_rates.tolist(), strict=True), 1):
         rows = [places[name] for name in names]
         tokens = sum(case.task.predictions(problem.train.items[row]) for row in rows)

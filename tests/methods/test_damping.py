@@ -89,8 +89,8 @@ def test_what_is_missing_is_said(monkeypatch):
     case = trained()
     with pytest.raises(UsageError, match="needs the training"):
         found("ekfac", replace(case, training=None), damping="training")
-    about = {**case.training.about, "settings": {**case.training.about["settings"], "optimizer": "adafactor"}}
-    with pytest.raises(UsageError, match="how the training's optimizer damps"):
+    about = {**case.training.about, "optimizer": {"name": "Adafactor"}}
+    with pytest.raises(UsageError, match="how the training's optimizer moved"):
         found("cg", replace(case, training=replace(case.training, about=about)), damping="training")
     with pytest.raises(UsageError, match="second moments are missing"):
         found("cg", replace(case, training=replace(case.training, checkpoints=[])), damping="training")

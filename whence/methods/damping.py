@@ -8,7 +8,6 @@ and `1 / (h + 1 / T)` agree at both ends, and differ by 30 % at most, where `T h
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +22,6 @@ from whence.linalg.descent import Optimizer
 from whence.methods.base import Request
 from whence.operators import BlockDiagonal, EigenBlock, Identity, Operator
 from whence.settings import AtLeastZero, Section, setting
-from whence.train.record import Training
 from whence.train.replay import History
 
 
@@ -126,7 +124,7 @@ def damped_inverse(request: Request, settings: Damped, curvature: Curvature) -> 
 def damping_of_training(request: Request) -> Damping:
     """That of the training which the request was given.
 
-    Where a row's loss, of which the curvature is, is `scale` times as large as what was descended of it, so is the damping.
+    Where a row's loss, of which the curvature is, is larger than what was descended of it (`loss_scale`), so is the damping.
     Raises UsageError without a training, or for an optimizer of which it is not known.
     """
     training = request.training
@@ -136,46 +134,15 @@ def damping_of_training(request: Request) -> Damping:
             accepted="a folder that whence train made",
             fix="--training FOLDER (Python: training=read_training(FOLDER)), or a number as damping",
         )
-    optimizer, weight_decay, scale = from_folder(training) if isinstance(training, Training) else from_memory(request, training)
-    factor = scale * stopped_early(training.learning_rates, weight_decay, optimizer.momentum)
+    descent = training.descent()
+    optimizer = descent.optimizer
+    factor = training.loss_scale * stopped_early(training.learning_rates, descent.weight_decay, optimizer.momentum)
     return Damping(factor, request.names, adam_metric(request, training, optimizer) if optimizer.kind == "adamw" else None)
 
 
 def stopped_early(rates: Sequence[float] | np.ndarray, weight_decay: float = 0.0, momentum: float = 0.0) -> float:
     """`1 / sum of learning rates + weight decay`, a rate with momentum counting `1 / (1 - momentum)` times."""
     return (1 - momentum) / float(np.sum(rates)) + weight_decay
-
-
-Descent = tuple[Optimizer, float, float]
-"""What descended, its weight decay, and how many times as large a row's loss is as what was descended of it."""
-
-
-def from_folder(training: Training) -> Descent:
-    """Of a training by whence train: its loss is a mean over tokens, of which clipping left a part. Raises UsageError."""
-    about, chosen = training.about, training.about["settings"]
-    named, clip, options = chosen["optimizer"], chosen["max_grad_norm"], chosen["arguments"]
-    norms = [row["grad_norm"] for row in training.metrics if row.get("grad_norm")]
-    kept = float(np.mean([min(1.0, clip / norm) for norm in norms])) if clip and norms else 1.0
-    scale = about["tokens"]["in_loss_per_epoch"] / about["rows"]["train"] / kept
-    if named == "sgd":
-        named = re.search(r"momentum=([\d.]+)", (options.get("optim_args") or "").replace(" ", ""))
-        return Optimizer("sgd", float(named[1]) if named else 0.0), chosen["weight_decay"], scale
-    if not named.startswith("adamw_torch"):
-        raise UsageError(
-            "It is not known how the training's optimizer damps",
-            given=named,
-            accepted="sgd, adamw_torch, adamw_torch_fused",
-            fix="give the damping as a number",
-        )
-    betas = (options.get("adam_beta1", 0.9), options.get("adam_beta2", 0.999))
-    return Optimizer("adamw", betas=betas, eps=options.get("adam_epsilon", 1e-8)), chosen["weight_decay"], scale
-
-
-def from_memory(request: Request, training: History) -> Descent:
-    """Of a training in memory, whose loss is a mean over rows or tokens."""
-    how, rows = training.replay(), request.point.examples
-    tokens = [request.point.task.predictions(rows.items[row]) for row in rows.usable] if how.per == "token" else [1]
-    return how.optimizer, how.weight_decay, float(np.mean(tokens))
 
 
 def adam_metric(request: Request, training: History, optimizer: Optimizer) -> BlockDiagonal:

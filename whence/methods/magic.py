@@ -15,7 +15,7 @@ from torch import Tensor
 from whence import dist
 from whence.engine.partition import keep
 from whence.engine.products import hessian_and_slopes
-from whence.engine.queries import Queries, encode_queries
+from whence.engine.queries import Queries
 from whence.errors import NumericalError
 from whence.methods.base import Recipe, Request
 from whence.progress import note, stage
@@ -27,6 +27,8 @@ from whence.store.memory import Memory, work
 from whence.store.scores import Scores
 from whence.tasks.outputs import check_outputs
 from whence.train.replay import Run
+
+PRICE = "the training twice, and a few times more for each query"
 
 
 class Repeated(Section):
@@ -44,8 +46,7 @@ def magic(request: Request, settings: Repeated) -> Scores:
     no curvature is approximated, nothing is damped. All queries go back through the steps together.
     """
     assert request.training is not None
-    point, how = request.point, request.training.replay()
-    asked = encode_queries(point.task, request.queries, point.model)
+    point, asked, how = request.point, request.asked, request.training.replay()
     run = Run(point.model, point.task, point.examples, how, getattr(torch, settings.dtype))
     with torch.no_grad():
         check_outputs(run.task, run.model, next(run.batches(0))[1])
@@ -149,4 +150,6 @@ def undo(
     return adjoints_QXP, raw_QN
 
 
-RECIPES = (Recipe("magic", "MAGIC", "Ilyas & Engstrom 2025, section 3", magic, Repeated, needs=("training",)),)
+RECIPES = (
+    Recipe("magic", "MAGIC", "Ilyas & Engstrom 2025, section 3", magic, Repeated, needs=("training",), whole=True, price=PRICE),
+)

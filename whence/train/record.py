@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,13 +21,16 @@ from whence.train.metrics import FILE as METRICS
 from whence.train.metrics import read_metrics
 from whence.train.order import Order
 from whence.train.reading import RECORD
-from whence.train.replay import Replay
+from whence.train.replay import Descent, Replay
 
 START = "start"
 """The shard with the trained weights before the first step, so that the training can be repeated."""
 
 START_BYTES = 2**30
 """Larger weights are not kept there."""
+
+OPTIMIZERS: dict[str, Literal["sgd", "adamw"]] = {"AdamW": "adamw", "SGD": "sgd"}
+"""Classes of torch whose steps are known."""
 
 SPLIT, STEPS, ROWS = "split.json", "steps.npz", "rows.jsonl"
 MODEL, CHECKPOINTS = "model", "checkpoints"
@@ -66,40 +69,49 @@ class Training:
             "checkpoints": kept,
         }
 
+    @property
+    def loss_scale(self) -> float:
+        """How many times as large a row's loss is as what a step descended of it: its tokens, over what clipping left."""
+        about, clip = self.about, self.about["settings"]["max_grad_norm"]
+        norms = [row["grad_norm"] for row in self.metrics if row.get("grad_norm")]
+        kept = float(np.mean([min(1.0, clip / norm) for norm in norms])) if clip and norms else 1.0
+        return about["tokens"]["in_loss_per_epoch"] / about["rows"]["train"] / kept
+
+    def descent(self) -> Descent:
+        """How it moved the weights; raises UsageError for an optimizer that is not known here, or was not recorded."""
+        known, chosen = self.about.get("optimizer", {}), self.about["settings"]
+        given = known.get("name", "no record of it")
+        variants = [name for name in ("nesterov", "dampening", "amsgrad", "maximize") if known.get(name)]
+        if given not in OPTIMIZERS or variants:
+            raise UsageError(
+                "It is not known how the training's optimizer moved the weights.",
+                given=" with ".join([given, *variants]),
+                accepted="AdamW, and SGD with momentum or without",
+                fix="train with --optimizer adamw_torch or sgd, or choose a method or damping that doesn't ask for it",
+            )
+        beta1, beta2 = known.get("betas", (0.9, 0.999))
+        momentum, eps, clip = known.get("momentum", 0.0), known.get("eps", 1e-8), chosen["max_grad_norm"]
+        optimizer = Optimizer(OPTIMIZERS[given], momentum, (beta1, beta2), eps, clip)
+        return Descent(optimizer, chosen["weight_decay"], known["undecayed"])
+
     def replay(self) -> Replay:
         """How it is repeated; raises UsageError where that can't be."""
-        optimizer, chosen = self.about.get("optimizer", {}), self.about["settings"]
-        known = {"AdamW": "adamw", "SGD": "sgd"}
-        kept = bool(optimizer) and (self.path / f"{START}.safetensors").exists()
-        refused = {
-            "trained in bfloat16, whose rounding is not differentiated": bool(chosen["bf16"]),
-            f"trained with {optimizer.get('name')}": bool(optimizer) and optimizer["name"] not in known,
-            "a record without the weights that it began with": not kept,
-        }
-        if reasons := [reason for reason, holds in refused.items() if holds]:
+        descent, chosen = self.descent(), self.about["settings"]
+        kept = (self.path / f"{START}.safetensors").exists()
+        if chosen["bf16"] or not kept:
+            reason = (
+                "it computed in bfloat16, whose rounding has no derivative"
+                if kept
+                else "the weights it began with are not kept"
+            )
             raise UsageError(
                 "This training can't be repeated step by step.",
-                given=f"{self.path}: {reasons[0]}",
-                accepted="a small model trained in float32 with AdamW or SGD, whose first weights were kept "
-                f"(up to {START_BYTES >> 20:,} MiB)",
-                fix="train again: whence train ... --no-bf16 --optimizer adamw_torch",
+                given=f"{self.path}: {reason}",
+                accepted=f"a training in float32, of {START_BYTES >> 20:,} MiB of weights at most",
+                fix="train again: whence train ... --no-bf16",
             )
-        return Replay(
-            Folder.open(self.path).load(START),
-            self.steps,
-            self.learning_rates,
-            Optimizer(
-                known[optimizer["name"]],  # type: ignore[arg-type]
-                momentum=optimizer.get("momentum", 0.0),
-                betas=tuple(optimizer.get("betas", (0.9, 0.999))),
-                eps=optimizer.get("eps", 1e-8),
-                clip=chosen["max_grad_norm"],
-            ),
-            per="token",
-            weight_decay=chosen["weight_decay"],
-            undecayed=optimizer["undecayed"],
-            batch_size=chosen["batch_size"],
-        )
+        start = Folder.open(self.path).load(START)
+        return Replay(start, self.steps, self.learning_rates, descent, per="token", batch_size=chosen["batch_size"])
 
     @property
     def rows(self) -> Path:

@@ -49,8 +49,29 @@ class History(Protocol):
     def learning_rates(self) -> np.ndarray: ...
     @property
     def checkpoints(self) -> Sequence[Snapshot]: ...
+    @property
+    def loss_scale(self) -> float:
+        """How many times as large a row's loss is as what a step descended of it, on average."""
+        ...
+
     def identity(self) -> Any: ...
-    def replay(self) -> Replay: ...
+    def descent(self) -> Descent:
+        """How it moved the weights; UsageError where that is not known."""
+        ...
+
+    def replay(self) -> Replay:
+        """How it is repeated; UsageError where it can't be."""
+        ...
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How a training moves weights along gradients."""
+
+    optimizer: Optimizer
+    weight_decay: float = 0.0
+    undecayed: Collection[str] = ()
+    """Parameters without weight decay."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +83,9 @@ class Replay:
     steps: Sequence[Sequence[str]]
     """Ids of the rows of each step."""
     learning_rates: np.ndarray
-    optimizer: Optimizer
+    descent: Descent
     per: Literal["row", "token"]
     """What a step's summed loss is divided by: the number of its rows, or of its tokens in the loss."""
-    weight_decay: float = 0.0
-    undecayed: Collection[str] = ()
-    """Parameters without weight decay."""
     batch_size: int | None = None
     """Rows that went through the model at a time; None: those of a step."""
 
@@ -110,6 +128,16 @@ class Recorded:
         """Of each step."""
         return self.how.learning_rates
 
+    @property
+    def loss_scale(self) -> float:
+        """Not scaled: `record` is given means over rows."""
+        assert self.how.per == "row"
+        return 1.0
+
+    def descent(self) -> Descent:
+        """How it moved the weights."""
+        return self.how.descent
+
     def replay(self) -> Replay:
         """How it is repeated."""
         return self.how
@@ -133,7 +161,7 @@ def record(
     for number in range(len(how.steps)):
         state_XP = run.step(number, state_XP, run.gradient(number, state_XP[0]))
         if number + 1 in keep:
-            moments = run.named(state_XP[2]) if how.optimizer.kind == "adamw" else {}
+            moments = run.named(state_XP[2]) if how.descent.optimizer.kind == "adamw" else {}
             kept.append(Kept(number + 1, float(how.learning_rates[number]), _copies(run.named(state_XP[0])), _copies(moments)))
         advance(1)
     return Recorded(how, kept)
@@ -172,7 +200,7 @@ class Run:
             )
         self.shapes = {name: own[name].shape for name in how.start}
         like = next(iter(own.values()))
-        decays = [0.0 if name in how.undecayed else how.weight_decay for name in self.shapes]
+        decays = [0.0 if name in how.descent.undecayed else how.descent.weight_decay for name in self.shapes]
         sizes = torch.tensor([shape.numel() for shape in self.shapes.values()])
         self.decay_P = torch.tensor(decays).repeat_interleave(sizes).to(like)
         self.rows = [[places[name] for name in step] for step in how.steps]
@@ -184,15 +212,15 @@ class Run:
 
     def start(self) -> Tensor:
         """The state before the first step, `[X, P]`."""
-        return self.how.optimizer.begin(self.vector(self.how.start))
+        return self.how.descent.optimizer.begin(self.vector(self.how.start))
 
     def step(self, number: int, state_XP: Tensor, g_P: Tensor) -> Tensor:
         """The state after a step, counted from 0, along the gradient."""
-        return self.how.optimizer.step(state_XP, g_P, *self._moving(number))
+        return self.how.descent.optimizer.step(state_XP, g_P, *self._moving(number))
 
     def pull(self, number: int, adjoints_QXP: Tensor, state_XP: Tensor, g_P: Tensor) -> tuple[Tensor, Tensor]:
         """Adjoints of the state before a step, the gradient held fixed, and of the gradient, `[Q, P]`."""
-        return self.how.optimizer.pull(adjoints_QXP, state_XP, g_P, *self._moving(number))
+        return self.how.descent.optimizer.pull(adjoints_QXP, state_XP, g_P, *self._moving(number))
 
     def gradient(self, number: int, theta_P: Tensor) -> Tensor:
         """The gradient of a step's loss at the weights, `[P]`."""

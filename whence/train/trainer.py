@@ -146,7 +146,8 @@ class TaskTrainer(Trainer):
         optimizer = getattr(optimizer, "optimizer", optimizer)  # inside of accelerate's wrapper
         decayed = {id(weight) for group in optimizer.param_groups if group.get("weight_decay") for weight in group["params"]}
         trained = [(name, weight) for name, weight in self.network.named_parameters() if weight.requires_grad]
-        known = {name: optimizer.defaults[name] for name in ("momentum", "betas", "eps") if name in optimizer.defaults}
+        names = ("momentum", "dampening", "nesterov", "betas", "eps", "amsgrad", "maximize")
+        known = {name: optimizer.defaults[name] for name in names if name in optimizer.defaults}
         return {"name": type(optimizer).__name__, "undecayed": [name for name, w in trained if id(w) not in decayed], **known}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -31,7 +31,7 @@ from whence.store.files import atomic
 from whence.store.manifest import load_tensors
 from whence.tasks.base import Batch, Task
 from whence.tasks.forward import in_mode
-from whence.train.replay import Recorded, Replay, record, refuse_random_parts
+from whence.train.replay import Descent, Recorded, Replay, record, refuse_random_parts
 from whence.train.small import one_thread
 
 Parameters = dict[str, Tensor]
@@ -240,9 +240,8 @@ def recorded(
         {name: weight.detach().clone() for name, weight in first.items()},
         [[examples.ids[row] for row in rows] for rows in order],
         np.array([recipe.rate(step, steps) for step in range(steps)]),
-        Optimizer(kind, momentum, recipe.betas, recipe.eps),
+        Descent(Optimizer(kind, momentum, recipe.betas, recipe.eps), recipe.weight_decay),
         per="row",
-        weight_decay=recipe.weight_decay,
     )
     shown = stage(progress, steps, "steps") if progress else contextlib.nullcontext(lambda count: None)
     with one_thread(), shown as advance:
