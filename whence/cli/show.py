@@ -134,12 +134,14 @@ def opened(path: Path) -> Scores:
 
 def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, Any]:
     """Everything as JSON; numbers come with their unit and sign."""
+    from whence.filter.keywords import keyword_overlap
     from whence.report.words import direction, meaning
 
     scores = ranking.scores
-    found = []
+    found, keywords = [], keyword_overlap(scores, ranking.top)
     for number in numbers:
         entry = {**ranking.query(number), "sign": ranking.sign(number), "rows": ranking.rows(number)}
+        entry["keywords"] = [part.as_json() for part in keywords[number]]
         if by:
             entry[f"by_{by}"] = {str(group): float(value) for group, value in scores.by(by, number).items()}
         found.append(entry)
@@ -159,10 +161,11 @@ def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, 
 def display(ranking: Ranking, numbers: list[int], *, by: str | None = None, tokens: bool = False) -> None:
     """Print the queries, one after the other."""
     from whence.cli.console import WIDTH, out, say, show_table
-    from whence.report.words import is_slope, three_digits
+    from whence.filter.keywords import keyword_overlap
+    from whence.report.words import is_slope, rare_words, three_digits
 
     width = out.width if out.is_terminal else WIDTH
-    scores = ranking.scores
+    scores, keywords = ranking.scores, keyword_overlap(ranking.scores, ranking.top)
     for number in numbers:
         if len(scores.queries) > 1:
             say(f"query {number} (of 0 to {len(scores.queries) - 1})  {scores.query_ids[number]}", "dim")
@@ -173,6 +176,8 @@ def display(ranking: Ranking, numbers: list[int], *, by: str | None = None, toke
         show_table(ranking.table(number, width))
         if line := ranking.ceiling(number):
             say(line)
+        for part in keywords[number]:
+            say(rare_words(part), "dim")
         if tokens:
             if ranking.plain.tokens is None:
                 raise UsageError("There are no scores per token here.", fix="score again with --per token")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from whence.filter.texts import scores_of_texts
+from whence.filter.texts import scores_of_texts, words_of
 from whence.store.scores import Scores
-
-_WORD = re.compile(r"\b\w\w+\b")
 
 
 def bm25_scores(queries: Sequence[Any], rows: Sequence[Any], k1: float = 1.5, b: float = 0.75) -> Scores:
@@ -27,17 +24,13 @@ def bm25_scores(queries: Sequence[Any], rows: Sequence[Any], k1: float = 1.5, b:
 def _bm25(queries: list[str], documents: list[str], k1: float, b: float) -> np.ndarray:
     import bm25s
 
-    words = [_words(text) for text in documents]
+    words = [words_of(text) for text in documents]
     found = np.zeros((len(queries), len(documents)))
     if not any(words):
         return found
     index = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64")
     index.index(words, show_progress=False)
     for row, text in enumerate(queries):
-        if known := index.get_tokens_ids(_words(text)):
+        if known := index.get_tokens_ids(words_of(text)):
             found[row] = index.get_scores_from_ids(known)
     return found
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,13 @@ import numpy as np
 from whence.data.rows import Rows
 from whence.engine.stream import identify
 from whence.store.scores import Scores, describe_rows, row_text
+
+_WORD = re.compile(r"\b\w\w+\b")
+
+
+def words_of(text: str) -> list[str]:
+    """The text's words: runs of two or more letters or digits, in lower case."""
+    return _WORD.findall(text.lower())
 
 
 def scores_of_texts(

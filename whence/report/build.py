@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from whence.filter.keywords import keyword_overlap
+from whence.filter.texts import words_of
 from whence.filter.tfidf import tfidf_scores
 from whence.linalg.stats import spearman
 from whence.plots.scores import score_curve, score_histogram
@@ -29,7 +31,6 @@ STANDS_OUT, TYPICAL = 2.0, 10.0
 ENOUGH = 200
 """Rows from which on the 99th percentile is another thing than the runner-up."""
 
-_WORD = re.compile(r"\b\w\w+\b")
 _LAYER = re.compile(r"(?:(?P<stack>.*?)\.)?(?P<number>\d+)\.(?P<module>.+)")
 
 TRAINING = (
@@ -135,6 +136,7 @@ class _Builder:
         tops = [set(scores.top(query, words.HUB_TOP)["id"]) for query in range(len(scores.queries))]
         self.hubs = Counter({name: sum(name in top for top in tops) for name in scores.hubs(words.HUB_TOP)})
         self.about = [words.query_of(scores, number) for number in range(len(scores.queries))]
+        self.keywords = keyword_overlap(scores, top)
         self.words = _Words([str(query["text"]) for query in self.about], self.texts)
 
     def hub_rows(self) -> tuple[tuple[str, int, str], ...]:
@@ -181,6 +183,7 @@ class _Builder:
             grid=self._grid(number, raises),
             sources=self._sources(number),
             overlap=self._overlap(number, raises),
+            keywords=self.keywords[number],
             copy_rank=self._copy_rank(number, str(about["text"])),
         )
 
@@ -279,17 +282,17 @@ class _Words:
     """The words of all rows beside those of the queries."""
 
     def __init__(self, queries: Sequence[str], documents: Sequence[str]):
-        self.queries = [set(_WORD.findall(text.lower())) for text in queries]
+        self.queries = [set(words_of(text)) for text in queries]
         asked = set().union(*self.queries)
-        self.documents = Counter(word for text in documents for word in asked & set(_WORD.findall(text.lower())))
+        self.documents = Counter(word for text in documents for word in asked & set(words_of(text)))
         self.common = max(len(documents) / 2, 2)
-        some = any(_WORD.findall(text.lower()) for text in documents)
+        some = any(words_of(text) for text in documents)
         self.cosines: np.ndarray | None = tfidf_scores(queries, documents).raw if asked and some else None
         """`[Q, N]`; None where there are no words to compare."""
 
     def shared(self, query: int, text: str) -> tuple[str, ...]:
         """Words in both the query and a row that most rows have not, those of the fewest rows first."""
-        both = {word for word in self.queries[query] & set(_WORD.findall(text.lower())) if self.documents[word] <= self.common}
+        both = {word for word in self.queries[query] & set(words_of(text)) if self.documents[word] <= self.common}
         return tuple(sorted(both, key=lambda word: (self.documents[word], word)))
 
 
@@ -353,6 +356,10 @@ def _checks(scores: Scores, queries: Sequence[Query], health: Mapping[str, Any],
     if overlaps:
         result = f"rank correlation with word overlap (TF-IDF): {np.mean(overlaps):+.2f} on average"
         found.append(Check("Word overlap", result, "would a plain word search have found the same rows? (1 = yes, 0 = no)"))
+    if keywords := [part for query in queries for part in query.keywords]:
+        had, drawn = sum(part.top for part in keywords), sum(part.rows for part in keywords)
+        result = f"{had / drawn:.0%} of top rows have one, {np.mean([part.share for part in keywords]):.0%} of all rows"
+        found.append(Check("Keywords", result, "do the rows that raise an answer most have rare words of question or answer?"))
     found += [Check(name, given.get(key), meaning) for key, (name, meaning) in CHECKS.items()]
     known = {"self-retrieval", *CHECKS}
     return [*found, *(Check(name, result, "") for name, result in given.items() if name not in known)]

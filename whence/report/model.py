@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from whence.filter.keywords import Keywords
 from whence.plots.scores import Curve, Histogram
 
 
@@ -127,6 +128,8 @@ class Query:
     sources: tuple[tuple[str, int, float], ...]
     """Source, rows, sum of their slopes."""
     overlap: Overlap | None
+    keywords: tuple[Keywords, ...]
+    """How many of the rows that raise it most have a rare word of its prompt or answer; empty where these have none."""
     copy_rank: int | None
     """Rank of the training row with exactly the query's text, where there is one."""
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
+from whence.escapes import visible
+from whence.filter.keywords import Keywords
 from whence.store.scores import Scores
 
 MEASURED = {"logprob": "log p(answer)", "loss": "the loss of the answer", "margin": "the log-odds of the answer's tokens"}
@@ -157,7 +161,7 @@ def ceiling(scores: Scores, number: int) -> str:
 
 def doubts(scores: Scores, hubs: int) -> list[str]:
     """What the reader should know before believing the order of these scores, which have so many hubs."""
-    notes = []
+    notes = left_out(scores)
     if hubs:
         rows = f"{hubs} row is" if hubs == 1 else f"{hubs} rows are"
         notes.append(
@@ -172,6 +176,37 @@ def doubts(scores: Scores, hubs: int) -> list[str]:
         kept = scores.queries["energy"].min()
         notes.append(f"queries at rank {scores.about['rank']}: {kept:.1%} of a query's energy kept at least")
     return [*notes, TRUST if is_slope(scores) else OTHER_TRUST]
+
+
+def left_out(scores: Scores) -> list[str]:
+    """Of scores of candidates, which rows have none, and what an audit says of these; nothing where all rows have one."""
+    about = scores.about.get("candidates")
+    if about is None:
+        return []
+    lines = [
+        f"{about['scored']:,} of {about['of']:,} rows were candidates ({about['text']}); the other {about['left_out']:,} were "
+        f"not scored, and are in no ranking here"
+    ]
+    if (audit := about["audit"]) is None:
+        return [*lines, "how many of the best rows are among the candidates is not known: --audit 10% bounds it"]
+    sure = f"with {audit['confidence']:.0%} confidence: {audit['rows']:,} of the others were drawn and scored too"
+    for k, recall in audit["recall"].items():
+        low, best = recall["at_least"], recall["at_best"]
+        held = f"{low[0]:.2f}"
+        if len(low) > 1:
+            held = f"{min(low):.2f} to {max(low):.2f} by query ({np.mean(low):.2f} on average), each"
+        lines.append(
+            f"candidates hold at least {held} of the {k} best of all rows by {audit['reference']}, {sure}; had nothing been "
+            f"missed, so many could certify {best:.2f}"
+        )
+    return lines
+
+
+def rare_words(part: Keywords) -> str:
+    """How many of a query's top rows share a rare word with it, and how many of as many random rows would."""
+    named = ", ".join(visible(word) for word in part.words[:6]) + (", ..." if len(part.words) > 6 else "")
+    top = f"in {part.top} of the top {part.rows} rows, {part.expected:.1f} of random ones"
+    return f"rare words of the {part.part} ({named}): {top}"
 
 
 def excluded(scores: Scores, number: int) -> bool:
