@@ -78,7 +78,7 @@ def score_candidates(
     """
     settings, rows = Score.of(settings, changes), dist.from_first(read(train))
     asked = _Asked(model, task, queries, rows, operator, settings, index, landmarks)
-    wanted = read_candidates(candidates, list(RANKINGS) + list(recipes()))
+    wanted = read_candidates(candidates, list(dict.fromkeys([*RANKINGS, *recipes()])))
     most = None if at_most is None else Amount.read(at_most, "at_most")
     sample = None if audit is None else Amount.read(audit, "audit")
     if settings.aggregate:

@@ -41,11 +41,34 @@ class By(Section):
     training: str | None = setting(None, "Folder that whence train made, for methods that look back at it.")
 
 
+class Few(Section):
+    """Which rows are scored, where not all are, and whether that is audited."""
+
+    candidates: str | None = setting(
+        None,
+        "Score only the best rows of each query by a cheap ranking, such as index:1%+bm25:100: bm25, tfidf, index, landmarks, "
+        "norm, or a method (whence methods ls).",
+        metavar="RANKING:ROWS",
+    )
+    at_most: str | None = setting(
+        None, "Candidates for all queries together, a number or a share such as 2%.", "--candidates-at-most", metavar="ROWS"
+    )
+    index: str | None = setting(None, "Index to rank by (whence index build), for index and norm.")
+    landmarks: str | None = setting(None, "Scores of other queries to rank by, made with the same factors and damping.")
+    audit: str | None = setting(
+        None,
+        "Also score some of the other rows, drawn at random, and bound how many of the best rows were missed: a number or a "
+        "share such as 10%.",
+        metavar="ROWS",
+    )
+
+
 def score(
     *,
     model: options.Model,
     asked: Questions,
     by: By,
+    few: Few,
     measured: Damped,
     settings: Score,
     data: Data,
@@ -72,6 +95,7 @@ def score(
       whence score gpt2 -d train.jsonl -f runs/a/factors --self -o runs/a/self
       whence score gpt2 -d train.jsonl -f runs/a/factors --queries prompts.json --method cg --set iterations=50 -o runs/a/cg
       whence score runs/a/train/model -d train.jsonl --queries prompts.json --method tracin --training runs/a/train -o runs/b
+      whence score gpt2 -d train.jsonl -f runs/a/factors --queries prompts.json --candidates bm25:2% --audit 10% -o runs/a/few
     """
     from whence import scoring
     from whence.cli.console import print_json, say, score_stages, start
@@ -83,11 +107,12 @@ def score(
     from whence.methods.base import Request, request_scores
     from whence.models import load_model
     from whence.pipeline.load import in_turns, rows_of, task_of, trained_on
-    from whence.report.words import direction
+    from whence.report.words import direction, left_out
     from whence.train.reading import as_trained
     from whence.train.record import read_training
 
     refuse_conflicts(asked, by)
+    refuse_pointless(asked, by, few)
     recipe, own = chosen_method(by, measured)
     with start(session, score_stages(settings.rescore) if recipe is None else None):
         curvature = open_factors(by.factors) if by.factors else None
@@ -116,6 +141,8 @@ def score(
             operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping)
             if queries is None:
                 scores = scoring.self_influence(loaded, task, rows, operator, settings, **place)
+            elif few.candidates is not None:
+                scores = score_few(few, (loaded, task, queries, rows, operator, few.candidates, settings), place)
             else:
                 scores = scoring.score(loaded, task, queries, rows, operator, settings, **place)
     about = {"scores": str(out), "queries": scores.shape[0], "rows": scores.shape[1], "n_train": scores.n_train}
@@ -123,6 +150,8 @@ def score(
         print_json({**about, "unit": scores.unit, "sign": direction(scores), **scores.about})
         return
     say(f"{out}: {scores.shape[0]} x {scores.shape[1]:,} scores (queries x rows), {scores.unit}, {direction(scores)}")
+    for line in left_out(scores):
+        say(line)
     say(f"next: {command('whence', 'show', out)}")
 
 
@@ -140,6 +169,29 @@ def refuse_conflicts(asked: Questions, by: By) -> None:
         raise UsageError("--self asks what factors say of each row.", fix="--factors FOLDER, without --method")
     if by.method is None and (by.own or by.training):
         raise UsageError(f"{'--set' if by.own else '--training'} is for methods.", fix="--method NAME")
+
+
+def refuse_pointless(asked: Questions, by: By, few: Few) -> None:
+    """Raise UsageError where candidates are asked for and can't be, or where what is for candidates only is said without."""
+    alone = {"--candidates-at-most": few.at_most, "--audit": few.audit, "--index": few.index, "--landmarks": few.landmarks}
+    if few.candidates is None and (said := [flag for flag, value in alone.items() if value is not None]):
+        raise UsageError(f"{said[0]} is for candidates.", fix="--candidates bm25:2%")
+    if few.candidates is not None and (asked.itself or by.method is not None):
+        raise UsageError(
+            f"Candidates are scored by the factors, and {'--self' if asked.itself else '--method'} is not.",
+            fix="--factors FOLDER and --queries FILE, without it",
+        )
+
+
+def score_few(few: Few, given: tuple[Any, ...], place: dict[str, Any]) -> Any:
+    """The scores of candidates."""
+    from whence.funnel import score_candidates
+    from whence.indexing import open_index
+    from whence.indexing.landmarks import open_landmarks
+
+    index = open_index(few.index) if few.index else None
+    landmarks = open_landmarks(few.landmarks) if few.landmarks else None
+    return score_candidates(*given, at_most=few.at_most, audit=few.audit, index=index, landmarks=landmarks, **place)
 
 
 def chosen_method(by: By, measured: Damped) -> tuple[Any, Any]:
