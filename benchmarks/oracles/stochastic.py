@@ -10,50 +10,45 @@ import torch
 from torch import Tensor
 
 from benchmarks.oracles.base import Case
+from benchmarks.oracles.curvature import cg, damping_P, mean_of_factors
 from whence.engine.draws import drawn_rows
 
 
 def lissa(
     case: Case,
-    *,
-    scale: float,
-    depth: int,
+    damping: float | str = 0.1,
     absolute_damping: float | None = None,
-    damping: float = 0.1,
-    batch: int = 32,
+    depth: int = 1000,
+    batch: int = 16,
+    scale: float | None = None,
+    safety: float = 1.0,
     repeats: int = 1,
     seed: int = 0,
+    **_: Any,
 ) -> np.ndarray:
-    """`h_j = v + (I - (H_B + lambda) / sigma) h_{j-1}` from `h_0 = v`, and `h_J / sigma`, the mean of the repeats.
+    """`h_j = v + (I - (G_B + lambda) / sigma) h_{j-1}` from `h_0 = v`, and the mean over the repeats of `h_J / sigma`.
 
-    Koh & Liang (2017), section 3, with scale and damping; plain, of the Gauss-Newton matrix.
+    Koh & Liang (2017), section 3, with scale and damping; of the Gauss-Newton matrix, without a preconditioner.
     """
-    count, v_QP, total = len(case.rows), case.m_QP, torch.zeros_like(case.m_QP)
-    rows_NPP = [replace(case, rows=[row]).gauss_newton_PP for row in case.rows]
-    damped_PP = absolute(case, damping, absolute_damping) * torch.eye(v_QP.shape[1]).double()
+    v_QP, lambda_P = case.m_QP, damping_P(case, damping, absolute_damping, mean_of_factors(case))
+
+    def product(step: int, h_QP: Tensor) -> Tensor:
+        drawn = drawn_rows(range(len(case.rows)), batch, step, seed)
+        return replace(case, rows=[case.rows[row] for row in drawn]).problem.gauss_newton(h_QP) + h_QP * lambda_P
+
+    def largest(step: int) -> float:
+        x_1P = torch.ones_like(v_QP[:1])
+        for _ in range(50):
+            x_1P = product(step, x_1P / x_1P.norm())
+        return float(x_1P.norm())
+
+    scale, total = scale or safety * max(map(largest, range(3))), torch.zeros_like(v_QP)
     for repeat in range(repeats):
         h_QP = v_QP
         for step in range(repeat * depth, (repeat + 1) * depth):
-            drawn = drawn_rows(range(count), batch, step, seed)
-            h_QP = v_QP + h_QP - h_QP @ (sum(rows_NPP[row] for row in drawn) / len(drawn) + damped_PP) / scale
+            h_QP = v_QP + h_QP - product(step, h_QP) / scale
         total += h_QP / scale / repeats
-    return (total @ case.g_NP.T / count).numpy()
+    return (total @ case.g_NP.T / len(case.rows)).numpy()
 
 
-def converged(case: Case, *, damping: float = 0.1, absolute_damping: float | None = None, **steps: Any) -> np.ndarray:
-    """`(G + lambda)^-1`, which the steps come to however they go (Wang et al. 2025; Guo et al. 2021, equation 4)."""
-    return inverted(case, case.gauss_newton_PP, absolute(case, damping, absolute_damping))
-
-
-def inverted(case: Case, matrix_PP: Tensor, number: float) -> np.ndarray:
-    """Values with a damped inverse."""
-    damped_PP = matrix_PP + number * torch.eye(len(matrix_PP)).double()
-    return (torch.linalg.solve(damped_PP, case.m_QP.T).T @ case.g_NP.T / len(case.rows)).numpy()
-
-
-def absolute(case: Case, damping: float, number: float | None) -> float:
-    """The damping as a number: a share of the exact mean eigenvalue, where it is not one."""
-    return damping * float(case.gauss_newton_PP.trace()) / case.problem.size if number is None else number
-
-
-ORACLES = {"lissa": lissa, "astra": converged}
+ORACLES = {"lissa": lissa, "astra": cg}
