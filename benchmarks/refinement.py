@@ -34,6 +34,7 @@ from whence.linalg.power import spectrum_ends
 from whence.linalg.richardson import richardson
 from whence.methods.astra import Refined
 from whence.methods.cg import CAUTION
+from whence.methods.damping import Damping
 from whence.methods.stochastic import PROBES, PRODUCTS, StochasticInverse
 from whence.operators import Identity
 from whence.validate.settings import FILES, LM_TOKENS, opening, setting
@@ -147,7 +148,7 @@ def epoch_seconds(point: Point) -> float:
 
 def refine(work: Work, batch: int, depth: int) -> None:
     """ASTRA as the recipe has it, told whenever the steps have doubled."""
-    settings, damping = Refined(batch=batch, depth=depth), work.damping * Identity(work.matrix.names)
+    settings, damping = Refined(batch=batch, depth=depth), Damping(work.damping, work.matrix.names)
     inverse = StochasticInverse(work.matrix, damping, work.curvature.inverse(absolute=work.damping), settings, "ASTRA", {})
     near, work.matrix.rows, work.matrix.seconds = work.near(work.damping), 0, 0.0
 

@@ -15,14 +15,14 @@ from whence.engine.stream import encode
 
 def representation_similarity(case: Case) -> np.ndarray:
     """Cosine of the mean last hidden states."""
-    sides = [torch.stack([h_TI.mean(0) for h_TI in _hidden(case, side)]) for side in (case.queries, case.rows)]
+    sides = [torch.stack([h_TI.mean(0) for h_TI in hidden(case, side)]) for side in (case.queries, case.rows)]
     x_QI, y_NI = (side / side.norm(dim=1, keepdim=True) for side in sides)
     return (x_QI @ y_NI.T).numpy()
 
 
 def cka(case: Case) -> np.ndarray:
     """`HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))` of linear kernels over the hidden units (Kornblith et al. 2019, eq. 3)."""
-    return np.array([[_alignment(x, y) for y in _hidden(case, case.rows)] for x in _hidden(case, case.queries)])
+    return np.array([[_alignment(x, y) for y in hidden(case, case.rows)] for x in hidden(case, case.queries)])
 
 
 def _alignment(x_SI: Tensor, y_TI: Tensor) -> float:
@@ -37,7 +37,7 @@ def _alignment(x_SI: Tensor, y_TI: Tensor) -> float:
     return float(hsic(k, other) / (hsic(k, k) * hsic(other, other)).sqrt())
 
 
-def _hidden(case: Case, side: Sequence[Any]) -> list[Tensor]:
+def hidden(case: Case, side: Sequence[Any]) -> list[Tensor]:
     """Last hidden states `[T, I]` of a transformer at the positions that predict, text by text."""
     items = encode(case.task, side).items
     ids = [torch.from_numpy(item.ids[: case.task.size(item)])[None] for item in items]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.oracles.base import Case
 from benchmarks.oracles.curvature import cg, damping_P, mean_of_factors
+from benchmarks.oracles.representations import hidden
 from whence.engine.draws import drawn_rows
 
 
@@ -51,4 +53,21 @@ def lissa(
     return (total @ case.g_NP.T / len(case.rows)).numpy()
 
 
-ORACLES = {"lissa": lissa, "astra": cg}
+def fastif(case: Case, candidates: str = "2%", distance: str = "euclidean", **chosen: Any) -> np.ndarray:
+    """Of the rows that are among the nearest of any query; NaN for the others, which have no score.
+
+    Guo et al. (2021): `argmin_k |f(q) - f(z)|` (section 3.1), `f` being the mean last hidden state, then LiSSA (section 3.2).
+    """
+    query_QI, row_NI = (torch.stack([h_TI.mean(0) for h_TI in hidden(case, side)]) for side in (case.queries, case.rows))
+    count = float(candidates.strip("%")) * (len(case.rows) / 100 if candidates.endswith("%") else 1)
+    far_QN = torch.cdist(query_QI, row_NI)
+    if distance == "cosine":
+        far_QN = -torch.cosine_similarity(query_QI[:, None], row_NI[None], dim=2)
+    order_QN = far_QN.argsort(1)
+    left_out = np.setdiff1d(np.arange(len(case.rows)), order_QN[:, : max(1, math.ceil(count))])
+    values_QN = lissa(case, **chosen)
+    values_QN[:, left_out] = np.nan
+    return values_QN
+
+
+ORACLES = {"lissa": lissa, "astra": cg, "fastif": fastif}

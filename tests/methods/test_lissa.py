@@ -38,7 +38,7 @@ def test_it_is_its_oracle(case):
     for chosen in ({"batch": 14}, {"batch": 4, "repeats": 2, "seed": 3}):
         found = scores(case, **(SETTINGS | chosen))
         agree(found.values, ORACLES["lissa"](case, **SETTINGS, **chosen), 1e-8)
-    assert found.unit == "nats per copy" and "inverse by LiSSA" in found.about["operator"]
+    assert found.unit == "nats per copy" and "by LiSSA" in found.about["operator"]
     assert found.about["steps"] == 40 and found.about["passes"] == pytest.approx(40 * 4 / 14) and found.about["scale"] == 4.0
     assert 0 < found.about["residual"] < 1
 
@@ -55,6 +55,15 @@ def test_it_comes_to_the_damped_inverse_with_its_sign_and_its_scale(case):
     assert np.corrcoef(relative.values.ravel(), cg(case, damping=10.0).ravel())[0, 1] > 0.999
     early = scores(case, **damped, tolerance=1e-3)
     assert early.about["steps"] < 60 and early.about["residual"] < 2e-3
+
+
+def test_the_form_that_others_release_damps_by_their_damp_times_their_scale(case):
+    """`h <- v + (1 - d) h - G h / sigma`, as in jax-influence and FastIF, is ours with a damping of `d sigma`."""
+    h = case.m_QP
+    for _ in range(10):
+        h = case.m_QP + (1 - 0.02) * h - h @ case.gauss_newton_PP / 4
+    found = scores(case, absolute_damping=0.02 * 4, scale=4.0, depth=10, batch=14)
+    agree(found.raw, h / 4 @ case.g_NP.T, 1e-8)
 
 
 def test_other_matrices(case):

@@ -22,4 +22,6 @@ def astra(request: Request, settings: Refined) -> Scores:
 
 SOURCE = "Wang et al. 2025, the preconditioned iteration of section 3"
 
-RECIPES = (Recipe("astra", "ASTRA", SOURCE, astra, Refined, uses=("factors", "training")),)
+PRICE = "steps of a few rows for each query, and two passes over the rows"
+
+RECIPES = (Recipe("astra", "ASTRA", SOURCE, astra, Refined, uses=("factors", "training"), price=PRICE),)

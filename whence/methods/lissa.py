@@ -25,4 +25,6 @@ def lissa(request: Request, settings: Series) -> Scores:
 
 SOURCE = "Agarwal et al. 2017; Koh & Liang 2017, section 3"
 
-RECIPES = (Recipe("lissa", "LiSSA", SOURCE, lissa, Series, uses=("factors", "training")),)
+PRICE = "steps of a few rows for each query, and two passes over the rows"
+
+RECIPES = (Recipe("lissa", "LiSSA", SOURCE, lissa, Series, uses=("factors", "training"), price=PRICE),)

@@ -15,7 +15,7 @@ from whence.linalg.krylov import Block, Map
 from whence.linalg.power import spectrum_ends
 from whence.linalg.richardson import relative_norms, richardson
 from whence.methods.base import Request
-from whence.methods.damping import Damped, damping_of
+from whence.methods.damping import Damped, Damping, damping_of
 from whence.operators import Identity, Operator
 from whence.progress import note
 from whence.settings import SEED, Amount, AtLeastZero, Count, Positive, setting
@@ -42,7 +42,7 @@ def stochastic_inverse(request: Request, settings: Steps, name: str, preconditio
     damping = damping_of(request, settings).at(lambda: request.curvature().mean_eigenvalue)
     near = damping.inverse(request.curvature()) if precondition else Identity(request.names)
     matrix = matrix_of(settings.matrix, request.point, request.names)
-    return StochasticInverse(matrix, damping.operator, near, settings, name, how, out=request.place("search"))
+    return StochasticInverse(matrix, damping, near, settings, name, how, out=request.place("search"))
 
 
 class StochasticInverse(Operator):
@@ -56,7 +56,7 @@ class StochasticInverse(Operator):
     def __init__(
         self,
         matrix: Matrix,
-        damping: Operator,
+        damping: Damping,
         near: Operator,
         settings: Steps,
         name: str,
@@ -65,7 +65,7 @@ class StochasticInverse(Operator):
     ):
         self.matrix, self.damping, self.near, self.settings = matrix, damping, near, settings
         self.how, self.saving, self.names = dict(how), saving, matrix.names
-        self.label = f"({matrix.label} plus {damping.label}), inverse by {name}"
+        self.label = f"({matrix.label}), inverse with {damping.label} by {name}"
 
     def identity(self) -> Any:
         """The matrix, and all that decides the steps."""
@@ -97,7 +97,8 @@ class StochasticInverse(Operator):
             found = richardson(lambda step, x: self.sampled(step)(x), b, near, **how, **until, **saved)
             residual_Q = relative_norms({name: b[name] - part for name, part in self.damped()(found.x).items()}, b)
         passes = found.steps * min(settings.batch, count) / count
-        self.about = {"residual": float(residual_Q.max()), "steps": found.steps, "passes": passes, "scale": scale}
+        self.about = {"damping": self.damping.mean, "scale": scale, "steps": found.steps, "passes": passes}
+        self.about |= {"residual": float(residual_Q.max())}
         note(f"{found.steps} steps, {passes:.3g} passes over the rows, residual at most {float(residual_Q.max()):.1e}")
         return {name: Dense(w_QOI) for name, w_QOI in found.x.items()}
 
@@ -111,7 +112,7 @@ class StochasticInverse(Operator):
         rows = self.matrix.point.examples.usable if rows is None else rows
 
         def product(x: Block) -> dict[str, Tensor]:
-            sums, damping = self.matrix.product(dict(x), rows), self.damping.on_tensors(x[self.names[0]])(x)
+            sums, damping = self.matrix.product(dict(x), rows), self.damping.operator.on_tensors(x[self.names[0]])(x)
             return {name: sums[name] / len(rows) + damping[name] for name in x}
 
         return product
