@@ -30,12 +30,11 @@ from whence.engine.products import Block
 from whence.engine.queries import encode_queries, precondition
 from whence.fitting import Curvature
 from whence.linalg.krylov import block_cg
-from whence.linalg.power import spectrum_ends
 from whence.linalg.richardson import richardson
 from whence.methods.astra import Refined
 from whence.methods.cg import CAUTION
 from whence.methods.damping import Damping
-from whence.methods.stochastic import PROBES, PRODUCTS, StochasticInverse
+from whence.methods.stochastic import StochasticInverse
 from whence.operators import Identity
 from whence.validate.settings import FILES, LM_TOKENS, opening, setting
 
@@ -149,7 +148,7 @@ def epoch_seconds(point: Point) -> float:
 def refine(work: Work, batch: int, depth: int) -> None:
     """ASTRA as the recipe has it, told whenever the steps have doubled."""
     settings, damping = Refined(batch=batch, depth=depth), Damping(work.damping, work.matrix.names)
-    inverse = StochasticInverse(work.matrix, damping, work.curvature.inverse(absolute=work.damping), settings, "ASTRA", {})
+    inverse = StochasticInverse(work.matrix, damping, Identity(), settings, "ASTRA", {})
     near, work.matrix.rows, work.matrix.seconds = work.near(work.damping), 0, 0.0
 
     def after(state: Mapping[str, Tensor], residual_Q: Tensor) -> None:
@@ -157,8 +156,8 @@ def refine(work: Work, batch: int, depth: int) -> None:
         if done < depth and done >= FIRST and done % FIRST == 0 and (done // FIRST).bit_count() == 1:
             work.tell("ASTRA", done, {name: state[f"mean/{name}"] for name in work.b})
 
-    largest = max(spectrum_ends(inverse.sampled(step), work.b, near, steps=PRODUCTS).largest for step in range(PROBES))
-    how: dict[str, Any] = {"scale": settings.safety * largest, "steps": depth, "weight": settings.averaging, "after": after}
+    scale = settings.safety * inverse.largest(work.b, near)
+    how: dict[str, Any] = {"scale": scale, "steps": depth, "weight": settings.averaging, "after": after}
     found = richardson(lambda step, x: inverse.sampled(step)(x), work.b, near, start=near(work.b), **how)
     work.tell("ASTRA", depth, found.x)
 

@@ -17,7 +17,7 @@ from whence.linalg.richardson import relative_norms, richardson
 from whence.methods.base import Request
 from whence.methods.damping import Damped, Damping, damping_of
 from whence.operators import Identity, Operator
-from whence.progress import note
+from whence.progress import note, notes_only, stage
 from whence.settings import SEED, Amount, AtLeastZero, Count, Positive, setting
 from whence.store.fingerprint import fingerprint_operator, fingerprint_tensors
 
@@ -77,8 +77,7 @@ class StochasticInverse(Operator):
         settings, count = self.settings, len(self.matrix.point.examples.usable)
         b = {name: gradients[name].dense().w_BOI for name in self.names}
         near = self.near.on_tensors(b[self.names[0]])
-        largest = max(spectrum_ends(self.sampled(step), b, near, steps=PRODUCTS).largest for step in range(PROBES))
-        scale, how = settings.scale or settings.safety * largest, dict(self.how)
+        scale, how = settings.scale or settings.safety * self.largest(b, near), dict(self.how)
         first = 1 / scale if how.pop("short", False) else 1.0
         start = {name: first * part for name, part in near(b).items()}
 
@@ -89,7 +88,7 @@ class StochasticInverse(Operator):
             ends = spectrum_ends(self.damped(), b, near, steps=2 * PRODUCTS)
             if ends.smallest <= 0:
                 return "use a larger damping, or a matrix that is never negative (gauss-newton or fisher, not the Hessian)"
-            return f"use a scale of {max(largest, ends.largest):.3g} or more, or none: it is then found"
+            return f"use a scale of {max(self.largest(b, near), ends.largest):.3g} or more, or none: it is then found"
 
         with searching(made_from, how.get("repeats", 1) * settings.depth, **self.saving) as (state, after):
             saved: dict[str, Any] = {"state": state, "after": after, "advice": advice, "start": start, "scale": scale}
@@ -101,6 +100,15 @@ class StochasticInverse(Operator):
         self.about |= {"residual": float(residual_Q.max())}
         note(f"{found.steps} steps, {passes:.3g} passes over the rows, residual at most {float(residual_Q.max()):.1e}")
         return {name: Dense(w_QOI) for name, w_QOI in found.x.items()}
+
+    def largest(self, like: Block, near: Map) -> float:
+        """The largest eigenvalue of a few batches' damped matrices, times `near`."""
+        with stage("scale", PROBES, "batches") as advance, notes_only():
+            found = []
+            for step in range(PROBES):
+                found.append(spectrum_ends(self.sampled(step), like, near, steps=PRODUCTS).largest)
+                advance(1)
+        return max(found)
 
     def sampled(self, step: int) -> Map:
         """Products with the damped matrix of a step's rows."""
