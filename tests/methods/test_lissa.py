@@ -46,7 +46,7 @@ def test_it_is_its_oracle(case):
 def test_it_comes_to_the_damped_inverse_with_its_sign_and_its_scale(case):
     damped: dict[str, Any] = {"absolute_damping": 0.5, "batch": 14, "depth": 80}
     exact = cg(case, **damped)
-    ways: list[dict[str, Any]] = [{}, {"preconditioner": "ekfac"}, {"scale": 3.0}]
+    ways: list[dict[str, Any]] = [{}, {"near": "ekfac"}, {"scale": 3.0}]
     for chosen in ways:
         found = scores(case, **damped, **chosen)
         agree(found.values, exact, 1e-5)

@@ -14,13 +14,13 @@ class Series(Steps):
     """How the series is added up."""
 
     repeats: Count = setting(1, "Series of other rows, of which the mean is taken.")
-    preconditioner: Literal["none", "ekfac"] = setting("none", "What residuals are multiplied with: nothing, or damped EK-FAC.")
+    near: Literal["none", "ekfac"] = setting("none", "Preconditioner: nothing (the published form), or damped EK-FAC.")
 
 
 def lissa(request: Request, settings: Series) -> Scores:
     """`h <- v + h - (G_B + lambda) h / sigma`, then `h / sigma` (Koh & Liang 2017, section 3), for all queries at once."""
     how = {"repeats": settings.repeats, "short": True}
-    return request.score(stochastic_inverse(request, settings, "LiSSA", settings.preconditioner == "ekfac", **how))
+    return request.score(stochastic_inverse(request, settings, "LiSSA", settings.near == "ekfac", **how))
 
 
 SOURCE = "Agarwal et al. 2017; Koh & Liang 2017, section 3"
