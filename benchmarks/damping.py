@@ -32,7 +32,7 @@ from whence.validate.problem import Problem
 from whence.validate.settings import setting
 from whence.validate.trainer import recorded
 
-SETTINGS = ("concrete", "energy", "digits", "text", "lm")
+SETTINGS = ("concrete", "energy", "digits", "text")
 
 DAMPINGS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """In units of the mean eigenvalue: each module's for factors, else that of all modules."""
