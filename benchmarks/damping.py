@@ -3,8 +3,8 @@
     python -m benchmarks.damping --data ../shared/data
 
 On the banks of `make quality` (benchmarks/results/banks), which it does not make. Each method is tried with shares of the mean
-eigenvalue, and with what the training itself damped with. Writes damping.json and damping.md, where settings that are not
-measured stay as they were.
+eigenvalue, and with what the training itself damped with. Writes damping.json and damping.md, where settings and methods
+that are not tried stay as they were.
 """
 
 from __future__ import annotations
@@ -125,6 +125,13 @@ def sweep(name: str, data: Path, results: Path, methods: Mapping[str, Scored], d
     return {**about, "rows": rows, "ahead": ahead(found, dampings)}
 
 
+def joined(earlier: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found, and of methods that were not tried now what was found earlier."""
+    tried = {row["method"] for row in found["rows"]}
+    kept = [row for row in earlier.get("rows", ()) if row["method"] not in tried]
+    return {**found, "rows": [*kept, *found["rows"]], "ahead": found["ahead"] or earlier.get("ahead", [])}
+
+
 def interval(value: LDS) -> dict[str, float]:
     """Mean and ends of the 95 % interval."""
     found = value.interval
@@ -205,8 +212,9 @@ def main(given: Sequence[str] | None = None, dampings: Sequence[Damping] = (*DAM
     torch.set_num_threads(1)
     methods = {name: METHODS[name] for name in METHODS if name in chosen.methods.split(",")}
     found = {name: sweep(name, chosen.data, chosen.out, methods, dampings) for name in chosen.settings.split(",")}
-    earlier = chosen.out / "damping.json"
-    found = {**(json.loads(earlier.read_text(encoding="utf-8")) if earlier.exists() else {}), **found}
+    file = chosen.out / "damping.json"
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = {**earlier, **{name: joined(earlier.get(name, {}), own) for name, own in found.items()}}
     texts = {"damping.json": json.dumps(found, indent=1) + "\n", "damping.md": markdown(found, dampings)}
     for name, text in texts.items():
         with atomic(chosen.out / name) as temporary:

@@ -39,6 +39,14 @@ def test_every_damping_has_a_value_per_measure(written):
     assert {gap["of"] for gap in found["ahead"]} >= {"EK-FAC, damping 0.1"}
 
 
+def test_another_method_leaves_the_rows_of_the_others(written):
+    folder, found = written
+    assert main(["--settings", "diabetes", "--out", str(folder), "--methods", "diagonal"], (0.1, TRAINING)) == 0
+    after = json.loads((folder / "damping.json").read_text())["diabetes"]
+    assert after["rows"][: len(found["rows"])] == found["rows"] and after["ahead"] == found["ahead"]
+    assert {row["method"] for row in after["rows"][len(found["rows"]) :]} == {"diagonal"}
+
+
 def test_it_makes_no_bank(tmp_path):
     with pytest.raises((WhenceError, FileNotFoundError)):
         main(["--settings", "diabetes", "--out", str(tmp_path)])

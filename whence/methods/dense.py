@@ -61,7 +61,9 @@ class DenseInverse(Operator):
             return {"stage": "solve", **fingerprint_operator(self)}
 
         with searching(made_from, len(starts), **self.saving) as (state, after):
-            done = state or {"matrix": like.new_zeros(flat.size, flat.size, dtype=torch.float64), "steps": torch.tensor(0)}
+            empty = {"matrix": like.new_zeros(flat.size, flat.size, dtype=torch.float64), "steps": torch.tensor(0)}
+            done = {**empty, **(state or {})}
+            done["matrix"] = done["matrix"].to(like.device)
             for start in starts[int(done["steps"]) :]:
                 columns = torch.eye(flat.size, dtype=like.dtype, device=like.device)[start : start + COLUMNS]
                 done["matrix"][start : start + COLUMNS] = multiply(columns).double()
