@@ -172,11 +172,11 @@ def words(measure: Callable[[Sequence[str], Sequence[str]], whence.Scores]) -> M
 
 
 def recipe(name: str, **settings: Any) -> Method:
-    """A method of the library, at the first model."""
+    """A method of the library, at the first model, with the modules that are tracked there."""
 
     def method(work: Work) -> np.ndarray:
         own = work.setting
-        return attribute(name, work.models[0], own.task, own.queries, own.train, **settings).values
+        return attribute(name, work.models[0], own.task, own.queries, own.train, modules=own.modules, **settings).values
 
     return method
 

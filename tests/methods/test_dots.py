@@ -8,7 +8,8 @@ from oracle import agree
 from benchmarks.oracles.base import Case
 from benchmarks.oracles.gradients import ORACLES
 from whence.data import as_rows
-from whence.errors import UsageError
+from whence.errors import StaleArtifact, UsageError
+from whence.fitting import fit
 from whence.methods.base import attribute
 from whence.tasks import CausalLM
 
@@ -51,3 +52,13 @@ def test_what_has_no_parts_says_so(case):
 
     with pytest.raises(UsageError, match="one number per query and row"):
         attribute("gradient-cosine", case.model, case.task, QUERIES, ROWS, Score(per="token"))
+
+
+def test_modules_are_chosen_without_factors_and_come_with_them(case, tmp_path):
+    everywhere = Case(case.model, case.task, ROWS, QUERIES, modules="all")
+    found = found_by(case, "gradient-dot", modules="all", out=tmp_path / "all")
+    agree(found.values, ORACLES["gradient-dot"](everywhere), 1e-8)
+    with pytest.raises(StaleArtifact, match="modules"):
+        found_by(case, "gradient-dot", modules="attention", out=tmp_path / "all")
+    with pytest.raises(UsageError, match="those of the factors"):
+        found_by(case, "ekfac", modules="all", factors=fit(case.model, case.task, ROWS))

@@ -84,7 +84,14 @@ class Recipe:
         return self.settings().changed(**read)
 
     def refuse_without(self, request: Request) -> None:
-        """Raise UsageError where the request lacks what the method can't do without."""
+        """Raise UsageError where the request lacks what the method can't do without, or names modules beside factors."""
+        if request.factors is not None and request.modules is not None:
+            raise UsageError(
+                "The tracked modules are those of the factors",
+                given=f"factors, and modules={request.modules!r}",
+                accepted="one of them",
+                fix="leave modules out, or fit factors of these modules",
+            )
         given = {"factors": request.factors, "training": request.training}
         if missing := [name for name in self.needs if given[name] is None]:
             folder = {"factors": "whence fit", "training": "whence train"}[missing[0]]
@@ -105,11 +112,13 @@ class Request:
     factors: Curvature | None = None
     training: History | None = None
     place: Place = field(default=lambda name: None)
+    modules: str | Sequence[str] | None = None
+    """What is tracked where no factors say it, as `whence.fit` takes it."""
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """The tracked modules: those of the factors, else the task's default."""
-        return self.factors.operator.names if self.factors else tuple(self.point.cover().sites)
+        """The tracked modules: those of the factors, else `modules`, else the task's default."""
+        return self.factors.operator.names if self.factors else tuple(self.point.cover(self.modules).sites)
 
     @functools.cached_property
     def asked(self) -> Queries:
@@ -184,20 +193,22 @@ def attribute(
     *,
     factors: Curvature | None = None,
     training: History | None = None,
+    modules: str | Sequence[str] | None = None,
     out: str | Path | None = None,
     rerun: bool = False,
     **own: Any,
 ) -> Scores:
     """Score every training example against every query by the method of that name; `own` are the method's own settings.
 
-    `factors` are what `whence.fit` gave, `training` what `read_training` reads of a folder that `whence train` made: a method
-    says what it needs. With `out` the scores are kept in that folder as those of `whence.score` are, and a killed run resumes.
+    `factors` are what `whence.fit` gave, and say which modules are tracked; without them `modules` do. `training` is what
+    `read_training` reads of a folder that `whence train` made: a method says what it needs. With `out` the scores are kept in
+    that folder as those of `whence.score` are, and a killed run resumes.
 
     Raises UsageError, NumericalError, StaleArtifact, and what `whence.score` raises.
     """
     recipe = recipe_named(method)
     point = Point(model, task, train, batch_tokens=settings.batch_tokens)
-    request = Request(point, queries, settings, factors, training)
+    request = Request(point, queries, settings, factors, training, modules=modules)
     return request_scores(recipe, request, recipe.own(own), out=out, rerun=rerun)
 
 
