@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -82,31 +82,13 @@ def _for_all(request: Request, row_1N: np.ndarray) -> np.ndarray:
     return np.repeat(row_1N, len(request.asked), 0)
 
 
-FITTED = "factors, then a pass over the rows"
+FITTED: dict[str, Any] = {"uses": ("factors", "training"), "price": "factors, then a pass over the rows", "whole": True}
 
 RECIPES = (
     Recipe("gradient-dot", "Gradient dot product", "Charpiat et al. 2019, eq. 2; Pruthi et al. 2020", gradient_dot),
     Recipe("gradient-cosine", "Gradient cosine", "Charpiat et al. 2019, eq. 3", gradient_cosine, whole=True),
     Recipe("gradient-norm", "Gradient norm", CONTROL, gradient_norm, whole=True),
     Recipe("random", "Random numbers", CONTROL, random, Seeded, whole=True, price="nothing"),
-    Recipe(
-        "relatif",
-        "RelatIF",
-        "Barshan et al. 2020, section 4",
-        relatif,
-        Relative,
-        uses=("factors", "training"),
-        whole=True,
-        price=FITTED,
-    ),
-    Recipe(
-        "self-influence",
-        "Self-influence",
-        CONTROL,
-        self_influence,
-        Damped,
-        uses=("factors", "training"),
-        whole=True,
-        price=FITTED,
-    ),
+    Recipe("relatif", "RelatIF", "Barshan et al. 2020, section 4", relatif, Relative, **FITTED),
+    Recipe("self-influence", "Self-influence", CONTROL, self_influence, Damped, **FITTED),
 )

@@ -26,8 +26,6 @@ from whence.tasks.encoder import TextEncoder
 
 Side = Literal["queries", "rows"]
 
-MEAN = "cosine of the mean last hidden state, as in Grosse et al. 2023, section 5"
-
 
 class Embedded(Section):
     """Where embeddings come from."""
@@ -101,7 +99,7 @@ def _read(settings: Embedded) -> str:
 LOOKED_AT: dict[str, Any] = {"whole": True, "price": "a forward pass over the rows"}
 
 RECIPES = (
-    Recipe("representation-similarity", "Representation similarity", MEAN, similarity, **LOOKED_AT),
+    Recipe("representation-similarity", "Representation similarity", "Hanawa et al. 2021, section 2", similarity, **LOOKED_AT),
     Recipe("cka", "Linear CKA of representations", "Kornblith et al. 2019, eq. 5", cka, **LOOKED_AT),
     Recipe("embedding-knn", "Embedding kNN", "Guo et al. 2021, section 3.1", embedding_knn, Embedded, reads=_read, **LOOKED_AT),
 )
