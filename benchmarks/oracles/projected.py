@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.oracles.base import Case
+from whence.engine.stream import draws
 from whence.fitting import fit
 from whence.models import load_model
 from whence.operators import Operator
@@ -53,32 +54,46 @@ def damped(matrix: Tensor, damping: float) -> Tensor:
     return matrix + damping * matrix.trace() / len(matrix) * torch.eye(len(matrix)).double()
 
 
-def influence(case: Case, operator: Operator, damping: float) -> np.ndarray:
-    """`1/N sum_l q^T (1/N sum_n g_n g_n^T + damping)^-1 g` over the modules."""
+def influence(case: Case, operator: Operator, damping: float, labels: str = "data") -> np.ndarray:
+    """`1/N sum_l q^T (1/N sum_n g_n g_n^T + damping)^-1 g` over the modules, the second moments of these labels."""
     rows, queries = projected(case, case.g_NP, operator), projected(case, case.m_QP, operator)
+    moments = rows if labels == "data" else projected(case, drawn(case), operator)
     count, total = len(case.rows), torch.zeros(len(case.queries), len(case.rows)).double()
     for name, g_ND in rows.items():
-        total += queries[name] @ torch.linalg.inv(damped(g_ND.T @ g_ND / count, damping)) @ g_ND.T / count
+        curvature = damped(moments[name].T @ moments[name] / count, damping)
+        total += queries[name] @ torch.linalg.inv(curvature) @ g_ND.T / count
     return total.numpy()
 
 
-def logra(case: Case, dim: int = 16, damping: float = 0.1, basis: str = "random") -> np.ndarray:
+def drawn(case: Case) -> Tensor:
+    """Gradients `[N, P]` of the log-likelihood of labels that are drawn for each row from the model."""
+    problem, examples, found = case.problem, case.problem.train, []
+    for row, item in enumerate(examples.items):
+        noise = case.task.collate_noise([item], [draws(case.task, item, examples.ids[row], "0:projected")])
+        at = problem.theta.clone().requires_grad_()
+        found.append(torch.autograd.grad(-problem.at(at, case.task.losses, problem.row(row), noise).sum(), at)[0])
+    return torch.stack(found)
+
+
+def logra(case: Case, dim: int = 16, damping: float = 0.1, basis: str = "random", labels: str = "data") -> np.ndarray:
     """Influence of `(P_O kron P_I) g` (Choe et al. 2024, section 3.1)."""
     if basis == "curvature":
         curvature = fit(case.model, case.task, case.rows, modules=list(shapes(case)))
-        return influence(case, leading_eigenvectors(curvature.blocks, dim), damping)
-    return influence(case, random_projection(shapes(case), dim, 0), damping)
+        return influence(case, leading_eigenvectors(curvature.blocks, dim), damping, labels)
+    return influence(case, random_projection(shapes(case), dim, 0), damping, labels)
 
 
-def sjlt(case: Case, dim: int = 16, damping: float = 0.1, nonzeros: int = 1) -> np.ndarray:
+def sjlt(case: Case, dim: int = 16, damping: float = 0.1, nonzeros: int = 1, labels: str = "data") -> np.ndarray:
     """Influence of `S g`, `S` sparse (Hu et al. 2025, section 3)."""
-    return influence(case, sparse_projections(shapes(case), dim**2, 0, nonzeros), damping)
+    return influence(case, sparse_projections(shapes(case), dim**2, 0, nonzeros), damping, labels)
 
 
-def factgrass(case: Case, dim: int = 16, damping: float = 0.1, nonzeros: int = 1, mask: int = 64) -> np.ndarray:
+def factgrass(
+    case: Case, dim: int = 16, damping: float = 0.1, nonzeros: int = 1, mask: int = 64, labels: str = "data"
+) -> np.ndarray:
     """Influence of `S (M_O kron M_I) g`, `M` masks (Hu et al. 2025, section 3)."""
     masked = masks(shapes(case), mask, 0)
-    return influence(case, sparse_projections(masked.sizes, dim**2, 0, nonzeros) @ masked, damping)
+    return influence(case, sparse_projections(masked.sizes, dim**2, 0, nonzeros) @ masked, damping, labels)
 
 
 def root_of_moments(case: Case, checkpoint: Snapshot, epsilon: float = 1e-8) -> Tensor:

@@ -390,4 +390,5 @@ def projected(training: Path, names: Any, queries: Any, rows: Any, out: Path) ->
 
     record = read_training(training)
     given = (load_model(record.model)[0], CausalLM(tokenizer()), queries, rows, Score(chunks=3))
-    return [attribute(name, *given, training=record, out=out / name, dim=3).values for name in names]
+    own = {"logra": {"labels": "model"}}
+    return [attribute(n, *given, training=record, out=out / n, dim=3, **own.get(n, {})).values for n in names]

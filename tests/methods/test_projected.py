@@ -46,6 +46,8 @@ METHODS = [
     ("logra", {"dim": 3}),
     ("logra", {"dim": 3, "basis": "curvature", "damping": 0.01}),
     ("logra", {"dim": WHOLE}),
+    ("logra", {"dim": 3, "labels": "model"}),
+    ("factgrass", {"dim": 3, "mask": 5, "labels": "model"}),
     ("sjlt", {"dim": 4, "nonzeros": 2}),
     ("factgrass", {"dim": 3, "mask": 5}),
     ("trackstar", {"dim": 3, "mix": 0.9}),
@@ -161,7 +163,9 @@ class Killer(Silent):
             raise Killed
 
 
-@pytest.mark.parametrize(("name", "own"), [("trak", {"over": "checkpoints"}), ("less", {}), ("trackstar", {})])
+@pytest.mark.parametrize(
+    ("name", "own"), [("trak", {"over": "checkpoints"}), ("less", {}), ("trackstar", {}), ("sjlt", {"labels": "model"})]
+)
 def test_a_killed_run_resumes_to_the_same_bits_and_leaves_nothing_behind(training, tmp_path, name, own):
     whole = found(name, training, Score(chunks=3, batch_tokens=8), tmp_path / "whole", **own)
     with pytest.raises(Killed), report_to(Killer(4)):
@@ -177,7 +181,7 @@ def test_a_killed_run_resumes_to_the_same_bits_and_leaves_nothing_behind(trainin
 
 def test_several_processes_give_the_same(training, tmp_path):
     names = ("logra", "trackstar", "less", "trak")
-    expected = [found(name, training, dim=3).values for name in names]
+    expected = [found(name, training, dim=3, **({"labels": "model"} if name == "logra" else {})).values for name in names]
     for each in run(work.projected, training.path, names, QUERIES, ROWS, tmp_path / "two"):
         for values, one in zip(each, expected, strict=True):
             agree(values, one, 1e-4)

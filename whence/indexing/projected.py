@@ -20,15 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from whence import dist
-from whence.engine.autograd import check_queries, check_rows
-from whence.engine.partition import data_chunks
-from whence.engine.passes import ByChunk, run_pass
+from whence.coverage import Site
+from whence.engine.autograd import check_queries, check_rows, labels_drawn
+from whence.engine.partition import SAVE_SECONDS, data_chunks, keep
+from whence.engine.passes import ByChunk, ByClock, run_pass
 from whence.engine.point import Point
 from whence.engine.probe import settle_products
 from whence.engine.queries import Preconditioned, Queries, encode_queries, precondition
+from whence.engine.sinks import Sums
+from whence.engine.stream import drawn_likelihood
 from whence.errors import UsageError
-from whence.gradients import Dense, Gradients
-from whence.indexing.rows import ProjectedRows
+from whence.gradients import Dense, Gradient, Gradients
+from whence.indexing.rows import ProjectedRows, projected_width
 from whence.linalg.eigh import eigh
 from whence.linalg.rotation import Rotation
 from whence.operators import BlockDiagonal, EigenBlock, Operator
@@ -168,6 +171,36 @@ def project_gradients(
     return Projected(point, asked, found, tuple(sink.widths), blocks, folder, saved.shards)
 
 
+def drawn_second_moments(
+    point: Point, projection: Operator, settings: Score = Score(), *, out: str | Path | None = None
+) -> dict[str, Tensor]:
+    """Mean of `g g^T` at each module, `[P, P]`, `g` being projected gradients of labels that are drawn from the model.
+
+    That is the true Fisher matrix; nothing is kept of the rows. Where the task draws no labels it is that of the data's own,
+    which is said. A killed pass resumes, to the same bits.
+    """
+    sites, examples = point.cover(projection.names).sites, point.examples
+
+    def provenance() -> dict[str, Any]:
+        made = {"operator": fingerprint_operator(projection), "settings": settings.deciding(), "code": fingerprint_code()}
+        return {"stage": "second moments", **point.provenance(), **made}
+
+    with work(out, provenance) as folder:
+        if not (isinstance(folder, Folder) and folder.finished):
+            drawn = labels_drawn(point, sites, settings.check) == "model"
+            objective = drawn_likelihood(point.task, examples, f"{settings.seed}:projected") if drawn else point.likelihood
+            sink = SecondMoments(projection, sites, point.like.to(torch.float64))
+            chunks = data_chunks(examples.usable, examples.sizes, settings.chunks if out else 1)
+            saved = ByClock(chunks, folder, "sums", save_every=SAVE_SECONDS)
+            products = dist.on_first(settle_products, folder, settings.precision, point, sites, examples.usable)
+            with multiplying(products, point.device):
+                run_pass(point, sites, examples, objective, sink, "second moments", saved)
+            keep(folder, "moments", {name: sum_PP for name, sum_PP in sink.state().items() if name in sink.widths})
+            folder.finish()
+        sums = folder.load("moments", point.device)
+    return {name: sums[name] / len(examples.usable) for name in projection.names}
+
+
 def grams(gradients: Gradients) -> dict[str, Tensor]:
     """Sum of `g g^T` at each block, `[P, P]`."""
     rows = {name: gradient.dense().w_BOI.flatten(1) for name, gradient in gradients.items()}
@@ -182,6 +215,21 @@ def curvature_of(moments: Mapping[str, Tensor], label: str = "second moments of 
         noise = lam_P.max() * len(lam_P) * torch.finfo(lam_P.dtype).eps
         blocks[name] = EigenBlock(None, Rotation((q_PP,)), torch.where(lam_P > noise, lam_P, 0.0).unsqueeze(0))
     return BlockDiagonal(blocks, label)
+
+
+class SecondMoments(Sums):
+    """Sums of `g g^T` of projected gradients, `[P, P]`, in the format of `like`."""
+
+    def __init__(self, projection: Operator, sites: Mapping[str, Site], like: Tensor):
+        self.streaming = projection.streaming(like)
+        self.inputs = self.streaming.ahead(name for name, site in sites.items() if site.reads_columns)
+        super().__init__(like.dtype, like.device)
+        self.widths = {name: projected_width(self.streaming, name, sites[name], like) for name in projection.names}
+
+    def receive(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> None:
+        """Add the module's part."""
+        g_BP = self.streaming.apply(name, gradient, readers).dense().w_BOI.flatten(1)
+        self.sum_of(name, *2 * (self.widths[name],)).addmm_(g_BP.T, g_BP)
 
 
 class MarginRows(ProjectedRows):

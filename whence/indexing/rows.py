@@ -14,7 +14,7 @@ from whence.coverage import Site
 from whence.engine.sinks import Table
 from whence.errors import NumericalError
 from whence.gradients import Dense, Gradient
-from whence.operators import Operator
+from whence.operators import Operator, Streaming
 from whence.tasks.base import Batch
 
 Kept = Literal["int8", "float16", "float32"]
@@ -72,6 +72,11 @@ def _runs(widths: Sequence[int]) -> list[tuple[int, int]]:
     return [(len(list(equal)), width) for width, equal in itertools.groupby(widths)]
 
 
+def projected_width(projection: Streaming, name: str, site: Site, like: Tensor) -> int:
+    """Numbers that a gradient of the module becomes: seen from none of them."""
+    return math.prod(projection.apply(name, Dense(like.new_zeros(0, *site.shape)), (name,)).shape[1:])
+
+
 class ProjectedRows(Table):
     """Projects the gradients of each batch into rows `[B, D]` while the backward pass runs, and files them compressed.
 
@@ -95,7 +100,7 @@ class ProjectedRows(Table):
         self.like = like
         self.streaming = projection.streaming(like.to(operands))
         self.inputs = self.streaming.ahead(name for name, site in sites.items() if site.reads_columns)
-        self.widths = {name: self._width(name, sites[name]) for name in projection.names}
+        self.widths = {name: projected_width(self.streaming, name, sites[name], like) for name in projection.names}
         """Numbers that each module has in a row."""
 
     def joined(self, states: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -134,7 +139,3 @@ class ProjectedRows(Table):
         self.indices += self._now
         for key, tensor in found.items():
             self.file(key, tensor)
-
-    def _width(self, name: str, site: Site) -> int:
-        """Numbers that a gradient of the module becomes, as none of them shows."""
-        return math.prod(self.streaming.apply(name, Dense(self.like.new_zeros(0, *site.shape)), (name,)).shape[1:])

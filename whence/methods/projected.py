@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from whence.gradients import Gradients, dot
-from whence.indexing.projected import Projected, curvature_of, project_gradients
+from whence.indexing.projected import Projected, curvature_of, drawn_second_moments, project_gradients
 from whence.methods.base import Recipe, Request
 from whence.operators import Operator
 from whence.operators.projection import Shapes, leading_eigenvectors, random_projection
@@ -33,7 +33,16 @@ class Inverted(Sides):
     damping: AtLeastZero = setting(0.1, DAMPING)
 
 
-class LoGra(Inverted):
+class Labelled(Inverted):
+    """Whose labels the second moments are of."""
+
+    labels: Literal["data", "model"] = setting(
+        "data",
+        "Second moments of the rows' own labels, or, in a pass of its own, of labels drawn from the model (true Fisher).",
+    )
+
+
+class LoGra(Labelled):
     """LoGra: of both sides."""
 
     basis: Literal["random", "curvature"] = setting(
@@ -41,7 +50,7 @@ class LoGra(Inverted):
     )
 
 
-class Sparse(Inverted):
+class Sparse(Labelled):
     """SJLT: of the whole gradient."""
 
     dim: Count = setting(16, "Root of the numbers to which the gradient of a module is projected.")
@@ -63,26 +72,30 @@ def logra(request: Request, settings: LoGra) -> Scores:
         projection = leading_eigenvectors(request.curvature().blocks, settings.dim)
     else:
         projection = random_projection(shapes_of(request), settings.dim, request.settings.seed)
-    return influence(request, projection, settings.damping, f"LoGra to {settings.dim} per side")
+    return influence(request, projection, settings, f"LoGra to {settings.dim} per side")
 
 
 def sjlt(request: Request, settings: Sparse) -> Scores:
     """The same with a sparse Johnson-Lindenstrauss transform of each module's whole gradient (Hu et al. 2025, section 3)."""
     projection = sparse_projections(shapes_of(request), settings.dim**2, request.settings.seed, settings.nonzeros)
-    return influence(request, projection, settings.damping, f"SJLT to {settings.dim**2}")
+    return influence(request, projection, settings, f"SJLT to {settings.dim**2}")
 
 
 def factgrass(request: Request, settings: Masked) -> Scores:
     """The same of the inputs and outputs that a mask keeps, before gradients are formed (Hu et al. 2025, section 3)."""
     masked = masks(shapes_of(request), settings.mask, request.settings.seed)
     sparse = sparse_projections(masked.sizes, settings.dim**2, request.settings.seed, settings.nonzeros)
-    return influence(request, sparse @ masked, settings.damping, f"FactGraSS to {settings.dim**2}")
+    return influence(request, sparse @ masked, settings, f"FactGraSS to {settings.dim**2}")
 
 
-def influence(request: Request, projection: Operator, damping: float, title: str) -> Scores:
+def influence(request: Request, projection: Operator, settings: Labelled, title: str) -> Scores:
     """Influence of projected gradients, by their own second moments."""
     small = projected(request, projection)
-    inverse = curvature_of(small.second_moments(), title).inverse(damping)
+    if settings.labels == "data":
+        moments = small.second_moments()
+    else:
+        moments = drawn_second_moments(request.point, projection, request.settings, out=request.place("drawn"))
+    inverse = curvature_of(moments, title).inverse(settings.damping)
     queries = inverse @ small.queries
     return small.scores(small.columns(lambda rows: dot(queries, rows)), inverse.label, n_train=request.settings.n_train)
 
