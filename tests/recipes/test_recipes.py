@@ -47,6 +47,20 @@ def test_a_copy_is_the_recipe_and_never_overwrites(tmp_path):
         copy_recipe("tinystories", tmp_path / "b", data="x.jsonl")
 
 
+def test_a_recipe_brings_its_prompts(tmp_path):
+    found = read_config(copy_recipe("openwebtext-llama3-8b", tmp_path / "run"), environment={})
+    prompts = load_data(found.place(found.config.prompts.path))
+    assert len(prompts) == 8 and all("completion" not in row for row in prompts)
+    asked = [row.get("prompt") or row["text"] for row in prompts]
+    for word in ("paperclips", "binary_search", "switch you off"):
+        assert sum(word in text for text in asked) == 1
+    assert found.config.generate.max_new_tokens == 64 and found.config.report.top == 20
+    assert not (copy_recipe("tinystories", tmp_path / "other").parent / "prompts.json").exists()
+    (tmp_path / "run" / "whence.yaml").unlink()
+    with pytest.raises(UsageError, match="prompts.json exists, and nothing is overwritten"):
+        copy_recipe("openwebtext-llama3-8b", tmp_path / "run")
+
+
 def test_the_small_variant_has_weights_prompts_and_data_of_its_own(tmp_path):
     found = read_config(copy_recipe("tinyllama-patents", tmp_path, tiny=True), environment={})
     config = found.config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def copy_recipe(
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write a recipe as `whence.yaml` into a new folder, with the schema that editors read; gives the file's path.
+    """Write a recipe as `whence.yaml` into a new folder, with its prompts and the schema that editors read; gives the path.
 
     `tiny` makes the variant that runs offline on small weights, on the file `data` (with `columns` as in
     `load_data`) or else on the embedded corpus.
@@ -66,8 +67,10 @@ def copy_recipe(
     folder = Path(folder)
     path = folder / "whence.yaml"
     text = recipe_text(name)
-    if path.exists():
-        raise UsageError(f"{path} exists, and nothing is overwritten.", fix="another folder")
+    prompts = HOME / f"{name}.prompts.json"
+    for file in (path, *([folder / "prompts.json"] if prompts.exists() and not tiny else [])):
+        if file.exists():
+            raise UsageError(f"{file} exists, and nothing is overwritten.", fix="another folder")
     if data is not None and not tiny:
         raise UsageError("--data is for the small variant.", fix="--tiny --data FILE, or edit data.path in the copy")
     with shortages(folder):
@@ -78,6 +81,8 @@ def copy_recipe(
             text = write_tiny(name, recipe_values(name), folder, data, columns, seed)
         else:
             text = HEAD + text
+            if prompts.exists():
+                shutil.copyfile(prompts, folder / "prompts.json")
     save_schema(folder)
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
