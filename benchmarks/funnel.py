@@ -13,10 +13,13 @@ stands beside them. Audits are drawn `--audits` times: their exact scores are th
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -70,13 +73,21 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--audit", default="10%", help="size of the audit, such as 10%% of the rows")
     parser.add_argument("--peers", default="kronfluence", help="joined by commas; those of .venv-bench")
     parser.add_argument("--python", type=Path, default=Path(".venv-bench/bin/python"), help="of the peers (make bench)")
+    parser.add_argument("--work", type=Path, help="folder to keep scans and indices in; a killed run resumes there")
+    parser.add_argument(
+        "--only", choices=("exact", "landmarks", "indices", "peers"), help="do this part, and keep it in --work"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "funnel.json")
     parser.add_argument("--peer", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     if options.peer:
         return run_peer(*options.peer)
     with tempfile.TemporaryDirectory(prefix="whence-funnel-") as scratch:
-        found = Bench(options, Path(scratch)).run()
+        work = (options.work or Path(scratch)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        found = Bench(options, work).run()
+    if options.only:
+        return 0
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     options.out.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
     print(markdown(found))
@@ -149,7 +160,7 @@ class Clock:
 class Bench:
     """The model, its rows and questions, and what was found about them."""
 
-    def __init__(self, options: argparse.Namespace, scratch: Path):
+    def __init__(self, options: argparse.Namespace, work: Path):
         os.environ |= ONE_THREAD
         import torch
 
@@ -158,7 +169,8 @@ class Bench:
         from whence.generation import answered
 
         torch.set_num_threads(1)
-        self.options, self.scratch, self.seconds = options, scratch, {}
+        self.options, self.work = options, work
+        self.seconds: dict[str, Clock] = {}
         self.model, tokenizer = whence.load_model(str(options.data / MODEL), device="cpu")
         self.task = whence.CausalLM(tokenizer, TOKENS)
         self.rows = as_rows(corpus(options.data, options.rows))
@@ -167,35 +179,90 @@ class Bench:
         self.queries = answered(self.model, self.task, as_rows(prompts), 24)
         self.others = as_rows(begun(held_out[options.queries :], options.landmarks))
 
-    def timed(self, name: str) -> Clock:
-        """A clock that is read under this name."""
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Note under this name what is done within takes; of what an earlier run has done, what it took then."""
+        file = self.work / "seconds.json"
+        known = json.loads(file.read_text()) if file.exists() else {}
+        if self.kept(name) and name not in known:  # what a killed run has done of it would be missing in the time
+            shutil.rmtree(self.work / name, ignore_errors=True)
         print(f"{time.strftime('%H:%M:%S')} {name} ...", file=sys.stderr, flush=True)
-        self.seconds[name] = clock = Clock()
-        return clock
+        with Clock() as clock:
+            yield
+        known = json.loads(file.read_text()) if file.exists() else {}  # several steps may run side by side
+        if name not in known or not self.kept(name):
+            known[name] = {"cpu": clock.cpu, "wall": clock.wall}
+            file.write_text(json.dumps(known, indent=1))
+        self.seconds[name] = Clock(**known[name])
 
-    def run(self) -> dict[str, Any]:
-        """All of it."""
+    def kept(self, name: str) -> bool:
+        """Whether a step leaves something that a later run reads."""
+        return name in ("factors", "scan", "landmarks") or name.startswith("index")
+
+    @functools.cached_property
+    def curvature(self) -> Any:
         import whence
+
+        with self.timed("factors"):
+            return whence.fit(self.model, self.task, self.rows, modules="mlp", out=self.work / "factors")
+
+    @functools.cached_property
+    def operator(self) -> Any:
+        return self.curvature.inverse(damping=0.1)
+
+    @functools.cached_property
+    def exact(self) -> Any:
+        """The scores of all rows."""
+        return self.scored("scan", self.queries)
+
+    @functools.cached_property
+    def landmarks(self) -> Any:
+        """Scores of other questions."""
         from whence.indexing.landmarks import Landmarks
 
-        given: Any = (self.model, self.task)
-        with self.timed("factors"):
-            curvature = whence.fit(*given, self.rows, modules="mlp")
-        self.operator = curvature.inverse(damping=0.1)
-        with self.timed("scan"):
-            self.exact = whence.score(*given, self.queries, self.rows, self.operator)
-        with self.timed("landmarks"):
-            scores = whence.score(*given, self.others, self.rows, self.operator)
-            self.landmarks = Landmarks(scores)
-            self.landmarks.search(*given, self.others[:1], self.operator)  # their scores with one another are kept
-        self.indices = {}
+        found = Landmarks(self.scored("landmarks", self.others))
+        with self.timed("landmarks with one another"):
+            found.search(self.model, self.task, self.others[:1], self.operator)
+        return found
+
+    def scored(self, name: str, queries: Any) -> Any:
+        import whence
+
+        given: Any = (self.model, self.task, queries, self.rows, self.operator)
+        with self.timed(name):
+            return whence.score(*given, out=self.work / name)
+
+    @functools.cached_property
+    def indices(self) -> dict[str, Any]:
+        """By name."""
+        import whence
+
+        given: Any = (self.model, self.task, self.rows)
+        found = {}
         for dim in DIMS:
+            curvature, out = self.curvature, self.work / f"index{dim}"
             with self.timed(f"index{dim}"):
-                index = whence.build_index(*given, self.rows, curvature=curvature, dim=dim, out=self.scratch / f"index{dim}")
-            self.indices[f"index{dim}"] = index
+                found[f"index{dim}"] = whence.build_index(*given, curvature=curvature, dim=dim, out=out)
+        return found
+
+    @functools.cached_property
+    def peers(self) -> list[Row]:
+        """The scan of each peer; kept."""
+        file = self.work / "peers.json"
+        if not file.exists():
+            file.write_text(json.dumps(self.peers_anew()))
+        return json.loads(file.read_text())
+
+    def run(self) -> dict[str, Any]:
+        """All of it, or what an earlier run has left."""
+        if self.options.only:
+            getattr(self, self.options.only)
+            return {}
+        exact, landmarks, _ = self.exact, self.landmarks, self.indices
+        assert len(landmarks.scores.examples) == exact.shape[1]
         rankings = self.rankings()
         default = self.through(DEFAULT)
-        return self.summary(self.table(rankings), default, self.audited(rankings), self.peers())
+        return self.summary(self.table(rankings), default, self.audited(rankings), self.peers)
 
     def rankings(self) -> dict[str, np.ndarray]:
         """What each ranking says of all rows, `[Q, N]`; its seconds are for all questions."""
@@ -246,7 +313,7 @@ class Bench:
     def bytes_per_row(self, name: str) -> float:
         """What a ranking keeps; words keep the text."""
         if name in self.indices:
-            files = (self.scratch / name).glob("rows-*")
+            files = (self.work / name).glob("rows-*")
             return sum(file.stat().st_size for file in files) / len(self.rows)
         return 4.0 * len(self.others) if name == "landmarks" else 0.0
 
@@ -307,7 +374,7 @@ class Bench:
                 )
         return found
 
-    def peers(self) -> list[Row]:
+    def peers_anew(self) -> list[Row]:
         """The scan of each peer, factors fitted on a few rows beforehand; a row without seconds says why there are none."""
         from whence.engine.point import Point
 
@@ -317,14 +384,14 @@ class Bench:
         for part, each in items.items():
             ids = [np.asarray(item.ids) for item in each]
             arrays |= {part: np.concatenate(ids), f"{part} sizes": np.array([len(row) for row in ids])}
-        np.savez(self.scratch / "rows.npz", **arrays)
+        np.savez(self.work / "rows.npz", **arrays)
         found = []
         for name in filter(None, self.options.peers.split(",")):
             if not self.options.python.exists():
                 found.append({"peer": name, "why not": f"there is no {self.options.python}: make bench makes it"})
                 continue
             print(f"{time.strftime('%H:%M:%S')} scan of {name} ...", file=sys.stderr, flush=True)
-            paths = (self.options.data / MODEL, self.scratch / "rows.npz", self.scratch / name)
+            paths = (self.options.data / MODEL, self.work / "rows.npz", self.work / name)
             command = [self.options.python, "-W", "ignore", "-m", "benchmarks.funnel", "--peer", name, *paths]
             done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=os.environ | ONE_THREAD)
             if done.returncode:
@@ -398,6 +465,7 @@ def run_peer(name: str, folder: str, file: str, out: str) -> int:
     import torch
 
     torch.set_num_threads(1)
+    shutil.rmtree(out, ignore_errors=True)
     Path(out).mkdir(parents=True)
     shape: Any = {"family": "llama", "size": "tiny", "modules": "mlp", "queries": 16, "length": TOKENS, "file": file}
     peer_class(name)(Sequences("fit", train=512, **shape), Path(folder), Path(out)).run("fit")
