@@ -3,13 +3,15 @@
     make quality                                     (or: python -m benchmarks.quality --data ../shared/data)
 
 Each setting has two retraining banks (random halves; small removals), made by this command and kept as small files under
-benchmarks/results/banks, so that another method, one more line in `METHODS`, costs no retraining. Writes quality.json (one
-row per setting, method and measure), quality.md and quality.png. Seconds are processor time of one thread.
+benchmarks/results/banks, so that another method costs no retraining: every recipe of `whence.methods` is measured, with the
+settings of `METHODS` or else those it has by default. Writes quality.json (one row per setting, method and measure), quality.md
+and quality.png. Seconds are processor time of one thread; the price is in trainings of the setting.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import time
@@ -24,20 +26,22 @@ from torch import nn
 
 import whence
 from benchmarks import quality_report
+from whence.errors import CoverageError, NumericalError, UsageError
 from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import Curvature
 from whence.linalg.stats import Interval
-from whence.methods.base import attribute
+from whence.methods.base import attribute, recipes
 from whence.methods.damping import stopped_early
 from whence.progress import Silent, Stage, report_to
 from whence.store.files import atomic
+from whence.train.replay import Recorded
 from whence.validate.bank import Bank, Spec, make_bank, measured, refuse_other
 from whence.validate.exact import gauss_newton, influence
 from whence.validate.lds import LDS, ceiling, lds
 from whence.validate.problem import Problem
 from whence.validate.settings import Setting, setting
-from whence.validate.trainer import Replicas
+from whence.validate.trainer import Replicas, recorded
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,10 +55,13 @@ SPECS = {
 OWN_SPECS = {"lm": {"removals": Spec("removals", subsets=192, share=0.05), "halves": Spec("halves", subsets=100)}}
 """Where a setting's differ: fewer rows and noisier training, so that more is removed at a time."""
 
+CHECKPOINTS = 6
+"""Of the training that methods look back at, evenly spread."""
+
 EXACT = ("concrete", "energy", "diabetes")
 """Settings whose Gauss-Newton matrix can be solved with exactly in seconds (by its dual form, one row per number predicted)."""
 
-REFERENCE = "EK-FAC, damping 0.1"
+REFERENCE, WORDS = "EK-FAC, damping 0.1", "BM25"
 CEILING = "retraining, another seed (ceiling)"
 
 TOLERANCE = 0.01
@@ -71,7 +78,9 @@ class Work:
         self.replicas: Replicas = chosen.trained(seeds)
         self.models: list[nn.Module] = [self.replicas.copy_of(k) for k in range(len(seeds))]
         self._made: dict[tuple[Any, ...], tuple[Any, float]] = {}
-        self.seconds = 0.0
+        self.seconds, self.training_seconds = 0.0, 0.0
+        self.refused: dict[str, str] = {}
+        """Methods that do not apply, and why."""
 
     def shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What `make` gives, made once; its seconds are added to those of the method at work."""
@@ -90,14 +99,25 @@ class Work:
         settings: dict[str, Any] = {"examples": "all", "eigenvalue_examples": "all", "modules": own.modules, "draws": draws}
         return self.shared(("fit", method, k, draws), lambda: whence.fit(model, own.task, own.train, method=method, **settings))
 
-    def score(
-        self, method: str, damping: float | None = None, *, k: int = 0, norms: Sequence[str] = (), draws: int = 1
-    ) -> whence.Scores:
-        """The engine's scores with model `k`; no damping for the identity."""
-        curvature = self.curvature(method, k, draws)
-        operator = curvature.inverse() if damping is None else curvature.inverse(damping=damping)
+    @functools.cached_property
+    def training(self) -> Recorded:
+        """The training of the first model, repeated with checkpoints along the way: what methods that look back at it read."""
         own = self.setting
-        return whence.score(self.models[k], own.task, own.queries, own.train, operator, norms=norms)
+        steps = own.recipe.steps(len(own.train))
+        kept = sorted({round(steps * part / CHECKPOINTS) for part in range(1, CHECKPOINTS + 1)})
+        before = time.process_time()
+        found = recorded(self.models[0], own.task, own.train, own.recipe, checkpoints=kept, progress="")
+        self.training_seconds = time.process_time() - before
+        return found
+
+    def scores(self, recipe: str, k: int = 0, draws: int = 1, **settings: Any) -> np.ndarray:
+        """Values of a method of the registry with model `k`; factors that it would fit are fitted once for all methods."""
+        uses = "factors" in recipes()[recipe].needs + recipes()[recipe].uses
+        kind = recipe if recipe in ("kfac", "shampoo", "diagonal") else "ekfac"
+        factors = self.curvature(kind if uses else "identity", k, draws)  # the identity's say which modules are tracked
+        own = self.setting
+        given = (self.models[k], own.task, own.queries, own.train)
+        return attribute(recipe, *given, factors=factors, training=self.training, **settings).values
 
     def measure(self, method: Callable[[Work], np.ndarray | None]) -> tuple[np.ndarray | None, float]:
         """A method's scores `[Q, N]` and its seconds, with those of what it shares."""
@@ -109,25 +129,21 @@ class Work:
 Method = Callable[[Work], "np.ndarray | None"]
 
 
-def fitted(method: str, damping: float | None = None, draws: int = 1) -> Method:
-    """Scores of the engine with a curvature."""
-    return lambda work: work.score(method, damping, draws=draws).raw
+def by(recipe: str, *, seeds: int = 1, draws: int = 1, **settings: Any) -> Method:
+    """A method of the registry with settings of its own; the mean over the models of several seeds.
 
+    None where it does not apply to a setting, which is said with the reason.
+    """
 
-def of_all_seeds(method: str, damping: float) -> Method:
-    """The mean over the models of all seeds."""
-    return lambda work: np.mean([work.score(method, damping, k=k).raw for k in range(len(work.models))], axis=0)
+    def scores(work: Work) -> np.ndarray | None:
+        try:
+            return np.mean([work.scores(recipe, k, draws, **settings) for k in range(seeds)], axis=0)
+        except (UsageError, CoverageError, NumericalError) as error:
+            work.refused[recipe] = error.what
+            return None
 
-
-def gradient_cosine(work: Work) -> np.ndarray:
-    """Cosines of gradients."""
-    return work.score("identity", norms=("cosine",)).normalised("cosine").raw
-
-
-def gradient_norm(work: Work) -> np.ndarray:
-    """Each row's gradient norm, whatever is asked: a control."""
-    scores = work.score("identity", norms=("cosine",))
-    return np.tile(scores.norms["gradient"], (len(scores.queries), 1))
+    scores.__name__ = recipe
+    return scores
 
 
 def exact(damping: float | None) -> Method:
@@ -157,58 +173,51 @@ def of_training(own: Setting) -> float | None:
     return stopped_early([recipe.rate(step, steps) for step in range(steps)], recipe.weight_decay, momentum)
 
 
-def ekfac_of_training(work: Work) -> np.ndarray | None:
-    """EK-FAC with the damping of the training."""
-    own, absolute = work.setting, of_training(work.setting)
-    if absolute is None:
-        return None
-    operator = work.curvature("ekfac", 0).inverse(absolute=absolute)
-    return whence.score(work.models[0], own.task, own.queries, own.train, operator).raw
+def words(recipe: str, measure: Callable[[Sequence[str], Sequence[str]], whence.Scores]) -> Method:
+    """A measure on words, for settings of texts: their rows are token ids, and these are what was written."""
 
+    def scores(work: Work) -> np.ndarray | None:
+        return measure(*work.setting.texts).raw if work.setting.texts else None
 
-def words(measure: Callable[[Sequence[str], Sequence[str]], whence.Scores]) -> Method:
-    """A measure on words, for settings of texts."""
-    return lambda work: measure(*work.setting.texts).raw if work.setting.texts else None
-
-
-def recipe(name: str, **settings: Any) -> Method:
-    """A method of the library, at the first model, with the modules that are tracked there."""
-
-    def method(work: Work) -> np.ndarray:
-        own = work.setting
-        return attribute(name, work.models[0], own.task, own.queries, own.train, modules=own.modules, **settings).values
-
-    return method
-
-
-def random(work: Work) -> np.ndarray:
-    """Numbers that know nothing: a control."""
-    return np.random.default_rng(0).standard_normal((len(work.setting.queries), len(work.setting.train)))
+    scores.__name__ = recipe
+    return scores
 
 
 METHODS: dict[str, Method] = {
     "exact Gauss-Newton, damping 0.1": exact(0.1),
     "exact Gauss-Newton, damping of training": exact(None),
-    "EK-FAC, damping 0.01": fitted("ekfac", 0.01),
-    "EK-FAC, damping 0.1": fitted("ekfac", 0.1),
-    "EK-FAC, damping 1": fitted("ekfac", 1.0),
-    "EK-FAC, damping 10": fitted("ekfac", 10.0),
-    "EK-FAC, damping of training": ekfac_of_training,
-    "EK-FAC, damping 0.1, 2 seeds": of_all_seeds("ekfac", 0.1),
-    "EK-FAC, damping 0.1, 4 draws": fitted("ekfac", 0.1, draws=4),
-    "Shampoo, damping 0.1": fitted("shampoo", 0.1),
-    "Shampoo, damping 0.1, 4 draws": fitted("shampoo", 0.1, draws=4),
-    "K-FAC, damping 0.1": fitted("kfac", 0.1),
-    "diagonal, damping 0.1": fitted("diagonal", 0.1),
-    "gradient dot": fitted("identity"),
-    "gradient cosine": gradient_cosine,
-    "representation similarity": recipe("representation-similarity"),
-    "BM25": words(bm25_scores),
-    "TF-IDF": words(tfidf_scores),
-    "gradient norm": gradient_norm,
-    "random": random,
+    "EK-FAC, damping 0.01": by("ekfac", damping=0.01),
+    "EK-FAC, damping 0.1": by("ekfac"),
+    "EK-FAC, damping 1": by("ekfac", damping=1.0),
+    "EK-FAC, damping 10": by("ekfac", damping=10.0),
+    "EK-FAC, damping of training": by("ekfac", damping="training"),
+    "EK-FAC, damping 0.1, 2 seeds": by("ekfac", seeds=2),
+    "EK-FAC, damping 0.1, 4 draws": by("ekfac", draws=4),
+    "Shampoo, damping 0.1": by("shampoo"),
+    "Shampoo, damping 0.1, 4 draws": by("shampoo", draws=4),
+    "K-FAC, damping 0.1": by("kfac"),
+    "diagonal, damping 0.1": by("diagonal"),
+    "CG, damping 0.1": by("cg", tolerance=1e-3),
+    "CG, damping of training": by("cg", tolerance=1e-3, damping="training"),
+    "ASTRA, damping of training": by("astra", damping="training"),
+    "gradient dot": by("gradient-dot"),
+    "gradient cosine": by("gradient-cosine"),
+    "representation similarity": by("representation-similarity"),
+    "BM25": words("bm25", bm25_scores),
+    "TF-IDF": words("tfidf", tfidf_scores),
+    "gradient norm": by("gradient-norm"),
+    "random": by("random"),
 }
-"""Adding a method is one line: its name, and a function from `Work` to scores `[Q, N]` (None where it doesn't apply)."""
+"""A name, and a function from `Work` to scores `[Q, N]` (None where it doesn't apply).
+
+Methods of the registry that are not here come after these, by `every_method`, with the settings that they have by default.
+"""
+
+
+def every_method() -> dict[str, Method]:
+    """`METHODS`, and each method of the registry that is not among them."""
+    there = {method.__name__ for method in METHODS.values()}
+    return METHODS | {recipe.title: by(name) for name, recipe in recipes().items() if name not in there}
 
 
 @dataclass(frozen=True)
@@ -232,31 +241,39 @@ MEASURES = {
 """Banks with the seed of the attributed model, and with another: what a user who retrains sees."""
 
 
-def evaluate(chosen: Setting, banks: dict[str, Bank], methods: dict[str, Method] = METHODS) -> list[Row]:
-    """Rows of one setting: every method's LDS on every measure, and how far the reference is ahead of it (paired)."""
+def evaluate(chosen: Setting, banks: dict[str, Bank], methods: dict[str, Method] = METHODS) -> tuple[list[Row], dict[str, Any]]:
+    """Rows of one setting: every method's LDS on every measure, and how far the reference is ahead of it (paired).
+
+    Then what is known of the setting: the seconds of one training, and why some methods do not apply.
+    """
     work, found, seconds = Work(chosen), {}, {}
+    unit = work.training and work.training_seconds  # made before anything is timed
     for name, method in methods.items():
         scores, took = work.measure(method)
         if scores is None:
+            if method.__name__ in work.refused:
+                print(f"  {name:36s} does not apply: {work.refused[method.__name__]}", flush=True)
             continue
         seconds[name] = took
+        scores = np.nan_to_num(scores, nan=0.0)  # rows that a method did not score say nothing
         found[name] = {measure: each.of(scores, banks[each.kind]) for measure, each in MEASURES.items()}
         print(f"  {name:36s} {' '.join(f'{value.mean:7.3f}' for value in found[name].values())}  {took:6.2f} s", flush=True)
     rows = []
     for name, values in found.items():
         for measure, value in values.items():
-            rows.append(row(chosen.name, name, measure, value.interval, seconds[name]))
-            if name != REFERENCE and REFERENCE in found:
-                gap = found[REFERENCE][measure].minus(value)
-                rows.append(row(chosen.name, name, measure.replace("lds", f"{REFERENCE} ahead,"), gap, seconds[name]))
+            rows.append(row(chosen.name, name, measure, value.interval, seconds[name], unit))
+            for other in (REFERENCE, WORDS):
+                if name != other and other in found:
+                    gap = found[other][measure].minus(value)
+                    rows.append(row(chosen.name, name, measure.replace("lds", f"{other} ahead,"), gap, seconds[name], unit))
     for kind, bank in banks.items():
         half = bank.seconds / len(bank.spec.seeds)
-        rows.append(row(chosen.name, CEILING, f"lds {kind}", ceiling(bank, 0).interval, half))
-        rows.append(row(chosen.name, CEILING, f"lds {kind}, other seed", ceiling(bank, 1).interval, half))
-    return rows
+        rows.append(row(chosen.name, CEILING, f"lds {kind}", ceiling(bank, 0).interval, half, unit))
+        rows.append(row(chosen.name, CEILING, f"lds {kind}, other seed", ceiling(bank, 1).interval, half, unit))
+    return rows, {"training_seconds": round(unit, 2), "refused": work.refused}
 
 
-def row(name: str, method: str, measure: str, value: Interval, seconds: float) -> Row:
+def row(name: str, method: str, measure: str, value: Interval, seconds: float, training: float) -> Row:
     """One line of quality.json."""
     return {
         "setting": name,
@@ -266,6 +283,7 @@ def row(name: str, method: str, measure: str, value: Interval, seconds: float) -
         "ci_low": round(value.low, 4),
         "ci_high": round(value.high, 4),
         "seconds": round(seconds, 3),
+        "trainings": round(seconds / training, 3),
     }
 
 
@@ -297,11 +315,23 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with uci, textcls, tinystories")
     parser.add_argument("--settings", default=",".join(SETTINGS), help="some of them, separated by commas")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for quality.* and banks/")
+    parser.add_argument("--methods", help="some of them, by name, separated by semicolons; the others' rows are kept")
     parser.add_argument("--recheck", action="store_true", help="retrain one subset of every bank again first")
     return parser.parse_args(given)
 
 
-def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, methods: dict[str, Method] = METHODS) -> int:
+def _chosen(methods: dict[str, Method] | None, wanted: str | None) -> dict[str, Method]:
+    """The methods to measure; those that are wanted come with the two that all are held against."""
+    found = every_method() if methods is None else methods
+    if wanted is None:
+        return found
+    names = [name.strip() for name in wanted.split(";")]
+    if unknown := set(names) - set(found):
+        raise UsageError(f"There is no method {min(unknown)!r}", accepted="; ".join(found))
+    return {name: method for name, method in found.items() if name in (REFERENCE, WORDS, *names)}
+
+
+def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, methods: dict[str, Method] | None = None) -> int:
     """Make what banks are missing, measure every method, write the results."""
     chosen = arguments(given)
     torch.set_num_threads(1)
@@ -319,8 +349,10 @@ def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, met
             if difference > TOLERANCE:
                 print("  the bank is not what this machine trains; delete it and make it again")
                 return 1
-        rows += evaluate(own, banks, methods)
+        measured_rows, known = evaluate(own, banks, _chosen(methods, chosen.methods))
+        rows += measured_rows
         about[own.name] = {
+            **known,
             "about": own.about,
             "parameters": own.describe()["parameters"],
             "rows": len(own.train),
@@ -328,9 +360,24 @@ def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, met
             "subsets": {kind: bank.spec.subsets for kind, bank in banks.items()},
             "bank_seconds": round(sum(bank.seconds for bank in banks.values()), 1),
         }
+    if chosen.methods or chosen.settings != ",".join(SETTINGS):
+        rows, about = _with_others(chosen.out / "quality.json", rows, about)
     write(chosen.out, rows, about)
     print(f"{time.perf_counter() - started:.0f} s in all; see {chosen.out / 'quality.md'}")
     return 0
+
+
+def _with_others(file: Path, rows: list[Row], about: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
+    """With what the file has of other settings and methods."""
+    if not file.exists():
+        return rows, about
+    before = json.loads(file.read_text(encoding="utf-8"))
+    again = {(row["setting"], row["method"]) for row in rows}
+    others = [row for row in before["rows"] if (row["setting"], row["method"]) not in again]
+    known = before["settings"] | about
+    for name in set(about) & set(before["settings"]):
+        known[name] = about[name] | {"refused": before["settings"][name].get("refused", {}) | about[name]["refused"]}
+    return [row for name in known for row in [*others, *rows] if row["setting"] == name], known
 
 
 def write(folder: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:

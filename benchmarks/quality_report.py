@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-REFERENCE, CEILING = "EK-FAC, damping 0.1", "retraining, another seed (ceiling)"
+REFERENCE, WORDS, CEILING = "EK-FAC, damping 0.1", "BM25", "retraining, another seed (ceiling)"
 
 KINDS = {
     "lds removals": "Small removals (3 % of the rows, of lm 5 %), same order, batches and steps as the attributed model",
@@ -53,7 +53,11 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Mapping[str, Any]]) -> str
         )
     for measure, title in KINDS.items():
         lines += ["", f"## {title}", "", *_table(rows, measure, list(about))]
+    lines += ["", "## Ahead of EK-FAC and of BM25, or behind", "", *_verdicts(rows)]
+    lines += ["", "## Price in trainings", "", "Seconds of fit and scores, divided by those of one training.", ""]
+    lines += _prices(rows, list(about))
     lines += ["", f"## How far {REFERENCE} is ahead on small removals, paired", "", *_gaps(rows, list(about))]
+    lines += _refused(about)
     lines += ["", "![LDS against cost](quality.png)", ""]
     return "\n".join(lines)
 
@@ -89,6 +93,43 @@ def _gaps(rows: Sequence[Row], settings: Sequence[str]) -> list[str]:
         ]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
+
+
+def _verdicts(rows: Sequence[Row]) -> list[str]:
+    """In how many settings a method is beyond doubt ahead of the two that all are held against, and behind (paired, 95 %)."""
+    columns = [(other, kind) for other in (REFERENCE, WORDS) for kind in ("removals", "halves")]
+    names = [f"{other}, {kind}" for other, kind in columns]
+    lines = [
+        "Settings in which a method's LDS is beyond doubt (paired, 95 %) above that of the other / below it / neither.",
+        "",
+        f"| method | {' | '.join(names)} |",
+        "| --- |" + " ---: |" * len(names),
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for other, kind in columns:
+            own = [row for row in rows if row["method"] == method and row["measure"] == f"{other} ahead, {kind}"]
+            ahead, behind = sum(row["ci_high"] < 0 for row in own), sum(row["ci_low"] > 0 for row in own)
+            cells.append(f"{ahead} / {behind} / {len(own) - ahead - behind}" if own else "")
+        if any(cells):
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def _prices(rows: Sequence[Row], settings: Sequence[str]) -> list[str]:
+    found = {(row["setting"], row["method"]): row for row in rows if row["measure"] == "lds removals" and "trainings" in row}
+    methods = dict.fromkeys(method for _, method in found if method != CEILING)
+    lines = [f"| method | {' | '.join(settings)} |", "| --- |" + " ---: |" * len(settings)]
+    for method in methods:
+        cells = [f"{own['trainings']:.2g}" if (own := found.get((name, method))) else "" for name in settings]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def _refused(about: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which methods do not apply to which settings, and why."""
+    lines = [f"* {name}, {method}: {why}" for name, own in about.items() for method, why in own.get("refused", {}).items()]
+    return ["", "## What does not apply", "", *lines] if lines else []
 
 
 def points(rows: Sequence[Row], measure: str = "lds removals") -> dict[str, list[Row]]:

@@ -56,7 +56,7 @@ def test_tables_and_plot_show_the_rows(written):
 def test_another_method_is_one_line_and_retrains_nothing(written, monkeypatch):
     folder, found = written
     monkeypatch.setattr(bank_module, "retrain", lambda *a, **k: pytest.fail("retrained"))
-    more = {**SOME, "negated": lambda work: -work.score("ekfac", 0.1).raw}
+    more = {**SOME, "negated": lambda work: -work.scores("ekfac")}
     assert main(["--settings", "diabetes", "--out", str(folder)], SPECS, more) == 0
     rows = json.loads((folder / "quality.json").read_text())["rows"]
     values = {row["method"]: row for row in rows if row["measure"] == "lds removals"}
