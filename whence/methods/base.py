@@ -131,9 +131,13 @@ class Request:
             return self.factors
         if self.factors is not None:
             note(f"the factors are those of {self.factors.about['method']}, and {method} fits its own")
-        point, kept = self.point, {"precision": self.settings.precision, "check": self.settings.check}
-        chosen: dict[str, Any] = {"method": method, "modules": self.names, "out": self.place(f"factors-{method}"), **kept}
-        return fit(point.model, point.task, point.rows, **chosen)
+        return self.fitted(method, f"factors-{method}")
+
+    def fitted(self, method: str, name: str, *, point: Point | None = None) -> Curvature:
+        """Factors fitted on the rows, at the point or another of the same rows; kept as a part of that name."""
+        at, kept = point or self.point, {"precision": self.settings.precision, "check": self.settings.check}
+        chosen: dict[str, Any] = {"method": method, "modules": self.names, "out": self.place(name), **kept}
+        return fit(at.model, at.task, at.rows, **chosen)
 
     def kept_checkpoints(self) -> Sequence[Snapshot]:
         """The checkpoints that the training kept, oldest first. Raises UsageError where there is none."""
