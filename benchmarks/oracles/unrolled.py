@@ -8,7 +8,13 @@ from torch import Tensor
 
 from benchmarks.oracles.base import Case
 from whence.attention import plain_attention
-from whence.train.replay import History
+from whence.coverage import cover
+from whence.engine.products import Weights
+from whence.fitting import fit
+from whence.fitting.covariance import Sides
+from whence.operators import EigenBlock
+from whence.settings import Score
+from whence.train.replay import History, Snapshot
 from whence.validate.problem import Problem
 
 
@@ -51,4 +57,62 @@ def rerun(case: Case, problem: Problem, w_N: Tensor) -> Tensor:
     return theta_P
 
 
-ORACLES = {"magic": magic}
+def source(case: Case, segments: int = 3, curvature: str = "ekfac") -> np.ndarray:
+    """`1/N m^T sum_l (prod_{l' > l} e^(-T H)) (I - e^(-T H)) H^-1 mean g`, module by module (Bae et al. 2024, section 3).
+
+    The time `T` is the sum of a segment's rates; for Adam `H` stands for `H / d`, d being `sqrt(v)` in the basis of `H`.
+    """
+    history = case.training
+    assert history is not None
+    descent, rates, m = history.descent(), history.learning_rates, by_module(case, case.m_QP)
+    total, one = torch.zeros(len(case.queries), len(case.rows)).double(), {}
+    pieces = np.array_split(np.arange(len(history.checkpoints)), min(segments, len(history.checkpoints)))
+    for number, piece in reversed(list(enumerate(pieces))):
+        points = [at for place, at in enumerate(case.at_checkpoints()) if place in piece]
+        start = history.checkpoints[piece[0] - 1].step if number else 0
+        end = points[-1][0].step if number < len(pieces) - 1 else len(rates)
+        time = rates[start:end].sum() / (1 - descent.optimizer.momentum)
+        chosen = {"method": curvature, "modules": list(m), "precision": Score().precision}
+        fits = [fit(at.model, case.task, case.rows, **chosen) for _, at in points]
+        gradients = [by_module(at, at.g_NP) for _, at in points]
+        spreads = [by_module(case, spread(case, checkpoint)[None]) for checkpoint, _ in points]
+        for name in m:
+            q_PP = eigenbasis([each.blocks[name] for each in fits], [each.sides.get(name) for each in fits])
+            h_PP = torch.stack([each.blocks[name].dense() for each in fits]).mean(0)
+            d_PP = torch.stack([each[name][0] for each in spreads]).mean(0).diag()
+            h_P, d_P = (q_PP.T @ h_PP @ q_PP).diag(), (q_PP.T @ d_PP @ q_PP).diag() * history.loss_scale
+            lasts_PP = torch.linalg.matrix_exp(-time * (h_P / d_P + descent.weight_decay).diag())
+            answer_PP = (torch.eye(len(h_P)) - lasts_PP) @ (h_P + d_P * descent.weight_decay).diag().inverse()
+            after_QP = one.get(name, m[name]) @ q_PP
+            total += after_QP @ answer_PP @ q_PP.T @ torch.stack([each[name] for each in gradients]).mean(0).T
+            one[name] = after_QP @ lasts_PP @ q_PP.T
+    return (total / len(case.rows)).numpy()
+
+
+def spread(case: Case, checkpoint: Snapshot) -> Tensor:
+    """`sqrt(v) + eps` of every weight, by which Adam divides; ones for SGD."""
+    assert case.training is not None
+    rule, moments = case.training.descent().optimizer, checkpoint.second_moments()
+    if rule.kind == "sgd":
+        return torch.ones_like(case.problem.theta)
+    return (case.problem.vector(moments) / (1 - rule.betas[1] ** checkpoint.step)).sqrt() + rule.eps
+
+
+def by_module(case: Case, vectors_KP: Tensor) -> dict[str, Tensor]:
+    """Vectors of all tracked weights as one of each module, `[K, O*I]`."""
+    weights = Weights(case.problem.model, cover(case.problem.model, case.modules or case.task.default_modules).sites)
+    named = {key: vectors_KP[:, span].unflatten(1, case.problem.shapes[key]) for key, span in case.spans().items()}
+    return {name: matrix.flatten(1) for name, matrix in weights.gather(named).items()}
+
+
+def eigenbasis(blocks: list[EigenBlock], sides: list[Sides | None]) -> Tensor:
+    """Eigenvectors of the mean covariances' Kronecker product; the weights' own basis where there are no covariances."""
+    if not sides[0]:
+        return torch.eye(blocks[0].lam_OI.numel()).double()
+    pairs = [(block.q_O.dense(), block.q_I.dense(), side) for block, side in zip(blocks, sides, strict=True)]
+    out = sum(q_O @ side.out_O.diag() @ q_O.T for q_O, _, side in pairs)
+    into = sum(q_I @ side.in_I.diag() @ q_I.T for _, q_I, side in pairs)
+    return torch.kron(torch.linalg.eigh(out)[1], torch.linalg.eigh(into)[1])
+
+
+ORACLES = {"magic": magic, "source": source}

@@ -193,6 +193,21 @@ def traced_by_steps(training: Path, queries: Any, rows: Any, out: Path) -> np.nd
     return attribute("tracin", *given, training=record, out=out).values
 
 
+def unrolled(training: Path, queries: Any, rows: Any, out: Path) -> np.ndarray:
+    """SOURCE of a training, in float64."""
+    from models import tokenizer
+
+    from whence.methods.base import attribute
+    from whence.models import load_model
+    from whence.settings import Score
+    from whence.tasks import CausalLM
+    from whence.train.record import read_training
+
+    record = read_training(training)
+    given = (load_model(record.model)[0].double(), CausalLM(tokenizer()), queries, rows, Score(chunks=3))
+    return attribute("source", *given, training=record, out=out, segments=2).values
+
+
 def differentiated(training: Path, queries: Any, rows: Any, out: Path) -> np.ndarray:
     """MAGIC of a training, in float64: of all queries, and of the first, which leaves a process without any."""
     from models import tokenizer

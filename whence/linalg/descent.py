@@ -68,3 +68,9 @@ def _root(v_P: Tensor) -> Tensor:
     """The square root, whose slope at 0 is taken for 0: a weight that no row moves has no say in anything."""
     moved = v_P > 0
     return torch.where(moved, torch.where(moved, v_P, 1).sqrt(), 0)
+
+
+def caught_up(x: Tensor) -> Tensor:
+    """`(1 - e^-x) / x`, the mean of `e^-t` up to `x`: how much of a pull that lasts is left once it decays at a rate of `x`."""
+    safe = torch.where(x.abs() < torch.finfo(x.dtype).tiny, 1.0, x)
+    return torch.where(x.abs() < torch.finfo(x.dtype).tiny, 1.0, -torch.expm1(-safe) / safe)
