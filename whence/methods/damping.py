@@ -15,14 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from whence.engine.products import Weights
 from whence.errors import UsageError
 from whence.fitting.curvature import Curvature
 from whence.linalg.descent import Optimizer
+from whence.methods.adam import adam_metric
 from whence.methods.base import Request
-from whence.operators import BlockDiagonal, EigenBlock, Identity, Operator
+from whence.operators import BlockDiagonal, Identity, Operator
 from whence.settings import AtLeastZero, Section, setting
-from whence.train.replay import Snapshot
+from whence.train.replay import History
 
 
 class Damped(Section):
@@ -137,8 +137,7 @@ def damping_of_training(request: Request) -> Damping:
     descent = training.descent()
     optimizer = descent.optimizer
     factor = training.loss_scale * stopped_early(training.learning_rates, descent.weight_decay, optimizer.momentum)
-    last = training.checkpoints[-1] if training.checkpoints else None
-    return Damping(factor, request.names, adam_metric(request, last, optimizer) if optimizer.kind == "adamw" else None)
+    return Damping(factor, request.names, metric_of(request, training, optimizer) if optimizer.kind == "adamw" else None)
 
 
 def stopped_early(rates: Sequence[float] | np.ndarray, weight_decay: float = 0.0, momentum: float = 0.0) -> float:
@@ -146,22 +145,13 @@ def stopped_early(rates: Sequence[float] | np.ndarray, weight_decay: float = 0.0
     return (1 - momentum) / float(np.sum(rates)) + weight_decay
 
 
-def adam_metric(request: Request, at: Snapshot | None, optimizer: Optimizer) -> BlockDiagonal:
-    """`diag(sqrt(v) + epsilon)` of each module, `v` being the second moments at a checkpoint, their bias corrected.
-
-    Raises UsageError where a module's weights have none.
-    """
-    moments = at.second_moments() if at else {}
-    weights = Weights(request.point.model, request.point.cover(request.names).sites)
-    if at is None or (missing := sorted(weights.values.keys() - moments.keys())):
+def metric_of(request: Request, training: History, optimizer: Optimizer) -> BlockDiagonal:
+    """Adam's metric at the last checkpoint, its second moments' bias corrected. Raises UsageError where there is none."""
+    if not training.checkpoints:
         raise UsageError(
             "Adam's second moments are missing, which its damping is made of",
-            given="no checkpoint was kept" if at is None else missing[0],
-            accepted="modules that were trained, and a training that kept its last checkpoint",
-            fix="choose modules (modules='trained'), or give the damping as a number",
+            given="no checkpoint was kept",
+            accepted="a training that kept its last checkpoint",
+            fix="whence train ... --keep 1 or more, or give the damping as a number",
         )
-    corrected = 1 - optimizer.betas[1] ** at.step
-    root = {name: (moments[name].to(value) / corrected).sqrt() + optimizer.eps for name, value in weights.values.items()}
-    spread = weights.gather({name: each[None] for name, each in root.items()})
-    blocks = {name: EigenBlock(None, None, d_1OI[0].to(request.point.like)) for name, d_1OI in spread.items()}
-    return BlockDiagonal(blocks, "metric of Adam")
+    return adam_metric(request.point, request.names, training.checkpoints[-1], optimizer.eps, optimizer.betas[1])

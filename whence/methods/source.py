@@ -18,8 +18,8 @@ import torch
 
 from whence.fitting.mean import mean_curvature
 from whence.linalg.descent import caught_up
+from whence.methods.adam import adam_metric
 from whence.methods.base import Recipe, Request
-from whence.methods.damping import adam_metric
 from whence.operators import BlockDiagonal, Identity, Operator
 from whence.scoring.score import score_points
 from whence.settings import Count, Section, setting
@@ -90,7 +90,11 @@ def answer(request: Request, segment: Segment, curvature: BlockDiagonal) -> tupl
     assert request.training is not None
     descent = request.training.descent()
     rule, time = descent.optimizer, segment.rates / (1 - descent.optimizer.momentum)
-    metrics = [adam_metric(request, each, rule) for each in segment.checkpoints] if rule.kind == "adamw" else []
+    metrics = (
+        [adam_metric(request.point, request.names, each, rule.eps, rule.betas[1]) for each in segment.checkpoints]
+        if rule.kind == "adamw"
+        else []
+    )
     pulled, kept = dict(curvature.blocks), dict(curvature.blocks)
     for name, block in curvature.blocks.items():
         d_OI = torch.ones_like(block.lam_OI)
