@@ -111,7 +111,7 @@ def articles(data: Path) -> list[str]:
 
 
 def pieces(texts: Sequence[str]) -> Iterator[str]:
-    """Stretches of about `CHARACTERS`, cut between words."""
+    """Stretches of about `CHARACTERS`, cut between words; what is left at the end of a text is none."""
     for text in texts:
         piece = ""
         for word in re.sub(r"\s+", " ", text).split():
