@@ -20,6 +20,7 @@ from whence.version import __version__
 if TYPE_CHECKING:
     from whence.data import Rows, load_data
     from whence.fitting import Curvature, fit, open_factors
+    from whence.funnel import score_candidates
     from whence.generation import generate
     from whence.indexing import Index, build_index, open_index
     from whence.methods.base import attribute
@@ -54,12 +55,14 @@ __all__ = [
     "open_scores",
     "plan",
     "score",
+    "score_candidates",
     "self_influence",
 ]
 
 _HOMES = {
     "whence.data": ["Rows", "load_data"],
     "whence.fitting": ["Curvature", "fit", "open_factors"],
+    "whence.funnel": ["score_candidates"],
     "whence.generation": ["generate"],
     "whence.indexing": ["Index", "build_index", "open_index"],
     "whence.methods.base": ["attribute"],

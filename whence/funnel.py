@@ -1,7 +1,8 @@
 """Retrieve, then score: exact gradients only for rows that cheap rankings find, and an audit of what they leave out.
 
     index = whence.build_index(model, task, train, curvature=curvature, out="runs/a/index")
-    scores = score_candidates(model, task, queries, train, curvature.inverse(), "index:2%+bm25:1%", index=index, audit="5%")
+    operator = curvature.inverse()
+    scores = whence.score_candidates(model, task, queries, train, operator, "index:2%+bm25:1%", index=index, audit="10%")
 
 The index is a one-off; a question then costs a scan of it and the gradients of the candidates, instead of a pass over all rows.
 """
@@ -146,7 +147,7 @@ class _Asked:
             raise UsageError(
                 "There are no landmarks to rank by",
                 accepted="scores of other questions about the same rows, by the same operator",
-                fix="--landmarks FOLDER (Python: landmarks=open_landmarks(FOLDER))",
+                fix="--landmarks FOLDER (Python: landmarks=whence.indexing.landmarks.open_landmarks(FOLDER))",
             )
         return self._estimates(self.landmarks, self.landmarks.scores.example_ids)
 
