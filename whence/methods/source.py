@@ -90,11 +90,9 @@ def answer(request: Request, segment: Segment, curvature: BlockDiagonal) -> tupl
     assert request.training is not None
     descent = request.training.descent()
     rule, time = descent.optimizer, segment.rates / (1 - descent.optimizer.momentum)
-    metrics = (
-        [adam_metric(request.point, request.names, each, rule.eps, rule.betas[1]) for each in segment.checkpoints]
-        if rule.kind == "adamw"
-        else []
-    )
+    metrics: list[BlockDiagonal] = []
+    if rule.kind == "adamw":
+        metrics = [adam_metric(request.point, request.names, each, rule.eps, rule.betas[1]) for each in segment.checkpoints]
     pulled, kept = dict(curvature.blocks), dict(curvature.blocks)
     for name, block in curvature.blocks.items():
         d_OI = torch.ones_like(block.lam_OI)
