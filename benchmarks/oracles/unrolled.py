@@ -109,10 +109,12 @@ def eigenbasis(blocks: list[EigenBlock], sides: list[Sides | None]) -> Tensor:
     """Eigenvectors of the mean covariances' Kronecker product; the weights' own basis where there are no covariances."""
     if not sides[0]:
         return torch.eye(blocks[0].lam_OI.numel()).double()
-    pairs = [(block.q_O.dense(), block.q_I.dense(), side) for block, side in zip(blocks, sides, strict=True)]
-    out = sum(q_O @ side.out_O.diag() @ q_O.T for q_O, _, side in pairs)
-    into = sum(q_I @ side.in_I.diag() @ q_I.T for _, q_I, side in pairs)
-    return torch.kron(torch.linalg.eigh(out)[1], torch.linalg.eigh(into)[1])
+    out_OO, in_II = torch.zeros(()), torch.zeros(())
+    for block, side in zip(blocks, sides, strict=True):
+        assert block.q_O and block.q_I and side
+        q_O, q_I = block.q_O.dense(), block.q_I.dense()
+        out_OO, in_II = out_OO + q_O @ side.out_O.diag() @ q_O.T, in_II + q_I @ side.in_I.diag() @ q_I.T
+    return torch.kron(torch.linalg.eigh(out_OO)[1], torch.linalg.eigh(in_II)[1])
 
 
 ORACLES = {"magic": magic, "source": source}
