@@ -112,6 +112,7 @@ class Request:
     factors: Curvature | None = None
     training: History | None = None
     place: Place = field(default=lambda name: None)
+    _own: dict[str, Curvature] = field(default_factory=dict, init=False, repr=False)
     modules: str | Sequence[str] | None = None
     """What is tracked where no factors say it, as `whence.fit` takes it."""
 
@@ -129,9 +130,11 @@ class Request:
         """The factors that were given where they are of this method; else they are fitted on the rows."""
         if self.factors is not None and self.factors.about["method"] == method:
             return self.factors
-        if self.factors is not None:
-            note(f"the factors are those of {self.factors.about['method']}, and {method} fits its own")
-        return self.fitted(method, f"factors-{method}")
+        if method not in self._own:
+            if self.factors is not None:
+                note(f"the factors are those of {self.factors.about['method']}, and {method} fits its own")
+            self._own[method] = self.fitted(method, f"factors-{method}")
+        return self._own[method]
 
     def fitted(self, method: str, name: str, *, point: Point | None = None) -> Curvature:
         """Factors fitted on the rows, at the point or another of the same rows; kept as a part of that name."""
