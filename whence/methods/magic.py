@@ -14,7 +14,6 @@ from torch import Tensor
 
 from whence import dist
 from whence.engine.partition import keep
-from whence.engine.products import hessian_and_slopes
 from whence.engine.queries import Queries
 from whence.errors import NumericalError
 from whence.methods.base import Recipe, Request
@@ -143,10 +142,9 @@ def undo(
         states.append(run.step(number, states[-1], gradients[-1]))
     for number, state_XP, g_P in reversed(list(zip(steps, states, gradients, strict=False))):
         adjoints_QXP, gamma_QP = run.pull(number, adjoints_QXP, state_XP, g_P)
-        for rows, batch, share in run.batches(number):
-            curved_QP, slopes_QB = hessian_and_slopes(run.losses(batch), state_XP[0], share * gamma_QP, together)
-            adjoints_QXP[:, 0] += curved_QP
-            raw_QN[:, rows] += slopes_QB
+        curved_QP, slopes_QN = run.through(number, state_XP[0], gamma_QP, together)
+        adjoints_QXP[:, 0] += curved_QP
+        raw_QN += slopes_QN
     return adjoints_QXP, raw_QN
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from whence.engine.products import with_weights
+from whence.engine.products import hessian_and_slopes, with_weights
 from whence.engine.stream import Examples, to_device
 from whence.errors import UsageError
 from whence.linalg.descent import Optimizer
@@ -231,6 +231,14 @@ class Run:
                 loss = self.at(at, self.task.losses, batch).sum() * share
             total_P += torch.autograd.grad(loss, at)[0]
         return total_P
+
+    def through(self, number: int, theta_P: Tensor, v_QP: Tensor, together: int) -> tuple[Tensor, Tensor]:
+        """Derivatives of `<v, gradient>` of a step: by the weights, `[Q, P]`, and by what each example counts, `[Q, N]`."""
+        curved_QP, slopes_QN = torch.zeros_like(v_QP), v_QP.new_zeros(len(v_QP), len(self.examples))
+        for rows, batch, share in self.batches(number):
+            curved, slopes_QN[:, rows] = hessian_and_slopes(self.losses(batch), theta_P, share * v_QP, together)
+            curved_QP += curved
+        return curved_QP, slopes_QN
 
     def losses(self, batch: Batch) -> Callable[[Tensor], Tensor]:
         """The losses of a batch's rows, `[B]`, as a function of the weights that can be differentiated twice."""
