@@ -37,7 +37,8 @@ from benchmarks.workloads import Workload
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = "models/stories260K/hf"
-DEFAULT = "landmarks:2%"
+DEFAULT = "index32:2%"
+"""What recalls most, see the table."""
 SHARE = "2%"
 AT_MOST = 0.02
 DIMS = (32,)
@@ -304,10 +305,15 @@ class Bench:
                     "bytes per row": sum(self.bytes_per_row(name) for name in ranked),
                 }
             )
-        best = np.unique(np.argsort(-self.exact.raw, axis=1)[:, :100])
-        most = -(-len(self.rows) // 50)
-        oracle = float(min(most, len(best)) / len(best))
-        found.append({"candidates": "of the rows in anybody's top 100, 2 % of all are", "rows": most, "recall@100": oracle})
+        best = np.bincount(np.argsort(-self.exact.raw, axis=1, kind="stable")[:, :100].ravel(), minlength=len(self.rows))
+        most = Amount(SHARE).of(len(self.rows))
+        found.append(
+            {
+                "candidates": "the best choice that there is",
+                "rows": most,
+                "recall@100": float(np.sort(best)[-most:].sum() / best.sum()),
+            }
+        )
         return found
 
     def bytes_per_row(self, name: str) -> float:
@@ -321,9 +327,11 @@ class Bench:
         """The funnel from end to end: from rows, questions and what was built before to each question's top 100."""
         from whence.funnel import score_candidates
 
-        given: Any = (self.model, self.task, self.queries, self.rows, self.operator, candidates)
+        index = self.indices["index32"]
+        text = candidates.replace("index32", "index")
+        given: Any = (self.model, self.task, self.queries, self.rows, self.operator, text)
         with self.timed("funnel"):
-            found = score_candidates(*given, at_most=SHARE, landmarks=self.landmarks, index=self.indices["index32"])
+            found = score_candidates(*given, at_most=SHARE, landmarks=self.landmarks, index=index)
             tops = [found.top(query, 100) for query in range(len(self.queries))]
         places = [self.exact.example_ids.index(name) for name in found.example_ids]
         worst = np.abs(found.raw - self.exact.raw[:, places]).max() / np.abs(self.exact.raw).max()
@@ -331,7 +339,9 @@ class Bench:
         return {
             "candidates": candidates,
             "rows": found.shape[1],
-            "largest difference from the scan": float(worst),
+            "products": found.about["products"],
+            "products of the scan": self.exact.about["products"],
+            "largest difference from the scan, of the largest score": float(worst),
             **{f"recall@{k}": float(recall(self.exact.raw, np.array(places), k).mean()) for k in (10, 100)},
         }
 
@@ -345,7 +355,9 @@ class Bench:
         found: Row = {"audit": self.options.audit, "seeds": self.options.audits, "candidates": []}
         for share in (SHARE, "10%"):
             chosen = choose(
-                rankings, wanted if share == SHARE else read_candidates("landmarks:10%", list(rankings)), Amount(share)
+                rankings,
+                wanted if share == SHARE else read_candidates(DEFAULT.replace(SHARE, "10%"), list(rankings)),
+                Amount(share),
             )
             size, raw = Amount(self.options.audit).of(len(self.rows)), self.exact.raw
             bounds: dict[int, list[list[float]]] = {10: [], 100: []}
