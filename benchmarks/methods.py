@@ -33,12 +33,14 @@ from benchmarks.oracles import oracles
 from benchmarks.oracles.base import Case
 from whence.data import as_rows
 from whence.demo.model import Settings, make_model, make_tokenizer
+from whence.engine.stream import identify, read
 from whence.errors import UsageError
 from whence.linalg.stats import spearman
 from whence.methods.base import attribute, recipes
 from whence.models import load_model
 from whence.settings import Score, Train
 from whence.store.files import atomic
+from whence.store.scores import Scores
 from whence.tasks import CausalLM
 from whence.train.finetune import finetune
 from whence.train.record import Training, read_training
@@ -111,7 +113,15 @@ def scores(name: str, case: Case, **own: Any) -> np.ndarray:
     """Values of a method on a case."""
     given = (case.model, case.task, case.queries, case.rows, Score(check=False, operands="float64"))
     training = case.training if isinstance(case.training, Training) else None
-    return attribute(name, *given, training=training, **own).values
+    return in_place(attribute(name, *given, training=training, **own), case.rows)
+
+
+def in_place(scores: Scores, rows: Any) -> np.ndarray:
+    """Values `[Q, N]` of all rows, NaN where a method scored only some."""
+    found = np.full((len(scores.queries), len(rows)), np.nan)
+    places = {name: place for place, name in enumerate(identify(read(rows))[0])}
+    found[:, [places[name] for name in scores.example_ids]] = scores.values
+    return found
 
 
 def agreement(name: str, case: Case) -> Row:

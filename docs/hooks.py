@@ -23,6 +23,8 @@ BESIDE = {
     "benchmarks/results/gpu.md": "benchmarks/results/gpu.md",
     "benchmarks/results/quality.md": "benchmarks/results/quality.md",
     "benchmarks/results/quality.png": "benchmarks/results/quality.png",
+    "benchmarks/results/methods.md": "benchmarks/results/methods.md",
+    "benchmarks/results/damping.md": "benchmarks/results/damping.md",
 }
 """Files of the repository that the site shows, by their place in it."""
 

@@ -33,7 +33,7 @@ def trained(run, tiny_model_folder, data, tmp_path):
 
 def test_all_methods_are_listed(run):
     listed = run("methods", "ls").stdout
-    assert all(name in listed and recipe.source in listed for name, recipe in recipes().items())
+    assert all(f"\n{name} " in listed for name in recipes()), "a line for each"
     found = json.loads(run("methods", "ls", "--json").stdout)
     assert [each["name"] for each in found] == list(recipes())
     assert all(each["price"] and each["formula"] and each["title"] for each in found)
@@ -43,7 +43,7 @@ def test_one_method_is_shown_with_its_settings(run):
     shown = run("methods", "show", "cg").stdout
     assert "grad m(query)^T" in shown and "tolerance" in shown and "0.0001" in shown and "O'Leary 1980" in shown
     found = json.loads(run("methods", "show", "cg", "--json").stdout)
-    assert {"name": "damping", "default": 0.1}.items() <= found["settings"][0].items()
+    assert any({"name": "damping", "default": 0.1}.items() <= each.items() for each in found["settings"])
     assert "settings: none" in run("methods", "show", "tracin").stdout
     assert "did you mean tracin?" in run("methods", "show", "tracim", code=2).stderr
 
@@ -78,8 +78,10 @@ def test_a_method_scores_with_settings_of_its_own(run, tiny_model_folder, data, 
 def test_a_method_that_looks_back_at_the_training(run, trained, data, queries, tmp_path):
     given = (trained / "model", "-d", data, "--queries", queries, "--method", "tracin", "-o", tmp_path / "scores")
     assert "--training FOLDER" in run("score", *given, code=2).stderr
-    run("score", *given, "--training", trained)
+    run("score", *given, "--training", trained, "--modules", "*.0.mlp.up_proj")
     scores = open_scores(tmp_path / "scores")
+    made_from = (tmp_path / "scores" / "config.json").read_text()
+    assert "model.layers.0.mlp.up_proj" in made_from and "down_proj" not in made_from
     assert scores.shape == (4, len(facts())) and scores.unit == "nats per step on the row"
 
 
@@ -94,6 +96,7 @@ def test_a_method_that_looks_back_at_the_training(run, trained, data, queries, t
         ((), "--factors FOLDER (whence fit makes it), or --method NAME"),
         (("--set", "damping=1", "-f", "x"), "--set is for methods"),
         (("--training", "x", "-f", "x"), "--training is for methods"),
+        (("--modules", "all", "-f", "x"), "--modules is for methods"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_anything_is_loaded(run, data, queries, tmp_path, given, said):

@@ -11,7 +11,7 @@ from whence.cli import options
 from whence.cli.from_settings import said
 from whence.cli.options import QUERY_COLUMNS, Session
 from whence.errors import UsageError
-from whence.settings import NEW_TOKENS, AtLeastZero, Count, Data, Measured, Score, Section, Weights, setting
+from whence.settings import MODULES, NEW_TOKENS, AtLeastZero, Count, Data, Measured, Modules, Score, Section, Weights, setting
 
 
 class Questions(Section):
@@ -39,6 +39,7 @@ class By(Section):
     own: dict[str, Any] = setting({}, "A setting of the method (whence methods show NAME).", "--set", metavar="NAME=VALUE")
     factors: str | None = setting(None, "Folder that whence fit made, for the same model.", "--factors", "-f")
     training: str | None = setting(None, "Folder that whence train made, for methods that look back at it.")
+    modules: Modules = setting(None, *MODULES)
 
 
 class Few(Section):
@@ -135,7 +136,8 @@ def score(
                 queries = answered(loaded, task, in_turns(queries, rows, mere=True), asked.max_new_tokens)
         if recipe is not None:
             point = Point(loaded, task, rows, batch_tokens=settings.batch_tokens)
-            scores = request_scores(recipe, Request(point, queries, settings, curvature, training), own, **place)
+            request = Request(point, queries, settings, curvature, training, modules=by.modules)
+            scores = request_scores(recipe, request, own, **place)
         else:
             assert curvature is not None  # one of both is there
             operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping)
@@ -167,8 +169,9 @@ def refuse_conflicts(asked: Questions, by: By) -> None:
         )
     if by.method is not None and asked.itself:
         raise UsageError("--self asks what factors say of each row.", fix="--factors FOLDER, without --method")
-    if by.method is None and (by.own or by.training):
-        raise UsageError(f"{'--set' if by.own else '--training'} is for methods.", fix="--method NAME")
+    given = {"--set": by.own, "--training": by.training, "--modules": by.modules}
+    if by.method is None and (said := [flag for flag, value in given.items() if value]):
+        raise UsageError(f"{said[0]} is for methods.", fix="--method NAME")
 
 
 def refuse_pointless(asked: Questions, by: By, few: Few) -> None:

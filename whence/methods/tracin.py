@@ -23,4 +23,13 @@ def tracin(request: Request, settings: NoSettings) -> Scores:
     return replace(reduce(add, parts).named("TracIn", "nats per step on the row"), n_train=1)
 
 
-RECIPES = (Recipe("tracin", "TracIn", "Pruthi et al. 2020, section 3.2", tracin, needs=("training",)),)
+RECIPES = (
+    Recipe(
+        "tracin",
+        "TracIn",
+        "Pruthi et al. 2020, section 3.2",
+        tracin,
+        needs=("training",),
+        price="a pass over the rows per checkpoint",
+    ),
+)

@@ -128,7 +128,7 @@ def request_of(shop: Workshop) -> Request:
         )
     request = shop.request
     if request.factors is None and (shop.out / "factors" / MANIFEST).is_file():
-        request = replace(request, factors=open_factors(shop.out / "factors"))
+        request = replace(request, factors=open_factors(shop.out / "factors"), modules=None)
     if request.factors is not None:
         request.factors.check(request.point.model, request.point.task)
     return request

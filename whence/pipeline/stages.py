@@ -174,6 +174,7 @@ STAGES = (
         ("scores", "self", "exports"),
         settings=lambda c: {
             "score": _dump(c.score),
+            "modules": None if uses_factors(c) else _dump(c.fit)["modules"],
             "data": _text(c),
             "model": _model(c),
             "prompts": _prompts(c) if c.score.queries == "prompts" else None,

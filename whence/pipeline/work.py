@@ -124,11 +124,13 @@ class Workshop:
         task = self.task(model, tokenizer, settings.measurement)
         chosen = settings.part(Score).changed(seed=config.seed, n_train=settings.n_train or self.n_train)
         point = Point(model, task, self.rows, batch_tokens=chosen.batch_tokens)
+        factors = self.curvature if uses_factors(config) else None
         return Request(
             point,
             asked_about(self, model, task),
             chosen,
-            factors=self.curvature if uses_factors(config) else None,
+            factors=factors,
+            modules=config.fit.modules if factors is None else None,
             training=read_training(self.out / "train") if config.train is not None else None,
         )
 
