@@ -4,8 +4,8 @@
 
 Two small language models of made-up facts are trained by `whence train`, on the spot, and used in float64. On the smaller one,
 trained with AdamW and with SGD, each method is held against its oracle (`benchmarks/oracles`): dense, in the words of its
-paper. On the larger one its work is counted: rows that went forwards and backwards through a tracked module, tangents and
-adjoints of each vector among them, in units of the rows there are. Factors are fitted by each method that uses them, and
+paper. On the larger one its work is counted: rows that went forwards and backwards through a tracked module, in units of the
+rows there are; each vector that goes back counts, and a tangent that goes forwards with its row does not. Factors are fitted by each method that uses them, and
 count. Seconds are processor time of one thread; memory is the peak over what was resident before. Writes methods.json and
 methods.md.
 """
@@ -184,7 +184,7 @@ def cost(name: str, case: Case) -> Row:
     counter.handle.remove()
     count = len(case.rows)
     passes: Row = {"forward": round(counter.forward / count, 2), "backward": round(counter.backward / count, 2)}
-    return {**passes, "seconds": round(seconds, 2), "memory_mb": round((peak - before) / 1024, 1)}
+    return {**passes, "seconds": round(seconds, 2), "memory_mb": round(max(0, peak - before) / 1024, 1)}
 
 
 def _resident(reset: bool = False) -> int:
@@ -231,8 +231,8 @@ def table(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
         f"and the lowest Pearson correlation of a query, on a language model of {small['weights']:,} weights trained on "
         f"{small['rows']} rows with AdamW; where the method reads the training, with SGD, too. Both are in float64.\n",
         f"**Forwards, backwards**: rows that went through the model, in passes over the {larger['rows']} rows, with "
-        f"{larger['queries']} queries and the usual settings; fits of factors are among them (a row and a vector that a matrix "
-        f"of curvature is multiplied with counts as a row). Seconds are processor time of one thread, on a model of "
+        f"{larger['queries']} queries and the usual settings; fits of factors are among them. Of a product with a matrix of "
+        f"curvature each vector counts on the way back; its tangent goes forwards with the row, and is not counted. Seconds are processor time of one thread, on a model of "
         f"{larger['weights']:,} tracked weights whose training took {larger['training_s']} s; memory is the peak over what was "
         f"resident before.\n",
         "| method | oracle: difference | lowest r | SGD: difference | forwards | backwards | seconds | MB |",
