@@ -5,9 +5,9 @@
 Two small language models of made-up facts are trained by `whence train`, on the spot, and used in float64. On the smaller one,
 trained with AdamW and with SGD, each method is held against its oracle (`benchmarks/oracles`): dense, in the words of its
 paper. On the larger one its work is counted: rows that went forwards and backwards through a tracked module, in units of the
-rows there are; each vector that goes back counts, and a tangent that goes forwards with its row does not. Factors are fitted by each method that uses them, and
-count. Seconds are processor time of one thread; memory is the peak over what was resident before. Writes methods.json and
-methods.md.
+rows there are; each vector that goes back counts, and a tangent that goes forwards with its row does not. Factors are fitted by
+each method that uses them, and count. Seconds are processor time of one thread; memory is the peak over what was resident
+before. Writes methods.json and methods.md.
 """
 
 from __future__ import annotations
@@ -232,7 +232,8 @@ def table(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
         f"{small['rows']} rows with AdamW; where the method reads the training, with SGD, too. Both are in float64.\n",
         f"**Forwards, backwards**: rows that went through the model, in passes over the {larger['rows']} rows, with "
         f"{larger['queries']} queries and the usual settings; fits of factors are among them. Of a product with a matrix of "
-        f"curvature each vector counts on the way back; its tangent goes forwards with the row, and is not counted. Seconds are processor time of one thread, on a model of "
+        f"curvature each vector counts on the way back; its tangent goes forwards with the row, and is not counted. "
+        f"Seconds are processor time of one thread, on a model of "
         f"{larger['weights']:,} tracked weights whose training took {larger['training_s']} s; memory is the peak over what was "
         f"resident before.\n",
         "| method | oracle: difference | lowest r | SGD: difference | forwards | backwards | seconds | MB |",
