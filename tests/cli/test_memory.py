@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limi
 @pytest.mark.slow
 @pytest.mark.parametrize("mebibytes", [1, 8, 24])
 @pytest.mark.parametrize("name", ["fit", "score", "index", "generate", "train"])
-def test_too_little_memory_says_so(name, mebibytes, tiny_model_folder, data, queries, fitted, tmp_path):
+def test_too_little_memory_says_so(name, mebibytes, tiny_model_folder, data, queries, fitted, tmp_path, capfd):
     model, out = tiny_model_folder, tmp_path / "out"
     words = {
         "fit": ["fit", model, "-d", data, "-o", out],
@@ -21,6 +21,12 @@ def test_too_little_memory_says_so(name, mebibytes, tiny_model_folder, data, que
         "generate": ["generate", model, "--prompts", queries, "-o", out / "a.json"],
         "train": ["train", model, "-d", data, "--max-steps", 2, "-o", out],
     }[name]
-    ((code, _, said),) = in_processes(work.limited, mebibytes, *words, world=1)
+    (found,) = in_processes(work.limited, mebibytes, *words, world=1)
+    if isinstance(
+        found, int
+    ):  # the C library ends a process that has no memory to note what a new thread leaves; no code runs then
+        assert "glibc" in capfd.readouterr().err
+        return
+    code, _, said = found
     assert code == 3 or (code == 0 and mebibytes > 1), said
     assert code == 0 or ("[WHENCE-10]" in said and "Traceback" not in said), said
