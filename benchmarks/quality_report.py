@@ -138,11 +138,16 @@ def points(rows: Sequence[Row], measure: str = "lds removals") -> dict[str, list
     return {name: [row for row in rows if row["setting"] == name and row["measure"] == measure] for name in settings}
 
 
+LINE = 0.125
+"""Inches of a line of the list beside a panel."""
+
+
 def plot(rows: Sequence[Row], path: Path, measure: str = "lds removals") -> Path:
     """LDS with its interval against processor seconds, one panel per setting; the ceiling as a band."""
     panels = points(rows, measure)
     columns = min(3, len(panels))
-    drawing = Figure(figsize=(5.6 * columns, 4.4 * -(-len(panels) // columns)), layout="constrained")
+    height = max(4.4, 0.8 + LINE * max(map(len, panels.values())))
+    drawing = Figure(figsize=(5.6 * columns, height * -(-len(panels) // columns)), layout="constrained")
     grid = np.atleast_1d(drawing.subplots(-(-len(panels) // columns), columns, squeeze=False)).ravel()
     for axes, (name, found) in zip(grid, panels.items(), strict=False):
         tidy(axes)
