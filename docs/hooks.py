@@ -25,6 +25,8 @@ BESIDE = {
     "benchmarks/results/quality.png": "benchmarks/results/quality.png",
     "benchmarks/results/methods.md": "benchmarks/results/methods.md",
     "benchmarks/results/damping.md": "benchmarks/results/damping.md",
+    "benchmarks/results/refinement.md": "benchmarks/results/refinement.md",
+    "benchmarks/results/funnel.md": "benchmarks/results/funnel.md",
 }
 """Files of the repository that the site shows, by their place in it."""
 
