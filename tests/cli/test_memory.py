@@ -1,10 +1,14 @@
 """Commands with too little memory, wherever that shows: loading, threads, tensors."""
 
+import signal
 import sys
 
 import pytest
 from distributed import work
 from distributed.processes import run as in_processes
+
+NOTHING_RUNS = (127, -signal.SIGABRT)
+"""Exit codes where glibc has no memory to note what a new thread has or leaves: none of our code runs any more."""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
 
@@ -12,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limi
 @pytest.mark.slow
 @pytest.mark.parametrize("mebibytes", [1, 8, 24])
 @pytest.mark.parametrize("name", ["fit", "score", "index", "generate", "train"])
-def test_too_little_memory_says_so(name, mebibytes, tiny_model_folder, data, queries, fitted, tmp_path, capfd):
+def test_too_little_memory_says_so(name, mebibytes, tiny_model_folder, data, queries, fitted, tmp_path):
     model, out = tiny_model_folder, tmp_path / "out"
     words = {
         "fit": ["fit", model, "-d", data, "-o", out],
@@ -22,10 +26,7 @@ def test_too_little_memory_says_so(name, mebibytes, tiny_model_folder, data, que
         "train": ["train", model, "-d", data, "--max-steps", 2, "-o", out],
     }[name]
     (found,) = in_processes(work.limited, mebibytes, *words, world=1)
-    if isinstance(
-        found, int
-    ):  # the C library ends a process that has no memory to note what a new thread leaves; no code runs then
-        assert "glibc" in capfd.readouterr().err
+    if found in NOTHING_RUNS:
         return
     code, _, said = found
     assert code == 3 or (code == 0 and mebibytes > 1), said
