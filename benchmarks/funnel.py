@@ -43,7 +43,7 @@ SHARE = "2%"
 AT_MOST = 0.02
 DIMS = (32,)
 TOKENS, CHARACTERS = 96, 115
-"""Rows are cut after so many tokens, and in the text after about as many characters."""
+"""Rows are cut at this number of tokens, and their text at about as many characters."""
 HELD_OUT = 300
 """Stories, the last ones, that give questions and no rows."""
 FASTER, AUDITS_RIGHT = 8.0, 0.95

@@ -46,7 +46,7 @@ class Killed(Exception):
 
 
 class Killer(Silent):
-    """Raises after so many steps of a search, and remembers how many an earlier one had done."""
+    """Raises at the `left`-th step of a search; `resumed` is how many steps each search began with."""
 
     def __init__(self, left):
         self.left, self.resumed = left, []

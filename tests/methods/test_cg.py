@@ -6,7 +6,7 @@ import torch
 from distributed import work
 from distributed.processes import run
 from engine.test_products import language_model
-from inverses import found, trained
+from inverses import Killed, Killer, found, trained
 from models import texts, tokenizer
 from oracle import agree
 
@@ -20,7 +20,7 @@ from whence.gradients import Dense
 from whence.linalg.krylov import cg
 from whence.methods.cg import ConjugateGradients, gauss_newton_inverse
 from whence.operators import Identity
-from whence.progress import Silent, report_to
+from whence.progress import report_to
 from whence.scoring import score, self_influence
 from whence.scoring.score import score_points
 from whence.tasks import CausalLM
@@ -111,26 +111,6 @@ def test_matrices():
     agree(flat(damped @ one, names), flat(one, names) @ (exact + 0.5 * torch.eye(len(exact))), 1e-9)
 
 
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises after so many steps."""
-
-    def __init__(self, left):
-        self.left, self.resumed = left, None
-
-    def begin(self, stage):
-        if stage.name == "solve":
-            self.resumed = stage.resumed
-
-    def advance(self, stage):
-        self.left -= stage.name == "solve"
-        if not self.left:
-            raise Killed
-
-
 def test_a_killed_search_resumes_to_the_same_bits(tmp_path):
     point, curvature = setting("llama")
 
@@ -143,7 +123,7 @@ def test_a_killed_search_resumes_to_the_same_bits(tmp_path):
         found("killed")
     with report_to(seen := Killer(-1)):
         np.testing.assert_array_equal(found("killed"), whole)
-    assert seen.resumed == 3
+    assert seen.resumed == [3]
 
 
 def test_several_processes_solve_the_same():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from distributed import work
 from distributed.processes import run
+from inverses import Killed, Killer
 from models import CASES
 from oracle import agree
 
@@ -14,7 +15,7 @@ from benchmarks.oracles.stochastic import ORACLES
 from whence.engine.partition import SaveTimer
 from whence.errors import UsageError
 from whence.methods.base import attribute
-from whence.progress import Silent, report_to
+from whence.progress import report_to
 from whence.store.scores import Scores
 
 TINY = CASES["llama"]
@@ -52,25 +53,6 @@ def test_all_rows_are_lissa(case):
     agree(scores(case, candidates="100%", **STEPS).raw, expected.raw, 1e-12)
 
 
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises after so many steps, and remembers how many a search resumed with."""
-
-    def __init__(self, left):
-        self.left, self.resumed = left, None
-
-    def begin(self, stage):
-        self.resumed = stage.resumed if stage.name == "solve" else self.resumed
-
-    def advance(self, stage):
-        self.left -= stage.name == "solve"
-        if not self.left:
-            raise Killed
-
-
 def test_a_killed_run_resumes_and_several_processes_give_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(SaveTimer, "due", True)
     tiny, chosen = CASES["mlp"], {**STEPS, "candidates": "3"}
@@ -80,7 +62,7 @@ def test_a_killed_run_resumes_and_several_processes_give_the_same(tmp_path, monk
         scores(case, **chosen, out=tmp_path / "killed")
     with report_to(seen := Killer(-1)):
         again = scores(case, **chosen, out=tmp_path / "killed")
-    assert seen.resumed == 3 and again.about == whole.about
+    assert seen.resumed == [3] and again.about == whole.about
     np.testing.assert_array_equal(again.raw, whole.raw)
     for found in run(work.attributed, "fastif", "mlp", chosen):
         agree(found, whole.values, 1e-10)

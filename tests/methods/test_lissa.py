@@ -8,6 +8,7 @@ import pytest
 import torch
 from distributed import work
 from distributed.processes import run
+from inverses import Killed, Killer
 from models import CASES
 from oracle import agree
 
@@ -17,7 +18,7 @@ from benchmarks.oracles.stochastic import ORACLES
 from whence.engine.partition import SaveTimer
 from whence.errors import NumericalError
 from whence.methods.base import attribute
-from whence.progress import Silent, report_to
+from whence.progress import report_to
 from whence.settings import Score
 from whence.store.scores import Scores
 
@@ -93,26 +94,6 @@ def test_a_scale_that_is_too_small_raises_and_names_one_that_converges(case):
         scores(case, **{**damped, "absolute_damping": 0.0}, matrix="hessian", scale=1.0)
 
 
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises after so many steps."""
-
-    def __init__(self, left):
-        self.left, self.resumed = left, None
-
-    def begin(self, stage):
-        if stage.name == "solve":
-            self.resumed = stage.resumed
-
-    def advance(self, stage):
-        self.left -= stage.name == "solve"
-        if not self.left:
-            raise Killed
-
-
 def test_a_killed_search_resumes_to_the_same_bits(case, tmp_path, monkeypatch):
     monkeypatch.setattr(SaveTimer, "due", True)
     chosen = {**SETTINGS, "batch": 4}
@@ -121,7 +102,7 @@ def test_a_killed_search_resumes_to_the_same_bits(case, tmp_path, monkeypatch):
         scores(case, **chosen, out=tmp_path / "killed")
     with report_to(seen := Killer(-1)):
         again = scores(case, **chosen, out=tmp_path / "killed")
-    assert seen.resumed == 6 and again.about == whole.about
+    assert seen.resumed == [6] and again.about == whole.about
     np.testing.assert_array_equal(again.raw, whole.raw)
     assert {file.name for file in (tmp_path / "killed").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
 

@@ -19,7 +19,7 @@ class Amount:
     text: str
 
     def of(self, rows: int) -> int:
-        """How many that is of so many rows; at least one."""
+        """How many of `rows` rows that is, at least one."""
         number = float(self.text.removesuffix("%"))
         return max(1, min(rows, math.ceil(rows * number / 100 - 1e-9) if self.text.endswith("%") else int(number)))
 

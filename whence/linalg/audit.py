@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 
 
 class Stratum(NamedTuple):
-    """A part of the rest, of which so many rows were drawn."""
+    """A part of the rest, and how many of its rows were drawn."""
 
     size: int
     drawn: int
