@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,8 +30,11 @@ def magic(case: Case, **settings: object) -> np.ndarray:
     return torch.stack([torch.autograd.grad(theta_P, w_N, m_P, retain_graph=True)[0] for m_P in m_QP]).numpy()
 
 
-def rerun(case: Case, problem: Problem, w_N: Tensor) -> Tensor:
-    """The weights that the recorded training would end with if the loss of row n counted `w_N[n]` times."""
+def rerun(case: Case, problem: Problem, w_N: Tensor, lesson: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
+    """The weights that the recorded training would end with if the loss of row n counted `w_N[n]` times.
+
+    A `lesson` is added to the summed loss of each step, counted from 1.
+    """
     history: History | None = case.training
     assert history is not None
     how, places = history.replay(), {name: row for row, name in enumerate(problem.train.ids)}
@@ -41,6 +47,7 @@ def rerun(case: Case, problem: Problem, w_N: Tensor) -> Tensor:
         tokens = sum(case.task.predictions(problem.train.items[row]) for row in rows)
         with plain_attention():
             losses = [w_N[row] * problem.at(theta_P, case.task.losses, problem.row(row)).sum() for row in rows]
+            losses += [lesson(number, theta_P)] if lesson else []
         loss = torch.stack(losses).sum() / (tokens if how.per == "token" else len(rows))
         (g_P,) = torch.autograd.grad(loss, theta_P, create_graph=True)
         if rule.clip and g_P.norm() > rule.clip:
@@ -55,6 +62,36 @@ def rerun(case: Case, problem: Problem, w_N: Tensor) -> Tensor:
             spread_P = (second_P / (1 - beta2**number) + 1e-30).sqrt() + rule.eps
             theta_P = theta_P - rate * first_P / (1 - beta1**number) / spread_P
     return theta_P
+
+
+def mirror(
+    case: Case,
+    share: float = 1.0,
+    complement: bool = False,
+    start: float = 0.125,
+    eps: float = 0.1,
+    ekfac: float = 0.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """`(loss_z(base) - loss_z(with q)) / (eps * steps with q / epochs)`, one training after the other."""
+    assert case.training is not None and not ekfac
+    problem, steps = Problem(case.model, case.task, case.rows, case.queries), case.training.steps
+    order = torch.randperm(len(case.rows), generator=torch.Generator().manual_seed(seed))
+    read_N, first = (order < round(share * len(order))).double(), int(start * len(steps))
+    epochs = sum(map(len, steps)) / len({row for step in steps for row in step})
+
+    def losses(theta_P: Tensor) -> Tensor:
+        return torch.cat([problem.at(theta_P, case.task.losses, problem.row(row)) for row in range(len(case.rows))]).detach()
+
+    def gains(w_N: Tensor, query: Any) -> Tensor:
+        def lesson(number: int, theta_P: Tensor) -> Tensor:
+            return -eps * (number > first) * problem._measure(theta_P, query)
+
+        return losses(rerun(case, problem, w_N)) - losses(rerun(case, problem, w_N, lesson))
+
+    halves = [read_N, 1 - read_N] if complement else [read_N]
+    found = [[gains(w_N, query) for query in problem.asked] for w_N in halves]
+    return torch.stack([torch.stack(each) for each in found]).mean(0).numpy() * epochs / (eps * (len(steps) - first))
 
 
 def source(case: Case, segments: int = 3, curvature: str = "ekfac") -> np.ndarray:
@@ -117,4 +154,4 @@ def eigenbasis(blocks: list[EigenBlock], sides: list[Sides | None]) -> Tensor:
     return torch.kron(torch.linalg.eigh(out_OO)[1], torch.linalg.eigh(in_II)[1])
 
 
-ORACLES = {"magic": magic, "source": source}
+ORACLES = {"magic": magic, "mirror": mirror, "source": source}

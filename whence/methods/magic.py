@@ -15,9 +15,8 @@ from torch import Tensor
 from whence import dist
 from whence.engine.partition import keep
 from whence.engine.queries import Queries
-from whence.errors import NumericalError
 from whence.methods.base import Recipe, Request
-from whence.progress import note, stage
+from whence.progress import stage
 from whence.scoring.results import tabulated
 from whence.settings import AtLeastZero, Count, Section, setting
 from whence.store.digest import fingerprint_code
@@ -57,16 +56,7 @@ def magic(request: Request, settings: Repeated) -> Scores:
     with work(request.place("replay"), made_from) as folder:
         every = math.ceil(math.sqrt(len(run)))
         end_P = repeat(run, folder, every)
-        went_P, missed_P = end_P - run.start()[0], end_P - run.vector(dict(point.model.named_parameters()))
-        drift = float(missed_P.norm() / went_P.norm())
-        note(f"the training repeated ends {drift:.1e} of its way from the model")
-        if not drift <= settings.drift:
-            raise NumericalError(
-                "The training repeated does not end at the model.",
-                given=f"{drift:.2g} of its way from it, where {settings.drift:g} is allowed",
-                accepted="the model that the training ended with, its own rows, and the task it was trained on",
-                fix="compute in the format and on the kind of device that it was trained in and on, or allow more: drift=0.1",
-            )
+        drift = run.drift(end_P, point.model, settings.drift)
         measured_Q, adjoints_QP = measure(run, asked, end_P)
         raw_QN = differentiate(run, folder, every, adjoints_QP, settings.together)
     norms = {"norm": adjoints_QP.norm(dim=1).double(), "energy": torch.ones(len(asked)).double()}

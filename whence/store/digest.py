@@ -42,6 +42,7 @@ NUMERIC = (
     "tasks",
     "train/checkpoints",
     "train/replay",
+    "train/replicas",
     "train/unlearn",
 )
 """Modules and subpackages whose source decides the numbers; tests/store/test_digest.py compares them with the imports."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from whence.data.rows import Rows
 from whence.errors import UsageError
-from whence.settings import Amount, Count, valid
+from whence.settings import Amount, AtLeastZero, Count, valid
 from whence.store.files import atomic
 from whence.store.manifest import Folder, refuse_other_kind, within
 
@@ -156,6 +156,27 @@ class Scores:
             raise UsageError("There are no scores to take the mean of", accepted="one or more")
         total: Scores = sum(scores[1:], start=scores[0])
         return total if len(scores) == 1 else replace(total * (1 / len(scores)), about={**total.about, "mean of": len(scores)})
+
+    def combined(self, other: Scores, weight: float = 1.0) -> Scores:
+        """A mixture with other scores of the same queries and examples: both over each query's root mean square.
+
+        `weight` is how much the others count beside these; values keep the size of these.
+        """
+        self._refuse_others(other)
+        weight = valid(AtLeastZero, weight, "weight")
+
+        def size(raw: np.ndarray) -> np.ndarray:
+            return np.sqrt(np.square(raw, dtype=np.float64).mean(1, keepdims=True))
+
+        mine, theirs = size(self.raw), size(other.raw)
+        shared = np.divide(mine, theirs, out=np.zeros_like(mine), where=theirs > 0)
+        raw = (self.raw + weight * shared * other.raw) / (1 + weight)
+        operator = f"{self.made_by} + {weight:g} x {other.made_by}"
+        return replace(self.named(operator), raw=raw, modules={}, tokens=None, norms={})
+
+    def noted(self, known: Mapping[str, Any]) -> Scores:
+        """The same, with more said about them."""
+        return replace(self, about={**self.about, **known})
 
     def named(self, operator: str, unit: str | None = None) -> Scores:
         """The same, called something else; `unit` for numbers that are no longer in the unit of what they were made from."""

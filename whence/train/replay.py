@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from whence.engine.products import hessian_and_slopes, with_weights
 from whence.engine.stream import Examples, to_device
-from whence.errors import UsageError
+from whence.errors import NumericalError, UsageError
 from whence.linalg.descent import Optimizer
+from whence.progress import note
 from whence.store.digest import canonical_json, digest
 from whence.store.fingerprint import fingerprint_tensors
 from whence.tasks.base import Batch, Task
@@ -221,6 +222,23 @@ class Run:
     def pull(self, number: int, adjoints_QXP: Tensor, state_XP: Tensor, g_P: Tensor) -> tuple[Tensor, Tensor]:
         """Adjoints of the state before a step, the gradient held fixed, and of the gradient, `[Q, P]`."""
         return self.how.descent.optimizer.pull(adjoints_QXP, state_XP, g_P, *self._moving(number))
+
+    def drift(self, end_P: Tensor, model: nn.Module, most: float) -> float:
+        """How far from the model's weights the repeated training ends, as a share of how far it went.
+
+        Raises NumericalError where that is more than `most`.
+        """
+        went_P, missed_P = end_P - self.start()[0], end_P - self.vector(dict(model.named_parameters()))
+        drift = float(missed_P.norm() / went_P.norm())
+        note(f"the training repeated ends {drift:.1e} of its way from the model")
+        if not drift <= most:
+            raise NumericalError(
+                "The training repeated does not end at the model.",
+                given=f"{drift:.2g} of its way from it, where {most:g} is allowed",
+                accepted="the model that the training ended with, its own rows, and the task it was trained on",
+                fix="compute in the format and on the kind of device that it was trained in and on, or allow more: drift=0.1",
+            )
+        return drift
 
     def gradient(self, number: int, theta_P: Tensor) -> Tensor:
         """The gradient of a step's loss at the weights, `[P]`."""

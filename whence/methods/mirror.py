@@ -1,0 +1,128 @@
+"""Mirrored runs: the recorded training repeated along with the query, and what each row gains by it.
+
+Influence is nearly symmetric: what reading a row does to the query, reading the query does to the row (Ko et al. 2024). So
+nothing is differentiated: optimizer, schedule, curvature and an early stop are in what the repeated training does.
+
+`Q` queries, `N` rows, `K` replicas that train side by side, `P` trained weights, `X` rows of an optimizer's state.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.engine.forward import values_of
+from whence.engine.partition import keep
+from whence.engine.trials import trials
+from whence.linalg.stats import spearman
+from whence.methods.base import Recipe, Request
+from whence.progress import note, stage
+from whence.scoring.results import measured
+from whence.settings import Amount, AtLeastZero, Count, Positive, Section, Share, setting
+from whence.store.digest import fingerprint_code
+from whence.store.memory import work
+from whence.store.scores import Scores
+from whence.train.replay import Run
+from whence.train.replicas import own_query, repeat_steps
+
+SIDE_BY_SIDE, WEIGHTS = 16, 2**24
+"""Queries that train side by side at most, and the weights that they have together."""
+
+UNLIKE = 0.4
+"""Mean rank correlation with EK-FAC below which one of both is wrong; about .8 is usual."""
+
+
+class Mirrored(Section):
+    """How the training is repeated."""
+
+    share: Share = setting(1.0, "Share of the rows that it reads: 1 for removals of few rows, 0.5 for large subsets.")
+    complement: bool = setting(False, "Repeat it on the rows that were left out, too, and take the mean.")
+    start: Share = setting(0.125, "Share of the steps before the query is read for the first time.")
+    eps: Positive = setting(0.1, "How much the query counts in each step, where a row counts 1.")
+    ekfac: AtLeastZero = setting(0.0, "How much EK-FAC's scores count beside these, both over their root mean square.")
+    drift: AtLeastZero = setting(0.01, "How far from the model the repeated training may end, as a share of how far it went.")
+    seed: Amount = setting(0, "Seed of which rows are read.")
+    together: Count | None = setting(None, "Queries that train side by side; default: up to 16, for small models.")
+
+
+def mirror(request: Request, settings: Mirrored) -> Scores:
+    """`(loss_z(base) - loss_z(with q)) / (eps * steps with q / epochs)`: what a copy of the query gives each row, in nats.
+
+    Base and run with `q` are the recorded training, the query's negated measurement being added to the losses of a batch. Both
+    leave out the rows that are not in the `share`: those are then read without having been learned.
+    """
+    assert request.training is not None
+    point = request.point
+    run = Run(point.model, point.task, point.examples, request.training.replay())
+    order = torch.randperm(len(point.examples), generator=torch.Generator().manual_seed(settings.seed))
+    read_N = order < round(settings.share * len(order))
+    parts = [read_N, ~read_N] if settings.complement else [read_N]
+    found = torch.stack([_mirrored(request, run, settings, part, each_N) for part, each_N in enumerate(parts)]).mean(0)
+    gains_Q = found[:, -1].numpy()
+    note(f"training along with a query raises it by {np.median(gains_Q):.2g} (median); {(gains_Q <= 0).sum()} are not raised")
+    label = f"mirrored run, {settings.share:.0%} of the rows{' and the others' * settings.complement}"
+    scores = request.scores_of(found[:, :-1].numpy(), label, str(measured(point)["unit"]), measured=True)
+    known: dict[str, Any] = {"own gain": float(np.median(gains_Q))}
+    if request.factors is not None or settings.ekfac:
+        ekfac = request.score(request.curvature().inverse(), "ekfac")
+        known["correlation with EK-FAC"] = agreement = float(np.nanmean(spearman(scores.raw, ekfac.raw)))
+        note(f"{'' if agreement > UNLIKE else 'warning: '}rank correlation with EK-FAC {agreement:.2f}")
+        scores = scores.combined(ekfac, settings.ekfac) if settings.ekfac else scores
+    return scores.noted(known)
+
+
+def _mirrored(request: Request, run: Run, settings: Mirrored, part: int, read_N: Tensor) -> Tensor:
+    """What a copy of each query gives each row, and in the last column itself, `[Q, N + 1]`, of the training on some rows."""
+    point, asked, first = request.point, request.asked, math.floor(settings.start * len(run))
+    side = settings.together or max(1, min(SIDE_BY_SIDE, WEIGHTS // sum(w.numel() for w in point.model.parameters())))
+    epochs = sum(map(len, run.rows)) / len(set().union(*run.rows))
+
+    def made_from() -> dict[str, Any]:
+        known = {"training": request.training.identity(), "settings": settings.as_json(), "part": part}  # type: ignore[union-attr]
+        return {"stage": "mirror", **point.provenance(), "queries": asked.fingerprint, **known, "code": fingerprint_code()}
+
+    def losses(theta_P: Tensor) -> Tensor:
+        return values_of(point, point.examples, lambda _, batch: run.at(theta_P, run.task.losses, batch), "losses")
+
+    with work(request.place(f"base-{part}"), made_from) as folder:
+        if not folder.has("base"):
+            with stage("repeat", len(run), "steps") as advance:
+                begun_1XP = repeat_steps(run, run.start()[None], range(first), advance, read_N)
+                end_1XP = repeat_steps(run, begun_1XP, range(first, len(run)), advance, read_N)
+            keep(folder, "base", {"begun": begun_1XP, "end": end_1XP[:, 0]})
+        base = folder.load("base", run.device)
+    if read_N.all():
+        run.drift(base["end"][0], point.model, settings.drift)
+    before_N = losses(base["end"][0])
+
+    def trial(number: int) -> Tensor:
+        queries = asked.weighted[number * side : (number + 1) * side]
+        lesson, found = own_query(run, queries, settings.eps), before_N.new_zeros(side, len(before_N) + 1)
+        begun_KXP = base["begun"].expand(len(queries), -1, -1)
+        end_KP = repeat_steps(run, begun_KXP, range(first, len(run)), lambda steps: None, read_N, lesson)[:, 0]
+        with torch.no_grad():
+            found[: len(queries), -1] = (lesson(base["end"].expand_as(end_KP)) - lesson(end_KP)) / settings.eps
+        found[: len(queries), :-1] = before_N - torch.stack([losses(theta_P) for theta_P in end_KP])
+        return found
+
+    found = trials(math.ceil(len(asked) / side), trial, "mirror", made_from, out=request.place(f"mirrored-{part}"))
+    return found.flatten(0, 1)[: len(asked)] * epochs / (settings.eps * (len(run) - first))
+
+
+RECIPES = (
+    Recipe(
+        "mirror",
+        "Mirrored run",
+        "Ko et al. 2024; the recorded training repeated along with the query",
+        mirror,
+        Mirrored,
+        needs=("training",),
+        uses=("factors",),
+        whole=True,
+        price="the training, repeated for each query",
+    ),
+)
