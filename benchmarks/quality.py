@@ -210,7 +210,6 @@ METHODS: dict[str, Method] = {
     "ASTRA, damping of training": by("astra", damping="training"),
     "mean over checkpoints of EK-FAC": by("checkpoint-mean"),
     "mirrored run": by("mirror"),
-    "mirrored run, half of the rows": by("mirror", share=0.5),
     "mirrored run, both halves": by("mirror", share=0.5, complement=True),
     "mirrored run, both halves, + .35 EK-FAC": by("mirror", share=0.5, complement=True, ekfac=0.35),
     "gradient dot": by("gradient-dot"),

@@ -1,6 +1,7 @@
 """What holds of every method: a source with its year, settings that say what they mean, an oracle, a short file, no loops."""
 
 import ast
+import inspect
 import io
 import re
 import tokenize
@@ -11,7 +12,7 @@ import pytest
 
 from benchmarks.oracles import oracles
 from whence import methods
-from whence.methods.base import recipes
+from whence.methods.base import attribute, recipes
 from whence.settings import settings_of
 
 CODE, LONGER = 60, {"source": 120, "magic": 120, "mirror": 80}
@@ -63,6 +64,8 @@ def test_it_says_what_it_is(recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_its_settings_have_meanings_and_defaults_that_are_valid(recipe):
     chosen = recipe.settings()
+    names = {setting.name for setting in settings_of(recipe.settings)}
+    assert not names & set(inspect.signature(attribute).parameters), "attribute(...) takes these for its own"
     for setting in settings_of(recipe.settings):
         assert setting.default is not MISSING and setting.meaning.strip() and "\n" not in setting.meaning, setting.name
         assert setting.check(setting.default) == getattr(chosen, setting.name), setting.name
