@@ -18,8 +18,8 @@ import torch
 
 from whence.fitting.mean import mean_curvature
 from whence.linalg.descent import caught_up
-from whence.methods.adam import adam_metric
 from whence.methods.base import Recipe, Request
+from whence.methods.course import Course
 from whence.operators import BlockDiagonal, Identity, Operator
 from whence.scoring.score import score_points
 from whence.settings import Count, Section, setting
@@ -82,24 +82,12 @@ def cut(checkpoints: Sequence[Snapshot], rates: np.ndarray, count: int) -> list[
 
 
 def answer(request: Request, segment: Segment, curvature: BlockDiagonal) -> tuple[BlockDiagonal, BlockDiagonal]:
-    """`r` and `S` of a segment, in the bases of its curvature.
-
-    Per step the weights move by `eta` times their decay and the descended gradient, over `sqrt(v)` for Adam (on the diagonal of
-    the bases): a row's loss is `loss_scale` times as large as what was descended of it, and momentum lengthens the rates.
-    """
+    """`r` and `S` of a segment, in the bases of its curvature."""
     assert request.training is not None
-    descent = request.training.descent()
-    rule, time = descent.optimizer, segment.rates / (1 - descent.optimizer.momentum)
-    metrics: list[BlockDiagonal] = []
-    if rule.kind == "adamw":
-        metrics = [adam_metric(request.point, request.names, each, rule.eps, rule.betas[1]) for each in segment.checkpoints]
+    course = Course.of(request.training, segment.rates, segment.checkpoints, request.point, request.names)
     pulled, kept = dict(curvature.blocks), dict(curvature.blocks)
     for name, block in curvature.blocks.items():
-        d_OI = torch.ones_like(block.lam_OI)
-        if metrics:
-            d_OI = block.diagonal_of(torch.stack([metric.blocks[name].lam_OI for metric in metrics]).mean(0))
-        pull_OI = time / (request.training.loss_scale * d_OI)
-        x_OI = pull_OI * block.lam_OI.clamp(min=0) + time * descent.weight_decay
+        pull_OI, x_OI = course.pull(name, block)
         pulled[name] = replace(block, lam_OI=pull_OI * caught_up(x_OI))
         kept[name] = replace(block, lam_OI=torch.exp(-x_OI))
     return BlockDiagonal(pulled, f"answer to {curvature.label}"), BlockDiagonal(kept, f"what lasts through {curvature.label}")
