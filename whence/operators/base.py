@@ -47,6 +47,11 @@ class Operator(abc.ABC):
     """What came of its work once it has been applied, such as the residual of what it solved: it goes with the scores."""
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The modules whose gradients it takes, which may be more than those that it gives (`names`)."""
+        return self.names
+
+    @property
     def blockwise(self) -> bool:
         """Whether it acts on each module by itself, so that it can be applied as gradients arise (`streaming`)."""
         return False
@@ -159,6 +164,11 @@ class Product(_Pair):
     """`left @ right`: apply `right`, then `left`."""
 
     word = "after"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What `right` does; where modules don't interact, only what comes through both."""
+        return self.names if self.blockwise else self.right.reads or self.names
 
     def apply_to(self, gradients: Gradients) -> Gradients:
         """Apply `right`, then `left`."""

@@ -120,7 +120,7 @@ def score_points(
             return _finished(folder)
         if settings.check:
             check_rows(folder, of, run.rows)
-            check_queries(folder, at, run.sites, asked)
+            check_queries(folder, at, run.read, asked)
         with run.multiplying(folder, settings.precision):
             kept = kept_as(settings.precision.operands("scores", at.dtype), at.device)
             prepared = run.prepare(asked, settings, rank, kept)
@@ -176,12 +176,18 @@ def self_influence_at(
 
 
 class _Score:
-    """One scoring run at work: what its stages have in common. `sites` are the tracked modules of `at`."""
+    """One scoring run at work: what its stages have in common.
+
+    `sites` are the tracked modules of `at`; `read` are those whose gradients the operator takes of queries: these, or more.
+    """
 
     def __init__(self, at: Point, of: Point, operator: Operator, names: Mapping[str, str]):
         self.at, self.of, self.operator = at, of, operator
         shared = shared_sites(at, of, operator.names, names)
         self.sites = {name: site for name, site in at.cover(operator.names or None).sites.items() if name in shared}
+        beyond = set(operator.reads) - set(operator.names)
+        reads = at.cover(operator.reads).sites if beyond else {}
+        self.read = {name: site for name, site in reads.items() if name in beyond} | self.sites
         self.rows = {site.name: site for site in shared.values()}
         """The same modules of `of`."""
         self.names = {site.name: name for name, site in shared.items()}
@@ -192,7 +198,7 @@ class _Score:
         """The rank that "auto" stands for; None for "full"."""
         if rank != "auto":
             return None if rank == "full" else int(rank)
-        size = queries * sum(site.shape[0] * site.shape[1] for site in self.sites.values()) * 4
+        size = queries * sum(site.shape[0] * site.shape[1] for site in self.read.values()) * 4
         if size <= FULL_RANK_BYTES:
             return None
         note(f"{queries} query gradients would take {size / 2**30:.0f} GiB: kept at rank {AUTO_RANK} (rank=None for full)")
@@ -228,9 +234,9 @@ class _Score:
     ) -> Preconditioned:
         """The queries' gradients, multiplied with the operator, under the names that modules have in `of`."""
         how: dict[str, Any] = {"rank": rank, "kept": kept, "seed": settings.seed, "together": "queries" in settings.aggregate}
-        found = precondition(self.at, asked, self.sites, self.operator, name=name, **how)
+        found = precondition(self.at, asked, self.read, self.operator, name=name, **how)
         there = {here: name for name, here in self.names.items()}
-        gradients = {there[name]: gradient.to(self.of.device) for name, gradient in found.gradients.items()}
+        gradients = {there[name]: each.to(self.of.device) for name, each in found.gradients.items() if name in there}
         return replace(found, gradients=gradients)
 
     def quantities(self, queries: Gradients, settings: Score) -> dict[str, Quantity]:
@@ -298,7 +304,7 @@ class _Score:
         usable = np.zeros(raw.shape[1], dtype=bool)
         usable[self.of.examples.usable] = True
         exact &= usable
-        per_query = sum(site.shape[0] * site.shape[1] for site in self.sites.values()) * 4
+        per_query = sum(site.shape[0] * site.shape[1] for site in self.read.values()) * 4
         step = max(1, FULL_RANK_BYTES // per_query)
         for start in range(0, len(asked), step):
             rows = slice(start, start + step)
