@@ -7,7 +7,7 @@ from oracle import agree
 
 from benchmarks.oracles.curvature import ORACLES
 from whence.errors import NumericalError, StaleArtifact, UsageError
-from whence.methods import dense, exact
+from whence.methods import dense
 from whence.progress import report_to
 
 KINDS = ("hessian", "gauss-newton", "fisher", "empirical-fisher")
@@ -42,7 +42,7 @@ def test_a_hessian_that_curves_downwards_is_said_to(notes):
 
 
 def test_too_many_weights_are_refused_by_name(monkeypatch):
-    monkeypatch.setattr(exact, "LARGEST", 300)
+    monkeypatch.setattr(dense, "LARGEST", 300)
     with pytest.raises(UsageError, match="356 weights") as raised:
         found("fisher")
     assert "method cg with matrix=fisher" in str(raised.value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whence.engine.matrices import Matrix
 from whence.engine.search import searching
-from whence.errors import NumericalError
+from whence.errors import NumericalError, UsageError
 from whence.gradients import Gradients
 from whence.methods.damping import Damping
 from whence.operators import Operator
@@ -20,6 +20,9 @@ from whence.store.fingerprint import fingerprint_operator
 
 COLUMNS = 64
 """Of the matrix that a pass over the rows gives."""
+
+LARGEST = 10_000
+"""Weights of the tracked modules at most: the matrix and its factor take 1.6 GB then."""
 
 
 class DenseInverse(Operator):
@@ -41,7 +44,11 @@ class DenseInverse(Operator):
 
     def solver(self, flat: Flat, like: Tensor) -> Callable[[Tensor], Tensor]:
         """From right-hand sides `[P, Q]` to solutions: with Cholesky's factor, or LU where it is not positive definite."""
-        damped_PP = self.formed(flat, like)
+
+        def made_from() -> dict[str, Any]:
+            return {"stage": "solve", **fingerprint_operator(self)}
+
+        damped_PP = formed(self.matrix, flat, like, made_from, **self.saving)
         damping = self.damping.at(lambda: mean_eigenvalue(damped_PP)).operator
         damped_PP.diagonal().add_(flat.vectors(damping @ flat.gradients(like.new_ones(1, flat.size)))[0])
         factor, bad = torch.linalg.cholesky_ex(damped_PP)
@@ -53,23 +60,31 @@ class DenseInverse(Operator):
         note(f"warning: the {self.matrix.kind} curves downwards somewhere, even with its damping: scores are of a saddle")
         return lambda b_PQ: torch.linalg.lu_solve(factor, pivots, b_PQ)
 
-    def formed(self, flat: Flat, like: Tensor) -> Tensor:
-        """The matrix `[P, P]`, `COLUMNS` columns a pass."""
-        multiply, starts = flat.multiply(self.matrix), range(0, flat.size, COLUMNS)
 
-        def made_from() -> dict[str, Any]:
-            return {"stage": "solve", **fingerprint_operator(self)}
+def formed(matrix: Matrix, flat: Flat, like: Tensor, made_from: Callable[[], Mapping[str, Any]], **saving: Any) -> Tensor:
+    """The matrix `[P, P]` in float64, `COLUMNS` columns a pass; `made_from` is the provenance of what is kept meanwhile."""
+    multiply, starts = flat.multiply(matrix), range(0, flat.size, COLUMNS)
+    with searching(made_from, len(starts), **saving) as (state, after):
+        empty = {"matrix": like.new_zeros(flat.size, flat.size, dtype=torch.float64), "steps": torch.tensor(0)}
+        done = {**empty, **(state or {})}
+        done["matrix"] = done["matrix"].to(like.device)
+        for start in starts[int(done["steps"]) :]:
+            columns = torch.eye(flat.size, dtype=like.dtype, device=like.device)[start : start + COLUMNS]
+            done["matrix"][start : start + COLUMNS] = multiply(columns).double()
+            done["steps"] += 1
+            after(done, None)
+    return (done["matrix"] + done["matrix"].T) / 2
 
-        with searching(made_from, len(starts), **self.saving) as (state, after):
-            empty = {"matrix": like.new_zeros(flat.size, flat.size, dtype=torch.float64), "steps": torch.tensor(0)}
-            done = {**empty, **(state or {})}
-            done["matrix"] = done["matrix"].to(like.device)
-            for start in starts[int(done["steps"]) :]:
-                columns = torch.eye(flat.size, dtype=like.dtype, device=like.device)[start : start + COLUMNS]
-                done["matrix"][start : start + COLUMNS] = multiply(columns).double()
-                done["steps"] += 1
-                after(done, None)
-        return (done["matrix"] + done["matrix"].T) / 2
+
+def refuse_large(matrix: Matrix, fix: str) -> None:
+    """Raise UsageError for the matrix of more than `LARGEST` weights; `fix` says what to do instead."""
+    if (size := sum(site.shape[0] * site.shape[1] for site in matrix.sites.values())) > LARGEST:
+        raise UsageError(
+            f"The {matrix.kind} of so many weights is not formed",
+            given=f"{size:,} weights in {len(matrix.sites)} modules: {8 * size**2 / 2**30:,.0f} GiB in float64, twice",
+            accepted=f"{LARGEST:,} weights at most",
+            fix=fix,
+        )
 
 
 def mean_eigenvalue(matrix_PP: Tensor) -> float:

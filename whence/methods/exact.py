@@ -5,30 +5,22 @@ from __future__ import annotations
 import functools
 
 from whence.engine.matrices import Kind, matrix_of
-from whence.errors import UsageError
 from whence.methods.base import Recipe, Request
 from whence.methods.damping import Damped, damping_of
-from whence.methods.dense import COLUMNS, DenseInverse
+from whence.methods.dense import COLUMNS, DenseInverse, refuse_large
 from whence.store.scores import Scores
-
-LARGEST = 10_000
-"""Weights of the tracked modules at most: the matrix and its factor take 1.6 GB then."""
 
 
 def exact(request: Request, settings: Damped, *, kind: Kind) -> Scores:
     """`grad m(query)^T (C + lambda)^-1 grad log p(row)`, `C [P, P]` being the matrix of the mean loss over all rows.
 
-    A number as damping is in units of the matrix's own mean eigenvalue, trace / P. Raises UsageError for more than `LARGEST`
-    weights, NumericalError where the damped matrix can't be inverted.
+    A number as damping is in units of the matrix's own mean eigenvalue, trace / P. Raises UsageError for more than
+    `LARGEST` weights, NumericalError where the damped matrix can't be inverted.
     """
     matrix = matrix_of(kind, request.point, request.names)
-    if (size := sum(site.shape[0] * site.shape[1] for site in matrix.sites.values())) > LARGEST:
-        raise UsageError(
-            f"The {matrix.kind} of so many weights is not formed",
-            given=f"{size:,} weights in {len(matrix.sites)} modules: {8 * size**2 / 2**30:,.0f} GiB in float64, twice",
-            accepted=f"{LARGEST:,} weights at most",
-            fix=f"fewer modules (modules='last-1'), or method cg with matrix={kind}: the same to its tolerance, nothing formed",
-        )
+    refuse_large(
+        matrix, f"fewer modules (modules='last-1'), or method cg with matrix={kind}: the same to its tolerance, nothing formed"
+    )
     return request.score(DenseInverse(matrix, damping_of(request, settings), out=request.place("search")))
 
 
