@@ -36,6 +36,7 @@ FLOORS = [
     {"engine", "filter"},
     {"fitting", "indexing", "scoring", "train"},
     {"methods"},
+    {"stages"},
     {
         "",
         "demo",

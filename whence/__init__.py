@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from whence.planning import Plan, plan
     from whence.precision import Precision
     from whence.scoring import score, self_influence
+    from whence.stages import Stage, StagedScores, multistage, open_stages
     from whence.store.scores import Scores, open_scores
     from whence.tasks import CausalLM, Classification, Regression, Seq2Seq, Task
 
@@ -42,6 +43,8 @@ __all__ = [
     "Rows",
     "Scores",
     "Seq2Seq",
+    "Stage",
+    "StagedScores",
     "Task",
     "__version__",
     "attribute",
@@ -50,9 +53,11 @@ __all__ = [
     "generate",
     "load_data",
     "load_model",
+    "multistage",
     "open_factors",
     "open_index",
     "open_scores",
+    "open_stages",
     "plan",
     "score",
     "score_candidates",
@@ -70,6 +75,7 @@ _HOMES = {
     "whence.planning": ["Plan", "plan"],
     "whence.precision": ["Precision"],
     "whence.scoring": ["score", "self_influence"],
+    "whence.stages": ["Stage", "StagedScores", "multistage", "open_stages"],
     "whence.store.scores": ["Scores", "open_scores"],
     "whence.tasks": ["CausalLM", "Classification", "Regression", "Seq2Seq", "Task"],
 }

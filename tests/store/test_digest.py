@@ -4,7 +4,7 @@ from imports import MODULES, reached
 
 from whence.store.digest import NUMERIC, PACKAGE
 
-METHODS = [name for name in MODULES if name.split("/")[0] == "methods"]
+METHODS = [name for name in MODULES if name.split("/")[0] in ("methods", "stages")]
 ROOTS = ["fitting/fit", "scoring/score", "indexing/build", "train/record", *METHODS]
 
 OTHERS = {

@@ -37,6 +37,7 @@ NUMERIC = (
     "parcels",
     "precision",
     "scoring",
+    "stages",
     "store/compact",
     "store/scores",
     "tasks",

@@ -1,0 +1,23 @@
+"""Two trainings that are repeated without each row: the rows of the first are told from the model of the second."""
+
+import pytest
+
+from benchmarks.stages import measure
+
+MATCHING, FLOW, PROXIMAL = "matching transport", "gradient flow", "proximal, alpha = 1 / sum of rates"
+SINGLE, DOT = "single-stage at the tuned weights", "gradient dot at the tuned weights"
+
+
+@pytest.mark.parametrize("tuning", ["prox 0.001", "prox 0.01", "prox 0.1"])
+def test_a_proximal_fine_tuning(tuning):
+    found = measure(tuning, only=(MATCHING, PROXIMAL, SINGLE))
+    assert found[MATCHING] >= 0.99 and found[PROXIMAL] >= 0.99
+    assert found[PROXIMAL] == pytest.approx(found[MATCHING], abs=1e-9), "the default alpha is that of the training"
+    assert found[SINGLE] < 0.8
+
+
+@pytest.mark.parametrize("tuning", ["GD 5", "GD 50", "GD 500"])
+def test_gradient_flow_needs_no_tuning(tuning):
+    found = measure(tuning, only=(MATCHING, FLOW, SINGLE, DOT))
+    assert found[MATCHING] >= 0.99 and found[FLOW] >= 0.97
+    assert found[SINGLE] < 0.8 and found[DOT] < 0.5
