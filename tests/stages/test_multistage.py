@@ -155,3 +155,23 @@ def test_a_folder_has_all_of_it(tmp_path):
     np.testing.assert_array_equal(multistage(stages, QUERIES, out=out).total().raw, whole.total().raw)
     with pytest.raises(StaleArtifact, match="proximal 0.3 -> 0.4"):
         multistage([stages[0], replace(stages[1], proximal=0.4), stages[2]], QUERIES, out=out)
+
+
+def test_what_a_stage_left_as_it_was_passes_everything_on():
+    """Whether it is tracked there or not: the first layer is the pretrained one, and only the second was fine-tuned."""
+    base, tuned = point(1, 6), point(2, 7)
+    tuned.model.one.load_state_dict(base.model.one.state_dict())
+    first = Stage("first", base, curvature="ekfac")
+    both = multistage([first, Stage("second", tuned, rates=2.0)], QUERIES)
+    only = multistage([first, Stage("second", tuned, rates=2.0, modules="two")], QUERIES)
+    assert list(both.table["status"]) == list(only.table["status"]) == ["frozen", "shared"]
+    inverses = whence.fit(base.model, base.task, base.rows, check=False).inverse().dense()
+    q_QP, g_NP = gradients(tuned, QUERIES), gradients(base, base.rows)
+    size = len(inverses["one"])
+    through_first = q_QP[:, :size] @ inverses["one"] @ g_NP[:, :size].T
+    flow = function(
+        whence.fit(tuned.model, tuned.task, tuned.rows, check=False).blocks["two"].dense(), lambda h: torch.exp(-2.0 * h)
+    )
+    through_second = q_QP[:, size:] @ flow @ inverses["two"] @ g_NP[:, size:].T
+    agree(both.stages["first"].values, (through_first + through_second).detach() / 6, 1e-6)
+    agree(only.stages["first"].values, both.stages["first"].values, 1e-6)

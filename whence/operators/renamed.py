@@ -15,9 +15,15 @@ class Renamed(Operator):
     """The operator where module `name` is called `names[name]`; modules that `names` lacks are left out."""
 
     def __init__(self, operator: Operator, names: Mapping[str, str]):
-        known = set(operator.names)
+        known = {*operator.names, *operator.reads}
         self.operator, self.inner = operator, {name: own for name, own in names.items() if own in known or not known}
-        self.names, self.label = tuple(self.inner), operator.label
+        self.names = tuple(name for name, own in self.inner.items() if own in operator.names or not known)
+        self.label = operator.label
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What the operator does."""
+        return tuple(name for name, own in self.inner.items() if own in self.operator.reads or not self.operator.reads)
 
     @property
     def blockwise(self) -> bool:

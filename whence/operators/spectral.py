@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +61,15 @@ class Spectral(Operator):
     def apply(self, function: Callable[[Tensor], Tensor], label: str = "a function") -> Spectral:
         """The function of it: `function` maps its eigenvalues `[P]`."""
         return replace(self, lam_P=function(self.lam_P), label=f"{self.label}, {label}")
+
+    def only(self, names: Sequence[str]) -> Spectral:
+        """The block of these modules, all others held still."""
+        if set(names) == set(self.names):
+            return self
+        places = torch.arange(self.flat.size).split([math.prod(shape) for shape in self.flat.shapes.values()])
+        chosen = torch.cat([place for name, place in zip(self.names, places, strict=True) if name in names])
+        shapes = {name: shape for name, shape in self.flat.shapes.items() if name in names}
+        return Spectral.of(self.dense()[chosen][:, chosen], shapes, self.label)
 
     def between(self, diagonal: BlockDiagonal) -> Spectral:
         """`diagonal @ itself @ diagonal`, where the diagonal multiplies each weight by its own number."""

@@ -30,7 +30,7 @@ from whence.operators.flat import Flat
 from whence.progress import note
 from whence.scoring.score import score_points
 from whence.settings import Score
-from whence.stages.names import Module, match, summary_of, table_of, through
+from whence.stages.names import Module, frozen, match, summary_of, table_of, through
 from whence.stages.scores import CONTENTS, FILE, TABLE, StagedScores, contents_of, open_stages
 from whence.stages.stage import FORMED, Stage
 from whence.stages.transport import transport
@@ -108,7 +108,7 @@ class _Run:
             note(f"{stage.name}: scores of its rows")
             found[stage.name] = score_points(last.point, stage.point, self.queries, operator, settings, **given)
             if number:
-                passed = Renamed(transport(stage, curvature), names[stage.name])
+                passed = Renamed(transport(stage, curvature, frozen(stage, self.modules)), names[stage.name])
                 later = passed if later is None else passed @ later
                 about[stage.name] = {"transport": passed.label}
         ordered = {stage.name: found[stage.name] for stage in self.stages}

@@ -1,18 +1,28 @@
-"""Which modules of a stage are which of the stage before: by name, or by what the user says of them."""
+"""Which modules of a stage are which of the stage before: by name, or by what the user says of them.
+
+A module that training left as it was passes everything on, whether it is tracked there or not: only those that it moved need
+curvature.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-from whence.errors import UsageError
+import torch
+
+from whence.coverage import Coverage, Site, cover
+from whence.errors import CoverageError, UsageError
 from whence.stages.stage import Stage
 
 if TYPE_CHECKING:
     import pandas
 
-Status = Literal["shared", "new", "gone", "another shape"]
+Status = Literal["shared", "frozen", "new", "gone", "untracked", "another shape"]
+"""In both; in both with the same weights; only here; only before; in both, moved, but not tracked here; alike only in name."""
+
+PASSES: tuple[Status, ...] = ("shared", "frozen")
 
 SHOWN = 12
 """Modules that a refusal lists."""
@@ -20,7 +30,7 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class Module:
-    """A tracked module of a stage beside that of the stage before; one of them is missing where it is new or gone."""
+    """A module of a stage beside that of the stage before; one of them is missing where it is new or gone."""
 
     stage: str
     name: str | None
@@ -30,43 +40,50 @@ class Module:
     shape: tuple[int, int]
     parameters: int
     share: float
-    """Of what training moved: in this stage, or of a module that is gone, in the stage before."""
+    """Of all parameters of the stage's model."""
     status: Status
     shape_before: tuple[int, int] | None = None
 
 
 def match(stages: Sequence[Stage]) -> list[Module]:
-    """The tracked modules of each stage but the first, beside those of the stage before.
+    """The modules of each stage but the first beside those of the stage before, from which influence comes through it.
 
     Raises UsageError, with the modules in it, where one has another shape there, where `renamed` names one that there is not,
     or where none is shared.
     """
     found: list[Module] = []
+    known = stages[0].point.cover(stages[0].names).sites
     for before, stage in zip(stages, stages[1:], strict=False):
-        pairs = _pairs(before, stage)
+        pairs, known = _pairs(stage, known)
         _refuse(before, stage, pairs)
         found += pairs
     return found
 
 
 def through(stages: Sequence[Stage], modules: Sequence[Module]) -> dict[str, dict[str, str]]:
-    """For each stage, by name: what modules of the last stage are called in it, of those that are shared all the way."""
+    """For each stage, by name: what modules of the last stage are called in it, of those that lead back to it."""
     last = stages[-1]
-    names = {last.name: {name: name for name in last.names}}
+    here = [each.name for each in modules if each.stage == last.name and each.name and each.status != "untracked"]
+    names = {last.name: {name: name for name in here or last.names}}
     for before, stage in zip(reversed(stages[:-1]), reversed(stages), strict=False):
-        back = {each.name: each.before for each in modules if each.stage == stage.name and each.status == "shared"}
-        names[before.name] = {name: there for name, here in names[stage.name].items() if (there := back.get(here))}
+        back = {each.name: each.before for each in modules if each.stage == stage.name and each.status in PASSES}
+        names[before.name] = {name: there for name, own in names[stage.name].items() if (there := back.get(own))}
         if not names[before.name]:
             raise UsageError(
-                f"No module is shared by all stages from {before.name} to {last.name}",
+                f"No module leads from {last.name} back to {before.name}",
                 given=f"modules of {last.name}: {', '.join(last.names[:5])}",
                 fix=f'name their counterparts: Stage("{stage.name}", ..., renamed={{"here": "before"}})',
             )
     return {stage.name: names[stage.name] for stage in stages}
 
 
+def frozen(stage: Stage, modules: Sequence[Module]) -> tuple[str, ...]:
+    """The modules that a stage's training left as they were."""
+    return tuple(each.name for each in modules if each.stage == stage.name and each.status == "frozen" and each.name)
+
+
 def table_of(modules: Sequence[Module]) -> pandas.DataFrame:
-    """One row for each module: stage, module (here), before (its name there), shape "O x I", parameters, share, status."""
+    """One row for each module: stage, module (here), before (its name there), shape, parameters, share, status."""
     import pandas
 
     columns = {
@@ -82,44 +99,83 @@ def table_of(modules: Sequence[Module]) -> pandas.DataFrame:
 
 
 def summary_of(modules: Sequence[Module]) -> str:
-    """In words, for one stage: "4 of 6 modules shared, 81.0% of the parameters; 2 new, 1 gone"."""
-    shared = [each.share for each in modules if each.status == "shared"]
-    counts = {status: sum(each.status == status for each in modules) for status in ("new", "gone")}
-    rest = [f"{count} {status}" for status, count in counts.items() if count]
-    known = f"{len(shared)} of {len(modules) - counts['gone']} modules shared, {sum(shared):.1%} of the parameters"
+    """In words, for one stage: "4 modules shared, 81.0% of the parameters; 2 new, 1 gone"."""
+    counts = {status: [each for each in modules if each.status == status] for status in get_args(Status)}
+    passing = [each.share for each in modules if each.status in PASSES]
+    rest = [f"{len(some)} {status}" for status, some in counts.items() if some and status != "shared"]
+    known = f"{len(passing)} modules shared, {sum(passing):.1%} of the parameters"
     return "; ".join([known, *([", ".join(rest)] if rest else [])])
 
 
-def _pairs(before: Stage, stage: Stage) -> list[Module]:
-    here, there = stage.point.cover(stage.names), before.point.cover(before.names)
-    renamed, taken, found = _renamed(stage, tuple(here.sites)), set[str](), []
-    for name, site in here.sites.items():
-        other = renamed.get(name, name)
-        known = there.sites.get(other) if other is not None else None
-        share = site.parameters / max(1, here.parameters)
-        if known is None:
-            found.append(Module(stage.name, name, None, site.shape, site.parameters, share, "new"))
+def _pairs(stage: Stage, known: Mapping[str, Site]) -> tuple[list[Module], dict[str, Site]]:
+    """The modules of a stage beside those `known` in the stage before, and what is known of it in turn."""
+    tracked, carried = stage.point.cover(stage.names), _carried(stage, known)
+    here, unmoved = {**carried.sites, **tracked.sites}, {*carried.frozen_sites, *tracked.frozen_sites}
+    renamed, taken, found = _renamed(stage.renamed, here), set[str](), list[Module]()
+    total = max(1, sum(parameter.numel() for parameter in stage.point.model.parameters()))
+    for name, site in here.items():
+        there = known.get(renamed.get(name, name) or "")
+        about = (site.shape, site.parameters, site.parameters / total)
+        if there is None or (there.shape != site.shape and name not in tracked.sites):
+            found += [Module(stage.name, name, None, *about, "new")] if name in tracked.sites else []
             continue
-        status: Status = "shared" if known.shape == site.shape else "another shape"
-        found.append(Module(stage.name, name, other, site.shape, site.parameters, share, status, known.shape))
-        taken.add(known.name)
-    for name, site in there.sites.items():
-        if name not in taken:
-            share = site.parameters / max(1, there.parameters)
-            found.append(Module(stage.name, None, name, site.shape, site.parameters, share, "gone"))
-    return found
+        taken.add(there.name)
+        status: Status = "shared" if name in tracked.sites else "untracked"
+        if there.shape != site.shape:
+            status = "another shape"
+        elif name in unmoved or _same(site, there):
+            status = "frozen"
+        found.append(Module(stage.name, name, there.name, *about, status, there.shape))
+    gone = [site for name, site in known.items() if name not in taken]
+    found += [
+        Module(stage.name, None, each.name, each.shape, each.parameters, each.parameters / total, "gone") for each in gone
+    ]
+    leads_on = [each.name for each in found if each.name and each.status != "untracked"]
+    return found, {name: here[name] for name in leads_on}
 
 
-def _renamed(stage: Stage, names: Sequence[str]) -> dict[str, str | None]:
-    """What `stage.renamed` says of each of these modules that it speaks of; a name goes before a pattern."""
-    patterns = {here: there for here, there in stage.renamed.items() if "*" in here}
-    found = {here: there for here, there in stage.renamed.items() if here not in patterns}
-    for here, there in patterns.items():
-        start, _, end = here.partition("*")
-        for name in names:
-            inside = len(name) >= len(start) + len(end) and name.startswith(start) and name.endswith(end)
-            if inside and name not in found:
-                found[name] = None if there is None else there.replace("*", name[len(start) : len(name) - len(end)])
+def _carried(stage: Stage, known: Iterable[str]) -> Coverage:
+    """The stage's modules that may be those `known` in the stage before, whether it tracks them or not."""
+    try:
+        return cover(stage.point.model, _back(stage.renamed, known))
+    except CoverageError:  # it has none of them
+        return Coverage({}, 0, {})
+
+
+def _same(site: Site, other: Site) -> bool:
+    """Whether two sites have the same weights."""
+    (module, layer), (before, layer_before) = site.uses[0], other.uses[0]
+    pairs = list(zip(layer.parameters(module), layer_before.parameters(before), strict=False))
+    return (
+        bool(pairs)
+        and site.shape == other.shape
+        and all(own.shape == there.shape and torch.equal(own.detach(), there.detach().to(own)) for own, there in pairs)
+    )
+
+
+def _back(renamed: Mapping[str, str | None], known: Iterable[str]) -> list[str]:
+    """What modules `known` in the stage before may be called in this one."""
+    turned = {there: here for here, there in renamed.items() if there is not None}
+    several = [(there, here) for here, there in renamed.items() if there is not None and "*" in there]
+    return [name for each in known for name in (turned.get(each), *(_fitted(each, *pair) for pair in several), each) if name]
+
+
+def _fitted(name: str, pattern: str, into: str) -> str | None:
+    """`into` with what the `*` of the pattern stands for in the name; None where it does not fit."""
+    start, star, end = pattern.partition("*")
+    if not star:
+        return into if name == pattern else None
+    inside = len(name) >= len(start) + len(end) and name.startswith(start) and name.endswith(end)
+    return into.replace("*", name[len(start) : len(name) - len(end)]) if inside else None
+
+
+def _renamed(renamed: Mapping[str, str | None], names: Iterable[str]) -> dict[str, str | None]:
+    """What is said of each of these modules that are spoken of; a name goes before a pattern, and the first pattern first."""
+    found = {here: there for here, there in renamed.items() if "*" not in here}
+    for here, there in renamed.items():
+        for name in names if "*" in here else ():
+            if name not in found and (fitted := _fitted(name, here, there or "")) is not None:
+                found[name] = fitted or None
     return found
 
 
@@ -142,7 +198,7 @@ def _refuse(before: Stage, stage: Stage, modules: Sequence[Module]) -> None:
             accepted="modules of one shape; a new one in the place of an old one is said to be new",
             fix=f'Stage("{stage.name}", ..., renamed={{"{wrong[0].name}": None}})',
         )
-    if not any(each.status == "shared" for each in modules):
+    if not any(each.status in PASSES for each in modules):
         raise UsageError(
             f"{stage.name} and {before.name} have no tracked module in common",
             given=_listed(modules),
