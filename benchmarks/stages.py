@@ -39,6 +39,8 @@ RIDGE = 1e-2
 """Of the first training: `RIDGE / 2 |w|^2` beside the mean loss."""
 RATE = 0.5
 """Of the steps of gradient descent."""
+SPREADS = (3.0, 4.5)
+"""Standard deviation of the logits that labels are drawn with: some doubt about them, and little."""
 PUBLISHED = 1e-4
 """The damping of the fine-tuned model's curvature that was published, whatever the fine-tuning."""
 
@@ -88,10 +90,10 @@ class Labelled:
         return torch.einsum("kn,np,nq->kpq", counts_KN * p_KN * (1 - p_KN), self.x_NP, self.x_NP) / len(self.y_N)
 
 
-def drawn(rows: int, w_P: Tensor, generator: torch.Generator) -> Labelled:
-    """Inputs of directions that differ in size, and labels of a logistic model."""
-    sizes_P = torch.logspace(0.5, -1, len(w_P), dtype=torch.float64)
-    x_NP = torch.randn(rows, len(w_P), generator=generator, dtype=torch.float64) * sizes_P
+def drawn(rows: int, w_P: Tensor, spread: float, generator: torch.Generator) -> Labelled:
+    """Inputs of directions that differ in size, and labels of a logistic model, whose logits have about that spread."""
+    sizes_P = torch.logspace(0, -1.5, len(w_P), dtype=torch.float64)
+    x_NP = torch.randn(rows, len(w_P), generator=generator, dtype=torch.float64) * (spread * sizes_P / sizes_P.norm())
     y_N = (torch.rand(rows, generator=generator, dtype=torch.float64) < (x_NP @ w_P).sigmoid()).double()
     return Labelled(x_NP, y_N)
 
@@ -119,13 +121,13 @@ class World:
     steps: int = 0
 
     @classmethod
-    def make(cls, seed: int = 0, **tuning: Any) -> World:
-        """Two models that the rows' labels are of, half of which agree."""
+    def make(cls, seed: int = 0, spread: float = SPREADS[0], **tuning: Any) -> World:
+        """The labels of the first training are those of one model, the others of its mean with another."""
         generator = torch.Generator().manual_seed(seed)
         one_P, other_P = torch.randn(2, WEIGHTS, generator=generator, dtype=torch.float64)
         both_P = (one_P + other_P) / 2**0.5
-        first, second = drawn(ROWS, one_P, generator), drawn(TUNING_ROWS, both_P, generator)
-        return cls(first, second, drawn(QUERIES, both_P, generator), **tuning)
+        first, second = drawn(ROWS, one_P, spread, generator), drawn(TUNING_ROWS, both_P, spread, generator)
+        return cls(first, second, drawn(QUERIES, both_P, spread, generator), **tuning)
 
     @property
     def rates(self) -> float:
@@ -218,9 +220,9 @@ def correlation(estimate_QN: np.ndarray, truth_QN: np.ndarray) -> float:
     return float(np.mean([np.corrcoef(found, true)[0, 1] for found, true in zip(estimate_QN, truth_QN, strict=True)]))
 
 
-def measure(name: str, seed: int = 0, only: Collection[str] = ()) -> dict[str, float]:
+def measure(name: str, seed: int = 0, spread: float = SPREADS[0], only: Collection[str] = ()) -> dict[str, float]:
     """Correlation with the truth by estimator, for one of `FINE_TUNINGS`."""
-    world = World.make(seed, **FINE_TUNINGS[name])
+    world = World.make(seed, spread, **FINE_TUNINGS[name])
     with report_to(Silent()):
         chosen = {each: scores for each, scores in estimators(world).items() if not only or each in only}
         return {estimator: correlation(scores(), world.truth) for estimator, scores in chosen.items()}
@@ -240,12 +242,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of stages.json and stages.md")
     parser.add_argument("--seeds", type=int, default=3, help="worlds; values are their mean")
     chosen = parser.parse_args(arguments)
-    measured = {name: [measure(name, seed) for seed in range(chosen.seeds)] for name in FINE_TUNINGS}
-    found = {
-        name: {estimator: round(float(np.mean([each[estimator] for each in several])), 4) for estimator in several[0]}
-        for name, several in measured.items()
-    }
-    text = f"{written(found)}\n"
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for spread in SPREADS:
+        columns = found[f"{spread:g}"] = {}
+        for name in FINE_TUNINGS:
+            several = [measure(name, seed, spread) for seed in range(chosen.seeds)]
+            columns[name] = {each: round(float(np.mean([one[each] for one in several])), 4) for each in several[0]}
+    parts = [f"Logits with a standard deviation of {spread}:\n\n{written(columns)}" for spread, columns in found.items()]
+    text = "\n\n".join(parts) + "\n"
     print(text, flush=True)
     with atomic(chosen.out / "stages.json") as temporary:
         temporary.write_text(json.dumps({"seeds": chosen.seeds, "pearson": found}, indent=1) + "\n", encoding="utf-8")

@@ -10,8 +10,9 @@ from torch import nn
 
 import whence
 from whence.engine.point import Point
-from whence.errors import StaleArtifact
+from whence.errors import StaleArtifact, UsageError
 from whence.stages import Stage, multistage, open_stages
+from whence.stages.names import match
 from whence.tasks import Regression
 
 
@@ -175,3 +176,87 @@ def test_what_a_stage_left_as_it_was_passes_everything_on():
     through_second = q_QP[:, size:] @ flow @ inverses["two"] @ g_NP[:, size:].T
     agree(both.stages["first"].values, (through_first + through_second).detach() / 6, 1e-6)
     agree(only.stages["first"].values, both.stages["first"].values, 1e-6)
+
+
+def test_rows_of_several_stages_add_up():
+    """A row of the first stage is read again, twice, in the second: the second copy there is one of its own."""
+    stages = three("diagonal")[1:]
+    shared = stages[0].point.rows[2]
+    stages[1] = replace(stages[1], point=Point(stages[1].point.model, Regression(), [*pairs(5, 3), shared, shared]))
+    found = multistage(stages, QUERIES)
+    first, second = (scores.values for scores in found.stages.values())
+    total = found.total()
+    np.testing.assert_allclose(total.values[:, 2], first[:, 2] + second[:, 5], rtol=1e-12)
+    np.testing.assert_allclose(total.values, np.c_[first[:, :2], total.values[:, 2], first[:, 3:], second[:, :5], second[:, 6]])
+    assert list(total.examples["stage"]) == ["second"] * 2 + ["second+third"] + ["second"] * 4 + ["third"] * 6
+    assert total.unit == "nats per copy" and len(set(total.example_ids)) == total.shape[1] == 13
+    shares = found.shares()
+    assert list(shares["stage"]) == ["second", "third"] * 2
+    assert shares["share"][0] == pytest.approx(np.abs(first[0]).sum() / (np.abs(first[0]).sum() + np.abs(second[0]).sum()))
+    np.testing.assert_allclose(shares["net"][:2], [first[0].sum(), second[0].sum()], rtol=1e-12)
+
+
+def test_rows_with_the_same_id_are_told_apart_by_their_content():
+    found = multistage(three("diagonal")[1:], QUERIES)
+    named = {
+        name: replace(scores, examples=scores.examples.assign(id=list(map(str, range(scores.shape[1])))))
+        for name, scores in found.stages.items()
+    }
+    total = replace(found, stages=named).total()
+    assert total.shape[1] == 15 and total.example_ids[5:9] == ["5", "6", "third:0", "third:1"]
+
+
+# modules that don't fit
+
+
+def test_modules_of_another_shape_are_refused_with_a_table():
+    wide = Stage("second", point(2, 7, hidden=5), rates=1.0)
+    with pytest.raises(UsageError, match="2 of 2 modules of second have another shape in first") as raised:
+        multistage([Stage("first", point(1, 6)), wide], QUERIES)
+    lines = str(raised.value).splitlines()
+    assert lines[1].split() == ["given", "here", "before", "shape", "share"]
+    assert lines[2].split() == ["one", "one", "5", "x", "4,", "before", "4", "x", "4", "76.9%", "another", "shape"]
+    assert 'renamed={"one": None}' in str(raised.value)
+
+
+def test_nothing_in_common_and_unknown_names_are_refused():
+    first = Stage("first", point(1, 6, ("encoder", "top")))
+    with pytest.raises(UsageError, match="no tracked module in common"):
+        multistage([first, Stage("second", point(2, 7), rates=1.0)], QUERIES)
+    with pytest.raises(UsageError, match="names no tracked module: encodr"):
+        multistage([first, Stage("second", point(2, 7), rates=1.0, renamed={"one": "encodr", "two": "top"})], QUERIES)
+
+
+def test_modules_are_named_one_by_one_or_by_patterns():
+    stages = [
+        Stage("first", point(1, 6, ("block_a", "block_b"))),
+        Stage("second", point(2, 7, ("layer_a", "layer_b")), rates=1.0),
+    ]
+    by_name, by_pattern = ({"layer_a": "block_a"}, {"layer_*": "block_*"})
+    assert [each.status for each in match([stages[0], replace(stages[1], renamed=by_name)])] == ["shared", "new", "gone"]
+    modules = match([stages[0], replace(stages[1], renamed=by_pattern)])
+    assert [(each.name, each.before, each.status) for each in modules] == [
+        ("layer_a", "block_a", "shared"),
+        ("layer_b", "block_b", "shared"),
+    ]
+    new = match([stages[0], replace(stages[1], renamed={**by_pattern, "layer_b": None})])
+    assert [each.status for each in new] == ["shared", "new", "gone"]
+    assert sum(each.share for each in new if each.name) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "../up"}, "named by what can be the name of a folder"),
+        ({"transport": "teleport"}, "transport can't be 'teleport'"),
+        ({"curvature": "magic"}, "There is no curvature 'magic'"),
+        ({"proximal": 0.0}, "proximal can't be 0.0"),
+        ({"rates": None}, "needs to know how far its training went"),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_is_said(changes, message):
+    with pytest.raises(UsageError, match=message):
+        multistage([three()[1], replace(three()[2], **changes)], QUERIES)
+    with pytest.raises(UsageError, match="Each stage has its own number of training rows"):
+        multistage(three(), QUERIES, n_train=5)

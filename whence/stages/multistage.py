@@ -67,7 +67,10 @@ def multistage(
     _refuse(stages, settings)
     modules = match(stages)
     for stage in stages[1:]:
-        note(f"{stage.name}: {summary_of([each for each in modules if each.stage == stage.name])}")
+        own = [each for each in modules if each.stage == stage.name]
+        note(f"{stage.name}: {summary_of(own)}")
+        if stage.head == "none" and all(each.status != "shared" for each in own) and stage.transport != "identity":
+            note(f"warning: {stage.name} moved no module that it shares with the stage before")
     run = _Run(stages, modules, queries, settings, damped)
     with work(out, run.provenance, rerun=rerun) as folder:
         if isinstance(folder, Folder) and folder.finished:

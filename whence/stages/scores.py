@@ -48,28 +48,22 @@ class StagedScores:
         import pandas
 
         first, *_ = self.stages.values()
-        keys: dict[str, int] = {}
-        ids: dict[str, None] = {}
-        rows: list[dict[str, Any]] = []
-        columns: list[np.ndarray] = []
-        for stage, scores in self.stages.items():
-            content = numbered(self.contents.loc[self.contents["stage"] == stage, "content"])
-            values_QN = np.asarray(scores.values, np.float64)
-            for place, (key, row) in enumerate(zip(content, scores.examples.to_dict("records"), strict=True)):
-                if key in keys:
-                    known = rows[keys[key]]
-                    known["stage"], known["copies"] = f"{known['stage']}+{stage}", known["copies"] + row["copies"]
-                    columns[keys[key]] = columns[keys[key]] + values_QN[:, place]
-                    continue
-                keys[key], name = len(rows), str(row["id"])
-                name = name if name not in ids else f"{stage}:{name}"
-                ids[name] = None
-                rows.append({**row, "id": name, "stage": stage})
-                columns.append(values_QN[:, place])
+        contents = [
+            name for stage in self.stages for name in numbered(self.contents.loc[self.contents["stage"] == stage, "content"])
+        ]
+        tables = [scores.examples.assign(stage=stage) for stage, scores in self.stages.items()]
+        every = pandas.concat(tables, ignore_index=True).drop(columns="pieces", errors="ignore")
+        place, distinct = pandas.factorize(np.array(contents, dtype=object))
+        values_NQ = np.zeros((len(distinct), len(first.queries)))
+        np.add.at(values_NQ, place, np.concatenate([scores.values.T for scores in self.stages.values()]).astype(np.float64))
+        examples: Any = every.iloc[np.unique(place, return_index=True)[1]].reset_index(drop=True)  # the first of each
+        several = every.assign(place=place).groupby("place")
+        examples["copies"], examples["stage"] = several["copies"].sum(), several["stage"].agg("+".join)
+        taken = examples["id"].duplicated()  # the same id for something else
+        examples.loc[taken, "id"] = examples["stage"][taken] + ":" + examples["id"][taken]
         operators = "; ".join(f"{stage}: {scores.about.get('operator')}" for stage, scores in self.stages.items())
         about = {key: value for key, value in first.about.items() if key in ("unit", "measurement", "likelihood")}
-        examples = pandas.DataFrame(rows).drop(columns="pieces", errors="ignore")
-        return Scores(np.stack(columns, 1), 1, examples, first.queries, {**about, "operator": operators})
+        return Scores(values_NQ.T.copy(), 1, examples, first.queries, {**about, "operator": operators})
 
     def shares(self) -> pandas.DataFrame:
         """Through which stage the effect on each query came: query_id, stage, rows, raises, lowers, net, share.

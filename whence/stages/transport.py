@@ -26,6 +26,7 @@ from whence.gradients import Gradient, Gradients
 from whence.methods.course import Course
 from whence.operators import BlockDiagonal, Identity, Operator, Spectral, Streaming
 from whence.stages.stage import Stage
+from whence.train.state import predictions_per_row
 
 
 def transport(stage: Stage, curvature: BlockDiagonal | Spectral, frozen: Sequence[str] = ()) -> Operator:
@@ -65,12 +66,11 @@ def course_of(stage: Stage, names: Sequence[str]) -> Course:
             f"The transport through {stage.name} needs to know how far its training went",
             given="no training, and no sum of learning rates",
             accepted="a folder of whence train, a trainer_state.json, or the sum of the learning rates",
-            fix=f'Stage("{stage.name}", ..., training=read_training(FOLDER)), or rates=steps * learning_rate',
+            fix=f'Stage("{stage.name}", ..., training=read_training(FOLDER)), read_state(CHECKPOINT, point), or rates=SUM',
         )
     if training is not None:
         return Course(1 / alpha, training.loss_scale, training.descent().weight_decay)  # type: ignore[operator]
-    examples = stage.point.examples
-    scale = sum(stage.point.task.predictions(examples.items[row]) for row in examples.usable) / len(examples.usable)
+    scale = predictions_per_row(stage.point)
     return Course(1 / alpha if alpha is not None else stage.rates, scale)  # type: ignore[arg-type]
 
 
