@@ -407,3 +407,27 @@ def projected(training: Path, names: Any, queries: Any, rows: Any, out: Path) ->
     given = (load_model(record.model)[0], CausalLM(tokenizer()), queries, rows, Score(chunks=3))
     own = {"logra": {"labels": "model"}}
     return [attribute(n, *given, training=record, out=out / n, dim=3, **own.get(n, {})).values for n in names]
+
+
+def staged(out: Path | None, double: bool = False) -> dict[str, np.ndarray]:
+    """Scores through two stages, whose factors are fitted on the way, in float32 or float64."""
+    from models import gpt2, texts, tokenizer
+
+    from whence.engine.point import Point
+    from whence.stages import Stage, multistage
+    from whence.tasks import CausalLM
+
+    task = CausalLM(tokenizer())
+    base, tuned = (
+        Point(
+            randomised(gpt2(), scale).eval().to(torch.float64 if double else torch.float32),
+            task,
+            texts(count, seed),
+            batch_tokens=20,
+        )
+        for scale, count, seed in ((0.4, 9, 5), (0.3, 12, 1))
+    )
+    found = multistage(
+        [Stage("base", base), Stage("tuned", tuned, rates=0.5)], texts(3, seed=2), chunks=3, batch_tokens=20, out=out
+    )
+    return {name: scores.raw for name, scores in found.stages.items()}

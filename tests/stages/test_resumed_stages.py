@@ -1,0 +1,79 @@
+"""A run through several stages that is killed in any part resumes to the same bits; several processes give the same scores."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from distributed import work
+from distributed.processes import killed, run
+from oracle import agree
+
+from whence.progress import Silent, report_to
+
+PARTS = ("covariance", "eigenvectors", "eigenvalues", "queries", "score")
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+class Killer(Silent):
+    """Raises at the `left`-th advance of a part; counts the advances of each."""
+
+    def __init__(self, part="", left=-1):
+        self.part, self.left, self.advances, self.begun = part, left, Counter(), Counter()
+
+    def begin(self, stage):
+        self.begun[stage.name] += 1
+
+    def advance(self, stage):
+        self.advances[stage.name] += 1
+        self.left -= stage.name == self.part
+        if not self.left:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with report_to(counting := Killer()):
+        return work.staged(out), counting, out
+
+
+def same(found, expected):
+    assert [*found] == [*expected] == ["base", "tuned"]
+    for name, raw in expected.items():
+        np.testing.assert_array_equal(found[name], raw)
+
+
+def files(folder):
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.name != ".lock"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_run_that_ended_in_any_part_resumes(whole, part, tmp_path):
+    expected, counting, folder = whole
+    with pytest.raises(Killed), report_to(Killer(part, -(-3 * counting.advances[part] // 4))):
+        work.staged(tmp_path / "run")
+    with report_to(seen := Killer()):
+        same(work.staged(tmp_path / "run"), expected)
+    assert files(tmp_path / "run") == files(folder)
+    done_before = {"queries": "eigenvalues", "score": "eigenvalues"}.get(part)
+    if done_before:
+        assert not seen.advances[done_before], "factors that were finished are not fitted again"
+    with report_to(again := Killer()):
+        same(work.staged(tmp_path / "run"), expected)
+    assert not again.advances, "what is finished is read"
+
+
+def test_a_killed_process_leaves_what_another_resumes(whole, tmp_path):
+    expected, counting, _ = whole
+    killed("score", counting.advances["score"] - 1, work.staged, tmp_path / "run")
+    same(work.staged(tmp_path / "run"), expected)
+
+
+def test_several_processes_give_the_same(tmp_path):
+    expected = work.staged(None, True)
+    for found in run(work.staged, tmp_path / "two", True):
+        for name, raw in expected.items():
+            agree(found[name], raw, 1e-8)
