@@ -44,6 +44,7 @@ NUMERIC = (
     "train/checkpoints",
     "train/replay",
     "train/replicas",
+    "train/state",
     "train/unlearn",
 )
 """Modules and subpackages whose source decides the numbers; tests/store/test_digest.py compares them with the imports."""
