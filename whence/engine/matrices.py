@@ -39,12 +39,12 @@ class Matrix(Operator):
 
     def __init__(self, point: Point, modules: str | Sequence[str] | None = None):
         self.point, self.sites = point, point.cover(modules).sites
-        self.names = tuple(self.sites)
+        self.names = self.along = tuple(self.sites)
         self.label = f"{self.kind} of {len(point.examples.usable)} examples"
 
     def apply_to(self, gradients: Gradients) -> Gradients:
         """The product with the gradients of all examples given, in one pass over the rows."""
-        vectors = {name: gradients[name].dense().w_BOI.to(self.point.like) for name in self.names}
+        vectors = {name: gradients[name].dense().w_BOI.to(self.point.like) for name in self.along}
         sums = self.product(vectors, self.point.examples.usable)
         return {name: Dense(sums[name] / len(self.point.examples.usable)) for name in self.names}
 
@@ -76,9 +76,21 @@ class GaussNewton(Matrix):
 
 
 class Hessian(GaussNewton):
-    """The Hessian, `d^2 loss / d weights^2` (Pearlmutter 1994), which may have negative eigenvalues."""
+    """The Hessian, `d^2 loss / d weights^2` (Pearlmutter 1994), which may have negative eigenvalues.
+
+    With `along` only its columns of these modules: all other gradients count as zero, and are not asked for.
+    """
 
     kind, of = "Hessian", staticmethod(hessian)
+
+    def __init__(self, point: Point, modules: str | Sequence[str] | None = None, along: Sequence[str] = ()):
+        super().__init__(point, modules)
+        self.along = tuple(along) or self.names
+
+    def identity(self) -> Any:
+        """What it is a matrix of, and which of its columns."""
+        columns = {} if self.along == self.names else {"along": list(self.along)}
+        return {**super().identity(), **columns}
 
 
 class Fisher(Matrix):

@@ -9,7 +9,7 @@ divided by `N`, so that several processes can add up theirs.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,11 +48,13 @@ def curvature_product(
 ) -> Block:
     """Sum over the rows of the batches of their Gauss-Newton matrix or Hessian (`of`) times each vector, `{site: w_KOI}`.
 
-    `advance` is told the positions done. Raises UsageError for a task whose loss is not that of its `outputs`, CoverageError
+    Only `hessian` takes vectors of some of the sites: those of the others count as zero. `advance` is told the positions done.
+    Raises UsageError for a task whose loss is not that of its `outputs`, CoverageError
     where a weight or a layer can't be differentiated this way.
     """
     weights = Weights(model, sites)
-    tangents, sums = weights.spread(vectors), {name: torch.zeros_like(w_KOI) for name, w_KOI in vectors.items()}
+    tangents, like_KOI = weights.spread(vectors), next(iter(vectors.values()))
+    sums = {name: like_KOI.new_zeros(len(like_KOI), *site.shape) for name, site in sites.items()}
     with Capture(model, {}):  # frozen, in evaluation mode, and afterwards as it was
         model.eval()  # checkpoints, which are recomputed after their weights are back, are off, too
         for number, indices in enumerate(batches):
@@ -150,11 +152,15 @@ def _moved_by_two_backward_passes(outputs: Function, at: Block, vectors: Sequenc
 
 
 def hessian(outputs: Function, weights: Block, vectors: Block) -> Block:
-    """`d^2 loss / d weights^2` times each vector, by a backward pass through the backward pass."""
+    """`d^2 loss / d weights^2` times each vector, by a backward pass through the backward pass.
+
+    Weights without vectors have those of zero, and no slope is taken of them: where only a head has vectors, each batch goes
+    forwards through the model once for all vectors, and back through it once for each.
+    """
     at = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     with torch.enable_grad(), plain_attention():
         loss = outputs(at).losses().sum()
-        slopes = torch.autograd.grad(loss, list(at.values()), create_graph=True, materialize_grads=True)
+        slopes = torch.autograd.grad(loss, [at[name] for name in vectors], create_graph=True, materialize_grads=True)
     columns = [_along(slopes, list(at.values()), vector) for vector in zip(*vectors.values(), strict=True)]
     return {name: torch.stack(column) for name, column in zip(at, zip(*columns, strict=True), strict=True)}
 
@@ -232,20 +238,21 @@ class Weights:
             self.values |= {known[id(each)]: each.detach() for each in parameters}
 
     def spread(self, vectors: Block) -> Block:
-        """The parameters' own parts of vectors of the sites, `[K, ...]` each."""
-        count = len(next(iter(vectors.values())))
-        tensors = {name: value.new_zeros(count, *value.shape) for name, value in self.values.items()}
-        for name, (side, parts) in self._parts(tensors).items():
+        """The parameters' own parts of vectors of sites, `[K, ...]` each."""
+        count, moved = len(next(iter(vectors.values()))), [name for name in self.sites if name in vectors]
+        values = {each: self.values[each] for name in moved for each in self.names[name]}
+        tensors = {name: value.new_zeros(count, *value.shape) for name, value in values.items()}
+        for name, (side, parts) in self._parts(tensors, moved).items():
             for part, w_KOI in zip(parts, vectors[name].split([part.shape[side] for part in parts], side), strict=True):
                 part.copy_(w_KOI)
         return tensors
 
     def gather(self, tensors: Block) -> Block:
         """The way back."""
-        return {name: torch.cat(parts, side) for name, (side, parts) in self._parts(tensors).items()}
+        return {name: torch.cat(parts, side) for name, (side, parts) in self._parts(tensors, self.sites).items()}
 
-    def _parts(self, tensors: Block) -> dict[str, tuple[int, list[Tensor]]]:
-        uses = {name: site.uses[0] for name, site in self.sites.items()}
+    def _parts(self, tensors: Block, names: Iterable[str]) -> dict[str, tuple[int, list[Tensor]]]:
+        uses = {name: self.sites[name].uses[0] for name in names}
         return {
             name: (layer.side, layer.parts(module, [tensors[each] for each in self.names[name]]))
             for name, (module, layer) in uses.items()

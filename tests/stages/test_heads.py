@@ -1,0 +1,161 @@
+"""What a trunk does through a head that was fitted to it, against two trainings that are repeated to their optima."""
+
+import functools
+
+import peft
+import pytest
+import torch
+from engine.test_products import language_model
+from models import texts, tokenizer
+from oracle import agree
+from two_stages import DECAY, SIZES, TRUNK, TwoStages, log_p, net, pairs
+
+from whence.attention import plain_attention
+from whence.engine.matrices import GaussNewton
+from whence.engine.point import Point
+from whence.engine.products import with_weights
+from whence.engine.queries import encode_queries, precondition
+from whence.errors import UsageError
+from whence.methods.damping import Damping
+from whence.operators import Identity
+from whence.operators.flat import Flat
+from whence.stages.heads import CrossTerm, Joint, estimated_mean_eigenvalue
+from whence.tasks import CausalLM
+
+NAMES = [*TRUNK, "score"]
+DAMPED = Damping(DECAY["after"], ("score",))
+
+
+@functools.cache
+def trainings(alpha=None):
+    return TwoStages(alpha)
+
+
+def tuned(stages):
+    """The point at the end of the second training."""
+    return Point(net("score", stages.after), stages.task, pairs(stages.rows["after"]))
+
+
+def reached(stages, operator, point=None):
+    """The queries' gradients of the trunk, `[Q, P]`."""
+    point = point or tuned(stages)
+    sites = point.cover(NAMES).sites
+    found = precondition(point, encode_queries(point.task, pairs(stages.queries)), sites, operator)
+    return Flat(TRUNK).vectors(found.gradients)
+
+
+def correlation(a, b):
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
+
+
+def crossed(stages, **settings):
+    """The cross term of the net, and what it makes of the queries' gradients."""
+    operator = CrossTerm(tuned(stages), [*TRUNK], ["score"], DAMPED, **settings)
+    return reached(stages, operator), operator
+
+
+def test_under_a_frozen_trunk_the_cross_term_is_the_whole_effect():
+    stages = trainings()
+    found, without = (stages.predicted(part) for part in (crossed(stages)[0], reached(stages, Identity(TRUNK))))
+    agree(found, stages.truth, 1e-4)
+    assert correlation(found, stages.truth) > 0.99999 > 0.9 > correlation(without, stages.truth)
+
+
+def test_a_trunk_that_is_held_where_it_was():
+    """Cross term and Schur complement in one solution, of which neither the one nor nothing is near."""
+    stages = trainings(alpha=0.05)
+    operator = Joint(tuned(stages), [*TRUNK], ["score"], "proximal", 1 / stages.alpha, DECAY["after"])
+    agree(stages.predicted(reached(stages, operator)), stages.truth, 1e-4)
+    for part in (crossed(stages)[0], reached(stages, Identity(TRUNK))):
+        assert correlation(stages.predicted(part), stages.truth) < 0.99
+
+
+def test_the_solution_in_one_is_the_schur_complements_after_the_cross_term():
+    """`alpha (S + alpha)^-1 (w - H_WH H_HH^-1 h)`, with dense matrices."""
+    stages, n = trainings(), SIZES["trunk"]
+    matrix = torch.func.hessian(stages.tuning(stages.before))
+    stages.alpha, alpha = 0.0, 5.0  # all weights move, with the head's decay
+    hessian = matrix(stages.after)
+    stages.alpha = None
+    w_QP, schur = crossed(stages)[0], hessian[:n, :n] - hessian[:n, n:] @ torch.linalg.solve(hessian[n:, n:], hessian[n:, :n])
+    expected = alpha * torch.linalg.solve(schur + alpha * torch.eye(n).double(), w_QP.T).T
+    decay = DECAY["after"]
+    agree(reached(stages, Joint(tuned(stages), [*TRUNK], ["score"], "proximal", 1 / alpha, decay)), expected, 1e-9)
+    flown = reached(stages, Joint(tuned(stages), [*TRUNK], ["score"], "flow", 3.0, decay))
+    g_QP = torch.func.jacrev(lambda theta: log_p(theta, stages.queries))(stages.after)
+    agree(flown, (g_QP @ torch.matrix_exp(-3.0 * hessian))[:, :n], 1e-9)
+
+
+def test_a_large_head_is_solved_for_by_conjugate_gradients_whose_residual_is_told(notes):
+    stages = trainings()
+    (expected, formed), (found, solved) = crossed(stages), crossed(stages, dense=0, tolerance=1e-12)
+    agree(found, expected, 1e-9)
+    assert formed.about == {} and solved.about["head residual"] < 1e-11 and solved.about["head steps"] >= 1
+    assert any("conjugate gradients" in note and "residual at most" in note for note in notes)
+    assert formed.identity() != solved.identity()
+
+
+def test_relative_damping_is_in_units_of_the_heads_mean_eigenvalue():
+    stages = trainings()
+    matrix = GaussNewton(tuned(stages), ["score"])
+    exact = torch.func.hessian(lambda head: -log_p(torch.cat([stages.after[:27], head]), stages.rows["after"]).mean())(
+        stages.after[27:]
+    )
+    mean = float(exact.trace()) / len(exact)
+    agree(estimated_mean_eigenvalue(matrix, probes=4096), mean, 0.05)
+    relative = CrossTerm(tuned(stages), [*TRUNK], ["score"], Damping(0.1, ("score",), relative=True))
+    absolute = CrossTerm(tuned(stages), [*TRUNK], ["score"], Damping(0.1 * mean, ("score",)))
+    agree(reached(stages, relative), reached(stages, absolute), 1e-9)
+
+
+def test_a_head_without_a_trunk_is_refused():
+    with pytest.raises(UsageError, match="There is no trunk"):
+        CrossTerm(tuned(trainings()), [], ["score"], DAMPED)
+
+
+def adapted():
+    """A point whose model has adapters of random weights in a base that is frozen."""
+    model = peft.get_peft_model(language_model("llama"), peft.LoraConfig(r=1, target_modules=["down_proj", "v_proj"]))
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return Point(model.double().eval(), CausalLM(tokenizer()), texts(6, seed=1))
+
+
+def columns_of_hessian(point, trunk, head):
+    """The Hessian of the mean loss, `[P, P_head]`, trunk first, by autograd on one vector of weights."""
+    sizes = [site.shape[0] * site.shape[1] for site in (trunk | head).values()]
+
+    def loss(theta):
+        parts = zip((trunk | head).items(), theta.split(sizes), strict=True)
+        weights = {f"{name}.weight": part.view(site.shape) for (name, site), part in parts}
+        return with_weights(point.model, weights, point.task.losses, point.task.collate(point.examples.items)).mean()
+
+    theta = torch.cat([point.model.get_parameter(f"{name}.weight").flatten() for name in trunk | head]).detach()
+    theta.requires_grad_()
+    with plain_attention():
+        (slopes,) = torch.autograd.grad(loss(theta), theta, create_graph=True)
+    of_head = slopes[sum(sizes[: len(trunk)]) :]
+    return torch.stack([torch.autograd.grad(slope, theta, retain_graph=True)[0] for slope in of_head], 1)
+
+
+def test_adapters_in_a_frozen_base():
+    """Gradients of the base's weights under LoRA: with the Hessian of the adapters, or what is never negative of it."""
+    point = adapted()
+    head, trunk = point.cover("lora").sites, point.cover(["*.1.mlp.down_proj.base_layer", "*.1.mlp.gate_proj"]).sites
+    assert len(head) == 8 and len(trunk) == 2
+    of = {key: Flat({name: site.shape for name, site in sites.items()}) for key, sites in (("trunk", trunk), ("head", head))}
+    columns, n, eye = columns_of_hessian(point, trunk, head), of["trunk"].size, torch.eye(of["head"].size).double()
+    matrices = {
+        "hessian": columns[n:],
+        "gauss-newton": of["head"].vectors(GaussNewton(point, [*head]) @ of["head"].gradients(eye)),
+    }
+    lowest = {name: float(torch.linalg.eigvalsh(matrix)[0]) for name, matrix in matrices.items()}
+    assert lowest["gauss-newton"] > -1e-9 > -1e-3 > lowest["hessian"]
+    g_QP = torch.randn(3, len(columns), generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    given = {**of["trunk"].gradients(g_QP[:, :n]), **of["head"].gradients(g_QP[:, n:])}
+    for name, matrix in matrices.items():
+        operator = CrossTerm(point, [*trunk], [*head], Damping(0.7, tuple(head)), matrix=name)
+        expected = g_QP[:, :n] - torch.linalg.solve(matrix + 0.7 * eye, g_QP[:, n:].T).T @ columns[:n].T
+        agree(of["trunk"].vectors(operator @ given), expected, 1e-6)
