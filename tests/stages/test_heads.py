@@ -1,6 +1,7 @@
 """What a trunk does through a head that was fitted to it, against two trainings that are repeated to their optima."""
 
 import functools
+from dataclasses import replace
 
 import peft
 import pytest
@@ -16,10 +17,13 @@ from whence.engine.point import Point
 from whence.engine.products import with_weights
 from whence.engine.queries import encode_queries, precondition
 from whence.errors import UsageError
+from whence.methods.course import Course
 from whence.methods.damping import Damping
-from whence.operators import Identity
+from whence.operators import BlockDiagonal, EigenBlock, Identity
 from whence.operators.flat import Flat
-from whence.stages.heads import CrossTerm, Joint, estimated_mean_eigenvalue
+from whence.stages.heads import CrossTerm, Held, estimated_mean_eigenvalue
+from whence.stages.multistage import form
+from whence.stages.stage import Stage
 from whence.tasks import CausalLM
 
 NAMES = [*TRUNK, "score"]
@@ -61,29 +65,39 @@ def test_under_a_frozen_trunk_the_cross_term_is_the_whole_effect():
     assert correlation(found, stages.truth) > 0.99999 > 0.9 > correlation(without, stages.truth)
 
 
+def whole(stages, alpha):
+    """The Hessian of the second training's mean loss over trunk and head, and how far it went."""
+    hessian = form(Stage("tuned", tuned(stages), modules=NAMES), "hessian")
+    return hessian, Course(1 / alpha, weight_decay=DECAY["after"])
+
+
 def test_a_trunk_that_is_held_where_it_was():
     """Cross term and Schur complement in one solution, of which neither the one nor nothing is near."""
     stages = trainings(alpha=0.05)
-    operator = Joint(tuned(stages), [*TRUNK], ["score"], "proximal", 1 / stages.alpha, DECAY["after"])
-    agree(stages.predicted(reached(stages, operator)), stages.truth, 1e-4)
+    hessian, course = whole(stages, 0.05)
+    agree(stages.predicted(reached(stages, Held(hessian, [*TRUNK], course, ""))), stages.truth, 1e-4)
     for part in (crossed(stages)[0], reached(stages, Identity(TRUNK))):
         assert correlation(stages.predicted(part), stages.truth) < 0.99
 
 
 def test_the_solution_in_one_is_the_schur_complements_after_the_cross_term():
-    """`alpha (S + alpha)^-1 (w - H_WH H_HH^-1 h)`, with dense matrices."""
-    stages, n = trainings(), SIZES["trunk"]
-    matrix = torch.func.hessian(stages.tuning(stages.before))
-    stages.alpha, alpha = 0.0, 5.0  # all weights move, with the head's decay
-    hessian = matrix(stages.after)
-    stages.alpha = None
-    w_QP, schur = crossed(stages)[0], hessian[:n, :n] - hessian[:n, n:] @ torch.linalg.solve(hessian[n:, n:], hessian[n:, :n])
-    expected = alpha * torch.linalg.solve(schur + alpha * torch.eye(n).double(), w_QP.T).T
-    decay = DECAY["after"]
-    agree(reached(stages, Joint(tuned(stages), [*TRUNK], ["score"], "proximal", 1 / alpha, decay)), expected, 1e-9)
-    flown = reached(stages, Joint(tuned(stages), [*TRUNK], ["score"], "flow", 3.0, decay))
+    """`alpha (S + alpha)^-1 (w - H_WH H_HH^-1 h)`, with dense matrices; also where Adam's metric stretches each weight."""
+    stages, n, alpha = trainings(), SIZES["trunk"], 5.0
+    hessian, course = whole(stages, alpha)
     g_QP = torch.func.jacrev(lambda theta: log_p(theta, stages.queries))(stages.after)
-    agree(flown, (g_QP @ torch.matrix_exp(-3.0 * hessian))[:, :n], 1e-9)
+    metric = {
+        name: torch.rand(shape, generator=torch.Generator().manual_seed(7)).double() + 0.5
+        for name, shape in hessian.flat.shapes.items()
+    }
+    for d_P in (torch.ones(n + SIZES["after"]).double(), torch.cat([part.flatten() for part in metric.values()])):
+        h = torch.func.hessian(lambda theta: -log_p(theta, stages.rows["after"]).mean())(stages.after)
+        h = h + DECAY["after"] * d_P.diag()
+        schur = h[:n, :n] - h[:n, n:] @ torch.linalg.solve(h[n:, n:], h[n:, :n])
+        w_QP = g_QP[:, :n] - torch.linalg.solve(h[n:, n:], g_QP[:, n:].T).T @ h[n:, :n]
+        expected = alpha * d_P[:n] * torch.linalg.solve(schur + alpha * d_P[:n].diag(), w_QP.T).T
+        agree(reached(stages, Held(hessian, [*TRUNK], course, "")), expected, 1e-9)
+        blocks = {name: EigenBlock(None, None, lam_OI) for name, lam_OI in metric.items()}
+        course = replace(course, metric=BlockDiagonal(blocks))
 
 
 def test_a_large_head_is_solved_for_by_conjugate_gradients_whose_residual_is_told(notes):

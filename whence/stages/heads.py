@@ -11,19 +11,20 @@ of adapters, `H`, in a base model that is frozen, `W`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from whence.engine.matrices import Hessian, Kind, Matrix, matrix_of
 from whence.engine.point import Point
-from whence.errors import UsageError
+from whence.errors import NumericalError, UsageError
 from whence.gradients import Dense, Gradients
 from whence.methods.cg import ConjugateGradients
+from whence.methods.course import Course
 from whence.methods.damping import Damping
 from whence.methods.dense import DenseInverse
-from whence.operators import BlockDiagonal, EigenBlock, Identity, Operator
+from whence.operators import Identity, Operator, Spectral
 from whence.operators.flat import Flat
 
 DENSE = 1024
@@ -103,65 +104,48 @@ def estimated_mean_eigenvalue(matrix: Matrix, probes: int = PROBES, seed: int = 
     return float((signs_KP * flat.multiply(matrix)(signs_KP)).sum(dtype=torch.float64)) / (probes * flat.size)
 
 
-class Joint(Operator):
-    """Trunk and head trained together: gradients of both at the end as gradients of the trunk that training began with, exact.
+class Held(Operator):
+    """The proximal step of trunk and head together, exact: `alpha (S + alpha)^-1 (w - H_WH H_HH^-1 h)` in one solution.
 
-    "flow": `exp(-time (H + decay))` of all weights, of which the head's own start does not depend on the trunk. "proximal": a
-    trunk held where it began by `alpha = 1 / time`, and a head at its optimum, `alpha (S + alpha)^-1 (w - H_WH H_HH^-1 h)` with
-    `S = H_WW - H_WH H_HH^-1 H_HW`, in one solution with the whole Hessian. That is formed, in float64: `P` weights take
-    `P / 64` passes over the rows and `8 P^2` bytes. `decay` is weight decay, which is added to the Hessian.
+    `S = H_WW - H_WH H_HH^-1 H_HW` is the Schur complement, `hessian` the whole matrix over trunk and head, formed, and
+    `course` what is known of the training: the trunk was held where it began by `alpha = 1 / rates` and the head by nothing but
+    weight decay, in the metric of Adam where that trained. Gradients of both are mapped to those of the trunk.
     """
 
-    def __init__(
-        self,
-        point: Point,
-        trunk: Sequence[str],
-        head: Sequence[str],
-        transport: Literal["flow", "proximal"],
-        time: float,
-        decay: float = 0.0,
-        **saving: Any,
-    ):
-        self.names, self.head = tuple(trunk), tuple(head)
-        self.transport, self.time, self.decay = transport, time, decay
-        self.hessian = Hessian(point, [*trunk, *head])
-        pull = {name: decay + (1 / time if transport == "proximal" and name in trunk else 0.0) for name in self.hessian.names}
-        self.damping = Damping(1.0, self.hessian.names, _constants(self.hessian, pull))
-        self.inverse = DenseInverse(self.hessian, self.damping, **saving)
-        self.label = f"{transport} of trunk and head together, {time:g} of learning rates, {self.hessian.label}"
+    def __init__(self, hessian: Spectral, trunk: Sequence[str], course: Course, label: str):
+        self.hessian, self.names, self.course = hessian, tuple(name for name in hessian.names if name in set(trunk)), course
+        self.label = label
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The modules whose gradients it is given: trunk and head."""
-        return self.names + self.head
+        """The modules of the matrix."""
+        return self.hessian.names
 
     def identity(self) -> Any:
-        """The rows whose Hessian it is, and how long they were trained on."""
-        return {self.transport: self.hessian.identity(), "time": self.time, "decay": self.decay, "trunk": list(self.names)}
+        """The matrix, the trunk, and how far the training went."""
+        course, metric = self.course, self.course.metric
+        held = {"rates": course.rates, "loss_scale": course.loss_scale, "weight_decay": course.weight_decay}
+        return {"held": self.hessian.identity(), "trunk": list(self.names), **held, "metric": metric and metric.identity()}
 
     def apply_to(self, gradients: Gradients) -> Gradients:
-        """Solve, or flow back."""
-        flat = Flat.of(gradients, self.hessian.names)
-        b_QP = flat.vectors(gradients)
-        if self.transport == "proximal":
-            back_QP = self.inverse.solver(flat, b_QP)(b_QP.double().T).T / self.time
-        else:
-            back_QP = self._flown(flat, b_QP)
-        found = flat.gradients(back_QP.to(b_QP))
+        """Solve; a module whose gradients are not given has those of zero. Raises NumericalError at a saddle."""
+        flat, given = self.hessian.flat, next(iter(gradients.values())).dense().w_BOI
+        absent = {name: Dense(given.new_zeros(len(given), *shape)) for name, shape in flat.shapes.items()}
+        b_QP = flat.vectors({**absent, **{name: gradients[name] for name in self.reads if name in gradients}}).double()
+        alpha_P, decay_P = self._diagonals(flat)
+        matrix_PP = self.hessian.dense().double() / self.course.loss_scale + (alpha_P + decay_P).diag()
+        factor, bad = torch.linalg.cholesky_ex(matrix_PP)
+        if bad:
+            raise NumericalError(
+                "The loss of trunk and head curves downwards, even with what held the trunk and with weight decay",
+                fix='curvature="gauss-newton", which never does, or a larger proximal',
+            )
+        found = flat.gradients((alpha_P * torch.cholesky_solve(b_QP.T, factor).T).to(given))
         return {name: found[name] for name in self.names}
 
-    def _flown(self, flat: Flat, b_QP: Tensor) -> Tensor:
-        """`exp(-time (H + decay)) b`, by the eigenvectors of the Hessian."""
-        value_P, vector_PP = torch.linalg.eigh(self.inverse.formed(flat, b_QP))
-        left_P = torch.exp(-self.time * (value_P + self.decay))
-        return (b_QP.double() @ vector_PP * left_P) @ vector_PP.T
-
-
-def _constants(matrix: Matrix, values: dict[str, float]) -> BlockDiagonal:
-    """A number for each module, as a diagonal matrix of the weights."""
-    like = matrix.point.like
-    blocks = {
-        name: EigenBlock(None, None, like.new_full((), value).expand(*matrix.sites[name].shape))
-        for name, value in values.items()
-    }
-    return BlockDiagonal(blocks, "a number for each module")
+    def _diagonals(self, flat: Flat) -> tuple[Tensor, Tensor]:
+        """What holds each weight where it began, and at zero, `[P]` each."""
+        ones = flat.gradients(self.hessian.lam_P.new_ones(1, flat.size).double())
+        d_P = flat.vectors(ones if self.course.metric is None else {**ones, **(self.course.metric @ ones)})[0]
+        trunk_P = flat.vectors({name: Dense(one.w_BOI * (name in self.names)) for name, one in ones.items()})[0]
+        return d_P * trunk_P / self.course.rates, d_P * self.course.weight_decay
