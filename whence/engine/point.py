@@ -51,6 +51,7 @@ class Point:
         """The format of sums, of operators and of queries' gradients."""
         self.batch_tokens = batch_positions(valid(Count | None, batch_tokens, "batch_tokens"), self.device)
         self._covered: dict[tuple[str, ...] | str | None, Coverage] = {}
+        self._passing: frozenset[str] = frozenset()
 
     @property
     def like(self) -> Tensor:
@@ -77,12 +78,18 @@ class Point:
         key = modules if modules is None or isinstance(modules, str) else tuple(modules)
         if key not in self._covered:
             self._covered[key] = found = cover_default(self.model, self.task, modules)
-            if found.frozen_sites:
+            if idle := [name for name in found.frozen_sites if name not in self._passing]:
                 note(
-                    f"warning: training left {len(found.frozen_sites)} of {len(found.sites)} tracked modules as they were "
-                    f"({found.frozen_sites[0]} the first): what is found there moved nothing"
+                    f"warning: training left {len(idle)} of {len(found.sites)} tracked modules as they were "
+                    f"({idle[0]} the first): what is found there moved nothing"
                 )
         return self._covered[key]
+
+    def passing(self, names: Sequence[str]) -> Point:
+        """The same, where these modules count although training left them as they were: an earlier training moved them."""
+        other = copy.copy(self)
+        other._covered, other._passing = {}, frozenset(names)
+        return other
 
     def only(self, rows: Sequence[int | str]) -> Point:
         """The same with some of its rows, by number or id. Raises UsageError for one that there is not.
@@ -194,12 +201,14 @@ def warn_if_thin(coverage: Coverage) -> None:
 def shared_sites(at: Point, of: Point, names: Sequence[str], renamed: Mapping[str, str]) -> dict[str, Site]:
     """The modules `names` of `at` that `of` has too, as its sites; `renamed` gives their names there where they differ.
 
-    Raises CoverageError where there is none, UsageError where one has another shape there.
+    A name that only `renamed` knows is of a module that `at` lacks, for which an operator makes gradients. Raises CoverageError
+    where there is none, UsageError where one has another shape there.
     """
     if at is of and not renamed:
         return of.cover(names or None).sites
     here = at.cover(names or None).sites
-    there = of.cover([renamed.get(name, name) for name in here]).sites
+    made = [name for name in names if name in renamed and name not in here]
+    there = of.cover([renamed.get(name, name) for name in (*here, *made)]).sites
     pairs = {name: there[other] for name in here if (other := renamed.get(name, name)) in there}
     if other := [name for name, site in pairs.items() if site.shape != here[name].shape]:
         raise UsageError(
@@ -210,4 +219,4 @@ def shared_sites(at: Point, of: Point, names: Sequence[str], renamed: Mapping[st
         )
     weights = [sum(site.parameters for site in sites.values()) for sites in (pairs, here)]
     note(f"{len(pairs)} of {len(here)} modules are in both models, {weights[0] / weights[1]:.1%} of the parameters tracked")
-    return pairs
+    return pairs | {name: there[renamed[name]] for name in made if renamed[name] in there}

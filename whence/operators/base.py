@@ -166,6 +166,12 @@ class Product(_Pair):
     word = "after"
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The modules that both act on, and those that `left` gives without reading them."""
+        both, read = super().names, self.left.reads
+        return both + tuple(name for name in self.left.names if name not in read)
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """What `right` does; where modules don't interact, only what comes through both."""
         return self.names if self.blockwise else self.right.reads or self.names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -12,23 +13,28 @@ from whence.operators.base import Operator, Streaming
 
 
 class Renamed(Operator):
-    """The operator where module `name` is called `names[name]`; modules that `names` lacks are left out."""
+    """The operator where module `name` is called `names[name]`; modules that `names` lacks are left out.
 
-    def __init__(self, operator: Operator, names: Mapping[str, str]):
-        known = {*operator.names, *operator.reads}
-        self.operator, self.inner = operator, {name: own for name, own in names.items() if own in known or not known}
+    `made` are names of further modules of the operator, of which no gradients are given: it makes theirs of the others'.
+    """
+
+    def __init__(self, operator: Operator, names: Mapping[str, str], made: Mapping[str, str] = MappingProxyType({})):
+        known, self.made = {*operator.names, *operator.reads}, frozenset(made)
+        every = {**names, **made}
+        self.operator, self.inner = operator, {name: own for name, own in every.items() if own in known or not known}
         self.names = tuple(name for name, own in self.inner.items() if own in operator.names or not known)
         self.label = operator.label
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What the operator does."""
-        return tuple(name for name, own in self.inner.items() if own in self.operator.reads or not self.operator.reads)
+        """What the operator does, of what there is."""
+        given = {name: own for name, own in self.inner.items() if name not in self.made}
+        return tuple(name for name, own in given.items() if own in self.operator.reads or not self.operator.reads)
 
     @property
     def blockwise(self) -> bool:
-        """Whether the operator is."""
-        return self.operator.blockwise
+        """Whether the operator is, and makes nothing."""
+        return self.operator.blockwise and not self.made
 
     def apply_to(self, gradients: Gradients) -> Gradients:
         """Apply it to the gradients under its own names for them."""

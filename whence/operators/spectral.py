@@ -42,13 +42,13 @@ class Spectral(Operator):
         return tuple(self.flat.shapes)
 
     def apply_to(self, gradients: Gradients) -> Gradients:
-        """Multiply with the gradients of its modules, all at once; those of modules that were given come back."""
+        """Multiply with the gradients of its modules, all at once."""
         own = [name for name in self.names if name in gradients]
         given = gradients[own[0]].dense().w_BOI
         absent = {name: Dense(given.new_zeros(len(given), *shape)) for name, shape in self.flat.shapes.items()}
         v_KP = self.flat.vectors({**absent, **{name: gradients[name] for name in own}}).to(self.q_PP)
         found = self.flat.gradients((((v_KP @ self.q_PP) * self.lam_P) @ self.q_PP.T).to(given))
-        return {name: found[name] for name in own}
+        return dict(found)
 
     def identity(self) -> Any:
         """Its modules, eigenvalues and eigenvectors."""
