@@ -3,28 +3,34 @@
 import functools
 from dataclasses import replace
 
+import numpy as np
 import peft
 import pytest
 import torch
-from engine.test_products import language_model
+from engine.test_products import language_model, wide
 from models import texts, tokenizer
 from oracle import agree
-from two_stages import DECAY, SIZES, TRUNK, TwoStages, log_p, net, pairs
+from transformers import LlamaConfig, LlamaForSequenceClassification
+from two_stages import CHANGED, DECAY, SIZES, TRUNK, TwoStages, log_p, net, pairs
 
 from whence.attention import plain_attention
+from whence.coverage import cover
 from whence.engine.matrices import GaussNewton
 from whence.engine.point import Point
 from whence.engine.products import with_weights
 from whence.engine.queries import encode_queries, precondition
 from whence.errors import UsageError
+from whence.fitting import fit
+from whence.linalg.descent import Optimizer
 from whence.methods.course import Course
 from whence.methods.damping import Damping
 from whence.operators import BlockDiagonal, EigenBlock, Identity
 from whence.operators.flat import Flat
 from whence.stages.heads import CrossTerm, Held, estimated_mean_eigenvalue
-from whence.stages.multistage import form
+from whence.stages.multistage import form, multistage
 from whence.stages.stage import Stage
-from whence.tasks import CausalLM
+from whence.tasks import CausalLM, Classification
+from whence.train.replay import Descent, Recorded, Replay
 
 NAMES = [*TRUNK, "score"]
 DAMPED = Damping(DECAY["after"], ("score",))
@@ -137,21 +143,33 @@ def adapted():
     return Point(model.double().eval(), CausalLM(tokenizer()), texts(6, seed=1))
 
 
+def loss_of(point, sites):
+    """The losses of items `[B]` as a function of the sites' weights in one vector, and that vector."""
+    sizes = [site.shape[0] * site.shape[1] for site in sites.values()]
+
+    def losses(theta, items):
+        parts = zip(sites.items(), theta.split(sizes), strict=True)
+        weights = {f"{name}.weight": part.view(site.shape) for (name, site), part in parts}
+        with plain_attention():
+            return with_weights(point.model, weights, point.task.losses, point.task.collate(items))
+
+    return losses, torch.cat([point.model.get_parameter(f"{name}.weight").flatten() for name in sites]).detach()
+
+
 def columns_of_hessian(point, trunk, head):
     """The Hessian of the mean loss, `[P, P_head]`, trunk first, by autograd on one vector of weights."""
-    sizes = [site.shape[0] * site.shape[1] for site in (trunk | head).values()]
-
-    def loss(theta):
-        parts = zip((trunk | head).items(), theta.split(sizes), strict=True)
-        weights = {f"{name}.weight": part.view(site.shape) for (name, site), part in parts}
-        return with_weights(point.model, weights, point.task.losses, point.task.collate(point.examples.items)).mean()
-
-    theta = torch.cat([point.model.get_parameter(f"{name}.weight").flatten() for name in trunk | head]).detach()
+    losses, theta = loss_of(point, trunk | head)
     theta.requires_grad_()
-    with plain_attention():
-        (slopes,) = torch.autograd.grad(loss(theta), theta, create_graph=True)
-    of_head = slopes[sum(sizes[: len(trunk)]) :]
+    (slopes,) = torch.autograd.grad(losses(theta, point.examples.items).mean(), theta, create_graph=True)
+    of_head = slopes[Flat({name: site.shape for name, site in trunk.items()}).size :]
     return torch.stack([torch.autograd.grad(slope, theta, retain_graph=True)[0] for slope in of_head], 1)
+
+
+def gradients(point, sites, items):
+    """Of the log-likelihood of each item, `[N, P]`, one at a time."""
+    losses, theta = loss_of(point, sites)
+    theta.requires_grad_()
+    return torch.stack([torch.autograd.grad(-losses(theta, [item]).sum(), theta)[0] for item in items])
 
 
 def test_adapters_in_a_frozen_base():
@@ -173,3 +191,78 @@ def test_adapters_in_a_frozen_base():
         operator = CrossTerm(point, [*trunk], [*head], Damping(0.7, tuple(head)), matrix=name)
         expected = g_QP[:, :n] - torch.linalg.solve(matrix + 0.7 * eye, g_QP[:, n:].T).T @ columns[:n].T
         agree(of["trunk"].vectors(operator @ given), expected, 1e-6)
+
+
+def staged(stages, first="hessian", **second):
+    """Scores of the first training's rows, `[Q, N]`: the slope by the weight of a row beside the mean of all."""
+    before = Point(net("before", stages.before), stages.task, pairs(stages.rows["before"]))
+    one = Stage("first", before, curvature=first, modules=[*TRUNK, "before"], absolute_damping=DECAY["before"])
+    two = Stage("second", tuned(stages), **{"absolute_damping": DECAY["after"], **second})
+    found = multistage([one, two], pairs(stages.queries))
+    return found, torch.from_numpy(found.stages["first"].raw[:, :CHANGED])
+
+
+def test_a_frozen_trunk_below_a_new_head_is_seen_by_itself(notes):
+    """Stages of the net: the first's exact curvature, the head's damping its weight decay; nothing is said of rates."""
+    stages = trainings()
+    found, values = staged(stages)
+    agree(values, stages.truth, 1e-4)
+    statuses = dict(zip(found.table["module"].fillna(found.table["before"]), found.table["status"], strict=True))
+    assert statuses == {"trunk.0": "frozen", "trunk.2": "frozen", "score": "new", "before": "gone"}
+    assert not any("moved nothing" in text for text in notes)
+
+
+def test_without_the_cross_term_only_what_is_shared_counts():
+    stages = trainings()
+    agree(staged(stages, head="none")[1], stages.predicted(reached(stages, Identity(TRUNK))), 1e-6)
+
+
+def test_trunk_and_head_that_moved_together_are_exact_where_their_hessian_is_formed():
+    stages, alpha, how = trainings(alpha=0.05), 0.05, Descent(Optimizer("sgd"), DECAY["after"])
+    replay = Replay({}, [], np.array([1 / alpha]), how, "row")
+    moved = {"training": Recorded(replay, []), "transport": "proximal", "proximal": alpha, "modules": NAMES}
+    agree(staged(stages, curvature="hessian", **{**moved, "absolute_damping": 0.3})[1], stages.truth, 1e-4)
+    factors, without = (correlation(staged(stages, **moved, head=head)[1], stages.truth) for head in ("cross", "none"))
+    assert factors > 0.7 > 0.4 > without
+
+
+def test_adapters_are_known_by_what_they_adapt(notes):
+    """Stages of a language model and of LoRA in it: nobody says which module is which, nor that the base was frozen."""
+    tuned, base = adapted(), Point(language_model("llama"), CausalLM(tokenizer()), texts(5, seed=2))
+    queries, there = texts(4, seed=3)[::2], "model.layers.1.mlp.down_proj"
+    here, head = (cover(tuned.model, names).sites for names in (f"base_model.model.{there}.base_layer", "lora"))
+    found = multistage([Stage("base", base, modules=[there]), Stage("lora", tuned, absolute_damping=0.7)], queries, check=False)
+    agree(found.stages["base"].values, through_head(base, there, tuned, here, head, 0.7, queries, "gauss-newton"), 1e-6)
+    rows = found.table[found.table["status"] == "frozen"].to_dict("records")
+    assert [(row["module"], row["before"]) for row in rows] == [(*here, there)]
+    assert (found.table["status"] == "new").sum() == len(head) and not any("moved nothing" in text for text in notes)
+    assert found.stages["lora"].shape == (2, 6)
+
+
+def test_a_classifier_on_a_language_model(notes):
+    """Its trunk is that of the language model, and frozen; what is tracked by default did not move, so that the head is."""
+    base = Point(language_model("llama"), CausalLM(tokenizer()), texts(5, seed=2))
+    config = {name: value for name, value in base.model.config.to_dict().items() if "label" not in name}
+    model = LlamaForSequenceClassification(LlamaConfig(**{**config, "num_labels": 3, "pad_token_id": 1}))
+    model = wide(model.double().eval())
+    model.model.load_state_dict(base.model.model.state_dict())
+    rows = [{"text": row.get("text") or row["prompt"] + row["completion"], "label": n % 3} for n, row in enumerate(texts(8, 1))]
+    tuned, there = Point(model, Classification(tokenizer()), rows[:6]), "model.layers.1.mlp.down_proj"
+    here, head = (cover(tuned.model, names).sites for names in (there, "score"))
+    found = multistage([Stage("base", base, modules=[there]), Stage("tuned", tuned, absolute_damping=0.1)], rows[6:])
+    agree(found.stages["base"].values, through_head(base, there, tuned, here, head, 0.1, rows[6:]), 1e-6)
+    assert "tuned: tracking 1 modules that moved (score the first), of 15" in notes
+    assert dict(found.table[["module", "status"]].itertuples(index=False)) == {there: "frozen", "score": "new"}
+
+
+def through_head(base, there, tuned, here, head, damping, queries, matrix="hessian"):
+    """Scores of the base's rows by the gradients of one of its modules, with dense matrices, `[Q, N]`."""
+    asked = encode_queries(tuned.task, queries)
+    columns, g_QP = columns_of_hessian(tuned, here, head), gradients(tuned, here | head, asked.items)
+    n, of_head = g_QP.shape[1] - columns.shape[1], Flat({name: site.shape for name, site in head.items()})
+    eye = torch.eye(of_head.size).double()
+    of_heads = columns[n:] if matrix == "hessian" else of_head.vectors(GaussNewton(tuned, [*head]) @ of_head.gradients(eye))
+    w_QP = g_QP[:, :n] - torch.linalg.solve(of_heads + damping * eye, g_QP[:, n:].T).T @ columns[:n].T
+    curvature = fit(base.model, base.task, base.rows, modules=[there]).inverse(0.1)
+    rows = gradients(base, base.cover([there]).sites, base.examples.items)
+    return w_QP @ curvature.dense()[there] @ rows.T / len(rows)

@@ -12,7 +12,7 @@ and a product at the end of its own stage. The rows of the last stage get the or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,10 +30,10 @@ from whence.operators.flat import Flat
 from whence.progress import note
 from whence.scoring.score import score_points
 from whence.settings import Score
-from whence.stages.names import Module, frozen, match, summary_of, table_of, through
+from whence.stages.names import Module, frozen, match, settled, summary_of, table_of, through
+from whence.stages.passage import passage
 from whence.stages.scores import CONTENTS, FILE, TABLE, StagedScores, contents_of, open_stages
 from whence.stages.stage import FORMED, Stage
-from whence.stages.transport import transport
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder
@@ -65,6 +65,7 @@ def multistage(
     """
     settings, damped = Score.of(settings, changes), Damped().changed(damping=damping)
     _refuse(stages, settings)
+    stages = settled(stages)
     modules = match(stages)
     for stage in stages[1:]:
         own = [each for each in modules if each.stage == stage.name]
@@ -103,19 +104,26 @@ class _Run:
         for number in reversed(range(len(self.stages))):
             stage, place = self.stages[number], _place(folder, self.stages[number])
             curvature = self.curvature(stage, place)
-            inverse = Renamed(self.inverse(stage, curvature), names[stage.name])
+            coupled = self.coupled(stage, curvature, names[stage.name]) if later else {}
+            inverse = Renamed(self.inverse(stage, curvature), names[stage.name], coupled)
             operator = inverse if later is None else inverse @ later
-            renamed = {name: there for name, there in names[stage.name].items() if name != there}
+            renamed = {name: there for name, there in {**names[stage.name], **coupled}.items() if name != there}
             settings = self.settings.changed(n_train=stage.n_train)
             given: dict[str, Any] = {"names": renamed, "out": place("scores")}
+            at = last.point if stage is last else last.point.passing(frozen(last, self.modules))
             note(f"{stage.name}: scores of its rows")
-            found[stage.name] = score_points(last.point, stage.point, self.queries, operator, settings, **given)
+            found[stage.name] = score_points(at, stage.point, self.queries, operator, settings, **given)
             if number:
-                passed = Renamed(transport(stage, curvature, frozen(stage, self.modules)), names[stage.name])
+                passed = Renamed(passage(stage, curvature, self.modules, self.damped(stage)), names[stage.name])
                 later = passed if later is None else passed @ later
                 about[stage.name] = {"transport": passed.label}
         ordered = {stage.name: found[stage.name] for stage in self.stages}
         return StagedScores(ordered, table_of(self.modules), contents_of(self.stages), about)
+
+    def coupled(self, stage: Stage, curvature: BlockDiagonal | Spectral, names: Mapping[str, str]) -> dict[str, str]:
+        """Modules of a stage that lead nowhere, such as its own head, but move with the others: by names that no model has."""
+        rest = set(curvature.names) - set(names.values()) if isinstance(curvature, Spectral) else set()
+        return {f"{stage.name}/{name}": name for name in curvature.names if name in rest}
 
     def curvature(self, stage: Stage, place: Callable[[str], Path | None]) -> BlockDiagonal | Spectral:
         """The one that was given, or that of the stage's own rows."""

@@ -1,28 +1,35 @@
 """Which modules of a stage are which of the stage before: by name, or by what the user says of them.
 
 A module that training left as it was passes everything on, whether it is tracked there or not: only those that it moved need
-curvature.
+curvature. Under PEFT's adapters a module is known by the name that it has without them. What training moved and the stage
+before lacks, such as adapters or a new head, is found whether it is tracked or not.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
+from torch import nn
 
 from whence.coverage import Coverage, Site, cover
 from whence.errors import CoverageError, UsageError
+from whence.progress import note
 from whence.stages.stage import Stage
 
 if TYPE_CHECKING:
     import pandas
 
 Status = Literal["shared", "frozen", "new", "gone", "untracked", "another shape"]
-"""In both; in both with the same weights; only here; only before; in both, moved, but not tracked here; alike only in name."""
+"""In both; in both with the same weights; only here; only before; in both, but tracked in one of them; alike only in name."""
 
 PASSES: tuple[Status, ...] = ("shared", "frozen")
+
+WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer$|\.modules_to_save\.[^.]+$")
+"""What PEFT adds to the names of modules that it adapts or copies."""
 
 SHOWN = 12
 """Modules that a refusal lists."""
@@ -54,7 +61,7 @@ def match(stages: Sequence[Stage]) -> list[Module]:
     found: list[Module] = []
     known = stages[0].point.cover(stages[0].names).sites
     for before, stage in zip(stages, stages[1:], strict=False):
-        pairs, known = _pairs(stage, known)
+        pairs, known = _pairs(before, stage, known)
         _refuse(before, stage, pairs)
         found += pairs
     return found
@@ -64,7 +71,7 @@ def through(stages: Sequence[Stage], modules: Sequence[Module]) -> dict[str, dic
     """For each stage, by name: what modules of the last stage are called in it, of those that lead back to it."""
     last = stages[-1]
     here = [each.name for each in modules if each.stage == last.name and each.name and each.status != "untracked"]
-    names = {last.name: {name: name for name in here or last.names}}
+    names = {last.name: {name: name for name in (*last.names, *here)}}
     for before, stage in zip(reversed(stages[:-1]), reversed(stages), strict=False):
         back = {each.name: each.before for each in modules if each.stage == stage.name and each.status in PASSES}
         names[before.name] = {name: there for name, own in names[stage.name].items() if (there := back.get(own))}
@@ -80,6 +87,27 @@ def through(stages: Sequence[Stage], modules: Sequence[Module]) -> dict[str, dic
 def frozen(stage: Stage, modules: Sequence[Module]) -> tuple[str, ...]:
     """The modules that a stage's training left as they were."""
     return tuple(each.name for each in modules if each.stage == stage.name and each.status == "frozen" and each.name)
+
+
+def settled(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages, those whose modules nobody chose without what their training left as it was, and with what it began anew.
+
+    So a trunk is known to be frozen that was saved without saying so: its weights are those of the stage before.
+    """
+    found = [*stages]
+    for number, (before, stage) in enumerate(zip(stages, stages[1:], strict=False), 1):
+        if stage.modules is not None or not isinstance(stage.curvature, str | None):
+            continue
+        tracked, there = stage.point.cover(stage.names).sites, dict(before.point.model.named_modules())
+        said = {**_adapted(stage.point.model, there), **stage.renamed}
+        called = {name: name for name in tracked} | _renamed(said, tracked)
+        known = _carried(before.point.model, {}, [name for name in called.values() if name]).sites
+        moved = [name for name, site in tracked.items() if not _same(site, known.get(called[name] or ""))]
+        chosen = [*moved, *(name for name in _begun(before, stage, said) if name not in moved)]
+        if chosen and len(moved) < len(tracked):
+            note(f"{stage.name}: tracking {len(chosen)} modules that moved ({chosen[0]} the first), of {len(tracked)}")
+            found[number] = replace(stage, modules=chosen)
+    return found
 
 
 def table_of(modules: Sequence[Module]) -> pandas.DataFrame:
@@ -107,17 +135,21 @@ def summary_of(modules: Sequence[Module]) -> str:
     return "; ".join([known, *([", ".join(rest)] if rest else [])])
 
 
-def _pairs(stage: Stage, known: Mapping[str, Site]) -> tuple[list[Module], dict[str, Site]]:
+def _pairs(before: Stage, stage: Stage, known: Mapping[str, Site]) -> tuple[list[Module], dict[str, Site]]:
     """The modules of a stage beside those `known` in the stage before, and what is known of it in turn."""
-    tracked, carried = stage.point.cover(stage.names), _carried(stage, known)
+    said = {**_adapted(stage.point.model, known), **stage.renamed}
+    tracked, carried = stage.point.cover(stage.names), _carried(stage.point.model, said, known)
+    begun = _begun(before, stage, said)
     here, unmoved = {**carried.sites, **tracked.sites}, {*carried.frozen_sites, *tracked.frozen_sites}
-    renamed, taken, found = _renamed(stage.renamed, here), set[str](), list[Module]()
+    here |= begun if stage.head == "cross" else {}
+    renamed, taken, found = _renamed(said, here), set[str](), list[Module]()
     total = max(1, sum(parameter.numel() for parameter in stage.point.model.parameters()))
     for name, site in here.items():
         there = known.get(renamed.get(name, name) or "")
         about = (site.shape, site.parameters, site.parameters / total)
         if there is None or (there.shape != site.shape and name not in tracked.sites):
-            found += [Module(stage.name, name, None, *about, "new")] if name in tracked.sites else []
+            if name in begun or name in tracked.sites:
+                found.append(Module(stage.name, name, None, *about, "new" if name in begun else "untracked"))
             continue
         taken.add(there.name)
         status: Status = "shared" if name in tracked.sites else "untracked"
@@ -130,20 +162,37 @@ def _pairs(stage: Stage, known: Mapping[str, Site]) -> tuple[list[Module], dict[
     found += [
         Module(stage.name, None, each.name, each.shape, each.parameters, each.parameters / total, "gone") for each in gone
     ]
-    leads_on = [each.name for each in found if each.name and each.status != "untracked"]
+    leads_on = [each.name for each in found if each.name and (each.name in tracked.sites or each.status != "untracked")]
     return found, {name: here[name] for name in leads_on}
 
 
-def _carried(stage: Stage, known: Iterable[str]) -> Coverage:
-    """The stage's modules that may be those `known` in the stage before, whether it tracks them or not."""
+def _carried(model: nn.Module, renamed: Mapping[str, str | None], known: Iterable[str]) -> Coverage:
+    """The model's modules that may be those `known` in the stage before, whether they are tracked or not."""
     try:
-        return cover(stage.point.model, _back(stage.renamed, known))
+        return cover(model, _back(renamed, known))
     except CoverageError:  # it has none of them
         return Coverage({}, 0, {})
 
 
-def _same(site: Site, other: Site) -> bool:
+def _adapted(model: nn.Module, known: Iterable[str]) -> dict[str, str]:
+    """Modules that are called otherwise in the stage before only because of adapters, here or there, and their names there."""
+    plain = {WRAPPED.sub("", name): name for name in known}
+    names = [name for name, _ in model.named_modules() if name not in plain.values()]
+    return {name: there for name in names if (there := plain.get(WRAPPED.sub("", name)))}
+
+
+def _begun(before: Stage, stage: Stage, renamed: Mapping[str, str | None]) -> dict[str, Site]:
+    """What training moved that the stage before lacks: a new head, adapters."""
+    there = {WRAPPED.sub("", name) for name, _ in before.point.model.named_modules()}
+    sites = cover(stage.point.model, "trained").sites
+    called = {name: name for name in sites} | _renamed(renamed, sites)
+    return {name: site for name, site in sites.items() if WRAPPED.sub("", called[name] or "") not in there - {""}}
+
+
+def _same(site: Site, other: Site | None) -> bool:
     """Whether two sites have the same weights."""
+    if other is None:
+        return False
     (module, layer), (before, layer_before) = site.uses[0], other.uses[0]
     pairs = list(zip(layer.parameters(module), layer_before.parameters(before), strict=False))
     return (

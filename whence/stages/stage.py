@@ -52,8 +52,10 @@ class Stage:
     renamed: Mapping[str, str | None] = field(default_factory=dict)
     """What a module of this stage is called in the stage before where that differs; None for one that is new in spite of its
     name. A `*` on both sides stands for anything: {"encoder.*": "transformer.*"}."""
-    head: Literal["cross", "none"] = "none"
-    """What is done with modules that the stage before lacks."""
+    head: Literal["cross", "none"] = "cross"
+    """What is done with modules that this training moved and the stage before lacks, such as a new head, or adapters in a model
+    that is frozen: "cross" takes them to follow the trunk that they were fitted to (`whence.stages.heads.CrossTerm`), "none"
+    leaves them out. Their damping is `damping` or `absolute_damping` where given, else that of the training."""
     modules: str | Sequence[str] | None = None
     """What is tracked where no curvature says it, as `whence.fit` takes it."""
     damping: float | Literal["training"] | None = None
