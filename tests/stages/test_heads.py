@@ -24,7 +24,7 @@ from whence.fitting import fit
 from whence.linalg.descent import Optimizer
 from whence.methods.course import Course
 from whence.methods.damping import Damping
-from whence.operators import BlockDiagonal, EigenBlock, Identity
+from whence.operators import BlockDiagonal, EigenBlock, Identity, Renamed
 from whence.operators.flat import Flat
 from whence.stages.heads import CrossTerm, Held, estimated_mean_eigenvalue
 from whence.stages.multistage import form, multistage
@@ -113,6 +113,7 @@ def test_a_large_head_is_solved_for_by_conjugate_gradients_whose_residual_is_tol
     assert formed.about == {} and solved.about["head residual"] < 1e-11 and solved.about["head steps"] >= 1
     assert any("conjugate gradients" in note and "residual at most" in note for note in notes)
     assert formed.identity() != solved.identity()
+    assert (2.0 * Renamed(Identity(TRUNK) @ solved, {name: name for name in NAMES})).about == solved.about
 
 
 def test_relative_damping_is_in_units_of_the_heads_mean_eigenvalue():

@@ -126,6 +126,11 @@ class _Pair(Operator):
     word: str
 
     @property
+    def about(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """Of both."""
+        return {**self.left.about, **self.right.about}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The modules that both act on."""
         left, right = self.left.names, self.right.names
@@ -215,6 +220,11 @@ class Scaled(Operator):
         self.factor, self.operator = valid(float, factor, "factor"), operator
         self.label = label or f"{factor:g} x ({operator.label})"
         self.names = operator.names
+
+    @property
+    def about(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """Of what is scaled."""
+        return self.operator.about
 
     @property
     def blockwise(self) -> bool:

@@ -26,6 +26,11 @@ class Renamed(Operator):
         self.label = operator.label
 
     @property
+    def about(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The operator's."""
+        return self.operator.about
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """What the operator does, of what there is."""
         given = {name: own for name, own in self.inner.items() if name not in self.made}

@@ -114,9 +114,12 @@ class _Run:
             note(f"{stage.name}: scores of its rows")
             found[stage.name] = score_points(at, stage.point, self.queries, operator, settings, **given)
             if number:
-                passed = Renamed(passage(stage, curvature, self.modules, self.damped(stage)), names[stage.name])
+                back = passage(stage, curvature, self.modules, self.damped(stage), out=place("head"))
+                passed = Renamed(back, names[stage.name])
                 later = passed if later is None else passed @ later
                 about[stage.name] = {"transport": passed.label}
+        for stage in self.stages:
+            folder.discard(f"{stage.name}/head")
         ordered = {stage.name: found[stage.name] for stage in self.stages}
         return StagedScores(ordered, table_of(self.modules), contents_of(self.stages), about)
 

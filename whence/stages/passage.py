@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from whence.fitting.curvature import Curvature
 from whence.methods.cg import CAUTION
@@ -26,10 +27,12 @@ from whence.stages.stage import Stage
 from whence.stages.transport import Beside, course_of, transport
 
 
-def passage(stage: Stage, curvature: BlockDiagonal | Spectral, modules: Sequence[Module], damped: Damped) -> Operator:
+def passage(
+    stage: Stage, curvature: BlockDiagonal | Spectral, modules: Sequence[Module], damped: Damped, **saving: Any
+) -> Operator:
     """The stage's transport, behind the cross term of what it began anew; `damped` is its inverse's where nothing is known.
 
-    Raises what `transport` does.
+    `saving` is where the head's solution is kept meanwhile (`out`). Raises what `transport` does.
     """
     own = [each for each in modules if each.stage == stage.name and each.name]
     trunk, frozen, head = (
@@ -49,7 +52,7 @@ def passage(stage: Stage, curvature: BlockDiagonal | Spectral, modules: Sequence
     if moved and stage.transport != "identity":
         note(f"{stage.name}: trunk and head moved, the trunk as if the head had stood still (curvature='hessian' for both)")
     damping, near = _damping(stage, curvature, head, damped)
-    cross = CrossTerm(stage.point.passing(frozen), trunk, head, damping, near=near)
+    cross = CrossTerm(stage.point.passing(frozen), trunk, head, damping, near=near, **saving)
     return transport(stage, _only(curvature, trunk), frozen) @ cross
 
 

@@ -14,7 +14,7 @@ Flow is of Bae et al. 2024 (SOURCE), section 3, proximal of Chen et al. 2020, in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -107,6 +107,11 @@ class Beside(Operator):
         self.operator, self.beside = operator, tuple(beside)
         self.names = (*operator.names, *(name for name in beside if name not in operator.names))
         self.label = f"{operator.label}; {len(self.beside)} modules as they were"
+
+    @property
+    def about(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """The operator's."""
+        return self.operator.about
 
     @property
     def reads(self) -> tuple[str, ...]:
