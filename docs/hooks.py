@@ -33,6 +33,9 @@ BESIDE = {
 SETTINGS = "<!-- settings -->"
 """Stands in a page where the tables of all settings go."""
 
+NAMED = ".NAME"
+"""Of a setting that has sections under names of the user's."""
+
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 STYLED = re.compile(r'<mi mathvariant="(double-struck|script)">([A-Z])</mi>')
@@ -92,8 +95,12 @@ def settings(schema: dict[str, Any]) -> str:
 
 
 def _section(path: str, section: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    """The section's table, then those of the sections in it."""
-    inner = {f"{path}.{name}".strip("."): found for name, about in _fields(section) if (found := _within(about, schema))}
+    """The section's table, then those of the sections in it; of one that stands under names of the user's, its own."""
+    inner = {
+        f"{path}.{name}".strip(".") + NAMED * ("patternProperties" in about): found
+        for name, about in _fields(section)
+        if (found := _within(about, schema))
+    }
     required = section.get("required", [])
     rows = [
         f"| `{name}` | {_takes(about, schema)} | {'*required*' if name in required else _default(about)} | "
@@ -102,6 +109,8 @@ def _section(path: str, section: dict[str, Any], schema: dict[str, Any]) -> list
     ]
     head = [f"### `{path}`" if path else "### Top level", section.get("description", "")]
     table = "\n".join(["| setting | takes | default | meaning |", "|---|---|---|---|", *rows])
+    if path.endswith(NAMED):
+        return [*head, table]
     return [*head, table, *(part for name, found in inner.items() for part in _section(name, found, schema))]
 
 
@@ -111,7 +120,7 @@ def _fields(section: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _within(about: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any] | None:
     """The section that a setting holds, or may hold."""
-    for option in [about, *about.get("anyOf", []), *about.get("allOf", [])]:
+    for option in [about, *about.get("anyOf", []), *about.get("patternProperties", {}).values()]:
         if "$ref" in option:
             return schema["$defs"][option["$ref"].rpartition("/")[2]]
     return None

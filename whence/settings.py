@@ -76,6 +76,12 @@ class Setting:
         """The section that the field holds, or may hold."""
         return next((kind for kind in alternatives(self.kind) if isinstance(kind, type) and issubclass(kind, Section)), None)
 
+    @property
+    def sections(self) -> type[Section] | None:
+        """The section that the field holds any number of, by name."""
+        parts = typing.get_args(self.kind) if typing.get_origin(self.kind) is dict else ()
+        return next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
+
     def check(self, value: Any, name: str = "", *, typed: bool = False) -> Any:
         """The value as the field keeps it, see `valid`."""
         return valid(self.kind, value, name or self.name, typed=typed)
@@ -145,11 +151,7 @@ class Section:
 
     def as_json(self) -> dict[str, Any]:
         """The settings that a file may have, as JSON values."""
-        values = ((name, getattr(self, name)) for name in in_file(type(self)))
-        return {
-            name: value.as_json() if isinstance(value, Section) else list(value) if isinstance(value, tuple) else value
-            for name, value in values
-        }
+        return {name: _as_json(getattr(self, name)) for name in in_file(type(self))}
 
     def part(self, section: type[S]) -> S:
         """Those of the settings that make another section."""
@@ -163,6 +165,12 @@ class Section:
             fix = f"did you mean {near[0]}?" if near else ""
             raise UsageError(f"There is no setting {name!r} here.", accepted=", ".join(names), fix=fix)
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _as_json(entry) for name, entry in value.items()}
+    return value.as_json() if isinstance(value, Section) else list(value) if isinstance(value, tuple) else value
 
 
 @functools.cache
@@ -435,6 +443,25 @@ class Score(Numeric):
         super().__post_init__()
         if self.rescore and self.per != "example":
             raise UsageError(f"`rescore` computes whole scores again, and `per` asks for them per {self.per}: one of them")
+
+
+class Through(Section):
+    """How weights at the end of the training before reach the end of this one."""
+
+    transport: Literal["flow", "proximal", "inverse", "identity"] = setting(
+        "flow",
+        "flow: the steps of this training, exp(-rates * curvature); proximal: alpha / (curvature + alpha); inverse: "
+        "1 / (curvature + alpha), as published; identity: unchanged.",
+    )
+    rates: Positive | None = setting(None, "Sum of the learning rates of its steps; default: what its training tells.")
+    proximal: Positive | None = setting(None, "Alpha of `proximal` and `inverse`; default: 1 / rates.")
+    training: str | None = setting(
+        None, "Folder that whence train made, or one with trainer_state.json; default: what lies above the model."
+    )
+    renamed: dict[str, str] = setting({}, "What a module is called in the model before, where it differs.")
+    head: Literal["cross", "none"] = setting(
+        "cross", "Modules that the model before lacks (a new head, adapters): followed through the cross-Hessian, or left out."
+    )
 
 
 class Index(Numeric):

@@ -35,10 +35,13 @@ def show(
         say(f"{line:<56} {came}" if origin else line)
 
 
-def schema() -> None:
+def schema(
+    stages: Annotated[bool, typer.Option("--stages", help="That of a stages.yaml, for whence score --through.")] = False,
+) -> None:
     """Print the JSON Schema of a whence.yaml, for editors."""
     import json
 
     from whence.config import json_schema
+    from whence.config.schema import Config, Stages
 
-    print(json.dumps(json_schema(), indent=1))
+    print(json.dumps(json_schema(Stages if stages else Config), indent=1))

@@ -12,12 +12,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from pydantic import ValidationError
 
 from whence.config.plain_yaml import Unreadable, load_yaml
-from whence.config.schema import Config, adapter
+from whence.config.schema import Config, S, Stages, adapter
 from whence.errors import UsageError
 from whence.escapes import command
 from whence.settings import Section, alternatives, in_file
@@ -28,10 +28,10 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """A checked configuration, the folder that its relative paths start from, and where its values came from."""
+class Checked(Generic[S]):
+    """Checked settings, the folder that their relative paths start from, and where the values came from."""
 
-    config: Config
+    config: S
     folder: Path
     origins: dict[str, str]
     """By dotted name: a file, a variable of the environment, or --set; what is missing is a default."""
@@ -40,6 +40,10 @@ class Resolved:
         """A path of the file that exists (or files, with * in their names), seen from here; a name of the hub as it is."""
         path = self.folder / Path(name).expanduser()
         return str(path) if path.exists() or (glob.has_magic(name) and glob.glob(str(path), recursive=True)) else name
+
+
+class Resolved(Checked[Config]):
+    """The settings of a run."""
 
     @property
     def out(self) -> Path:
@@ -55,23 +59,7 @@ def read_config(path: str | Path, settings: Sequence[str] = (), environment: Map
     path = Path(path)
     if path.is_dir():
         path = path / "whence.yaml"
-    try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = [str(file) for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
-        fix = f"did you mean {', '.join(near[:3])}?" if near else "whence init writes one"
-        raise UsageError(f"There is no file {path}.", fix=fix) from None
-    except (Unreadable, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path} is no YAML.",
-            given=str(error),
-            accepted="sections such as model, data and prompts",
-            fix="whence init writes one",
-        ) from None
-    except OSError as error:
-        raise UsageError(f"{path} can't be read.", given=str(error), accepted="a file") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} holds no settings.", accepted="sections such as model, data and prompts", fix="whence init")
+    values = _values(path, "sections such as model, data and prompts", "whence init writes one")
     if {"models", "dataset"} <= values.keys():
         raise UsageError(
             f"{path} is a configuration of another pipeline (models, dataset, factors, scores).",
@@ -80,9 +68,37 @@ def read_config(path: str | Path, settings: Sequence[str] = (), environment: Map
     return resolve(values, path.parent, str(path), settings, os.environ if environment is None else environment)
 
 
-def checked(values: Mapping[str, Any]) -> Config:
+def read_stages(path: str | Path) -> Checked[Stages]:
+    """Read the YAML file of several trainings in a row, see `read_config`."""
+    path = Path(path)
+    values = _values(path, "`stages`: trainings by name, in order", "whence config schema --stages says what there is")
+    origins: dict[str, str] = {}
+    _lay({}, values, origins, str(path))
+    try:
+        return Checked(checked(values, Stages), path.parent, origins)
+    except ValidationError as error:
+        raise _refusal(error, origins, str(path), Stages) from None
+
+
+def _values(path: Path, accepted: str, fix: str) -> dict[Any, Any]:
+    """What a YAML file holds; raises UsageError where it can't be read, or holds no settings."""
+    try:
+        values = load_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = [str(file) for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
+        raise UsageError(f"There is no file {path}.", fix=f"did you mean {', '.join(near[:3])}?" if near else fix) from None
+    except (Unreadable, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no YAML.", given=str(error), accepted=accepted, fix=fix) from None
+    except OSError as error:
+        raise UsageError(f"{path} can't be read.", given=str(error), accepted="a file") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds no settings.", accepted=accepted, fix=fix)
+    return values
+
+
+def checked(values: Mapping[str, Any], section: type[S] = Config) -> S:
     """Check nested dictionaries; raises pydantic's ValidationError."""
-    return adapter().validate_python(_without_empty(values, Config))
+    return adapter(section).validate_python(_without_empty(values, section))
 
 
 def resolve(
@@ -114,10 +130,13 @@ def resolve(
 
 def values_of(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All settings with their dotted names."""
-    for name in in_file(type(section)):
+    for name, field in in_file(type(section)).items():
         value = getattr(section, name)
         if isinstance(value, Section):
             yield from values_of(value, f"{prefix}{name}.")
+        elif field.sections and value:
+            for key, entry in value.items():
+                yield from values_of(entry, f"{prefix}{name}.{key}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -154,28 +173,34 @@ def _without_empty(values: Mapping[str, Any], section: type[Section]) -> dict[st
     for key, value in values.items():
         field = in_file(section).get(str(key))
         below = field.section if field else None
-        if value is None and field and below and type(None) not in alternatives(field.kind):
+        if value is None and field and (below or field.sections) and type(None) not in alternatives(field.kind):
             continue
+        if field and field.sections and isinstance(value, Mapping):
+            entries = {name: {} if entry is None else entry for name, entry in value.items()}
+            value = {
+                name: _without_empty(entry, field.sections) if isinstance(entry, Mapping) else entry
+                for name, entry in entries.items()
+            }
         kept[key] = _without_empty(value, below) if below and isinstance(value, Mapping) else value
     return kept
 
 
-def _refusal(error: ValidationError, origins: Mapping[str, str], origin: str) -> UsageError:
+def _refusal(error: ValidationError, origins: Mapping[str, str], origin: str, section: type[Section] = Config) -> UsageError:
     """All mistakes in one message: where, what, and the nearest name."""
     mistakes: dict[str, list[Any]] = {}
     for entry in error.errors(include_url=False):
-        mistakes.setdefault(_name(entry["loc"]), []).append(entry)
-    lines = [_mistake(name, entries, origins, origin) for name, entries in mistakes.items()]
+        mistakes.setdefault(_name(entry["loc"], section), []).append(entry)
+    lines = [_mistake(name, entries, origins, origin, section) for name, entries in mistakes.items()]
     if len(lines) > SHOWN:
         lines[SHOWN:] = [f"and {len(lines) - SHOWN} more"]
     count = "A setting is" if len(mistakes) == 1 else f"{len(mistakes)} settings are"
     given = ("\n" + " " * 11).join(lines)
-    return UsageError(f"{count} wrong in {origin}.", given=given, fix="whence config schema says what there is")
+    schema = "whence config schema" + " --stages" * (section is Stages)
+    return UsageError(f"{count} wrong in {origin}.", given=given, fix=f"{schema} says what there is")
 
 
-def _name(location: Sequence[str | int]) -> str:
+def _name(location: Sequence[str | int], section: type[Section]) -> str:
     """The dotted name of a setting, without the names that pydantic gives to alternatives."""
-    section: type[Section] = Config
     parts: list[str] = []
     for part in map(str, location):
         field, last = in_file(section).get(part), in_file(section).get(parts[-1]) if parts else None
@@ -187,18 +212,18 @@ def _name(location: Sequence[str | int]) -> str:
 
 
 def _below(section: type[Section], name: str) -> type[Section]:
-    """The section that a setting holds, or the one that it is in."""
+    """The section that a setting holds, once or by name, or the one that it is in."""
     field = in_file(section).get(name)
-    return (field.section if field else None) or section
+    return (field.section or field.sections if field else None) or section
 
 
-def _mistake(name: str, entries: Sequence[Any], origins: Mapping[str, str], origin: str) -> str:
+def _mistake(name: str, entries: Sequence[Any], origins: Mapping[str, str], origin: str, section: type[Section]) -> str:
     where = origins.get(name, origin)
     said = f" ({where})" if where != origin else ""
     kinds = {entry["type"] for entry in entries}
     if kinds & {"extra_forbidden", "unexpected_keyword_argument"}:
         *above, last = name.split(".")
-        known = list(in_file(functools.reduce(_below, above, Config)))
+        known = list(in_file(functools.reduce(_below, above, section)))
         near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         return f"{name}{said}: there is no such setting; {hint}"

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import StringConstraints, TypeAdapter
 
 from whence.errors import UsageError
-from whence.settings import Benchmark, Count, Data, Fit, Generate, Inspect, Measured, Score, Section, Train, Weights, setting
+from whence.settings import (
+    Benchmark,
+    Count,
+    Data,
+    Fit,
+    Generate,
+    Inspect,
+    Measured,
+    Score,
+    Section,
+    Through,
+    Train,
+    Weights,
+    setting,
+)
+
+Name = Annotated[str, StringConstraints(pattern=r"^[\w][\w.-]*$")]
+
+
+S = TypeVar("S", bound=Section)
 
 
 class Model(Weights):
@@ -74,16 +93,29 @@ class Report(Section):
     title: str | None = None
 
 
+class Training(Through):
+    """A training of a run that has several, one after the other."""
+
+    data: Data | None = setting(None, "Its rows; not of the last training, whose rows are those of the file.")
+    model: str | None = setting(None, "Weights at its end, used as they are; default: trained here, or those it starts from.")
+    train: Train | None = setting(None, "Train it, from where the training before ended; the first from `model.base`.")
+    fit: Fit | None = setting(None, "Its factors, on its own rows; default: as `fit` of the file.")
+
+
 class Config(Section):
     """A whole run, from fine-tuning to report."""
 
-    run: Annotated[str, StringConstraints(pattern=r"^[\w][\w.-]*$")] = setting(..., "Name of the run.")
+    run: Name = setting(..., "Name of the run.")
     out: str | None = setting(None, "Folder of the run; default: runs/NAME.")
     seed: int = setting(0, "Of everything drawn.")
     model: Model
     data: Data
     prompts: Prompts
     train: Train | None = setting(None, "Leave it out to use `model.path`, or the base as it is.")
+    stages: dict[Name, Training] = setting(
+        {},
+        "All trainings by name, in order, where there are several; the last is the `model`, `data` and `train` of this file.",
+    )
     generate: Generate = Generate()
     fit: Fit = Fit()
     inspect: Inspect = Inspect()
@@ -97,9 +129,41 @@ class Config(Section):
             raise UsageError(
                 "`train` trains `model.base`, and `model.path`/`model.adapter` are weights used as they are: one of them"
             )
+        *earlier, (last, own) = self.stages.items() if self.stages else [("", Training())]
+        if self.stages and not earlier:
+            raise UsageError(f"`stages` has one training, {last}: all of them are named, in order, the first one first")
+        if said := [name for name in ("data", "model", "train", "fit") if getattr(own, name) is not None]:
+            raise UsageError(f"`stages.{last}` is the last training, whose `{said[0]}` is that of the file")
+        for name, training in earlier:
+            if training.data is None:
+                raise UsageError(f"`stages.{name}.data` is missing: only the last training has the rows of the file")
+            if training.train is not None and training.model is not None:
+                raise UsageError(f"`stages.{name}` is trained, and its `model` are weights used as they are: one of them")
+        if self.stages and self.score.method is not None:
+            raise UsageError("`score.method` scores the rows of one training, and `stages` has several: one of them")
+
+
+class Trained(Weights, Through):
+    """A training that is over: its weights, and the rows that it read."""
+
+    model: str = setting(..., "Hub id, or folder of a model or LoRA adapter: the weights where the training ended.")
+    data: Data
+    factors: str | None = setting(None, "Folder that whence fit made for these weights and rows; default: fitted first.")
+    fit: Fit = setting(Fit(), "How factors are fitted.")
+
+
+class Stages(Section):
+    """Trainings in a row, of which the last made the model that is asked."""
+
+    stages: dict[Name, Trained] = setting(..., "All trainings by name, in order.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.stages) < 2:
+            raise UsageError("`stages` has fewer than two trainings: whence score MODEL --factors FOLDER scores one")
 
 
 @functools.cache
-def adapter() -> TypeAdapter[Config]:
+def adapter(section: type[S]) -> TypeAdapter[S]:
     """What checks nested dictionaries, and tells their JSON Schema."""
-    return TypeAdapter(Config)
+    return TypeAdapter(section)

@@ -30,11 +30,12 @@ def save_schema(folder: Path) -> None:
         path.write_text(json.dumps(json_schema(), indent=1) + "\n", encoding="utf-8")
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a `whence.yaml`."""
-    schema = adapter().json_schema()
-    _say_defaults(schema, schema["$defs"], Config)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "whence.yaml"}
+def json_schema(section: type[Section] = Config) -> dict[str, Any]:
+    """The JSON Schema of a `whence.yaml`, or of a file of `Stages`."""
+    schema = adapter(section).json_schema()
+    _say_defaults(schema, schema["$defs"], section)
+    title = "whence.yaml" if section is Config else "stages.yaml"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
 
 
 def _say_defaults(described: dict[str, Any], sections: dict[str, Any], section: type[Section]) -> None:
@@ -42,8 +43,8 @@ def _say_defaults(described: dict[str, Any], sections: dict[str, Any], section: 
     for name, field in in_file(section).items():
         if isinstance(field.default, Section | dict):
             described["properties"][name]["default"] = field.default.as_json() if isinstance(field.default, Section) else {}
-        if field.section:
-            _say_defaults(sections[field.section.__name__], sections, field.section)
+        if below := field.section or field.sections:
+            _say_defaults(sections[below.__name__], sections, below)
 
 
 def commented(values: Mapping[str, Any], introduction: str = "") -> str:
@@ -65,6 +66,11 @@ def _lines(section: type[Section], values: Mapping[str, Any], depth: int, *, liv
             # A section without a setting would read as null: its first one is said.
             first = next(iter(in_file(below).values()))
             yield from _lines(below, value or {first.name: _default(first)}, depth + 1, live=shown)
+        elif field.sections and value:
+            yield from ("", _line(f"{name}:", field.description, depth, live))
+            for key, entry in value.items():
+                yield _line(f"{key}:", "", depth + 1, live)
+                yield from _lines(field.sections, entry or {}, depth + 2, live=live)
         else:
             yield _line(f"{name}: {_flow(value)}", field.description, depth, live and given)
 
