@@ -33,8 +33,8 @@ BESIDE = {
 SETTINGS = "<!-- settings -->"
 """Stands in a page where the tables of all settings go."""
 
-NAMED = ".NAME"
-"""Of a setting that has sections under names of the user's."""
+NAMED = "[...]"
+"""Of a setting that is a list of sections."""
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
@@ -95,9 +95,9 @@ def settings(schema: dict[str, Any]) -> str:
 
 
 def _section(path: str, section: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    """The section's table, then those of the sections in it; of one that stands under names of the user's, its own."""
+    """The section's table, then those of the sections in it; of an entry of a list its own."""
     inner = {
-        f"{path}.{name}".strip(".") + NAMED * ("patternProperties" in about): found
+        f"{path}.{name}".strip(".") + NAMED * ("items" in about): found
         for name, about in _fields(section)
         if (found := _within(about, schema))
     }
@@ -120,7 +120,7 @@ def _fields(section: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _within(about: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any] | None:
     """The section that a setting holds, or may hold."""
-    for option in [about, *about.get("anyOf", []), *about.get("patternProperties", {}).values()]:
+    for option in [about, *about.get("anyOf", []), about.get("items", {})]:
         if "$ref" in option:
             return schema["$defs"][option["$ref"].rpartition("/")[2]]
     return None

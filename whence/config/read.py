@@ -71,7 +71,8 @@ def read_config(path: str | Path, settings: Sequence[str] = (), environment: Map
 def read_stages(path: str | Path) -> Checked[Stages]:
     """Read the YAML file of several trainings in a row, see `read_config`."""
     path = Path(path)
-    values = _values(path, "`stages`: trainings by name, in order", "whence config schema --stages says what there is")
+    values = _values(path, "`stages`: a list of trainings, in order", "whence config schema --stages says what there is")
+    values = _by_name(values, Stages, str(path))
     origins: dict[str, str] = {}
     _lay({}, values, origins, str(path))
     try:
@@ -96,6 +97,28 @@ def _values(path: Path, accepted: str, fix: str) -> dict[Any, Any]:
     return values
 
 
+def _by_name(values: Mapping[str, Any], section: type[Section], origin: str) -> dict[str, Any]:
+    """Lists of sections that have a name as mappings, so that a setting in one is known by its dotted name."""
+    found = dict(values)
+    for field in in_file(section).values():
+        if field.sections is None or values.get(field.name) is None:
+            continue
+        entries = values[field.name]
+        named = [entry.get("name") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        if (
+            named != list(dict.fromkeys(named))
+            or len(named) != len(entries)
+            or not all(isinstance(name, str) for name in named)
+        ):
+            raise UsageError(
+                f"`{field.name}` in {origin} is a list, in order, whose entries have a name each, and no two the same.",
+                given=repr(entries),
+                accepted="[{name: pretraining, ...}, {name: finetuning, ...}]",
+            )
+        found[field.name] = {entry["name"]: {key: entry[key] for key in entry if key != "name"} for entry in entries}
+    return found
+
+
 def checked(values: Mapping[str, Any], section: type[S] = Config) -> S:
     """Check nested dictionaries; raises pydantic's ValidationError."""
     return adapter(section).validate_python(_without_empty(values, section))
@@ -111,7 +134,7 @@ def resolve(
     """Check settings that are given as nested dictionaries, with those of the environment and the command line over them."""
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    _lay(merged, values, origins, origin)
+    _lay(merged, _by_name(values, Config, origin), origins, origin)
     for name, text in sorted((environment or {}).items()):
         key = name.removeprefix(ENVIRONMENT)
         if key != name and "__" in key:
@@ -175,12 +198,8 @@ def _without_empty(values: Mapping[str, Any], section: type[Section]) -> dict[st
         below = field.section if field else None
         if value is None and field and (below or field.sections) and type(None) not in alternatives(field.kind):
             continue
-        if field and field.sections and isinstance(value, Mapping):
-            entries = {name: {} if entry is None else entry for name, entry in value.items()}
-            value = {
-                name: _without_empty(entry, field.sections) if isinstance(entry, Mapping) else entry
-                for name, entry in entries.items()
-            }
+        if field and field.sections:
+            value = {name: _without_empty(entry, field.sections) for name, entry in value.items()}
         kept[key] = _without_empty(value, below) if below and isinstance(value, Mapping) else value
     return kept
 

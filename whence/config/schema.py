@@ -139,6 +139,8 @@ class Config(Section):
                 raise UsageError(f"`stages.{name}.data` is missing: only the last training has the rows of the file")
             if training.train is not None and training.model is not None:
                 raise UsageError(f"`stages.{name}` is trained, and its `model` are weights used as they are: one of them")
+        if self.stages and not (self.train or self.model.path or self.model.adapter):
+            raise UsageError(f"`stages.{last}` trained nothing: there is no `train`, `model.path` or `model.adapter`")
         if self.stages and self.score.method is not None:
             raise UsageError("`score.method` scores the rows of one training, and `stages` has several: one of them")
 
@@ -161,6 +163,21 @@ class Stages(Section):
         super().__post_init__()
         if len(self.stages) < 2:
             raise UsageError("`stages` has fewer than two trainings: whence score MODEL --factors FOLDER scores one")
+
+
+def runs_of(config: Config) -> dict[str, Config]:
+    """A run of several trainings as one run for each, by name, in order; one training is a run without a name.
+
+    What the trainings before the last leave is below stages/NAME of the run, where a run of its own would have it.
+    """
+    found, base = {}, config.model.base
+    for name, training in list(config.stages.items())[:-1]:
+        model = config.model.changed(base=base, path=training.model, adapter=None)
+        fit = config.fit if training.fit is None else training.fit
+        found[name] = config.changed(stages={}, model=model, data=training.data, train=training.train, fit=fit)
+        base = training.model or base
+    last = config.changed(stages={}, model=config.model.changed(base=base))
+    return {**found, next(reversed(config.stages), ""): last}
 
 
 @functools.cache

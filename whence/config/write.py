@@ -43,6 +43,13 @@ def _say_defaults(described: dict[str, Any], sections: dict[str, Any], section: 
     for name, field in in_file(section).items():
         if isinstance(field.default, Section | dict):
             described["properties"][name]["default"] = field.default.as_json() if isinstance(field.default, Section) else {}
+        if field.sections:  # in a file it is a list, see `whence.config.read`
+            schema = described["properties"][name]
+            (items,) = schema.pop("patternProperties").values()
+            schema |= {"type": "array", "items": items} | ({"default": []} if field.default == {} else {})
+            each = sections[field.sections.__name__]
+            each["properties"] = {"name": {"type": "string", "description": "Its name."}} | each["properties"]
+            each["required"] = ["name", *each.get("required", ())]
         if below := field.section or field.sections:
             _say_defaults(sections[below.__name__], sections, below)
 
@@ -69,10 +76,10 @@ def _lines(section: type[Section], values: Mapping[str, Any], depth: int, *, liv
         elif field.sections and value:
             yield from ("", _line(f"{name}:", field.description, depth, live))
             for key, entry in value.items():
-                yield _line(f"{key}:", "", depth + 1, live)
-                yield from _lines(field.sections, entry or {}, depth + 2, live=live)
+                yield _line(f"- name: {key}", "", depth + 1, live)
+                yield from _lines(field.sections, entry, depth + 2, live=live)
         else:
-            yield _line(f"{name}: {_flow(value)}", field.description, depth, live and given)
+            yield _line(f"{name}: {_flow([] if field.sections else value)}", field.description, depth, live and given)
 
 
 def _default(field: Setting) -> Any:

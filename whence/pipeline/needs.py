@@ -59,6 +59,9 @@ def check_inputs(shop: Workshop, stages: Sequence[Stage]) -> None:
     from whence.planning.plan import size
 
     needed = _bytes(shop, names)
+    for training, run in list(shop.trainings.items())[:-1]:
+        own = {name.removeprefix(f"{training}/") for name in names}
+        needed |= {f"{training}/{name}": count for name, count in _bytes(run, own).items()}
     free = shutil.disk_usage(shop.out).free
     if sum(needed.values()) > free:
         raise DoesNotFit(

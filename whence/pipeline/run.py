@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from whence import dist
-from whence.config import Resolved, commented
+from whence.config import Resolved, commented, runs_of
 from whence.config.read import values_of
 from whence.errors import UsageError
 from whence.pipeline.lock import Lock, Record, changes
@@ -47,13 +47,16 @@ class Step:
 
 
 def _as_trained(resolved: Resolved) -> Resolved:
-    """A run that trains nothing, with what its file does not say as in the training of its model."""
-    config, place = resolved.config, resolved.place
-    if config.train is not None:
-        return resolved
-    said = {name.split(".")[1] for name in resolved.origins if name.startswith("data.")}
-    models = [place(name) for name in (config.model.adapter, config.model.path or config.model.base) if name]
-    return replace(resolved, config=config.changed(data=as_trained(config.data, said, *models)))
+    """The rows of models that the run does not train, with what its file does not say as in the training of the model."""
+    config, found = resolved.config, {}
+    for name, run in runs_of(config).items():
+        section = "data." if name not in list(config.stages)[:-1] else f"stages.{name}.data."
+        said = {key.removeprefix(section) for key in resolved.origins if key.startswith(section)}
+        models = [resolved.place(key) for key in (run.model.adapter, run.model.path or run.model.base) if key]
+        found[name] = run.data if run.train is not None else as_trained(run.data, said, *models)
+    *earlier, last = found
+    stages = config.stages | {name: config.stages[name].changed(data=found[name]) for name in earlier}
+    return replace(resolved, config=config.changed(data=found[last], stages=stages))
 
 
 def plan_run(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
@@ -257,7 +260,7 @@ def settings_text(resolved: Resolved) -> str:
         section = values
         for key in above:
             section = section.setdefault(key, {})
-        local = isinstance(value, str) and last in ("path", "base", "adapter", "tokenizer", "data")
+        local = isinstance(value, str) and last in ("path", "base", "adapter", "tokenizer", "data", "model", "training")
         section[last] = str(Path(resolved.place(value)).resolve()) if local and Path(resolved.place(value)).exists() else value
     values["out"] = str(resolved.out.resolve())
     return commented(values, "Written by whence run: all settings of this run.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from whence.config import Config
+from whence.config import Config, runs_of
+from whence.settings import Through
 from whence.store.digest import NUMERIC, fingerprint_sources
 from whence.version import __version__
 
@@ -54,11 +55,44 @@ class Stage:
 
     def work(self, workshop: Any, folder: Path) -> None:
         """Do the work."""
-        getattr(importlib.import_module("whence.pipeline.work"), self.name)(workshop, folder)
+        training, _, name = self.name.rpartition("/")
+        folder = folder / TRAININGS / training if training else folder
+        getattr(importlib.import_module("whence.pipeline.work"), name)(workshop.trainings.get(training, workshop), folder)
+
+
+TRAININGS = "stages"
+"""Where a run has what it makes of the trainings before its last, by their names."""
 
 
 def active(config: Config) -> list[Stage]:
-    """The stages of a run, in their order."""
+    """The stages of a run, in their order; trainings before its last are trained and fitted by stages of their own."""
+    earlier = list(runs_of(config).items())[:-1]
+    found = [
+        _of_training(name, stage, [before for before, _ in earlier[:number]])
+        for number, (name, run) in enumerate(earlier)
+        for stage in _active(run)
+        if stage.name in ("train", "fit")
+    ]
+    trained = tuple(f"{name}/train" for name, _ in earlier)
+    fitted = tuple(f"{name}/fit" for name, _ in earlier)
+    return found + [
+        replace(stage, after=trained + (fitted if stage.name == "score" else ()) + stage.after) for stage in _active(config)
+    ]
+
+
+def _of_training(name: str, stage: Stage, before: Sequence[str]) -> Stage:
+    """A stage of one of the trainings before the last."""
+    return replace(
+        stage,
+        name=f"{name}/{stage.name}",
+        folders=tuple(f"{TRAININGS}/{name}/{folder}" for folder in stage.folders),
+        settings=lambda config: stage.settings(runs_of(config)[name]),
+        inputs=lambda config: stage.inputs(runs_of(config)[name]),
+        after=(*(f"{each}/train" for each in before), *(f"{name}/{need}" for need in stage.after)),
+    )
+
+
+def _active(config: Config) -> list[Stage]:
     benchmark = config.evaluate.benchmark if config.evaluate else None
     factors = config.fit if uses_factors(config) else None
     sections = {"train": config.train, "fit": factors, "inspect": factors, "benchmark": benchmark, "evaluate": config.evaluate}
@@ -110,7 +144,9 @@ def _weights(config: Config) -> list[str]:
 
 
 def _base(config: Config) -> list[str]:
-    return [name for name in (config.model.base, config.model.tokenizer) if name]
+    """The weights that the last training starts from, where no stage makes them."""
+    *_, model = (run.model for run in runs_of(config).values())
+    return [name for name in (model.base, model.tokenizer) if name]
 
 
 def template_files(config: Config) -> list[str]:
@@ -179,6 +215,7 @@ STAGES = (
             "model": _model(c),
             "prompts": _prompts(c) if c.score.queries == "prompts" else None,
             "seed": c.seed,
+            **({"stages": {name: _dump(each.part(Through)) for name, each in c.stages.items()}} if c.stages else {}),
         },
         inputs=lambda c: [
             *_weights(c),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from whence import dist, scoring
 from whence import fitting as factors
-from whence.config import Resolved
+from whence.config import Resolved, runs_of
 from whence.data import Rows, as_rows, load_data
 from whence.data.text import written
 from whence.engine.point import Point
@@ -23,7 +24,7 @@ from whence.methods.base import Request, request_scores
 from whence.models import load_model
 from whence.operators import Operator
 from whence.pipeline.load import in_turns, method_of, rows_of, task_of, trained_on
-from whence.pipeline.stages import template_files, uses_factors
+from whence.pipeline.stages import TRAININGS, template_files, uses_factors
 from whence.plots.style import save
 from whence.plots.training import training_curves, training_figure
 from whence.progress import note
@@ -44,12 +45,28 @@ from whence.validate.quick import quick_from_run
 class Workshop:
     """A run's models, data and finished work, each loaded when first needed and then kept."""
 
-    def __init__(self, resolved: Resolved):
+    def __init__(self, resolved: Resolved, before: Workshop | None = None):
+        """`before` is that of the training before this one, for a training that is not a run's last."""
         self.resolved, self.config, self.out = resolved, resolved.config, resolved.out
+        self.before = before or next(reversed(list(self.trainings.values())[:-1]), None)
+
+    @functools.cached_property
+    def trainings(self) -> dict[str, Workshop]:
+        """One for each training of the run by name, in order; this is the last."""
+        found: dict[str, Workshop] = {}
+        *earlier, (last, _) = runs_of(self.config).items()
+        for name, each in earlier:
+            out = (self.out / TRAININGS / name).absolute()
+            resolved = replace(self.resolved, config=each.changed(out=str(out)))
+            found[name] = Workshop(resolved, next(reversed(found.values()), None))
+        return {**found, last: self}
 
     @functools.cached_property
     def tuned(self) -> tuple[Any, Any]:
         """The model that is asked about, with its tokenizer."""
+        return self._ended()
+
+    def _ended(self) -> tuple[Any, Any]:
         model, place = self.config.model, self.resolved.place
         if self.config.train is not None:
             return self._load(str(self.out / "train" / "model"))
@@ -57,7 +74,7 @@ class Workshop:
 
     def base(self) -> tuple[Any, Any]:
         """The model before it was tuned; not kept, because few stages need it."""
-        return self._load(self.resolved.place(self.config.model.base))
+        return self.before._ended() if self.before else self._load(self.resolved.place(self.config.model.base))
 
     def _load(self, name: str, adapter: str | None = None) -> tuple[Any, Any]:
         model, place = self.config.model, self.resolved.place
