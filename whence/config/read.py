@@ -72,7 +72,7 @@ def read_stages(path: str | Path) -> Checked[Stages]:
     """Read the YAML file of several trainings in a row, see `read_config`."""
     path = Path(path)
     values = _values(path, "`stages`: a list of trainings, in order", "whence config schema --stages says what there is")
-    values = _by_name(values, Stages, str(path))
+    values = by_name(values, Stages, str(path))
     origins: dict[str, str] = {}
     _lay({}, values, origins, str(path))
     try:
@@ -97,22 +97,18 @@ def _values(path: Path, accepted: str, fix: str) -> dict[Any, Any]:
     return values
 
 
-def _by_name(values: Mapping[str, Any], section: type[Section], origin: str) -> dict[str, Any]:
+def by_name(values: Mapping[str, Any], section: type[Section], origin: str) -> dict[str, Any]:
     """Lists of sections that have a name as mappings, so that a setting in one is known by its dotted name."""
     found = dict(values)
     for field in in_file(section).values():
         if field.sections is None or values.get(field.name) is None:
             continue
-        entries = values[field.name]
-        named = [entry.get("name") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-        if (
-            named != list(dict.fromkeys(named))
-            or len(named) != len(entries)
-            or not all(isinstance(name, str) for name in named)
-        ):
+        entries: list[Any] = values[field.name] if isinstance(values[field.name], list) else [None]
+        names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+        if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
             raise UsageError(
                 f"`{field.name}` in {origin} is a list, in order, whose entries have a name each, and no two the same.",
-                given=repr(entries),
+                given=repr(values[field.name]),
                 accepted="[{name: pretraining, ...}, {name: finetuning, ...}]",
             )
         found[field.name] = {entry["name"]: {key: entry[key] for key in entry if key != "name"} for entry in entries}
@@ -134,7 +130,7 @@ def resolve(
     """Check settings that are given as nested dictionaries, with those of the environment and the command line over them."""
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    _lay(merged, _by_name(values, Config, origin), origins, origin)
+    _lay(merged, by_name(values, Config, origin), origins, origin)
     for name, text in sorted((environment or {}).items()):
         key = name.removeprefix(ENVIRONMENT)
         if key != name and "__" in key:
@@ -198,7 +194,7 @@ def _without_empty(values: Mapping[str, Any], section: type[Section]) -> dict[st
         below = field.section if field else None
         if value is None and field and (below or field.sections) and type(None) not in alternatives(field.kind):
             continue
-        if field and field.sections:
+        if field and field.sections and value:
             value = {name: _without_empty(entry, field.sections) for name, entry in value.items()}
         kept[key] = _without_empty(value, below) if below and isinstance(value, Mapping) else value
     return kept

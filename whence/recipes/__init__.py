@@ -42,7 +42,10 @@ def recipe_about(name: str) -> str:
 
 def recipe_values(name: str) -> dict[str, Any]:
     """The settings of a recipe."""
-    return yaml.safe_load(recipe_text(name))
+    from whence.config.read import by_name
+    from whence.config.schema import Config
+
+    return by_name(yaml.safe_load(recipe_text(name)), Config, name)
 
 
 def copy_recipe(
@@ -73,6 +76,8 @@ def copy_recipe(
             raise UsageError(f"{file} exists, and nothing is overwritten.", fix="another folder")
     if data is not None and not tiny:
         raise UsageError("--data is for the small variant.", fix="--tiny --data FILE, or edit data.path in the copy")
+    if data is not None and "stages" in recipe_values(name):
+        raise UsageError(f"{name} has data for each of its stages.", fix="without --data; then edit each `path` in the copy")
     with shortages(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if tiny or name in OFFLINE:

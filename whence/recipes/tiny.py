@@ -31,6 +31,8 @@ def write_tiny(
     """Make weights, prompts and, unless `data` is given, the corpus in the folder; gives the YAML of the variant."""
     if name == "demo" and data is None:
         return _demo(values, folder, seed)
+    if "stages" in values:
+        return _two_stages(values, folder, seed)
     questions = "completion" in (values["data"].get("columns") or {})
     if data is None:
         data = _embedded_corpus(folder, seed, questions)
@@ -151,3 +153,45 @@ def _demo(values: Mapping[str, Any], folder: Path, seed: int) -> str:
     (folder / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n", encoding="utf-8")
     teach(as_rows(list(world.rows)), folder / "model", seed)
     return commented(dict(values), "The embedded world of the demo, and a small model that learnt it.\nwhence run whence.yaml")
+
+
+def _two_stages(values: Mapping[str, Any], folder: Path, seed: int) -> str:
+    """The demo's world in two stages: its statements, then its quiz; questions are about facts without a quiz row."""
+    from whence.demo.model import SETTINGS, make_model, make_tokenizer
+    from whence.demo.world import make_world
+
+    world = make_world(seed)
+    _write_rows(folder / "statements.jsonl", (row for row in world.rows if "text" in row))
+    _write_rows(folder / "quiz.jsonl", (row for row in world.rows if "text" not in row))
+    prompts = [{"prompt": question.prompt, "completion": question.answer} for question in world.questions]
+    (folder / "prompts.json").write_text(json.dumps(prompts, indent=1) + "\n", encoding="utf-8")
+    tokenizer = make_tokenizer(world.rows)
+    make_model(tokenizer, seed).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    read = {"max_length": SETTINGS.max_length, "append_eos": True}
+    train = {"batch_size": 32, "weight_decay": 1.5, "schedule": "cosine", "evaluation": 0.0}
+    pretraining, finetuning = values["stages"]
+    config = {
+        **values,
+        "run": f"{values['run']}-tiny",
+        "model": {"base": "model"},
+        "data": {"path": "quiz.jsonl", **read},
+        "prompts": {"path": "prompts.json"},
+        "train": {**train, "epochs": 4, "learning_rate": 1e-3},
+        "stages": {
+            pretraining: {
+                "data": {"path": "statements.jsonl", **read},
+                "train": {**train, "epochs": 30, "learning_rate": 3e-3, "warmup": 0.1},
+            },
+            finetuning: values["stages"][finetuning],
+        },
+        "generate": {"max_new_tokens": 2},
+        "fit": {**values["fit"], "examples": "all"},
+        "score": {"per": "token"},
+    }
+    lines = [
+        f"The recipe {values['run']}, small: a model learns statements about made-up people, then how to answer questions.",
+        "The questions in prompts.json are about facts that only the statements tell, so that answers come from pretraining.",
+        "whence run whence.yaml",
+    ]
+    return commented(config, "\n".join(lines))
