@@ -458,7 +458,9 @@ class Through(Section):
     training: str | None = setting(
         None, "Folder that whence train made, or one with trainer_state.json; default: what lies above the model."
     )
-    renamed: dict[str, str] = setting({}, "What a module is called in the model before, where it differs.")
+    renamed: dict[str, str | None] = setting(
+        {}, "What a module is called in the model before, where it differs; null for one that is new. `*` stands for anything."
+    )
     head: Literal["cross", "none"] = setting(
         "cross", "Modules that the model before lacks (a new head, adapters): followed through the cross-Hessian, or left out."
     )

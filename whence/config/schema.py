@@ -141,8 +141,8 @@ class Config(Section):
                 raise UsageError(f"`stages.{name}` is trained, and its `model` are weights used as they are: one of them")
         if self.stages and not (self.train or self.model.path or self.model.adapter):
             raise UsageError(f"`stages.{last}` trained nothing: there is no `train`, `model.path` or `model.adapter`")
-        if self.stages and self.score.method is not None:
-            raise UsageError("`score.method` scores the rows of one training, and `stages` has several: one of them")
+        if self.stages and (said := [name for name in ("method", "n_train") if getattr(self.score, name) is not None]):
+            raise UsageError(f"`score.{said[0]}` is for the rows of one training, and `stages` has several: one of them")
 
 
 class Trained(Weights, Through):
@@ -151,7 +151,7 @@ class Trained(Weights, Through):
     model: str = setting(..., "Hub id, or folder of a model or LoRA adapter: the weights where the training ended.")
     data: Data
     factors: str | None = setting(None, "Folder that whence fit made for these weights and rows; default: fitted first.")
-    fit: Fit = setting(Fit(), "How factors are fitted.")
+    fit: Fit = setting(Fit(), "How they are fitted.")
 
 
 class Stages(Section):

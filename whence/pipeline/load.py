@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from whence.config.schema import Scoring
+from whence.config.read import Checked
+from whence.config.schema import Scoring, Stages
 from whence.data import Rows, load_data
 from whence.data.load import count_rows
 from whence.data.rows import with_contents
 from whence.data.text import is_written, written
+from whence.engine.point import Point
+from whence.fitting import open_factors
 from whence.methods.base import Recipe, recipe_named
+from whence.models import load_model
 from whence.progress import note
-from whence.settings import Data
+from whence.settings import Data, Through, Weights
+from whence.stages import Stage
 from whence.tasks import task_for
-from whence.train.reading import record_of, shown
+from whence.train.reading import as_trained, record_of, shown
+from whence.train.record import read_training
 
 
 def rows_of(data: Data, path: str | None = None) -> Rows:
@@ -61,6 +67,37 @@ def trained_on(model: str, data: Data, rows: Rows) -> int | None:
     elif count != len(rows):
         note(f"N = {count:,}, {why}: values are per copy in a training on N rows; for another N: whence score --n-train")
     return count
+
+
+def stage_of(name: str, through: Through, point: Point, curvature: Any, model: str, n_train: int | None) -> Stage:
+    """A training that is over, as the settings say; what it was is looked for above its model where they don't."""
+    given = through.part(Through).as_json()
+    training = given.pop("training")
+    if training is None and through.rates is None and (found := record_of(model)):
+        training = found[0].parent
+    return Stage(name, point, curvature, read_training(training) if training else None, n_train=n_train, **given)
+
+
+def read_stage(name: str, checked: Checked[Stages], measurement: Any, batch_tokens: int | None) -> Stage:
+    """A training of a file of stages."""
+    settings, place = checked.config.stages[name], checked.place
+    files = {key: place(value) for key in ("adapter", "tokenizer", "training") if (value := getattr(settings, key))}
+    weights = {**settings.part(Weights).as_json(), **{key: files[key] for key in files if key != "training"}}
+    place_of_data, model_name = place(settings.data.path), place(settings.model)
+    model, tokenizer = load_model(model_name, **weights)
+    start = f"stages.{name}.data."
+    curvature = open_factors(place(settings.factors)) if settings.factors else None
+    said = {key.removeprefix(start) for key in checked.origins if key.startswith(start)}
+    data = as_trained(
+        settings.data, said, files.get("adapter"), model_name, made=curvature.provenance if curvature else None
+    ).changed(path=place_of_data)
+    task, rows = task_of(model, tokenizer, data, measurement), rows_of(data)
+    if curvature is not None:
+        curvature.check(model, task)
+    own = files.get("adapter") or model_name
+    through = settings.changed(training=files.get("training"))
+    point = Point(model, task, rows, batch_tokens=batch_tokens)
+    return stage_of(name, through, point, curvature or settings.fit, own, trained_on(own, data, rows))
 
 
 def method_of(settings: Scoring) -> tuple[Recipe, Any]:

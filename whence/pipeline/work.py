@@ -23,7 +23,7 @@ from whence.generation import answered, generate_pairs
 from whence.methods.base import Request, request_scores
 from whence.models import load_model
 from whence.operators import Operator
-from whence.pipeline.load import in_turns, method_of, rows_of, task_of, trained_on
+from whence.pipeline.load import in_turns, method_of, rows_of, stage_of, task_of, trained_on
 from whence.pipeline.stages import TRAININGS, template_files, uses_factors
 from whence.plots.style import save
 from whence.plots.training import training_curves, training_figure
@@ -31,7 +31,8 @@ from whence.progress import note
 from whence.report import build_report, gather, write_report
 from whence.report.factors import inspect_factors
 from whence.scoring.score import score_points
-from whence.settings import Score
+from whence.settings import Score, Through
+from whence.stages import Stage, multistage, open_stages
 from whence.store.intact import read_json
 from whence.store.scores import Scores, open_scores
 from whence.tasks.chat import write
@@ -151,10 +152,23 @@ class Workshop:
             training=read_training(self.out / "train") if config.train is not None else None,
         )
 
+    def stage(self, name: str, through: Through) -> Stage:
+        """The training of this run as one of several."""
+        config, place = self.config, self.resolved.place
+        model, tokenizer = self.tuned
+        task = self.task(model, tokenizer, config.score.measurement)
+        point = Point(model, task, self.rows, batch_tokens=config.score.batch_tokens)
+        ended = place(config.model.adapter or config.model.path or config.model.base)
+        if config.train is not None:
+            ended = str(self.out / "train" / "model")
+        if through.training:
+            through = through.changed(training=place(through.training))
+        return stage_of(name, through, point, self.curvature, ended, self.n_train)
+
     @functools.cached_property
     def scores(self) -> Any:
-        """The finished scores."""
-        return open_scores(self.out / "scores")
+        """The finished scores; of several trainings, those of the rows of all."""
+        return open_stages(self.out / "scores").total() if self.config.stages else open_scores(self.out / "scores")
 
     @property
     def pairs(self) -> dict[str, Any]:
@@ -192,7 +206,11 @@ def score(shop: Workshop, out: Path) -> None:
     """Scores of the questions against the training rows, and the files that others read them from."""
     settings, request = shop.config.score, shop.request
     point, chosen = request.point, request.settings
-    if settings.method is None:
+    if config := shop.config.stages:
+        stages = [run.stage(name, config[name]) for name, run in shop.trainings.items()]
+        chosen = chosen.changed(n_train=None)
+        found = multistage(stages, request.queries, chosen, damping=settings.damping, out=out / "scores").total()
+    elif settings.method is None:
         found = score_points(point, point, request.queries, shop.inverse, chosen, out=out / "scores")
     else:
         recipe, own = method_of(settings)

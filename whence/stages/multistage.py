@@ -29,7 +29,7 @@ from whence.operators import BlockDiagonal, Operator, Renamed, Spectral
 from whence.operators.flat import Flat
 from whence.progress import note
 from whence.scoring.score import score_points
-from whence.settings import Score
+from whence.settings import Fit, Score
 from whence.stages.names import Module, frozen, match, settled, summary_of, table_of, through
 from whence.stages.passage import passage
 from whence.stages.scores import CONTENTS, FILE, TABLE, StagedScores, contents_of, open_stages
@@ -138,9 +138,11 @@ class _Run:
         note(f"{stage.name}: curvature of its own rows")
         if given in FORMED:
             return form(stage, given, out=place("factors"))  # type: ignore[arg-type]
-        chosen: dict[str, Any] = {"method": given or "ekfac", "modules": stage.names, "out": place("factors")}
-        chosen |= {"precision": self.settings.precision, "check": self.settings.check}
-        return _blocks(fit(stage.point.model, stage.point.task, stage.point.rows, **chosen))
+        chosen = given if isinstance(given, Fit) else Fit(method=given or "ekfac", check=self.settings.check)  # type: ignore[arg-type]
+        if chosen is not given:
+            chosen = chosen.changed(precision=self.settings.precision)
+        point, chosen = stage.point, chosen.changed(modules=stage.names)
+        return _blocks(fit(point.model, point.task, point.rows, chosen, out=place("factors")))
 
     def inverse(self, stage: Stage, curvature: BlockDiagonal | Spectral) -> Operator:
         """`(G + damping)^-1` at the stage of the rows."""
@@ -175,7 +177,9 @@ class _Run:
         """What decides a stage's part in them."""
         given, moved = stage.curvature, stage.transport
         operator = given.operator if isinstance(given, Curvature) else given
-        known = operator if isinstance(operator, str | None) else fingerprint_operator(operator)
+        known = operator.deciding() if isinstance(operator, Fit) else operator
+        if isinstance(known, Operator):
+            known = fingerprint_operator(known)
         return {
             **stage.point.provenance(),
             "curvature": known or "ekfac",

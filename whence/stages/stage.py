@@ -11,7 +11,7 @@ from whence.engine.point import Point
 from whence.errors import UsageError
 from whence.fitting.curvature import Curvature
 from whence.operators import BlockDiagonal, Operator, Spectral
-from whence.settings import AtLeastZero, Count, Positive, valid
+from whence.settings import AtLeastZero, Count, Fit, Positive, valid
 from whence.train.replay import History
 
 Transport = Literal["flow", "proximal", "inverse", "identity"]
@@ -35,9 +35,10 @@ class Stage:
     """"pretraining", "finetuning": also its folder."""
     point: Point
     """The model at the end of this training, the task, and the rows that were trained on."""
-    curvature: Curvature | BlockDiagonal | Spectral | str | None = None
+    curvature: Curvature | BlockDiagonal | Spectral | Fit | str | None = None
     """Of the mean loss of a row, fitted on this stage's own rows at its end; or how it is made: "ekfac" (default), "kfac",
-    "shampoo" or "diagonal" is fitted, "gauss-newton", "hessian", "fisher" or "empirical-fisher" formed."""
+    "shampoo" or "diagonal" is fitted, as are settings of `whence.fit`; "gauss-newton", "hessian", "fisher" or
+    "empirical-fisher" formed."""
     training: History | None = None
     """The training: what `whence.train.record.read_training` reads, or `whence.train.state.read_state`."""
     rates: float | None = None
@@ -92,4 +93,5 @@ class Stage:
             return self.curvature.operator.names
         if isinstance(self.curvature, BlockDiagonal | Spectral):
             return self.curvature.names
-        return tuple(self.point.cover(self.modules).sites)
+        chosen = self.curvature.modules if isinstance(self.curvature, Fit) else None
+        return tuple(self.point.cover(self.modules or chosen).sites)

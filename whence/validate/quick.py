@@ -86,6 +86,8 @@ def quick_from_run(shop: Any, **settings: Any) -> Result:
     model, tokenizer = shop.tuned
     task = shop.task(model, tokenizer, shop.config.score.measurement)
     folder = shop.out / "scores"
+    if shop.config.stages:
+        folder = folder / next(reversed(shop.config.stages)) / "scores"
     return quick(open_scores(folder), model, task, shop.rows, shop.curvature, out=folder, **settings)
 
 
