@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from whence.settings import COLUMNS, SEED, Section, setting
+from whence.cli.from_settings import said
+from whence.errors import UsageError
+from whence.settings import COLUMNS, SEED, Data, Section, setting, settings_of
 
 File = Annotated[Path, typer.Argument(metavar="[FILE]", help="The settings of the run, whence.yaml.", show_default=False)]
 Settings = Annotated[
@@ -15,6 +18,21 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="A setting over the file's, such as score.damping=0.2; repeat for more."),
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder of a model, or folder of a LoRA adapter.")]
+ModelOrNone = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="Hub id, folder of a model, or folder of a LoRA adapter.")
+]
+DataOrNone = Annotated[
+    str,
+    typer.Option("--data", "-d", help=next(field.meaning for field in settings_of(Data) if field.name == "path"), show_default=False),
+]
+Through = Annotated[
+    Path | None,
+    typer.Option(
+        "--through",
+        metavar="FILE",
+        help="Instead of MODEL and --data: trainings in a row, such as pretraining and fine-tuning (whence config schema --stages).",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help=SEED)]
 Top = Annotated[int, typer.Option("--top", "-k", min=1, metavar="N", help="Rows to show that raise it most.")]
 Norm = Annotated[
@@ -38,3 +56,16 @@ class Session(Section):
     as_json: bool = setting(False, "Print one JSON document.", "--json")
     quiet: bool = setting(False, "No progress, notes or warnings.", "--quiet")
     verbose: bool = setting(False, "Also what the libraries beneath say.", "--verbose", "-v")
+
+
+def refuse_both(through: Path | None, model: str | None, data: str, allowed: Iterable[str]) -> None:
+    """Raise UsageError where there are no model and data, or a file of stages beside what it says of each."""
+    if through is None and not (model and data):
+        raise UsageError(
+            f"There is no {'--data' if model else 'MODEL'}.",
+            accepted="MODEL --data DATA, or --through FILE for several trainings in a row",
+        )
+    own = sorted(said() - {"through", *allowed})
+    if through is not None and own:
+        name = {"model": "MODEL", "path": "--data"}.get(own[0], f"--{own[0].replace('_', '-')}")
+        raise UsageError(f"{name} goes with one training, and --through has several.", fix=f"say it of each in {through}")

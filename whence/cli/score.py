@@ -66,12 +66,14 @@ class Few(Section):
 
 def score(
     *,
-    model: options.Model,
+    model: options.ModelOrNone = None,
+    through: options.Through = None,
     asked: Questions,
     by: By,
     few: Few,
     measured: Damped,
     settings: Score,
+    path: options.DataOrNone = "",
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the scores, such as runs/a/scores.")],
     max_length: Annotated[
@@ -97,21 +99,25 @@ def score(
       whence score gpt2 -d train.jsonl -f runs/a/factors --queries prompts.json --method cg --set iterations=50 -o runs/a/cg
       whence score runs/a/train/model -d train.jsonl --queries prompts.json --method tracin --training runs/a/train -o runs/b
       whence score gpt2 -d train.jsonl -f runs/a/factors --queries prompts.json --candidates bm25:2% --audit 10% -o runs/a/few
+      whence score --through stages.yaml --queries prompts.json -o runs/a/stages
     """
     from whence import scoring
     from whence.cli.console import print_json, say, score_stages, start
-    from whence.data import load_data
-    from whence.data.text import asked as asked_in
     from whence.engine.point import Point
     from whence.escapes import command
     from whence.fitting import open_factors
     from whence.methods.base import Request, request_scores
     from whence.models import load_model
-    from whence.pipeline.load import in_turns, rows_of, task_of, trained_on
+    from whence.pipeline.load import rows_of, task_of, trained_on
     from whence.report.words import direction, left_out
     from whence.train.reading import as_trained
     from whence.train.record import read_training
 
+    options.refuse_both(through, model, path, through_options())
+    if through is not None:
+        score_through(through, asked, measured, settings, out, session)
+        return
+    assert model is not None
     refuse_conflicts(asked, by)
     refuse_pointless(asked, by, few)
     recipe, own = chosen_method(by, measured)
@@ -127,13 +133,7 @@ def score(
             curvature.check(loaded, task)
             say_if_other_rows(curvature.provenance["data"], rows, settings.n_train)
         place: Any = {"out": out, "rerun": session.rerun}
-        queries = None
-        if asked.queries is not None:
-            queries = asked_in(load_data(asked.queries, columns=asked.query_columns), data.format, data.normalise)
-            if asked.generate:
-                from whence.generation import answered
-
-                queries = answered(loaded, task, in_turns(queries, rows, mere=True), asked.max_new_tokens)
+        queries = questions(asked, loaded, task, data, rows)
         if recipe is not None:
             point = Point(loaded, task, rows, batch_tokens=settings.batch_tokens)
             request = Request(point, queries, settings, curvature, training, modules=by.modules)
@@ -155,6 +155,52 @@ def score(
     for line in left_out(scores):
         say(line)
     say(f"next: {command('whence', 'show', out)}")
+
+
+def through_options() -> set[str]:
+    """The names of the options that say the same of several trainings."""
+    names = {field.name for section in (Questions, Damped, Score, Session) for field in settings_of(section)}
+    return names - {"itself", "n_train", "absolute_damping"} | {"out"}
+
+
+def score_through(file: Path, asked: Questions, measured: Damped, settings: Score, out: Path, session: Session) -> None:
+    """Score the rows of every training of a file of stages."""
+    from whence.cli.console import print_json, say, start
+    from whence.config.read import read_stages
+    from whence.escapes import command
+    from whence.pipeline.load import read_stage
+    from whence.report.words import through_lines
+    from whence.stages import multistage
+
+    checked = read_stages(file)
+    if asked.queries is None:
+        raise UsageError("There is no question to ask.", fix="--queries FILE")
+    with start(session):
+        stages = [read_stage(name, checked, measured.measurement, settings.batch_tokens) for name in checked.config.stages]
+        last, data = stages[-1].point, list(checked.config.stages.values())[-1].data
+        queries = questions(asked, last.model, last.task, data, last.rows)
+        staged = multistage(stages, queries, settings, damping=measured.damping, out=out, rerun=session.rerun)
+    if session.as_json:
+        print_json({"scores": str(out), **staged_json(staged)})
+        return
+    for name, scores in staged.stages.items():
+        say(f"{out / name / 'scores'}: {scores.shape[0]} x {scores.shape[1]:,} scores (queries x rows), {scores.unit} of {name}")
+    say(f"next: {command('whence', 'show', out)}")
+
+
+def questions(asked: Questions, model: Any, task: Any, data: Data, rows: Any) -> Any:
+    """The queries, completed by the model where they are mere prompts; None where none are asked."""
+    from whence.data import load_data
+    from whence.data.text import asked as asked_in
+    from whence.generation import answered
+    from whence.pipeline.load import in_turns
+
+    if asked.queries is None:
+        return None
+    queries = asked_in(load_data(asked.queries, columns=asked.query_columns), data.format, data.normalise)
+    if not asked.generate:
+        return queries
+    return answered(model, task, in_turns(queries, rows, mere=True), asked.max_new_tokens)
 
 
 def refuse_conflicts(asked: Questions, by: By) -> None:
