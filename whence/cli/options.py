@@ -23,14 +23,16 @@ ModelOrNone = Annotated[
 ]
 DataOrNone = Annotated[
     str,
-    typer.Option("--data", "-d", help=next(field.meaning for field in settings_of(Data) if field.name == "path"), show_default=False),
+    typer.Option(
+        "--data", "-d", help=next(field.meaning for field in settings_of(Data) if field.name == "path"), show_default=False
+    ),
 ]
 Through = Annotated[
     Path | None,
     typer.Option(
         "--through",
         metavar="FILE",
-        help="Instead of MODEL and --data: trainings in a row, such as pretraining and fine-tuning (whence config schema --stages).",
+        help="Instead of MODEL and --data: a file of trainings in a row, as whence config schema --stages says.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help=SEED)]

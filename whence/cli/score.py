@@ -11,7 +11,20 @@ from whence.cli import options
 from whence.cli.from_settings import said
 from whence.cli.options import QUERY_COLUMNS, Session
 from whence.errors import UsageError
-from whence.settings import MODULES, NEW_TOKENS, AtLeastZero, Count, Data, Measured, Modules, Score, Section, Weights, setting
+from whence.settings import (
+    MODULES,
+    NEW_TOKENS,
+    AtLeastZero,
+    Count,
+    Data,
+    Measured,
+    Modules,
+    Score,
+    Section,
+    Weights,
+    setting,
+    settings_of,
+)
 
 
 class Questions(Section):
@@ -169,22 +182,28 @@ def score_through(file: Path, asked: Questions, measured: Damped, settings: Scor
     from whence.config.read import read_stages
     from whence.escapes import command
     from whence.pipeline.load import read_stage
-    from whence.report.words import through_lines
+    from whence.report.words import modules_line
     from whence.stages import multistage
 
     checked = read_stages(file)
     if asked.queries is None:
         raise UsageError("There is no question to ask.", fix="--queries FILE")
     with start(session):
-        stages = [read_stage(name, checked, measured.measurement, settings.batch_tokens) for name in checked.config.stages]
-        last, data = stages[-1].point, list(checked.config.stages.values())[-1].data
-        queries = questions(asked, last.model, last.task, data, last.rows)
-        staged = multistage(stages, queries, settings, damping=measured.damping, out=out, rerun=session.rerun)
+        read = [read_stage(name, checked, measured.measurement, settings.batch_tokens) for name in checked.config.stages]
+        last, data = read[-1]
+        queries = questions(asked, last.point.model, last.point.task, data, last.point.rows)
+        staged = multistage(
+            [stage for stage, _ in read], queries, settings, damping=measured.damping, out=out, rerun=session.rerun
+        )
     if session.as_json:
-        print_json({"scores": str(out), **staged_json(staged)})
+        about = {"unit": next(iter(staged.stages.values())).unit, "stages": list(staged.stages), "transport": staged.about}
+        print_json({"scores": str(out), **about, "modules": staged.table.to_dict("records")})
         return
     for name, scores in staged.stages.items():
-        say(f"{out / name / 'scores'}: {scores.shape[0]} x {scores.shape[1]:,} scores (queries x rows), {scores.unit} of {name}")
+        size = f"{scores.shape[0]} x {scores.shape[1]:,} scores (queries x rows)"
+        say(f"{out / name / 'scores'}: {size}, {scores.unit} of a row of {name}")
+    for name in staged.about:
+        say(f"{staged.about[name]['transport']}; {modules_line(staged.table, name)}")
     say(f"next: {command('whence', 'show', out)}")
 
 

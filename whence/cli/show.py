@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from whence.errors import StaleArtifact, UsageError
 
 if TYPE_CHECKING:
     from whence.cli.ranking import Ranking
+    from whence.stages import StagedScores
     from whence.store.scores import Scores
 
 
@@ -45,34 +47,45 @@ def show(
     """
     from whence.cli.console import coloured, print_json
     from whence.cli.ranking import Ranking
-    from whence.report.gather import runs_in, scores_in
+    from whence.report.gather import has_stages, runs_in, scores_in
+    from whence.stages import open_stages
+    from whence.store.scores import open_scores
     from whence.validate.quick import read_quick
 
     if scores_in(path) == [path] and (runs := runs_in(path)):
         _show_runs(runs, as_json)
         return
-    scores = opened(path)
-    ranking = Ranking(scores, norm, top, top if lowest else 0, coloured(), read_quick(scores_in(path)[0]))
+    folder = newest(path)
+    staged = open_stages(folder) if has_stages(folder) else None
+    found = staged.stages if staged else {"": open_scores(folder)}
+    rankings = {}
+    for name, scores in found.items():
+        trust = read_quick(folder / name / "scores" if staged else folder)
+        rankings[name] = Ranking(scores, norm, top, top if lowest else 0, coloured(), trust)
+    ranking = rankings[list(rankings)[-1]]
+    scores = ranking.plain
     one = int(query) if query.lstrip("-").isdecimal() and query not in scores.query_ids else query
     numbers = list(range(len(scores.queries))) if every else [scores.row_of(one)]
     if as_json:
-        print_json(document(ranking, numbers, by))
+        print_json(staged_document(staged, rankings, numbers, by) if staged else document(ranking, numbers, by))
         return
-    display(ranking, numbers, by=by, tokens=tokens)
+    if staged:
+        display_stages(staged, rankings, numbers, by=by, tokens=tokens)
+    else:
+        display(ranking, numbers, by=by, tokens=tokens)
 
 
 def _show_runs(runs: list[Path], as_json: bool) -> None:
     """List runs with their scores, instead of scores."""
     from whence.cli.console import print_json, print_table, say
     from whence.escapes import command
-    from whence.report.gather import scores_in
-    from whence.store.scores import open_scores
+    from whence.report.gather import open_all, scores_in
 
     found = []
     for run in runs:
         for folder in scores_in(run):
             try:
-                scores = open_scores(folder)
+                scores = open_all(folder)
             except StaleArtifact as error:
                 found.append({"scores": str(folder), "queries": 0, "rows": 0, "first": error.what})
                 continue
@@ -115,21 +128,27 @@ def export(
 
 
 def opened(path: Path) -> Scores:
-    """The scores in a folder, or the newest ones in a run folder."""
+    """The scores in a folder, or the newest ones in a run folder; of several stages those of the rows of all."""
+    from whence.report.gather import open_all
+
+    return open_all(newest(path))
+
+
+def newest(path: Path) -> Path:
+    """The folder of scores itself, or the newest one in a run folder."""
     from whence.cli.console import err
     from whence.escapes import command
     from whence.report.gather import runs_in, scores_in
-    from whence.store.scores import open_scores
 
-    newest, *rest = scores_in(path)
-    if newest == path and (runs := runs_in(path)):
+    first, *rest = scores_in(path)
+    if first == path and (runs := runs_in(path)):
         raise UsageError(
             f"{path} is a folder of runs.", accepted=", ".join(map(str, runs)), fix=command("whence", "show", runs[-1])
         )
     if rest:
         others = ", ".join(str(folder) for folder in rest[:5])
-        err.print(f"showing {newest}, the newest; also there: {others}", markup=False, soft_wrap=True)
-    return open_scores(newest)
+        err.print(f"showing {first}, the newest; also there: {others}", markup=False, soft_wrap=True)
+    return first
 
 
 def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, Any]:
@@ -158,41 +177,105 @@ def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, 
     }
 
 
+def staged_document(
+    staged: StagedScores, rankings: Mapping[str, Ranking], numbers: list[int], by: str | None
+) -> dict[str, Any]:
+    """That of each stage, with what went through which, and which modules they share."""
+    shares = staged.shares().to_dict("records")
+    asked = {ranking.plain.query_ids[number] for ranking in rankings.values() for number in numbers}
+    modules = staged.table.astype(object).where(staged.table.notna(), None).to_dict("records")
+    return {
+        "shares": [entry for entry in shares if entry["query_id"] in asked],
+        "transport": staged.about,
+        "modules": modules,
+        "stages": {name: document(ranking, numbers, by) for name, ranking in rankings.items()},
+    }
+
+
+def display_stages(
+    staged: StagedScores, rankings: Mapping[str, Ranking], numbers: list[int], *, by: str | None, tokens: bool
+) -> None:
+    """Print each query with what went through which stage, and the rows of each."""
+    from whence.cli.console import print_table, say
+    from whence.report.words import SHARE, modules_line, three_digits, unshared_lines
+
+    last, shares = rankings[list(rankings)[-1]], staged.shares().to_dict("records")
+    for number in numbers:
+        _head(last, number)
+        cells = [
+            (entry["stage"], f"{entry['share']:.1%}", f"{entry['rows']:,}", *(three_digits(entry[key]) for key in SUMS))
+            for entry in shares
+            if entry["query_id"] == last.plain.query_ids[number]
+        ]
+        print_table(("stage", "share", "rows", *SUMS), cells, pad_edge=False, header_style="dim")
+        for name, ranking in rankings.items():
+            say(f"\n{name}", "bold")
+            _rows(ranking, number, by=by, tokens=tokens)
+        say("")
+    say(SHARE, "dim")
+    for name in staged.about:
+        say(f"{staged.about[name]['transport']}; {modules_line(staged.table, name)}", "dim")
+    for line in unshared_lines(staged.table):
+        say(line, "dim")
+    for name, ranking in rankings.items():
+        say(f"{name}: by {ranking.scores.made_by}; {ranking.scores.shape[1]:,} rows scored", "dim")
+    for line in last.doubts():
+        say(line, "dim")
+
+
+SUMS = ("raises", "lowers", "net")
+"""What is said of a stage's rows together."""
+
+
 def display(ranking: Ranking, numbers: list[int], *, by: str | None = None, tokens: bool = False) -> None:
     """Print the queries, one after the other."""
+    from whence.cli.console import say
+
+    for number in numbers:
+        _head(ranking, number)
+        _rows(ranking, number, by=by, tokens=tokens)
+        say("")
+    say(f"by {ranking.scores.made_by}; {ranking.scores.shape[1]:,} rows scored", "dim")
+    for line in ranking.doubts():
+        say(line, "dim")
+
+
+def _head(ranking: Ranking, number: int) -> None:
+    """Print what was asked."""
+    from whence.cli.console import out, say
+
+    scores = ranking.scores
+    if len(scores.queries) > 1:
+        say(f"query {number} (of 0 to {len(scores.queries) - 1})  {scores.query_ids[number]}", "dim")
+    out.print(ranking.heading(number), soft_wrap=True)
+    if line := ranking.measured(number):
+        say(line)
+
+
+def _rows(ranking: Ranking, number: int, *, by: str | None, tokens: bool) -> None:
+    """Print the ranked rows of a query."""
     from whence.cli.console import WIDTH, out, say, show_table
     from whence.filter.keywords import keyword_overlap
     from whence.report.words import is_slope, rare_words, three_digits
 
-    width = out.width if out.is_terminal else WIDTH
-    scores, keywords = ranking.scores, keyword_overlap(ranking.scores, ranking.top)
-    for number in numbers:
-        if len(scores.queries) > 1:
-            say(f"query {number} (of 0 to {len(scores.queries) - 1})  {scores.query_ids[number]}", "dim")
-        out.print(ranking.heading(number), soft_wrap=True)
-        if line := ranking.measured(number):
-            say(line)
-        say(ranking.sign(number), "dim")
-        show_table(ranking.table(number, width))
-        if line := ranking.ceiling(number):
-            say(line)
-        for part in keywords[number]:
-            say(rare_words(part), "dim")
-        if tokens:
-            if ranking.plain.tokens is None:
-                raise UsageError("There are no scores per token here.", fix="score again with --per token")
-            for row in ranking.rows(number):
-                out.print()
-                out.print(f"{row['rank']:>4}  {ranking.effect(number, row)}  {row['id']}", markup=False, style="bold")
-                out.print(ranking.whole(number, row), soft_wrap=True)
+    width, scores = out.width if out.is_terminal else WIDTH, ranking.scores
+    say(ranking.sign(number), "dim")
+    show_table(ranking.table(number, width))
+    if line := ranking.ceiling(number):
+        say(line)
+    for part in keyword_overlap(scores, ranking.top)[number]:
+        say(rare_words(part), "dim")
+    if tokens:
+        if ranking.plain.tokens is None:
+            raise UsageError("There are no scores per token here.", fix="score again with --per token")
+        for row in ranking.rows(number):
             out.print()
-        if by:
-            groups = scores.by(by, number).head(8)
-            say(
-                f"{'slopes' if is_slope(scores) else 'scores'} added up by {by}  "
-                + "   ".join(f"{name} {three_digits(value)} {ranking.unit}" for name, value in groups.items())
-            )
-        say("")
-    say(f"by {scores.made_by}; {scores.shape[1]:,} rows scored", "dim")
-    for line in ranking.doubts():
-        say(line, "dim")
+            out.print(f"{row['rank']:>4}  {ranking.effect(number, row)}  {row['id']}", markup=False, style="bold")
+            out.print(ranking.whole(number, row), soft_wrap=True)
+        out.print()
+    if by:
+        groups = scores.by(by, number).head(8)
+        say(
+            f"{'slopes' if is_slope(scores) else 'scores'} added up by {by}  "
+            + "   ".join(f"{name} {three_digits(value)} {ranking.unit}" for name, value in groups.items())
+        )

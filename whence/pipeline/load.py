@@ -78,8 +78,8 @@ def stage_of(name: str, through: Through, point: Point, curvature: Any, model: s
     return Stage(name, point, curvature, read_training(training) if training else None, n_train=n_train, **given)
 
 
-def read_stage(name: str, checked: Checked[Stages], measurement: Any, batch_tokens: int | None) -> Stage:
-    """A training of a file of stages."""
+def read_stage(name: str, checked: Checked[Stages], measurement: Any, batch_tokens: int | None) -> tuple[Stage, Data]:
+    """A training of a file of stages, and how its rows are read."""
     settings, place = checked.config.stages[name], checked.place
     files = {key: place(value) for key in ("adapter", "tokenizer", "training") if (value := getattr(settings, key))}
     weights = {**settings.part(Weights).as_json(), **{key: files[key] for key in files if key != "training"}}
@@ -97,7 +97,7 @@ def read_stage(name: str, checked: Checked[Stages], measurement: Any, batch_toke
     own = files.get("adapter") or model_name
     through = settings.changed(training=files.get("training"))
     point = Point(model, task, rows, batch_tokens=batch_tokens)
-    return stage_of(name, through, point, curvature or settings.fit, own, trained_on(own, data, rows))
+    return stage_of(name, through, point, curvature or settings.fit, own, trained_on(own, data, rows)), data
 
 
 def method_of(settings: Scoring) -> tuple[Recipe, Any]:

@@ -7,9 +7,11 @@ from typing import Any
 
 from whence.errors import UsageError
 from whence.escapes import command
+from whence.stages import open_stages
+from whence.stages.scores import FILE as STAGES
 from whence.store.intact import CONFIG, MANIFEST, intact, is_run_folder, read_json, reading
 from whence.store.manifest import Folder
-from whence.store.scores import open_scores
+from whence.store.scores import Scores, open_scores
 from whence.validate.quick import read_quick
 
 SHOWN = "scores"
@@ -71,6 +73,16 @@ def gather(
             with reading(intact(settings)):
                 given |= {"settings": settings.read_text(encoding="utf-8"), "command": command("whence", "run", settings)}
     return given
+
+
+def has_stages(folder: Path) -> bool:
+    """Whether a folder has the scores of several stages."""
+    return (folder / STAGES).is_file()
+
+
+def open_all(folder: Path) -> Scores:
+    """The scores in a folder; of several stages those of the rows of all."""
+    return open_stages(folder).total() if has_stages(folder) else open_scores(folder)
 
 
 def scores_in(path: Path) -> list[Path]:

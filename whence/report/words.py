@@ -159,6 +159,37 @@ def ceiling(scores: Scores, number: int) -> str:
     )
 
 
+SHARE = (
+    "share: of all that rows push and pull (the sum of their absolute slopes), how much is from the rows of a stage; net: what "
+    "one more copy of every row of it would change, to first order"
+)
+"""What the columns of `StagedScores.shares` say."""
+
+
+def modules_line(table: Any, stage: str) -> str:
+    """Which modules of a stage the one before has, too, in a line: "12 modules shared (81.0% of the parameters), 2 new"."""
+    own = table[table["stage"] == stage]
+    counts = own.groupby("status", sort=False).agg(count=("share", "size"), share=("share", "sum"))
+    said = (f"{entry['count']:.0f} {status} ({entry['share']:.1%})" for status, entry in counts.iterrows())
+    return f"modules of {stage}, beside those before it (share of the parameters): {', '.join(said)}"
+
+
+UNSHARED = 12
+"""Modules that are listed by name."""
+
+
+def unshared_lines(table: Any) -> list[str]:
+    """The modules that are not in both of two stages, a line each."""
+    rest = table[table["status"] != "shared"].to_dict("records")
+    lines = []
+    for entry in rest[:UNSHARED]:
+        name = entry["before"] if missing(entry["module"]) else entry["module"]
+        lines.append(
+            f"  {entry['status']:<6} {name}  {entry['shape']}, {entry['share']:.2%} of the parameters of {entry['stage']}"
+        )
+    return lines + ([f"  and {len(rest) - UNSHARED} more"] if len(rest) > UNSHARED else [])
+
+
 def doubts(scores: Scores, hubs: int) -> list[str]:
     """What the reader should know before believing the order of these scores, which have so many hubs."""
     notes = left_out(scores)
