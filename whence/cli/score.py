@@ -182,7 +182,7 @@ def score_through(file: Path, asked: Questions, measured: Damped, settings: Scor
     from whence.config.read import read_stages
     from whence.escapes import command
     from whence.pipeline.load import read_stage
-    from whence.report.words import modules_line
+    from whence.report.words import stage_line
     from whence.stages import multistage
 
     checked = read_stages(file)
@@ -203,7 +203,7 @@ def score_through(file: Path, asked: Questions, measured: Damped, settings: Scor
         size = f"{scores.shape[0]} x {scores.shape[1]:,} scores (queries x rows)"
         say(f"{out / name / 'scores'}: {size}, {scores.unit} of a row of {name}")
     for name in staged.about:
-        say(f"{staged.about[name]['transport']}; {modules_line(staged.table, name)}")
+        say(stage_line(staged, name))
     say(f"next: {command('whence', 'show', out)}")
 
 

@@ -197,7 +197,7 @@ def display_stages(
 ) -> None:
     """Print each query with what went through which stage, and the rows of each."""
     from whence.cli.console import print_table, say
-    from whence.report.words import SHARE, modules_line, three_digits, unshared_lines
+    from whence.report.words import SHARE, stage_line, three_digits, unshared_lines
 
     last, shares = rankings[list(rankings)[-1]], staged.shares().to_dict("records")
     for number in numbers:
@@ -214,7 +214,7 @@ def display_stages(
         say("")
     say(SHARE, "dim")
     for name in staged.about:
-        say(f"{staged.about[name]['transport']}; {modules_line(staged.table, name)}", "dim")
+        say(stage_line(staged, name), "dim")
     for line in unshared_lines(staged.table):
         say(line, "dim")
     for name, ranking in rankings.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from whence.filter.tfidf import tfidf_scores
 from whence.linalg.stats import spearman
 from whence.plots.scores import score_curve, score_histogram
 from whence.report import words
-from whence.report.model import Check, Grid, Overlap, Query, Report, Row, Statistics
+from whence.report.model import Check, Grid, Overlap, Part, Query, Report, Row, Statistics
 from whence.report.tokens import merge_special, shown_once, unpredicted, unread
 from whence.store.digest import canonical_json
 from whence.store.scores import Scores
 
 if TYPE_CHECKING:
     from whence.fitting import Curvature
+    from whence.stages import StagedScores
 
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 99)
 
@@ -68,6 +70,7 @@ def build_report(
     training: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     checks: Mapping[str, str] | None = None,
+    stages: StagedScores | None = None,
     provenance: Mapping[str, Any] | None = None,
     settings: str | None = None,
     command: str | None = None,
@@ -79,11 +82,15 @@ def build_report(
     `pairs` is the document of `whence generate`, `health` that of `whence inspect` and `factors` what the factors' manifest
     says (both are taken from `curvature` where only that is given), `training` that of `training.json` with the metrics as its
     "history". `evaluation` has tables (lists of rows) by title, `checks` the results of validations by name (`CHECKS`),
-    `provenance` is the scores' `config.json`, `settings` the YAML of the run. What is missing is listed in `absent`, and a
-    check that was not made says so.
+    `stages` the scores of all stages of training, where `scores` are those of the last, `provenance` is the scores'
+    `config.json`, `settings` the YAML of the run. What is missing is listed in `absent`, and a check that was not made says so.
     """
     builder = _Builder(scores, pairs or {}, top)
     queries = tuple(builder.query(number) for number in range(len(scores.queries)))
+    if stages is not None:
+        queries = _with_parts(
+            queries, stages, {name: _Builder(each, pairs or {}, top) for name, each in list(stages.stages.items())[:-1]}
+        )
     if health is None and curvature is not None:
         from whence.fitting.health import health as health_of
 
@@ -119,10 +126,25 @@ def build_report(
         evaluation={title: tuple(rows) for title, rows in (evaluation or {}).items()},
         self_influence=_Builder(self_scores, {}, top).rows(0) if self_scores is not None else (),
         absent=tuple(name for name, there in given.items() if not there),
+        stages=() if stages is None else tuple(words.stage_line(stages, name) for name in stages.about),
+        modules=()
+        if stages is None
+        else tuple(stages.table.astype(object).where(stages.table.notna(), None).to_dict("records")),
         provenance=tuple(_flat(provenance or {})),
         settings=settings,
         command=command,
     )
+
+
+def _with_parts(queries: Sequence[Query], stages: StagedScores, builders: Mapping[str, _Builder]) -> tuple[Query, ...]:
+    """The queries, each with what went through every stage; `queries` are those of the last."""
+    last, found = list(stages.stages)[-1], stages.shares().to_dict("records")
+    parts: dict[str, list[Part]] = {query.id: [] for query in queries}
+    for entry in found:
+        name, place = entry.pop("stage"), list(parts).index(query_id := entry.pop("query_id"))
+        own = queries[place] if name == last else builders[name].query(place)
+        parts[query_id].append(Part(name, query=own, **entry))
+    return tuple(replace(query, parts=tuple(parts[query.id])) for query in queries)
 
 
 class _Builder:

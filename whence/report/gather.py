@@ -36,7 +36,11 @@ def gather(
     path = Path(path)
     folder = scores_in(path)[0]
     own = path if folder != path else None  # what lies beside a folder of scores may belong to others
-    given: dict[str, Any] = {"scores": open_scores(folder), "provenance": Folder.open(folder).config}
+    given: dict[str, Any] = {"provenance": Folder.open(folder).config}
+    if has_stages(folder):
+        given["stages"] = staged = open_stages(folder)
+        folder = folder / list(staged.stages)[-1] / "scores"
+    given["scores"] = open_scores(folder)
     if found := read_quick(folder):
         warnings = {f"Warning {number}": text for number, text in enumerate(found.flags, start=1)}
         given["checks"] = found.about["checks"] | warnings

@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 from whence.report import charts, numbers
 from whence.report.model import Query, Report, Row
 from whence.report.tokens import BREAK, runs, strongest
-from whence.report.words import three_digits
+from whence.report.words import SHARE, three_digits
 from whence.store.files import atomic
 from whence.version import __version__
 
@@ -110,6 +110,7 @@ def filled(template: str, report: Report, **more: Any) -> str:
         "report": report,
         "unit": report.unit.removesuffix(" per copy"),
         "columns": _columns,
+        "share": SHARE,
     }
     return pages.get_template(template).render(given | more)
 
@@ -124,6 +125,8 @@ class _View:
         self.largest = max((abs(row.value) for row in self.rows), default=0.0)
         self.histogram = charts.histogram(query.histogram, unit, [row.value for row in self.rows])
         self.curve = charts.curve(query.curve, unit)
+        self.before = [(part.stage, _View(part.query, unit, whole)) for part in query.parts[:-1]]
+        """Of the stages of training before the last."""
 
     def width(self, row: Row) -> str:
         """The length of a row's bar, in percent of the longest."""

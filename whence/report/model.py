@@ -132,6 +132,23 @@ class Query:
     """How many of the rows that raise it most have a rare word of its prompt or answer; empty where these have none."""
     copy_rank: int | None
     """Rank of the training row with exactly the query's text, where there is one."""
+    parts: tuple[Part, ...] = ()
+    """What went through each stage of training, in order; empty where there is one."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What rows of one stage of training did to an answer; sums of their slopes per copy, in the report's unit."""
+
+    stage: str
+    rows: int
+    raises: float
+    lowers: float
+    net: float
+    share: float
+    """Of the sum of the absolute slopes of all stages' rows."""
+    query: Query
+    """The question, with the rows of this stage."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +194,10 @@ class Report:
     self_influence: tuple[Row, ...]
     absent: tuple[str, ...]
     """What this report could have had and was not given."""
+    stages: tuple[str, ...]
+    """How weights reach each stage of training from the one before, and what modules they share; empty where there is one."""
+    modules: tuple[Mapping[str, Any], ...]
+    """The modules of those stages, beside those of the stage before."""
     provenance: tuple[tuple[str, str], ...]
     settings: str | None
     command: str | None

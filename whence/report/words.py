@@ -174,6 +174,11 @@ def modules_line(table: Any, stage: str) -> str:
     return f"modules of {stage}, beside those before it (share of the parameters): {', '.join(said)}"
 
 
+def stage_line(staged: Any, stage: str) -> str:
+    """How weights reach a stage from the one before, and the modules that these share."""
+    return f"{staged.about[stage]['transport']}; {modules_line(staged.table, stage)}"
+
+
 UNSHARED = 12
 """Modules that are listed by name."""
 
