@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from whence.config.read import Checked
@@ -20,6 +21,8 @@ from whence.stages import Stage
 from whence.tasks import task_for
 from whence.train.reading import as_trained, record_of, shown
 from whence.train.record import read_training
+from whence.train.replay import History
+from whence.train.state import STATE, read_state
 
 
 def rows_of(data: Data, path: str | None = None) -> Rows:
@@ -75,7 +78,14 @@ def stage_of(name: str, through: Through, point: Point, curvature: Any, model: s
     training = given.pop("training")
     if training is None and through.rates is None and (found := record_of(model)):
         training = found[0].parent
-    return Stage(name, point, curvature, read_training(training) if training else None, n_train=n_train, **given)
+    history = None if training is None else _history(Path(training), point)
+    return Stage(name, point, curvature, history, n_train=n_train, **given)
+
+
+def _history(path: Path, point: Point) -> History:
+    """A training of `whence train`, or what a checkpoint of the Trainer tells of one."""
+    trainer = path.name == STATE or (path / STATE).is_file()
+    return read_state(path, point) if trainer else read_training(path)
 
 
 def read_stage(name: str, checked: Checked[Stages], measurement: Any, batch_tokens: int | None) -> tuple[Stage, Data]:
