@@ -10,7 +10,7 @@ from whence.cli import options
 from whence.cli.from_settings import Only, Without, said
 from whence.cli.options import QUERY_COLUMNS, Session
 from whence.errors import UsageError
-from whence.settings import Data, Fit, Index, Score, Section, Weights, setting
+from whence.settings import Data, Fit, Index, Score, Section, Weights, setting, settings_of
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
@@ -29,11 +29,13 @@ class Budget(Section):
 
 def plan(
     *,
-    model: options.Model,
+    model: options.ModelOrNone = None,
+    through: options.Through = None,
     budget: Budget,
     settings: Annotated[Fit, Without("until", "statistics", "check")],
     scoring: Annotated[Score, Only("rank")],
     indexing: Annotated[Index, Only("dim", "kept", "modules", "products", "chunks")],
+    path: options.DataOrNone = "",
     data: Data,
     weights: Weights,
     session: Annotated[Session, Without("rerun")],
@@ -49,31 +51,49 @@ def plan(
       whence plan ./model --data train.jsonl --queries prompts.json --memory 24GB
       whence plan ./model --data train.jsonl --index --dim 32
       whence plan ./model --data train.jsonl --modules all --examples 4000 --why
+      whence plan --through stages.yaml --queries prompts.json
     """
     from whence.cli.console import print_json, say, show_table, start
+    from whence.config.read import read_stages
     from whence.data import load_data
-    from whence.pipeline.load import rows_of, task_of
+    from whence.pipeline.load import located, rows_of, task_of
     from whence.planning.blank import blank_model, tokenizer_of
     from whence.planning.planner import plan as make_plan
+    from whence.planning.through import StagedPlan
     from whence.train.reading import as_trained
 
+    shared = {field.name for section in (Budget, Session) for field in settings_of(section)} | {"rank"}
+    options.refuse_both(through, model, path, shared - {"index"})
     with start(session):
-        data = as_trained(data, said(), weights.adapter, model)
-        blank = blank_model(model, weights.dtype, weights.adapter)
         queries: Any = budget.queries
-        made = make_plan(
-            blank,
-            task_of(blank, tokenizer_of(weights.tokenizer or model), data),
-            rows_of(data),
-            settings,
-            queries=int(queries) if queries.isdecimal() else load_data(queries, columns=budget.query_columns),
-            memory=None if budget.memory is None else bytes_of("--memory", budget.memory),
-            disk=None if budget.disk is None else bytes_of("--disk", budget.disk),
-            device=weights.device,
-            calibrate=budget.calibrate,
-            rank=None if scoring.rank == "full" else scoring.rank,
-            index=indexing if budget.index else None,
-        )
+        queries = int(queries) if queries.isdecimal() else load_data(queries, columns=budget.query_columns)
+        memory = None if budget.memory is None else bytes_of("--memory", budget.memory)
+        disk = None if budget.disk is None else bytes_of("--disk", budget.disk)
+
+        def planned(name: str, weights: Weights, data: Data, fit: Fit) -> Any:
+            blank = blank_model(name, weights.dtype, weights.adapter)
+            return make_plan(
+                blank,
+                task_of(blank, tokenizer_of(weights.tokenizer or name), data),
+                rows_of(data),
+                fit,
+                queries=queries,
+                memory=memory,
+                disk=disk,
+                device=weights.device,
+                calibrate=budget.calibrate,
+                rank=None if scoring.rank == "full" else scoring.rank,
+                index=indexing if budget.index else None,
+            )
+
+        if through is None:
+            assert model is not None
+            made = planned(model, weights, as_trained(data, said(), weights.adapter, model), settings, 0)
+        else:
+            checked = read_stages(through)
+            stages = {name: located(name, checked) for name in checked.config.stages}
+            plans = {name: planned(stage.model, stage, data, stage.fit) for name, (stage, data) in stages.items()}
+            made = StagedPlan.of(plans, {name for name, (stage, _) in stages.items() if stage.factors})
     if session.as_json:
         print_json(made.to_dict())
     else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from whence.config.read import Checked
-from whence.config.schema import Scoring, Stages
+from whence.config.schema import Scoring, Stages, Trained
 from whence.data import Rows, load_data
 from whence.data.load import count_rows
 from whence.data.rows import with_contents
@@ -88,26 +89,28 @@ def _history(path: Path, point: Point) -> History:
     return read_state(path, point) if trainer else read_training(path)
 
 
+def located(name: str, checked: Checked[Stages], made: Mapping[str, Any] | None = None) -> tuple[Trained, Data]:
+    """What a file of stages says of one, with whole paths, and its data with what isn't said as in its training."""
+    settings, place = checked.config.stages[name], checked.place
+    keys = ("model", "adapter", "tokenizer", "training", "factors")
+    settings = settings.changed(**{key: place(value) for key in keys if (value := getattr(settings, key))})
+    data, start = settings.data.changed(path=place(settings.data.path)), f"stages.{name}.data."
+    said = {key.removeprefix(start) for key in checked.origins if key.startswith(start)}
+    return settings, as_trained(data, said, settings.adapter, settings.model, made=made)
+
+
 def read_stage(name: str, checked: Checked[Stages], measurement: Any, batch_tokens: int | None) -> tuple[Stage, Data]:
     """A training of a file of stages, and how its rows are read."""
-    settings, place = checked.config.stages[name], checked.place
-    files = {key: place(value) for key in ("adapter", "tokenizer", "training") if (value := getattr(settings, key))}
-    weights = {**settings.part(Weights).as_json(), **{key: files[key] for key in files if key != "training"}}
-    place_of_data, model_name = place(settings.data.path), place(settings.model)
-    model, tokenizer = load_model(model_name, **weights)
-    start = f"stages.{name}.data."
-    curvature = open_factors(place(settings.factors)) if settings.factors else None
-    said = {key.removeprefix(start) for key in checked.origins if key.startswith(start)}
-    data = as_trained(
-        settings.data, said, files.get("adapter"), model_name, made=curvature.provenance if curvature else None
-    ).changed(path=place_of_data)
+    factors = checked.config.stages[name].factors
+    curvature = open_factors(checked.place(factors)) if factors else None
+    settings, data = located(name, checked, curvature.provenance if curvature else None)
+    model, tokenizer = load_model(settings.model, **settings.part(Weights).as_json())
     task, rows = task_of(model, tokenizer, data, measurement), rows_of(data)
     if curvature is not None:
         curvature.check(model, task)
-    own = files.get("adapter") or model_name
-    through = settings.changed(training=files.get("training"))
+    own = settings.adapter or settings.model
     point = Point(model, task, rows, batch_tokens=batch_tokens)
-    return stage_of(name, through, point, curvature or settings.fit, own, trained_on(own, data, rows)), data
+    return stage_of(name, settings, point, curvature or settings.fit, own, trained_on(own, data, rows)), data
 
 
 def method_of(settings: Scoring) -> tuple[Recipe, Any]:
