@@ -8,7 +8,7 @@ from torch import nn
 from tests.models import CASES, tokenizer
 from whence.errors import UsageError
 from whence.tasks import CausalLM, Classification, Regression
-from whence.validate.trainer import Recipe, Replicas, data_order, fresh, retrain
+from whence.validate.trainer import Recipe, Replicas, data_order, fresh, recorded, retrain
 
 RATE = {"sgd": 0.1, "momentum": 0.05, "adamw": 0.01}
 
@@ -200,3 +200,21 @@ def test_wrong_recipes_are_refused():
         recipe(optimizer="sgd").__class__(0.1, 1, 1, "adam")
     with pytest.raises(UsageError, match="above zero"):
         Recipe(0.1, 0, 4)
+
+
+def test_copies_begin_where_another_training_ended_and_a_frozen_part_stays():
+    weights = np.random.default_rng(0).uniform(0, 2, (3, 13))
+    before = retrain(mlp(), Regression(), rows(), recipe("momentum"), weights)
+    model = mlp()
+    model[0].requires_grad_(False)
+    second = rows(9)
+    found = retrain(model, Regression(), second, recipe(), start=before.parameters, seeds=[0] * 3, order_seeds=[5] * 3)
+    for k in range(3):
+        expected = before.copy_of(k)
+        expected[0].requires_grad_(False)
+        ordinary(expected, second, recipe(), torch.ones(9))
+        for name, parameter in expected.named_parameters():
+            torch.testing.assert_close(found.parameters[name][k], parameter.detach(), rtol=1e-12, atol=1e-14)
+            assert found.parameters[name][k].equal(before.parameters[name][k]) == name.startswith("0.")
+    told = recorded(model, Regression(), second, recipe(), start="given", checkpoints=[4])
+    assert set(told.how.start) == {"2.weight", "2.bias"} == set(told.checkpoints[0].weights)

@@ -109,7 +109,7 @@ def make_bank(setting: Setting, spec: Spec, path: str | Path) -> Bank:
     kept_KN = spec.masks(len(setting.train))
     found, seconds = np.full((len(spec.seeds), spec.subsets + 1, len(setting.queries)), np.nan), 0.0  # NaN: not yet measured
     if unfinished.exists():
-        arrays, about = _read(unfinished)
+        arrays, about = read_arrays(unfinished)
         refuse_other(unfinished, about, wanted)
         found, seconds = arrays["measured"], float(about["seconds"])
     todo = [
@@ -126,7 +126,7 @@ def make_bank(setting: Setting, spec: Spec, path: str | Path) -> Bank:
                 continue
             measured_KQ, took = measured(setting, weights_KN[members], spec.seeds[s])
             found[s, members], seconds = measured_KQ, seconds + took
-            _write(unfinished, {"measured": found}, wanted | {"seconds": seconds})
+            write_arrays(unfinished, {"measured": found}, wanted | {"seconds": seconds})
             advance(len(members))
     about = wanted | {"seconds": round(seconds, 2), "code": fingerprint_sources(SOURCES)}
     bank = Bank(kept_KN, (found[:, :-1] - found[:, -1:]).astype(np.float32), found[:, -1].astype(np.float32), about)
@@ -145,13 +145,13 @@ def save_bank(bank: Bank, path: str | Path) -> Path:
         "largest": largest_SQ,
         "whole": bank.whole.astype(np.float32),
     }
-    _write(Path(path), arrays, bank.about)
+    write_arrays(Path(path), arrays, bank.about)
     return Path(path)
 
 
 def open_bank(path: str | Path) -> Bank:
     """Read a bank; raises UsageError where the file is cut off, was altered, or lacks retrainings."""
-    arrays, about = _read(Path(path))
+    arrays, about = read_arrays(Path(path))
     if set(arrays) != {"kept", "rows", "levels", "largest", "whole"}:
         raise UsageError(
             f"{path} is no finished bank", given=", ".join(arrays), fix="make it again: it goes on where it stopped"
@@ -220,13 +220,15 @@ def measured(setting: Setting, weights_KN: np.ndarray, seed: int) -> tuple[np.nd
     return measured_KQ, time.process_time() - before
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """Write measurements and where they come from to a file, with a hash of both."""
     text = canonical_json(about)
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, about=np.array(text), hash=np.array(_hash(arrays, text)), **arrays)  # type: ignore[arg-type]
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `write_arrays` wrote; raises UsageError where the file is not there, cut off or altered."""
     if not path.exists():
         raise UsageError("There is no bank", given=str(path))
     again = f"rm {shlex.quote(str(path))}, and make it again"

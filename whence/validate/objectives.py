@@ -99,11 +99,20 @@ class Minima:
         )
 
 
-def solve_row(objectives: Objectives, row: int, epsilons: Sequence[float] = EPSILONS, tolerance: float = TOLERANCE) -> Minima:
-    """Minimise the proximal Bregman objective with the row added `epsilon / N` times and taken out as often."""
+def solve_row(
+    objectives: Objectives,
+    row: int,
+    epsilons: Sequence[float] = EPSILONS,
+    tolerance: float = TOLERANCE,
+    newton: Tensor | None = None,
+) -> Minima:
+    """Minimise the proximal Bregman objective with the row added `epsilon / N` times and taken out as often.
+
+    `newton [P]` is the damped inverse curvature times the row's gradient, where it is known already.
+    """
     problem = objectives.problem
     gradient = problem.row_gradient(row)
-    size, newton = float(gradient.norm()), objectives.inverse(gradient[None])[0]
+    size, newton = float(gradient.norm()), objectives.inverse(gradient[None])[0] if newton is None else newton
     measured, residuals, steps = {1: [], -1: []}, [], []
     for part in epsilons:
         found = []

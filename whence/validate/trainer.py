@@ -166,7 +166,7 @@ def retrain(
     recipe: Recipe,
     weights_KN: Tensor | np.ndarray | None = None,
     *,
-    start: Literal["initial", "given"] = "initial",
+    start: Literal["initial", "given"] | Parameters = "initial",
     seeds: Sequence[int] | None = None,
     order_seeds: Sequence[int] | None = None,
     together: int | Literal["auto"] = "auto",
@@ -176,7 +176,9 @@ def retrain(
     """Train `K` copies of `model` on the rows of `data`, the loss of row `n` counting `weights_KN[k, n]` times in copy `k`.
 
     A step's objective is `sum_b w_b loss_b / B` with `B` the rows of the batch whatever their weights. `start` "initial"
-    draws the weights anew (`fresh`), "given" begins with those of `model`. `seeds` and `order_seeds` differ by replica,
+    draws the weights anew (`fresh`), "given" begins with those of `model`; stacked parameters, such as those of replicas that
+    another training gave, are where each copy begins. Parameters of `model` that need no gradient stay as they are: a trunk
+    may be frozen. `seeds` and `order_seeds` differ by replica,
     else they are the recipe's. `together` replicas are computed at a time ("auto": by a measured rule; 1: one after the
     other). `checkpoints` keeps the parameters after these numbers of steps too. `model` itself is not changed. `progress` names
     the work where it is shown ("": nothing is).
@@ -199,6 +201,7 @@ def retrain(
     steps = recipe.steps(len(examples.usable))
     parts: list[tuple[list[int], list[Parameters]]] = []
     run, device = _Run(model, task.losses), next(model.parameters()).device
+    moving = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     batches: list[tuple[list[int], Batch]] = []
     latest: int | None = None
     shown = stage(progress, steps * len(seeds), "steps") if progress else contextlib.nullcontext(lambda count: None)
@@ -208,9 +211,12 @@ def retrain(
                 latest = orders[members[0]]
                 ordered = data_order(examples.usable, recipe, latest, steps)
                 batches = [(rows, to_device(task.collate([examples.items[i] for i in rows]), device)) for rows in ordered]
-            first = stacked([model if start == "given" else fresh(model, seeds[k]) for k in members])
+            if isinstance(start, str):
+                first = stacked([model if start == "given" else fresh(model, seeds[k]) for k in members])
+            else:
+                first = {name: stacked_K[members].clone() for name, stacked_K in start.items()}
             own = None if weights is None else weights[members]
-            parts.append((members, _trained(run, first, batches, own, recipe, checkpoints, advance)))
+            parts.append((members, _trained(run, first, moving, batches, own, recipe, checkpoints, advance)))
     found = [_in_order([(members, kept[number]) for members, kept in parts]) for number in range(len(checkpoints) + 1)]
     return Replicas(model, task, found[-1], count, dict(zip(checkpoints, found, strict=False)))
 
@@ -233,11 +239,12 @@ def recorded(
     examples = encode(task, data)
     steps = recipe.steps(len(examples.usable))
     order = list(data_order(examples.usable, recipe, recipe.order_seed, steps))
+    moving = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     first = dict((model if start == "given" else fresh(model, recipe.seed)).named_parameters())
     kind = "adamw" if recipe.optimizer == "adamw" else "sgd"
     momentum = recipe.momentum if recipe.optimizer == "momentum" else 0.0
     how = Replay(
-        {name: weight.detach().clone() for name, weight in first.items()},
+        {name: weight.detach().clone() for name, weight in first.items() if name in moving},
         [[examples.ids[row] for row in rows] for rows in order],
         np.array([recipe.rate(step, steps) for step in range(steps)]),
         Descent(Optimizer(kind, momentum, recipe.betas, recipe.eps), recipe.weight_decay),
@@ -319,6 +326,7 @@ class _Measured(nn.Module):
 def _trained(
     run: _Run,
     parameters: Parameters,
+    moving: Sequence[str],
     batches: Sequence[tuple[list[int], Batch]],
     weights_KN: Tensor | None,
     recipe: Recipe,
@@ -327,7 +335,7 @@ def _trained(
 ) -> list[Parameters]:
     """The parameters at each of the checkpoints and at the end."""
     update, kept = _UPDATES[recipe.optimizer](recipe), {}
-    values = [parameters[name].requires_grad_() for name in parameters]
+    values = [parameters[name].requires_grad_() for name in moving]
     for step, (rows, batch) in enumerate(batches):
         losses_KB = run(parameters, batch)
         if weights_KN is not None:
@@ -338,7 +346,7 @@ def _trained(
             update(values, gradients, recipe.rate(step, len(batches)))
         if step + 1 in checkpoints:
             kept[step + 1] = {name: value.detach().clone() for name, value in parameters.items()}
-        advance(len(values[0]))
+        advance(len(losses_KB))
     missing = [step for step in checkpoints if step not in kept]
     if missing:
         raise UsageError("There is no such step to keep", given=str(missing), accepted=f"1 to {len(batches)}")
