@@ -1,0 +1,1 @@
+"""Small replicas of the experiments on multi-stage influence, one command each; see README.md."""
