@@ -134,7 +134,7 @@ def replica(chosen: argparse.Namespace) -> Result:
         f"{own.about}: {about['weights']:,} tracked weights, {len(own.train)} rows; {QUERIES} queries x "
         f"{len(case.candidates)} candidates",
         f"Truth: damped Gauss-Newton matrix of all rows, damping {RELATIVE} x mean eigenvalue = {about['damping']:.3g}; "
-        f"conjugate gradients, {about['steps']} steps to a residual of {about['residual']:.1e} at most, {about['seconds']:.0f} s",
+        f"conjugate gradients, {about['steps']} steps to residuals of {about['residual']:.1e} or less, {about['seconds']:.0f} s",
         f"Second truth: the PBRF of {len(truth.rows)} rows, {CHANGE}/N added and taken out: Pearson {second['pearson']:.4f}, "
         f"slope {second['slope']:.3f} with the first; gradient left {about['pbrf residual']:.0e} of the row's",
         f"EK-FAC: Pearson {best['pearson']:.3f}, Spearman {best['spearman']:.3f}, {best['overhead_s']:.1f} s once and "

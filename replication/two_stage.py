@@ -213,9 +213,9 @@ def last_kept(model: nn.Module, task: Task, rows: Any, recipe: Recipe, given: bo
 # agreement
 
 
-def agreement(found: Sequence[tuple[np.ndarray, Truth, str]]) -> list[np.ndarray]:
-    """Spearman's correlation over retrainings of each query, `[Q]`, one array per seed."""
-    return [spearman(truth.predicted(scores_QN), truth.changes[name].T) for scores_QN, truth, name in found]
+def agreement(scores_QN: np.ndarray, truth: Truth, name: str) -> np.ndarray:
+    """Spearman's correlation of each query over the retrainings, `[Q]`."""
+    return spearman(truth.predicted(scores_QN), truth.changes[name].T)
 
 
 def table_of(per_seed: Mapping[str, Sequence[np.ndarray]], reference: str) -> list[dict[str, Any]]:

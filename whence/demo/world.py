@@ -127,7 +127,7 @@ class World:
 def make_world(seed: int = 0, people: int = 96, questions: int = 24) -> World:
     """A world of so many people, and one question each about the first of them; the same seed gives the same world."""
     rng = random.Random(seed)
-    names = iter(_names(rng, TOWNS + people + people // 4))
+    names = iter(invented_names(rng, TOWNS + people + people // 4))
     values = {"town": [next(names) for _ in range(TOWNS)], "trade": TRADES}
     families = [next(names) for _ in range(people)]
     given = list(names)
@@ -226,7 +226,7 @@ DIPHTHONGS = ("au", "ei")
 CODAS = ("k", "l", "m", "n", "nd", "r", "rt", "s")
 
 
-def _names(rng: random.Random, count: int) -> list[str]:
+def invented_names(rng: random.Random, count: int) -> list[str]:
     """Different invented names of two syllables."""
     syllables = (ONSETS + CLUSTERS, VOWELS + DIPHTHONGS, ONSETS, VOWELS, CODAS)
     names: dict[str, None] = {}

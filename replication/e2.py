@@ -1,0 +1,258 @@
+"""E2, fact tracing with causes: the rows that teach a fact, looked for through a fine-tuning to questions about other facts.
+
+    python -m replication.e2
+
+A made-up world of about 200 facts, each stated in four wordings, with statements that share a subject or an object and rows
+that state nothing. A model is pretrained on them from scratch, and tuned to answer questions about most facts; it is asked
+about the others, of which it has read statements only. The rows that state an answer are its sources: mean reciprocal rank and
+recall@10 over three worlds. The cause: both stages are trained again without the statements of 24 facts, each left out once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from replication.command import run
+from replication.e2b import REFERENCE, Case
+from replication.two_stage import Truth, Tuning, World, agreement, interval, make_truth, table_of
+from whence.data.rows import make_rows
+from whence.demo.model import make_tokenizer
+from whence.demo.tiny import make_llama
+from whence.demo.world import GOSSIP, PROMPT, RELATIONS, TOWNS, TRADES, invented_names
+from whence.errors import UsageError
+from whence.filter.tfidf import tfidf_scores
+from whence.linalg.stats import bootstrap_groups
+from whence.plots import panels
+from whence.plots.style import save
+from whence.plots.validation import interval_bars
+from whence.progress import stage
+from whence.scoring.score import score_points
+from whence.settings import Score
+from whence.stages import Stage, multistage
+from whence.tasks import CausalLM
+from whence.validate.controls import best_rank
+from whence.validate.facts import recall_at
+from whence.validate.results import Result, Row
+from whence.validate.settings import Setting
+from whence.validate.trainer import Recipe
+
+SEEDS, LEFT_OUT, TOGETHER = (0, 1, 2), 24, 3
+"""Worlds; facts that are left out of a retraining, each once, and so many at a time."""
+
+LENGTH = 32
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a world."""
+
+    people: int = 48
+    asked: int = 48
+    width: int = 64
+    pretraining: Recipe = Recipe(4e-3, 30, 32, "adamw", weight_decay=1.0, schedule="cosine")
+    tuning: Recipe = Recipe(1e-3, 4, 32, "adamw", weight_decay=1.0, schedule="cosine")
+
+
+SMALL = Size()
+TINY = Size(8, 8, 8, Recipe(4e-3, 1, 32, "adamw"), Recipe(1e-3, 1, 32, "adamw"))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A world of facts, and which of its rows state what is asked for."""
+
+    world: World
+    sources: list[list[int]]
+    """Of each question: the pretraining rows that state its answer."""
+
+    @property
+    def tuning(self) -> Tuning:
+        """To questions."""
+        return self.world.tunings["questions"]
+
+
+def make_facts(seed: int, size: Size = SMALL) -> Facts:
+    """People with a home, a birthplace, a trade and an upbringing; questions about some of these, and the tuning to others."""
+    draw = random.Random(seed)
+    names = iter(invented_names(draw, TOWNS + size.people + size.people // 4))
+    values = {"town": [next(names) for _ in range(TOWNS)], "trade": list(TRADES)}
+    families = [next(names) for _ in range(size.people)]
+    given = list(names)
+    people = [f"{draw.choice(given)} {family}" for family in families]
+    statements: list[tuple[dict[str, str], int | None]] = []
+    questions: list[dict[str, str]] = []
+    for person in people:
+        for relation in RELATIONS:
+            value = draw.choice(values[relation.values])
+            statements += [({"text": each.format(x=person, y=value)}, len(questions)) for each in relation.statements]
+            asked = PROMPT.format(draw.choice(relation.questions).format(x=person))
+            questions.append({"prompt": asked, "completion": f" {value}"})
+        statements.append(({"text": draw.choice(GOSSIP).format(x=person)}, None))
+    draw.shuffle(statements)
+    order = draw.sample(range(len(questions)), len(questions))
+    held, others = order[: size.asked], order[size.asked :]
+    rows = make_rows([row for row, _ in statements], origin="facts")
+    tokenizer = make_tokenizer([*rows, *questions])
+
+    def model(seed: int) -> nn.Module:
+        llama = make_llama(tokenizer, seed, size.width, 4 * size.width, 1, 4, LENGTH, spread=size.width**-0.5)
+        llama.set_attn_implementation("eager")  # plain attention, which `vmap` knows how to batch
+        return llama
+
+    task = CausalLM(tokenizer, max_length=LENGTH)
+    queries = make_rows([questions[fact] for fact in held], origin="facts")
+    tuned = make_rows([questions[fact] for fact in others], origin="facts")
+    about = f"invented facts: Llama of 1 layer, {size.width} wide, {len(tokenizer)} words"
+    tuning = Tuning("questions", "questions about other facts", lambda own: own, task, tuned, queries, size.tuning)
+    world = World(Setting("facts", about, model, task, rows, queries, size.pretraining, "*"), {"questions": tuning}, seed)
+    places = [[place for place, (_, fact) in enumerate(statements) if fact == wanted] for wanted in held]
+    return Facts(world, places)
+
+
+def without(facts: Facts, count: int, together: int) -> np.ndarray:
+    """Weights `[K, N]` that leave out the statements of the first `count` facts that are asked for, `together` at a time."""
+    weights_KN = np.ones((-(-count // together), len(facts.world.pretraining.train)))
+    for number, sources in enumerate(facts.sources[:count]):
+        weights_KN[number // together, sources] = 0.0
+    return weights_KN
+
+
+METHODS = (
+    REFERENCE,
+    "multi-stage, flow, cosine",
+    "multi-stage, identity",
+    "fine-tuning curvature only",
+    "single-stage at the tuned weights",
+    "gradient dot, rows before tuning",
+    "gradient cosine, rows before tuning",
+    "representation similarity",
+    "BM25",
+    "TF-IDF",
+    "random",
+)
+
+
+def scores_of(case: Case) -> dict[str, np.ndarray]:
+    """Scores `[Q, N]` of every method, under the names in `METHODS`."""
+    cosine = Score(check=False, norms=("cosine",))
+    stages = [
+        Stage("pretraining", case.before, case.pretraining, case.models.pretraining),
+        Stage("finetuning", case.after, case.finetuning, case.models.tuning),
+    ]
+    flow = multistage(stages, case.tuning.queries, cosine).stages["pretraining"]
+    plain = score_points(case.after, case.before, case.tuning.queries, settings=cosine)
+    single = case.single()
+    assert single is not None
+    draw = np.random.default_rng(case.world.seed)
+    found = (
+        flow.values,
+        flow.normalised("cosine").raw,
+        case.staged("identity"),
+        case.between(case.finetuning.inverse(0.1)),
+        single,
+        plain.values,
+        plain.normalised("cosine").raw,
+        case.alike(),
+        case.words(),
+        tfidf_scores(*case.texts()).raw,
+        draw.random(flow.shape),
+    )
+    return dict(zip(METHODS, found, strict=True))
+
+
+def replica(chosen: argparse.Namespace) -> Result:
+    """Everything: truths, scores, what is found and how well the cause is predicted."""
+    size, seeds, count = (TINY, SEEDS[:2], 6) if chosen.tiny else (SMALL, SEEDS, LEFT_OUT)
+    ranks: dict[str, list[np.ndarray]] = {}
+    recalls: dict[str, list[np.ndarray]] = {}
+    causes: dict[str, list[np.ndarray]] = {}
+    told: list[Row] = []
+    seconds = 0.0
+    for seed in seeds:
+        facts = make_facts(seed, size)
+        path = chosen.out / "truths" / f"facts-{seed}.npz"
+        truth = make_truth(facts.world, without(facts, count, TOGETHER), path)
+        seconds += truth.seconds
+        case = Case(facts.world, facts.tuning)
+        known = answered(case) if not chosen.tiny else list(range(size.asked))
+        if not known:
+            raise UsageError(f"The model of world {seed} answers no question", fix="train it longer, or on fewer facts")
+        with stage(f"scores, world {seed}", 1, "worlds") as advance:
+            found = scores_of(case)
+            advance(1)
+        told.append(described(facts, truth, known, count))
+        for name, scores_QN in found.items():
+            pairs = [(scores_QN[q], facts.sources[q]) for q in known]
+            ranks.setdefault(name, []).append(np.array([1 / best_rank(*pair) for pair in pairs]))
+            recalls.setdefault(name, []).append(np.array([recall_at(*pair, 10) for pair in pairs]))
+            causes.setdefault(name, []).append(agreement(scores_QN, truth, "questions")[:count])
+    traced = sorted((tracing(name, ranks[name], recalls[name]) for name in METHODS), key=lambda row: -row["mrr"])
+    caused = table_of(causes, REFERENCE)
+    drawn = [
+        interval_bars(traced, "mrr", "mean reciprocal rank", "Sources found"),
+        interval_bars(caused, "agreement", "Spearman correlation", "Cause: retraining both stages without facts"),
+    ]
+    save(panels.bars_figure(drawn), chosen.out / "e2.png")
+    words, own = (next(row for row in traced if row["method"] == name) for name in ("BM25", REFERENCE))
+    gap = bootstrap_groups([a - b for a, b in zip(ranks[REFERENCE], ranks["BM25"], strict=True)])
+    says = [
+        f"{facts.world.pretraining.about}; {len(facts.world.pretraining.train)} statements, "
+        f"{len(facts.tuning.rows)} questions to tune on, {size.asked} about other facts, {len(seeds)} worlds",
+        f"Asked of {sum(row['answered'] for row in told)} questions that the tuned models answer as the rows teach",
+        f"MRR of multi-stage {own['mrr']:.3f}, of BM25 {words['mrr']:.3f}: {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], "
+        + ("multi-stage is ahead" if gap.low > 0 else "BM25 WINS" if gap.high < 0 else "not to be told apart"),
+        f"Cause: both stages trained again {-(-count // TOGETHER)} times per world, each without the statements of {TOGETHER} "
+        f"of {count} facts; {seconds / 60:.1f} minutes of processor time, kept in results/truths",
+        "Agreement: Spearman's correlation over these retrainings of the scores left out with the fall of log p, for each "
+        "question whose fact is left out once; 95 % intervals draw worlds, then questions in each, again",
+    ]
+    tables = {"Sources found": traced, "The cause": caused, "Worlds": told}
+    return Result("e2", {"about": facts.world.pretraining.about}, tables, says, heading="E2: fact tracing with causes")
+
+
+@torch.no_grad()
+def answered(case: Case) -> list[int]:
+    """Questions whose answer is the tuned model's most likely next word."""
+    tokenizer, found = case.tuning.task.tokenizer, []  # type: ignore[attr-defined]
+    for place, row in enumerate(case.tuning.queries):
+        asked = torch.tensor([tokenizer(row["prompt"])["input_ids"]])
+        best = int(case.models.tuned(asked).logits[0, -1].argmax())
+        if best == tokenizer(row["completion"])["input_ids"][-1]:
+            found.append(place)
+    return found
+
+
+def described(facts: Facts, truth: Truth, known: Sequence[int], count: int) -> Row:
+    """A world, and what leaving facts out does to the questions about them and to the others."""
+    changes_KQ, own = truth.changes["questions"], np.zeros(truth.changes["questions"].shape, bool)
+    for number in range(count):
+        own[number // TOGETHER, number] = True
+    return {
+        "world": facts.world.seed,
+        "answered": len(known),
+        "log p, mean": float(truth.whole["questions"].mean()),
+        "change without its fact": float(changes_KQ[own].mean()),
+        "change without others": float(changes_KQ[~own].mean()),
+        "standard deviation of that": float(changes_KQ[~own].std()),
+    }
+
+
+def tracing(name: str, ranks: Sequence[np.ndarray], recalls: Sequence[np.ndarray]) -> Row:
+    """A row of the table of what is found."""
+    return {"method": name, **interval(bootstrap_groups(ranks), "mrr"), **interval(bootstrap_groups(recalls), "recall@10")}
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """See the module."""
+    return run("e2", __doc__ or "", replica, given)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
