@@ -317,7 +317,7 @@ class Printed(Silent):
 
     def advance(self, stage: Stage) -> None:
         """Say what is done and what time is left."""
-        if stage.name.startswith("bank") and stage.left is not None:
+        if stage.name.startswith(("bank", "truth")) and stage.left is not None:
             print(f"  {stage.name}: {stage.done}/{stage.total}, {stage.left / 60:.1f} min left", flush=True)
 
 

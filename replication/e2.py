@@ -2,10 +2,11 @@
 
     python -m replication.e2
 
-A made-up world of about 200 facts, each stated in four wordings, with statements that share a subject or an object and rows
-that state nothing. A model is pretrained on them from scratch, and tuned to answer questions about most facts; it is asked
-about the others, of which it has read statements only. The rows that state an answer are its sources: mean reciprocal rank and
-recall@10 over three worlds. The cause: both stages are trained again without the statements of 24 facts, each left out once.
+A made-up world of about 200 facts, each stated in three wordings, with statements that share a subject or an object and rows
+that state nothing; the corpus also asks for most of the facts. A model is pretrained on it from scratch, and tuned to answer
+questions that are put otherwise, about the same facts; it is asked these about the others, of which it has read statements
+only. The rows that state an answer are its sources: mean reciprocal rank and recall@10 over three worlds. The cause: both
+stages are trained again without the statements of 24 facts, each left out once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from replication.command import run
-from replication.e2b import REFERENCE, Case
+from replication.e2b import REFERENCE, Before, Case
 from replication.two_stage import Truth, Tuning, World, agreement, interval, make_truth, table_of
 from whence.data.rows import make_rows
 from whence.demo.model import make_tokenizer
@@ -29,6 +30,7 @@ from whence.demo.world import GOSSIP, PROMPT, RELATIONS, TOWNS, TRADES, invented
 from whence.errors import UsageError
 from whence.filter.tfidf import tfidf_scores
 from whence.linalg.stats import bootstrap_groups
+from whence.operators import Identity
 from whence.plots import panels
 from whence.plots.style import save
 from whence.plots.validation import interval_bars
@@ -43,10 +45,11 @@ from whence.validate.results import Result, Row
 from whence.validate.settings import Setting
 from whence.validate.trainer import Recipe
 
-SEEDS, LEFT_OUT, TOGETHER = (0, 1, 2), 24, 3
+SEEDS, LEFT_OUT, TOGETHER = (0, 1, 2), 24, 4
 """Worlds; facts that are left out of a retraining, each once, and so many at a time."""
 
-LENGTH = 32
+STATED, LENGTH = 3, 32
+"""Wordings of a fact, and tokens of a row at most."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class Size:
     """Of a world."""
 
     people: int = 48
-    asked: int = 48
+    asked: int = 40
     width: int = 64
-    pretraining: Recipe = Recipe(4e-3, 30, 32, "adamw", weight_decay=1.0, schedule="cosine")
-    tuning: Recipe = Recipe(1e-3, 4, 32, "adamw", weight_decay=1.0, schedule="cosine")
+    pretraining: Recipe = Recipe(4e-3, 24, 32, "adamw", weight_decay=1.5, schedule="cosine")
+    tuning: Recipe = Recipe(1e-3, 8, 32, "adamw", weight_decay=1.5, schedule="cosine")
 
 
 SMALL = Size()
@@ -87,17 +90,21 @@ def make_facts(seed: int, size: Size = SMALL) -> Facts:
     given = list(names)
     people = [f"{draw.choice(given)} {family}" for family in families]
     statements: list[tuple[dict[str, str], int | None]] = []
+    known: list[dict[str, str]] = []
     questions: list[dict[str, str]] = []
     for person in people:
         for relation in RELATIONS:
             value = draw.choice(values[relation.values])
-            statements += [({"text": each.format(x=person, y=value)}, len(questions)) for each in relation.statements]
-            asked = PROMPT.format(draw.choice(relation.questions).format(x=person))
-            questions.append({"prompt": asked, "completion": f" {value}"})
+            wordings = draw.sample(relation.statements, STATED)
+            statements += [({"text": each.format(x=person, y=value)}, len(questions)) for each in wordings]
+            corpus, later = (PROMPT.format(each.format(x=person)) for each in relation.questions)
+            known.append({"text": f"{corpus} {value}"})
+            questions.append({"prompt": later, "completion": f" {value}"})
         statements.append(({"text": draw.choice(GOSSIP).format(x=person)}, None))
-    draw.shuffle(statements)
     order = draw.sample(range(len(questions)), len(questions))
     held, others = order[: size.asked], order[size.asked :]
+    statements += [(known[fact], None) for fact in others]
+    draw.shuffle(statements)
     rows = make_rows([row for row, _ in statements], origin="facts")
     tokenizer = make_tokenizer([*rows, *questions])
 
@@ -143,11 +150,11 @@ def scores_of(case: Case) -> dict[str, np.ndarray]:
     """Scores `[Q, N]` of every method, under the names in `METHODS`."""
     cosine = Score(check=False, norms=("cosine",))
     stages = [
-        Stage("pretraining", case.before, case.pretraining, case.models.pretraining),
-        Stage("finetuning", case.after, case.finetuning, case.models.tuning),
+        Stage("pretraining", case.before, case.pretraining, case.first.training),
+        Stage("finetuning", case.after, case.finetuning, case.second.training),
     ]
     flow = multistage(stages, case.tuning.queries, cosine).stages["pretraining"]
-    plain = score_points(case.after, case.before, case.tuning.queries, settings=cosine)
+    plain = score_points(case.after, case.before, case.tuning.queries, Identity(case.pretraining.operator.names), cosine)
     single = case.single()
     assert single is not None
     draw = np.random.default_rng(case.world.seed)
@@ -155,7 +162,7 @@ def scores_of(case: Case) -> dict[str, np.ndarray]:
         flow.values,
         flow.normalised("cosine").raw,
         case.staged("identity"),
-        case.between(case.finetuning.inverse(0.1)),
+        case.between(case.finetuning),
         single,
         plain.values,
         plain.normalised("cosine").raw,
@@ -180,7 +187,7 @@ def replica(chosen: argparse.Namespace) -> Result:
         path = chosen.out / "truths" / f"facts-{seed}.npz"
         truth = make_truth(facts.world, without(facts, count, TOGETHER), path)
         seconds += truth.seconds
-        case = Case(facts.world, facts.tuning)
+        case = Case(Before.of(facts.world), facts.tuning)
         known = answered(case) if not chosen.tiny else list(range(size.asked))
         if not known:
             raise UsageError(f"The model of world {seed} answers no question", fix="train it longer, or on fewer facts")
@@ -203,8 +210,8 @@ def replica(chosen: argparse.Namespace) -> Result:
     words, own = (next(row for row in traced if row["method"] == name) for name in ("BM25", REFERENCE))
     gap = bootstrap_groups([a - b for a, b in zip(ranks[REFERENCE], ranks["BM25"], strict=True)])
     says = [
-        f"{facts.world.pretraining.about}; {len(facts.world.pretraining.train)} statements, "
-        f"{len(facts.tuning.rows)} questions to tune on, {size.asked} about other facts, {len(seeds)} worlds",
+        f"{facts.world.pretraining.about}; {len(facts.world.pretraining.train)} rows, "
+        f"{len(facts.tuning.rows)} questions to tune on, {size.asked} about other facts; {len(seeds)} such worlds",
         f"Asked of {sum(row['answered'] for row in told)} questions that the tuned models answer as the rows teach",
         f"MRR of multi-stage {own['mrr']:.3f}, of BM25 {words['mrr']:.3f}: {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], "
         + ("multi-stage is ahead" if gap.low > 0 else "BM25 WINS" if gap.high < 0 else "not to be told apart"),
@@ -223,7 +230,7 @@ def answered(case: Case) -> list[int]:
     tokenizer, found = case.tuning.task.tokenizer, []  # type: ignore[attr-defined]
     for place, row in enumerate(case.tuning.queries):
         asked = torch.tensor([tokenizer(row["prompt"])["input_ids"]])
-        best = int(case.models.tuned(asked).logits[0, -1].argmax())
+        best = int(case.second.model(asked).logits[0, -1].argmax())
         if best == tokenizer(row["completion"])["input_ids"][-1]:
             found.append(place)
     return found

@@ -4,7 +4,7 @@
 
 A language model is pretrained on openings of TinyStories, then tuned three times: to answer questions with the same head, to
 tell two classes apart with a new head, and to do so with a frozen trunk. Pretraining rows are scored for held-out queries of
-each. The truth is training both stages again without a random tenth of the pretraining rows, 32 times for each of three seeds,
+each. The truth is training both stages again without a random tenth of the pretraining rows, 24 times for each of three seeds,
 which draw the rows, the weights and their order anew; it is kept in results/truths.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,23 @@ import torch
 import whence
 from replication.command import run
 from replication.tinystories import SMALL, TINY, make_world
-from replication.two_stage import Truth, Tuning, World, agreement, make_truth, removals, table_of, trained
+from replication.two_stage import (
+    Trained,
+    Truth,
+    Tuning,
+    World,
+    agreement,
+    make_truth,
+    pretrained,
+    removals,
+    table_of,
+    tuned,
+)
 from whence.engine.point import Point
 from whence.filter.bm25 import bm25_scores
 from whence.filter.embeddings import nearness
+from whence.fitting import Curvature
+from whence.operators import BlockDiagonal, Identity
 from whence.plots import panels
 from whence.plots.style import save
 from whence.plots.validation import interval_bars
@@ -34,7 +48,7 @@ from whence.stages import Stage, multistage
 from whence.store.scores import row_text
 from whence.validate.results import Result, Row
 
-SUBSETS, SHARE, SEEDS = 32, 0.1, (0, 1, 2)
+SUBSETS, SHARE, SEEDS = 24, 0.1, (0, 1, 2)
 REFERENCE = "multi-stage, flow"
 EVERY: dict[str, Any] = {"examples": "all", "eigenvalue_examples": "all"}
 UNCHECKED = Score(check=False)
@@ -44,50 +58,75 @@ PUBLISHED_ALPHA = 1e-4
 Method = Callable[["Case"], "np.ndarray | None"]
 
 
-class Case:
-    """Trained models of a world and a tuning, and what methods share."""
+@dataclass(frozen=True)
+class Before:
+    """The pretrained model of a world, and its curvature."""
 
-    def __init__(self, world: World, tuning: Tuning):
-        self.world, self.tuning, self.models = world, tuning, trained(world, tuning)
-        own, found = world.pretraining, self.models
-        self.before = Point(found.pretrained, own.task, own.train)
-        self.after = Point(found.tuned, tuning.task, tuning.rows)
-        self.same_head = type(found.pretrained) is type(found.tuned)
-        self.pretraining = whence.fit(found.pretrained, own.task, own.train, modules="*", **EVERY)
-        self.finetuning = whence.fit(found.tuned, tuning.task, tuning.rows, modules="*", **EVERY)
+    world: World
+    trained: Trained
+    curvature: Curvature
+
+    @classmethod
+    def of(cls, world: World) -> Before:
+        """Train it, and fit the curvature on all rows."""
+        own, found = world.pretraining, pretrained(world)
+        return cls(world, found, whence.fit(found.model, own.task, own.train, modules="*", **EVERY))
+
+
+class Case:
+    """The models of a world and a tuning, and what methods share."""
+
+    def __init__(self, before: Before, tuning: Tuning):
+        self.world, self.tuning = before.world, tuning
+        own, self.first, self.second = before.world.pretraining, before.trained, tuned(before.world, tuning, before.trained)
+        self.before = Point(self.first.model, own.task, own.train)
+        self.after = Point(self.second.model, tuning.task, tuning.rows)
+        self.same_head = type(self.first.model) is type(self.second.model)
+        self.pretraining = before.curvature
+        self.finetuning = whence.fit(self.second.model, tuning.task, tuning.rows, modules="*", **EVERY)
 
     def staged(self, transport: str, damping: Any = 0.1, **own: Any) -> np.ndarray:
         """Multi-stage scores of the pretraining rows."""
         stages = [
-            Stage("pretraining", self.before, self.pretraining, self.models.pretraining),
-            Stage("finetuning", self.after, self.finetuning, self.models.tuning, transport=transport, **own),  # type: ignore[arg-type]
+            Stage("pretraining", self.before, self.pretraining, self.first.training),
+            Stage("finetuning", self.after, self.finetuning, self.second.training, transport=transport, **own),  # type: ignore[arg-type]
         ]
         return multistage(stages, self.tuning.queries, damping=damping, check=False).stages["pretraining"].values
 
-    def between(self, operator: Any = None) -> np.ndarray:
-        """Queries' gradients after both stages, rows' gradients after the first."""
-        return score_points(self.after, self.before, self.tuning.queries, operator, UNCHECKED).values
+    def between(self, curvature: Curvature | None = None) -> np.ndarray | None:
+        """Queries' gradients after both stages, through a curvature's inverse, and rows' gradients after the first.
+
+        None where the curvature has no module of the trunk, which was frozen.
+        """
+        tuned = dict(self.second.model.named_modules())
+        names = [name for name in self.pretraining.operator.names if name in tuned]
+        if curvature is None:
+            return score_points(self.after, self.before, self.tuning.queries, Identity(names), UNCHECKED).values
+        if not (blocks := {name: curvature.blocks[name] for name in names if name in curvature.blocks}):
+            return None
+        inverse = BlockDiagonal(blocks, "fine-tuning").inverse(0.1)
+        return score_points(self.after, self.before, self.tuning.queries, inverse, UNCHECKED).values
 
     def single(self) -> np.ndarray | None:
         """The usual influence of the tuned model, with the curvature of pretraining rows; None where their head is gone."""
         if not self.same_head:
             return None
         own = self.world.pretraining
-        curvature = whence.fit(self.models.tuned, own.task, own.train, modules="*", **EVERY)
+        curvature = whence.fit(self.second.model, own.task, own.train, modules="*", **EVERY)
         return whence.score(
-            self.models.tuned, own.task, self.tuning.queries, own.train, curvature.inverse(0.1), check=False
+            self.second.model, own.task, self.tuning.queries, own.train, curvature.inverse(0.1), check=False
         ).values
 
     def dot_after(self) -> np.ndarray | None:
         """Gradient dot product with both at the tuned weights."""
         if not self.same_head:
             return None
-        point = Point(self.models.tuned, self.world.pretraining.task, self.world.pretraining.train)
-        return score_points(point, point, self.tuning.queries, settings=UNCHECKED).values
+        point = Point(self.second.model, self.world.pretraining.task, self.world.pretraining.train)
+        return score_points(point, point, self.tuning.queries, Identity(self.pretraining.operator.names), UNCHECKED).values
 
     def alike(self) -> np.ndarray:
         """Cosines of the trunk's mean last hidden states, of the tuned model for queries and rows."""
-        tokenizer, trunk = self.tuning.task.tokenizer, self.models.tuned.model  # type: ignore[attr-defined]
+        tokenizer, trunk = self.tuning.task.tokenizer, self.second.model.model  # type: ignore[attr-defined]
         asked, read = (embedded(trunk, tokenizer, texts) for texts in self.texts())
         return nearness(asked, read)
 
@@ -116,7 +155,7 @@ METHODS: dict[str, Method] = {
     "multi-stage, proximal": lambda case: case.staged("proximal"),
     "multi-stage, inverse with alpha 1e-4 (as published)": lambda case: case.staged("inverse", proximal=PUBLISHED_ALPHA),
     "multi-stage, identity": lambda case: case.staged("identity"),
-    "fine-tuning curvature only": lambda case: case.between(case.finetuning.inverse(0.1)),
+    "fine-tuning curvature only": lambda case: case.between(case.finetuning),
     "single-stage at the tuned weights": lambda case: case.single(),
     "gradient dot, rows before tuning": lambda case: case.between(),
     "gradient dot, rows at the tuned weights": lambda case: case.dot_after(),
@@ -139,9 +178,10 @@ def replica(chosen: argparse.Namespace) -> Result:
         world = make_world(chosen.data, seed, size)
         truth = make_truth(world, removals(world, subsets, SHARE), chosen.out / "truths" / f"tinystories-{seed}.npz")
         seconds += truth.seconds
+        before = Before.of(world)
         for name, tuning in world.tunings.items():
             with stage(f"scores of {name}, seed {seed}", len(METHODS), "methods") as advance:
-                found = scored(Case(world, tuning), advance)
+                found = scored(Case(before, tuning), advance)
             told.append(described(name, truth, seed))
             for method, scores_QN in found.items():
                 agreements.setdefault(name, {}).setdefault(method, []).append(agreement(scores_QN, truth, name))

@@ -29,7 +29,7 @@ from whence.validate.bank import read_arrays, refuse_other, write_arrays
 from whence.validate.settings import Setting
 from whence.validate.trainer import Parameters, Recipe, Replicas, recorded, retrain
 
-TOGETHER = 24
+TOGETHER = 25
 """Retrainings between two saves."""
 
 
@@ -173,30 +173,26 @@ def removals(world: World, subsets: int, share: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Trained:
-    """The models of all rows, and the records of their trainings."""
+    """A model of all rows, and the record of its training: rates, and the last checkpoint."""
 
-    pretrained: nn.Module
-    pretraining: Recorded
-    tuned: nn.Module
-    tuning: Recorded
+    replicas: Replicas
+    model: nn.Module
+    training: Recorded
 
 
-def trained(world: World, tuning: Tuning) -> Trained:
-    """Train both stages with all rows, and keep what methods read of a training: rates, and the last checkpoint of each."""
-    replicas = world.pretrained(np.ones((1, len(world.pretraining.train))))
-    pretrained = replicas.copy_of(0)
-    start = tuning.model(pretrained)
-    return Trained(
-        pretrained,
-        last_kept(
-            world.pretraining.model(world.seed),
-            world.pretraining.task,
-            world.pretraining.train,
-            seeded(world, world.pretraining.recipe),
-        ),
-        world.tuned(tuning, replicas).copy_of(0),
-        last_kept(start, tuning.task, tuning.rows, seeded(world, tuning.recipe), given=True),
-    )
+def pretrained(world: World) -> Trained:
+    """The first stage with all rows."""
+    own = world.pretraining
+    replicas = world.pretrained(np.ones((1, len(own.train))))
+    record = last_kept(own.model(world.seed), own.task, own.train, seeded(world, own.recipe))
+    return Trained(replicas, replicas.copy_of(0), record)
+
+
+def tuned(world: World, tuning: Tuning, before: Trained) -> Trained:
+    """The second stage, from the first one's model."""
+    replicas = world.tuned(tuning, before.replicas)
+    record = last_kept(tuning.model(before.model), tuning.task, tuning.rows, seeded(world, tuning.recipe), given=True)
+    return Trained(replicas, replicas.copy_of(0), record)
 
 
 def seeded(world: World, recipe: Recipe) -> Recipe:
