@@ -149,9 +149,7 @@ def embedded(trunk: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
 METHODS: dict[str, Method] = {
     REFERENCE: lambda case: case.staged("flow"),
     "multi-stage, flow, damping of training": lambda case: case.staged("flow", "training"),
-    "multi-stage, flow, with the cross term of the head": lambda case: (
-        None if case.same_head else case.staged("flow", head="cross")
-    ),
+    "multi-stage, flow, without the cross term": lambda case: None if case.same_head else case.staged("flow", head="none"),
     "multi-stage, proximal": lambda case: case.staged("proximal"),
     "multi-stage, inverse with alpha 1e-4 (as published)": lambda case: case.staged("inverse", proximal=PUBLISHED_ALPHA),
     "multi-stage, identity": lambda case: case.staged("identity"),
