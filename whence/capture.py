@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
 
-from whence.coverage import Site
+from whence.coverage import Site, selector_without
 from whence.errors import CoverageError
 from whence.gradients import Factored, Gradient
 from whence.layers import Layer
@@ -181,9 +182,13 @@ class Capture:
             read = layer.reads(module, args, kwargs)
             self._paused = False
             kept = read if isinstance(read, tuple) else (read,)
+            if is_functorch_wrapped_tensor(y):
+                name = site.name
+                raise self._unusable(name, f"{name} is called inside of torch.vmap or another transform of torch.func")
             if not y.requires_grad:
                 y = _Start.apply(y, self.root)
-            if y.shape[first] not in self._rows:  # wrong only if a gradient comes back: DoRA calls its layers for a norm, too
+            told_apart = y.ndim >= layer.dimensions(module) and y.shape[first] in self._rows
+            if not told_apart:  # wrong only if a gradient comes back: DoRA calls its layers for a norm, too
                 self._calls[site.name] -= self._receive is None
                 y.register_hook(lambda g: self._refuse_shared(site.name, g))
                 return (y, *output[1:]) if isinstance(output, tuple) else y
@@ -199,12 +204,18 @@ class Capture:
         return hook
 
     def _refuse_shared(self, name: str, g: Tensor) -> None:
-        raise CoverageError(
+        raise self._unusable(
+            name,
             f"What {name} computes can't be told apart by example",
-            given=f"an output of shape {tuple(g.shape)} in a batch of {self._examples} examples: computed once for all of "
-            "them, or for tokens in an order of its own",
-            fix=f"leave it out, for instance --modules with a glob that does not match {name}",
+            f"an output of shape {tuple(g.shape)} in a batch of {self._examples} examples: computed once for all of them, "
+            "or one by one, or for tokens in an order of its own",
         )
+
+    def _unusable(self, name: str, what: str, given: str = "") -> CoverageError:
+        """What to say of a module whose gradient can't be caught, with the selector that leaves it out."""
+        rest = selector_without(self.sites, [name])
+        fix = f"leave it out: --modules '{rest}' (modules={rest!r})" if rest else "track other modules (--modules)"
+        return CoverageError(what, given=given, fix=fix)
 
     def _source(self, site: Site, layer: Layer, x: Tensor) -> _Input | None:
         """The record of the input, shared with the sites that read the very same numbers to the same width."""
@@ -243,6 +254,9 @@ class Capture:
 
     @multiplying_on
     def _on_gradient(self, use: _Use, number: int, g: Tensor) -> None:
+        if self._receive is None:
+            name = use.site.name
+            raise self._unusable(name, f"What {name} computes is differentiated inside of forward, before the loss is")
         x: Any = use.projected
         if x is None:
             kept = tuple(tensor.detach() for tensor in use.keeper.saved_tensors)

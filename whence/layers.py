@@ -46,6 +46,8 @@ class Layer:
     """Along which of the two the parts lie side by side."""
     whole: bool = False
     """Whether the gradient is formed for whole examples, and is no sum over positions."""
+    dimensions: Callable[[Any], int] = lambda module: 2
+    """Dimensions that the module's output has at least where examples are one of them: with fewer, one example was computed."""
 
 
 PARTS = {"weight", "bias"}
@@ -59,7 +61,7 @@ def layer_of(module: nn.Module) -> Layer | None:
     if layer is None or not makes_weights(module):
         return layer
     outputs = {parameter.shape[0] if parameter.ndim else None for parameter in module.parameters()}
-    return replace(MADE, kind=layer.kind) if len(outputs) == 1 and None not in outputs else None
+    return replace(MADE, kind=layer.kind, dimensions=layer.dimensions) if len(outputs) == 1 and None not in outputs else None
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:
@@ -258,7 +260,7 @@ def _norm_shape(module: Any) -> tuple[int, int]:
 
 
 def _norm_parts(module: Any, tensors: list[Tensor]) -> list[Tensor]:
-    return [part.unsqueeze(-2) for part in tensors]
+    return [part.flatten(-module.weight.ndim).unsqueeze(-2) for part in tensors]
 
 
 def _norm_gradient(normalised: Tensor, module: Any, g: Tensor, examples: int) -> Gradient:
@@ -348,10 +350,18 @@ LAYERS = (
         _attention_gradient,
         _attended,
         parameters=lambda m: list(m.out_proj.parameters()),
+        dimensions=lambda m: 3,
     ),
     Layer("linear", _is_linear, _linear_shape, _linear_gradient, columns=_with_ones),
     Layer("linear", _is_transposed_linear, _transposed_shape, _linear_gradient, columns=_with_ones, parts=_transposed_parts),
-    Layer("convolution", lambda m: isinstance(m, nn.Conv2d), _conv_shape, _conv_gradient, parts=_conv_parts),
+    Layer(
+        "convolution",
+        lambda m: isinstance(m, nn.Conv2d),
+        _conv_shape,
+        _conv_gradient,
+        parts=_conv_parts,
+        dimensions=lambda m: 4,
+    ),
     Layer(
         "embedding",
         _is_embedding,
@@ -367,6 +377,7 @@ LAYERS = (
         parts=_norm_parts,
         side=-2,
         whole=True,
+        dimensions=lambda m: 1 + len(m.normalized_shape),
     ),
     Layer("norm", _is_rms_norm, _norm_shape, _rms_norm_gradient, parts=_norm_parts, side=-2, whole=True),
 )

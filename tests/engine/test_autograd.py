@@ -617,3 +617,95 @@ def test_a_task_that_draws_no_labels_is_recorded_as_empirical(task, labels):
         own = whence.fit(model, Classification(), rows, disjoint=False, labels="data")
         for name, block in curvature.blocks.items():
             agree(block.lam_OI, own.blocks[name].lam_OI)
+
+
+# what only a larger batch shows, modules that are called in odd ways, batches in another order
+
+
+class RolledBatch(nn.Module):
+    """Calls its layer with the rows of a batch of three or more in another order."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(5, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        order = torch.arange(len(x)).roll(int(len(x) > 2))
+        return self.head(self.first(x[order])[order.argsort()].tanh())
+
+
+class OneByOne(nn.Module):
+    """Calls its layer with one example after the other, without a dimension for them."""
+
+    def __init__(self, layer, width):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(width, CLASSES)
+
+    def forward(self, x):
+        return self.head(torch.stack([self.layer(row) for row in x]).tanh().flatten(1))
+
+
+class Mapped(OneByOne):
+    def forward(self, x):
+        return torch.vmap(lambda row: self.head(self.layer(row).tanh()))(x)
+
+
+class Energy(OneByOne):
+    """Reads the slope of what its layer gives."""
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(self.layer(x).square().sum(), x, create_graph=True)
+        return self.head(slope)
+
+
+def test_rows_out_of_order_in_larger_batches():
+    refused(RolledBatch().double(), pairs(5), "^The rows that first is called with are not in the order of the examples")
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "match"),
+    [
+        (OneByOne(nn.Linear(5, 4), 4), (5,), "^What layer computes can't be told apart"),
+        (OneByOne(nn.Conv2d(1, 4, 3), 16), (1, 4, 4), "^What layer computes can't be told apart"),
+        (OneByOne(nn.LayerNorm([4, 5]), 20), (4, 5), "^What layer computes can't be told apart"),
+        (Mapped(nn.Linear(5, 6), 6), (5,), "^layer is called inside of torch.vmap"),
+        (Energy(nn.Linear(5, 6), 5), (5,), "^What layer computes is differentiated inside of forward"),
+    ],
+    ids=["linear", "convolution", "norm", "vmap", "slopes"],
+)
+def test_calls_that_no_example_can_be_found_in(model, shape, match):
+    model, rows = model.double(), pairs(*shape)
+    with pytest.raises(CoverageError, match=rf"(?s){match}.*--modules 'head'"):
+        whence.fit(model, Classification(), rows, modules="*")
+
+
+def test_a_norm_over_several_dimensions():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm([2, 5]), nn.Flatten(), nn.Linear(10, CLASSES)).double()
+    assert_scores_are_autograds(randomised(model), pairs(2, 5), modules="*")
+
+
+class SortsItsRows(Own):
+    def collate(self, items):
+        return super().collate(sorted(items, key=lambda item: float(item[0].sum())))
+
+
+def test_a_collate_that_sorts():
+    refused(CASES["mlp"].model(), pairs(5), "^SortsItsRows gives the losses of a batch in another order", SortsItsRows())
+
+
+def zero(parameter):
+    parameter.data.zero_()
+
+
+def test_optimizers_in_the_backward_pass_do_not_step():
+    model, rows = CASES["mlp"].model(), pairs(5)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(zero)
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    whence.fit(model, Classification(), rows)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), weights, strict=True))
+    model(rows[0][0][None]).sum().backward()
+    assert not any(parameter.any() for parameter in model.parameters())  # they are there, still

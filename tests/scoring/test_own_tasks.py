@@ -73,9 +73,9 @@ def rows():
 @pytest.mark.parametrize(
     ("task", "given", "fix"),
     [
-        (Column, r"shape \(2, 1\) for 2 examples", r"\.squeeze\(1\)"),
+        (Column, r"shape \(4, 1\) for 4 examples", r"\.squeeze\(1\)"),
         (ColumnOfQueries, r"shape \(2, 1\) for 2 examples", r"\.squeeze\(1\)"),
-        (Mean, r"shape \(\) for 2 examples", "all dimensions but the first"),
+        (Mean, r"shape \(\) for 4 examples", "all dimensions but the first"),
         (Number, "a float for 2 examples", "all dimensions but the first"),
     ],
 )
@@ -93,3 +93,57 @@ def test_scores_per_token_need_positions_and_sizes(model, rows):
         whence.score(model, Masked(), rows[:2], rows, Identity(), per="token")
     scores = whence.score(model, Long(), rows[:2], rows, Identity(), per="token")
     assert [scores.token_scores(1, n).sum() for n in range(6)] == pytest.approx(scores.values[1].tolist())
+
+
+class Pair(Pairs):
+    """A tuple, as models that also return their logits give."""
+
+    def losses(self, model, batch, noise=None):
+        return super().losses(model, batch), 1
+
+
+class Whole(Pairs):
+    """Whole numbers."""
+
+    def losses(self, model, batch, noise=None):
+        return super().losses(model, batch).long()
+
+
+class AlwaysNoise(Pairs):
+    def losses(self, model, batch, noise):
+        return super().losses(model, batch)
+
+
+class Listed(Pairs):
+    def collate(self, items):
+        return [torch.stack([item[name] for item in items]) for name in ("x", "y")]
+
+
+class Halved(Pairs):
+    def size(self, item):
+        return len(item["x"]) / 2
+
+
+class Alone:
+    """No subclass of Task."""
+
+    def losses(self, model, batch, noise=None):
+        return model(batch["x"]).sum()
+
+
+@pytest.mark.parametrize(
+    ("task", "match"),
+    [
+        (Pair(), "Pair must give one number per example.*a tuple for 4"),
+        (Whole(), "Whole must give one number per example.*int64"),
+        (AlwaysNoise(), r"AlwaysNoise has losses that need further arguments.*noise=None"),
+        (Task(), "Task has no losses"),
+        (Listed(), "collate must give a mapping.*a list"),
+        (Halved(), r"Halved\.size\(item\) must give.*2\.5 for item 0"),
+        (Pairs, r"The task can't be a type.*an instance of it: Pairs\(\.\.\.\)"),
+        (Alone(), r"The task can't be a Alone.*a subclass of whence\.Task"),
+    ],
+)
+def test_what_a_task_gives_is_looked_at(model, rows, task, match):
+    with pytest.raises(UsageError, match=f"(?s)^{match}"):
+        whence.fit(model, task, rows)

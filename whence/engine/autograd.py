@@ -1,4 +1,4 @@
-"""Whether captured gradients are those of the loss: two rows in one batch, beside a plain backward pass of each row alone.
+"""Whether captured gradients are those of the loss: a few rows in one batch, beside a plain backward pass of two of them alone.
 
 Capture sees calls of modules, and takes each of them for the arithmetic of its kind, and their rows for those of the examples
 in their order. Where a model does something else, this finds out, and what it is, before anything is computed.
@@ -6,6 +6,7 @@ in their order. Where a model does something else, this finds out, and what it i
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import traceback
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 LENGTH = 8
 """Positions of the rows that are looked at, at least, if there are rows of so many."""
 
+BATCH, ALONE = 4, 2
+"""Rows in the batches that are looked at, and how many of them are computed alone."""
+
 FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Of weights that autograd can differentiate by."""
 
@@ -57,7 +61,7 @@ FLOOR = 1e-2
 ENDS = 1e-6, 1 - 1e-6
 """Of the noise in [0, 1) that labels are drawn with: what lies at one end of a distribution, and at the other."""
 
-ALONE = "running statistics instead of the batch's (track_running_stats=True), and losses that are sums over rows"
+SEPARATE = "running statistics instead of the batch's (track_running_stats=True), and losses that are sums over rows"
 
 PLAIN = tuple(kind.forward for kind in (nn.Linear, nn.Conv2d, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention))
 """What modules do whose gradients are taken to be those of their kind."""
@@ -166,12 +170,7 @@ def _compare(sample: _Sample, places: list[int]) -> list[str]:
     """The sites of which nothing is captured though they have a gradient; raises CoverageError where others' are off."""
     batches = [(order, sample.captured(order)) for order in (places, places[::-1])[: len(places)]]
     captured = batches[0][1]
-    try:
-        alone = [sample.alone([(found, order.index(place)) for order, found in batches], place) for place in places]
-    except (RuntimeError, ValueError) as error:  # of a row alone, as in a batch it went well
-        if isinstance(error, WhenceError) or is_out_of_memory(error) or len(places) == 1:
-            raise
-        raise _not_alone(sample, error) from error
+    alone = [sample.alone([(found, order.index(place)) for order, found in batches], place) for place in places[:ALONE]]
     tolerance = _tolerance([sample.point.dtype, *(gradient.dtype for gradient in captured.values())])
     off = {name for errors in alone for name in errors.beyond(tolerance)}
     suspects = [name for name in sample.sites if name in off and name in captured]
@@ -238,13 +237,14 @@ class _Sample:
     objective: Objective
 
     def choose(self) -> list[int]:
-        """Two items that differ, short ones; or one, where batches have no more."""
+        """Items that differ, short ones, at least two of them; or one, where batches have no more."""
         sizes = {place: max(1, self.point.task.size(self.items[place])) for place in self.ids}
         distinct = list({self.ids[place].partition("#")[0]: place for place in reversed(list(self.ids))}.values())
         places = distinct if len(distinct) > 1 else list(self.ids)
         order = sorted(places, key=lambda place: (sizes[place] < LENGTH, abs(sizes[place] - LENGTH), place))
         longer = [place for place in order if sizes[order[0]] < sizes[place] <= 2 * sizes[order[0]] + LENGTH]
-        chosen = list(dict.fromkeys([order[0], *longer, *order]))[:2]  # of different lengths, where that costs little
+        chosen = list(dict.fromkeys([order[0], *longer, *order]))  # of different lengths, where that costs little
+        chosen = [place for place in chosen if sizes[place] <= max(sizes[each] for each in chosen[:ALONE])][:BATCH]
         return chosen[: max(1, self.point.batch_tokens // max(sizes[place] for place in chosen))]
 
     def values(self, places: Sequence[int]) -> Tensor:
@@ -252,6 +252,15 @@ class _Sample:
         model, task = self.point.model, self.point.task
         batch = to_device(task.collate([self.items[place] for place in places]), self.point.device)
         return one_for_each(self.objective(model, batch, places), len(places), task)
+
+    def value_alone(self, place: int) -> Tensor:
+        """The objective of one item by itself, which went well in a batch. Raises CoverageError where it can't be computed."""
+        try:
+            return self.values([place])[0]
+        except (RuntimeError, ValueError) as error:
+            if isinstance(error, WhenceError) or is_out_of_memory(error):
+                raise
+            raise _not_alone(self, error) from error
 
     def captured(self, places: Sequence[int]) -> dict[str, Gradient]:
         """What is captured of these items as one batch."""
@@ -262,7 +271,7 @@ class _Sample:
 
     def alone(self, found: Sequence[Found], place: int) -> _Errors:
         """How far what was captured is from the gradient of the item alone; of packed weights, from what is captured alone."""
-        errors = self.errors(found, lambda: self.values([place])[0], list(self.sites))
+        errors = self.errors(found, lambda: self.value_alone(place), list(self.sites))
         if packed := [name for name in found[0][0] if name not in errors.size]:
             again = self.captured([place])
             for name in packed:
@@ -306,8 +315,12 @@ class _Sample:
         """The gradients of some parameters, zero where there is none; the model's own are left as they are."""
         model = self.point.model
         owned = [(parameter, parameter.grad) for parameter in model.parameters()]
+        stepping = [hooks for parameter in parameters if (hooks := parameter._post_accumulate_grad_hooks)]
+        taken = [dict(hooks) for hooks in stepping]  # optimizers that step while the backward pass runs
         with Capture(model, {}):
             try:
+                for hooks in stepping:
+                    hooks.clear()
                 for parameter in parameters:
                     parameter.grad = None
                     parameter.requires_grad_(True)
@@ -317,6 +330,8 @@ class _Sample:
                     total.backward()
                 return {id(p): torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters}
             finally:
+                for hooks, own in zip(stepping, taken, strict=True):
+                    hooks.update(own)
                 for parameter, gradient in owned:
                     parameter.requires_grad_(False)
                     parameter.grad = gradient
@@ -336,7 +351,8 @@ def _explain(
     places = batches[0][0]
     _refuse_chance(sample, places, tolerance)
     if len(places) > 1:
-        _refuse_others(sample, places, suspects, tolerance)
+        for order, _ in batches:
+            _refuse_others(sample, order, suspects, tolerance)
     off = dict[str, float]()
     for order, captured in batches:
         for row in range(len(order)):
@@ -354,7 +370,7 @@ def _explain(
         cause = "their sum is right: time before examples, a transposed or sorted batch, or a packed sequence does this"
     elif type(module).forward in PLAIN and "forward" not in vars(module):
         what = f"The weight of {first} is also used where its module is not called"
-        cause = "F.linear or F.embedding with it, weights tied that way, or a hook that changes what the module gives do this"
+        cause = "F.linear or F.embedding with it, weights tied that way, or a hook on the module's output or the weight do this"
     else:
         what = f"{first} does not compute what its kind of layer does"
         cause = f"{type(module).__name__} scales, masks, normalises or rounds its weight, or has a forward of its own"
@@ -378,7 +394,7 @@ def _not_alone(sample: _Sample, error: Exception) -> CoverageError:
     return CoverageError(
         f"Rows see each other: one row alone can't be computed, by {named[-1] if named else 'the loss'}",
         given=str(error).splitlines()[0],
-        accepted=ALONE,
+        accepted=SEPARATE,
         code=24,
     )
 
@@ -408,7 +424,7 @@ def _refuse_others(sample: _Sample, places: Sequence[int], suspects: Sequence[st
         some = list(sample.sites) if short else suspects[:8]
         sample.differentiate(lambda row=row: sample.values(places)[row], some, batched.__setitem__)
         sample.differentiate(
-            lambda place=place: sample.values([place])[0],
+            lambda place=place: sample.value_alone(place),
             some,
             lambda name, expected, errors=errors, batched=batched: errors.put(name, expected, batched.pop(name)),
         )
@@ -416,6 +432,7 @@ def _refuse_others(sample: _Sample, places: Sequence[int], suspects: Sequence[st
             dependent[row] = errors
     if not dependent:
         return
+    _refuse_order(sample, places, tolerance)
     row, errors = next(iter(dependent.items()))
     sizes = [sample.point.task.size(sample.items[place]) for place in places]
     padded = all(sizes[row] < max(sizes) for row in dependent)
@@ -429,10 +446,26 @@ def _refuse_others(sample: _Sample, places: Sequence[int], suspects: Sequence[st
         else f"Rows see each other, first in {where or f'the loss of {type(sample.point.task).__name__}'}",
         given=f"the gradient of {worst} for {sample.ids[places[row]]}: {_percent(errors.relative(worst))} off between this row "
         f"alone and in a batch of {len(places)}",
-        accepted="a mask that the model uses, where rows are padded" if padded else ALONE,
+        accepted="a mask that the model uses, where rows are padded" if padded else SEPARATE,
         fix="--batch-tokens 1 (batch_tokens=1) runs every row by itself",
         code=24,
     )
+
+
+def _refuse_order(sample: _Sample, places: Sequence[int], tolerance: float) -> None:
+    """Raise CoverageError where the losses of a batch are those of its rows, but in another order."""
+    batched, _ = _watched(sample, places)
+    alone = torch.cat([_watched(sample, [place])[0] for place in places])
+    is_close = functools.partial(torch.allclose, rtol=tolerance, atol=tolerance * float(alone.abs().max()))
+    if is_close(batched.sort().values, alone.sort().values) and not is_close(batched, alone):
+        raise CoverageError(
+            f"{type(sample.point.task).__name__} gives the losses of a batch in another order than its rows",
+            given=f"{', '.join(f'{value:.6g}' for value in batched)}, where the rows by themselves have "
+            f"{', '.join(f'{value:.6g}' for value in alone)}",
+            accepted="one loss for each row, in the order of the rows that collate is given",
+            fix="don't sort in collate; or put the losses back in order: losses[order.argsort()]",
+            code=24,
+        )
 
 
 Seen = list[tuple[str, nn.Module, Tensor]]

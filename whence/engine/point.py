@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ class Point:
         return likelihood(self.task, self.examples)
 
 
-def _check_kinds(model: object, task: object) -> None:
+def _check_kinds(model: object, task: Any) -> None:
     """Raise UsageError where model or task is something else, such as what belongs in the other's place."""
     if not isinstance(model, nn.Module):
         raise UsageError(
@@ -137,13 +138,33 @@ def _check_kinds(model: object, task: object) -> None:
             accepted="a torch.nn.Module",
             fix="model, tokenizer = whence.load_model(NAME)" if isinstance(model, str | tuple) else "",
         )
-    if not callable(getattr(task, "losses", None)):
-        tokenizer = hasattr(task, "all_special_ids")
+    if isinstance(task, type) or not all(hasattr(task, name) for name in dir(Task) if not name.startswith("_")):
+        kind = isinstance(task, type) and issubclass(task, Task)
+        fix = f"an instance of it: {task.__name__}(...)" if kind else ""
         raise UsageError(
             f"The task can't be a {type(task).__name__}.",
-            accepted="whence.CausalLM, Seq2Seq, Classification, Regression, or a task of your own",
-            fix="whence.CausalLM(tokenizer)" if tokenizer else "",
+            given=task.__name__ if kind else "",
+            accepted="whence.CausalLM, Seq2Seq, Classification, Regression, or a task of your own, a subclass of whence.Task",
+            fix="whence.CausalLM(tokenizer)" if hasattr(task, "all_special_ids") else fix,
         )
+    is_base = getattr(task.losses, "__func__", None) is Task.losses
+    if is_base or not _takes_two(task.losses):
+        raise UsageError(
+            f"{type(task).__name__} has {'no losses' if is_base else 'losses that need further arguments'}.",
+            given="" if is_base else f"losses{inspect.signature(task.losses)}",
+            accepted="losses(model, batch, noise=None), which returns one number per example",
+        )
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with two arguments."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # of a builtin, nothing is known
+        return True
+    return True
 
 
 def cover_default(model: nn.Module, task: Task, modules: str | Sequence[str] | None) -> Coverage:

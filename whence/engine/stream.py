@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -111,7 +112,20 @@ def encode(task: Task, data: Any, model: nn.Module | None = None) -> Examples:
     items = task.encode(rows)
     if model is not None:
         task.examine(model, items, ids)
-    return Examples(items, ids, rows, tuple(task.size(item) for item in items), fingerprint)
+    return Examples(items, ids, rows, sizes_of(task, items), fingerprint)
+
+
+def sizes_of(task: Task, items: Sequence[Any]) -> tuple[int, ...]:
+    """Positions of each item; raises UsageError where the task gives something else than whole numbers from 0."""
+    sizes = tuple(task.size(item) for item in items)
+    for number, size in enumerate(sizes):
+        if not hasattr(size, "__index__") or int(size) < 0:
+            raise UsageError(
+                f"{type(task).__name__}.size(item) must give the number of an item's positions",
+                given=f"{size!r} for item {number}",
+                accepted="an integer from 0 (0: the item has no loss)",
+            )
+    return tuple(map(operator.index, sizes))
 
 
 def identify(rows: Sequence[Any]) -> tuple[tuple[str, ...], str]:
@@ -143,7 +157,7 @@ def draws(task: Task, item: Any, identity: str, seed: str) -> Tensor:
 
 def likelihood(task: Task, examples: Examples) -> Objective:
     """The log-likelihood of each example's own labels, in nats: what training raises."""
-    return lambda model, batch, indices: -task.losses(model, batch)
+    return lambda model, batch, indices: -one_for_each(task.losses(model, batch), len(indices), task)
 
 
 def drawn_likelihood(task: Task, examples: Examples, seed: str) -> Objective:
@@ -152,7 +166,8 @@ def drawn_likelihood(task: Task, examples: Examples, seed: str) -> Objective:
     def objective(model: nn.Module, batch: Batch, indices: Sequence[int]) -> Tensor:
         items = [examples.items[index] for index in indices]
         noise = [draws(task, item, examples.ids[index], seed) for item, index in zip(items, indices, strict=True)]
-        return -task.losses(model, batch, task.collate_noise(items, noise).to(device_of(model)))
+        losses = task.losses(model, batch, task.collate_noise(items, noise).to(device_of(model)))
+        return -one_for_each(losses, len(indices), task)
 
     return objective
 
@@ -187,13 +202,14 @@ def stream(
 
 def one_for_each(values: Any, examples: int, task: Task) -> Tensor:
     """What a task's losses or measurements returned; raises UsageError unless that is one number per example."""
-    if not isinstance(values, Tensor) or values.shape != (examples,):
-        given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+    if not isinstance(values, Tensor) or values.shape != (examples,) or not values.is_floating_point():
+        shape = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        given = f"{values.dtype}, {shape}" if isinstance(values, Tensor) and not values.is_floating_point() else shape
         squeezed = isinstance(values, Tensor) and values.shape == (examples, 1)
         raise UsageError(
             f"{type(task).__name__} must give one number per example",
             given=f"{given} for {examples} examples",
-            accepted=f"shape ({examples},)",
+            accepted=f"a tensor of shape ({examples},)",
             fix="end it with .squeeze(1)" if squeezed else "sum or take the mean over all dimensions but the first",
         )
     return values
@@ -232,7 +248,10 @@ def _refuse_infinite(values: Tensor, indices: Sequence[int]) -> None:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device; copies to a GPU go on in the background, from memory that allows it."""
+    """The batch with its tensors on the device; copies to a GPU go on in the background, from memory that allows it.
+
+    Raises UsageError for a batch that is no mapping.
+    """
 
     def move(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -241,6 +260,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
             value = value.pin_memory()
         return value.to(device, non_blocking=True)
 
+    if not isinstance(batch, Mapping):
+        raise UsageError(
+            "collate must give a mapping of names to tensors.",
+            given=f"a {type(batch).__name__}",
+            accepted='a dict such as {"inputs": ..., "targets": ...}, which losses and measurements read',
+        )
     return {key: move(value) for key, value in batch.items()}
 
 

@@ -45,7 +45,8 @@ class Task:
 
     def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
         """What is asked about each query, `[B]`: by default the log-likelihood of its labels, in nats."""
-        return -self.losses(model, batch)
+        losses = self.losses(model, batch)
+        return -losses if isinstance(losses, Tensor) and losses.is_floating_point() else losses  # that is refused
 
     def outputs(self, model: nn.Module, batch: Batch) -> Outputs:
         """What the loss is a function of, for exact curvature; raises UsageError where it is not known."""
