@@ -80,6 +80,7 @@ KINDS = {
     "oft": peft.OFTConfig(oft_block_size=2, r=0, target_modules=["up_proj"]),
     "hra": peft.HRAConfig(r=2, target_modules=["up_proj"]),
     "vblora": peft.VBLoRAConfig(r=2, num_vectors=6, vector_length=2, topk=2, target_modules=["up_proj"]),
+    "tiny lora": peft.TinyLoraConfig(r=2, weight_tying=1.0, target_modules=["up_proj"]),
     "fourier": peft.FourierFTConfig(n_frequency=5, target_modules=["up_proj"]),
 }
 
@@ -262,6 +263,27 @@ def test_learned_prompts_are_refused_by_name(config, kind):
     model = peft.get_peft_model(CASES["llama"].model(), config)
     with pytest.raises(CoverageError, match=rf"default is learned prompts \({kind}\)"):
         whence.fit(model, CausalLM(tokenizer()), texts(4, seed=1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("config", "case", "match"),
+    [
+        (
+            peft.LoraConfig(r=2, target_modules=["wte", "wpe"]),
+            "gpt2",
+            "wpe.lora_embedding_A.default computes can't be told",
+        ),
+        (peft.ShadowConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"), "llama", "gives a ShadowCarrier, where"),
+    ],
+)
+def test_layers_of_adapters_without_a_tensor_for_each_row_are_refused_with_a_selector(config, case, match):
+    model, task, rows = adapted(config, case), CausalLM(tokenizer()), texts(4, seed=1)
+    with pytest.raises(CoverageError, match=match) as raised:
+        whence.fit(model, task, rows)
+    rest = raised.value.fix.partition("--modules '")[2].partition("'")[0]
+    assert "wpe" not in rest
+    whence.fit(model, task, rows, modules=rest) if case == "gpt2" else None
 
 
 @pytest.mark.filterwarnings("ignore")

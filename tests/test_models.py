@@ -352,6 +352,17 @@ def test_a_pickle_that_is_cut_short_is_named(tiny_model_folder, tiny_llama):
         load_model(tiny_model_folder)
 
 
+def test_a_pickle_of_something_else_and_a_config_of_another_kind_are_refused(tiny_model_folder):
+    (tiny_model_folder / "model.safetensors").unlink()
+    torch.save([1, 2], tiny_model_folder / "pytorch_model.bin")
+    with pytest.raises(ModelNotFound, match=f"The model at {tiny_model_folder} can't be loaded"):
+        load_model(tiny_model_folder)
+    for config in ("[]", "null", '{"model_type": "llama", "hidden_size": -8}'):
+        (tiny_model_folder / "config.json").write_text(config)
+        with pytest.raises(ModelNotFound, match=f"The model at {tiny_model_folder} can't be loaded"):
+            load_model(tiny_model_folder)
+
+
 def test_a_shard_that_is_missing_is_named(tiny_model_folder, tiny_llama):
     (tiny_model_folder / "model.safetensors").unlink()
     tiny_llama.save_pretrained(tiny_model_folder, max_shard_size="10KB")
@@ -493,7 +504,7 @@ def test_a_gated_model_says_where_to_ask(monkeypatch):
         raise OSError("You are trying to access a gated repo.") from GatedRepoError("gated", response=answer)
 
     monkeypatch.setattr(models, "_ask_hub", lambda name: None)
-    monkeypatch.setattr(models, "_load_weights", refuse)
+    monkeypatch.setattr(models, "_loaded", refuse)
     with pytest.raises(ModelNotFound, match="gated(.|\n)*https://huggingface.co/org/secret, then: hf auth login"):
         load_model("org/secret")
 

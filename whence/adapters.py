@@ -172,6 +172,8 @@ def _gradient(name: str, module: Any, x: Tensor, g: Tensor, examples: int) -> Gr
         with torch.enable_grad():
             own = weight.detach().requires_grad_()
             y = torch.func.functional_call(module, {name: own}, (one.detach(),))
-        (found,) = torch.autograd.grad(y, own, upstream.to(y.dtype))
+        found = torch.zeros_like(own)  # also where the weight is one that other modules hold, too, and use
+        if y.requires_grad:
+            (found,) = torch.autograd.grad(y, own, upstream.to(y.dtype), allow_unused=True, materialize_grads=True)
         matrices.append(_matrix(found, weight.ndim, False))
     return Dense(torch.stack(matrices))

@@ -104,6 +104,7 @@ class Capture:
         self._examples, self._rows = 0, frozenset[int]()
         self._inputs: list[_Input] = []
         self._calls: dict[str, int] = {}
+        self._shared: dict[str, None] = {}
         self._arrived: dict[str, list[tuple[int, Gradient]]] = {}
         self._receive: Receive | None = None
 
@@ -178,6 +179,8 @@ class Capture:
             if not torch.is_grad_enabled():
                 return None
             y = output[0] if isinstance(output, tuple) else output
+            if not isinstance(y, Tensor):
+                raise self._unusable(site.name, f"{site.name} gives a {type(output).__name__}, where its kind gives a tensor")
             self._paused = True
             read = layer.reads(module, args, kwargs)
             self._paused = False
@@ -190,6 +193,7 @@ class Capture:
             told_apart = y.ndim >= layer.dimensions(module) and y.shape[first] in self._rows
             if not told_apart:  # wrong only if a gradient comes back: DoRA calls its layers for a norm, too
                 self._calls[site.name] -= self._receive is None
+                self._shared[site.name] = None
                 y.register_hook(lambda g: self._refuse_shared(site.name, g))
                 return (y, *output[1:]) if isinstance(output, tuple) else y
             use = _Use(site, module, layer, self._source(site, layer, kept[0]))
@@ -213,7 +217,8 @@ class Capture:
 
     def _unusable(self, name: str, what: str, given: str = "") -> CoverageError:
         """What to say of a module whose gradient can't be caught, with the selector that leaves it out."""
-        rest = selector_without(self.sites, [name])
+        shared = [site for site in self._shared if not self._calls[site]]
+        rest = selector_without(self.sites, [name, *shared])
         fix = f"leave it out: --modules '{rest}' (modules={rest!r})" if rest else "track other modules (--modules)"
         return CoverageError(what, given=given, fix=fix)
 

@@ -10,7 +10,6 @@ import shlex
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from whence.errors import AdapterBaseMissing, ModelNotFound, UsageError, WhenceE
 from whence.escapes import command
 from whence.progress import note
 from whence.settings import Dtype, valid
-from whence.shortage import shortages
+from whence.shortage import is_out_of_memory, shortages
 from whence.store.intact import intact, is_run_folder
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
@@ -71,12 +70,7 @@ def load_model(
         adapter = locate(os.fspath(adapter))
         intact(Path(adapter))
         note(f"adapter {adapter} on base {name}")
-    try:
-        model = _load_weights(name, dtype, device, attention)
-    except WhenceError:
-        raise
-    except (OSError, ValueError, ImportError, RecursionError, EOFError, UnpicklingError) as error:
-        raise not_loadable(name, error) from error
+    model = _load_weights(name, dtype, device, attention)
     words = load_tokenizer(tokenizer or tokenizer_home(name, adapter))
     if adapter is not None:
         model = _load_adapter(model, name, adapter)
@@ -86,15 +80,11 @@ def load_model(
 
 def load_encoder(name: str | os.PathLike, *, device: str | torch.device | None = None) -> tuple[Any, Any]:
     """Load a text encoder, a hub id or a folder, in evaluation mode and without a head, and its tokenizer; see `load_model`."""
-    from transformers import AutoModel
-
     device, name = _device(device), locate(os.fspath(name))
     intact(Path(name))
-    try:
-        encoder = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, RecursionError, EOFError, UnpicklingError) as error:
-        raise not_loadable(name, error) from error
-    return encoder.to(device).eval(), load_tokenizer(name)
+    model: Any = _load_weights(name, torch.float32, device, headless=True)
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+    return encoder.eval(), load_tokenizer(name)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -114,8 +104,22 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return getattr(torch, valid(Dtype, dtype, "dtype"))
 
 
-def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device, attention: str | None) -> nn.Module:
-    from transformers import AutoConfig
+def _load_weights(
+    name: str, dtype: str | torch.dtype, device: torch.device, attention: str | None = None, *, headless: bool = False
+) -> nn.Module:
+    """Load the model that the config describes, or it without its head; raises ModelNotFound where that can't be."""
+    try:
+        return _loaded(name, dtype, device, attention, headless)
+    except (WhenceError, MemoryError):
+        raise
+    except Exception as error:  # the libraries pass on whatever damaged files or other configs lead to
+        if is_out_of_memory(error):
+            raise
+        raise not_loadable(name, error) from error
+
+
+def _loaded(name: str, dtype: str | torch.dtype, device: torch.device, attention: str | None, headless: bool) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
 
     _check_files(name, "model", "pytorch_model")
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -127,17 +131,16 @@ def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device, att
     def load(**renamed: Any) -> tuple[Any, dict[str, Any]]:
         settings = {"config": config, "dtype": dtype, "trust_remote_code": False}
         told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # so that they are named
-        return auto_class(config).from_pretrained(name, **settings, **told, **how, **renamed)
+        kind = AutoModel if headless else auto_class(config)
+        model, report = kind.from_pretrained(name, **settings, **told, **how, **renamed)
+        if headless:  # the pooler that comes with it is not used, and its own head is left out
+            report["missing_keys"] = [key for key in report["missing_keys"] if "pooler." not in key]
+        return model, report
 
-    try:
-        model, report = load()
-        if report["missing_keys"] and any(re.search(WRAPPERS, key) for key in report["unexpected_keys"]):
-            model, report = load(key_mapping={f"^(?:{WRAPPERS})+": "", rf"\.(?:{WRAPPERS})+": "."})
-            note(f"the names of the weights in {name} have the prefix of a wrapper (module., _orig_mod.), which was left out")
-    except RuntimeError as error:
-        if "corrupt" in str(error):  # an old pickle that is cut short
-            raise not_loadable(name, error) from error
-        raise
+    model, report = load()
+    if report["missing_keys"] and any(re.search(WRAPPERS, key) for key in report["unexpected_keys"]):
+        model, report = load(key_mapping={f"^(?:{WRAPPERS})+": "", rf"\.(?:{WRAPPERS})+": "."})
+        note(f"the names of the weights in {name} have the prefix of a wrapper (module., _orig_mod.), which was left out")
     if report["mismatched_keys"]:
         shapes = [
             f"{key} {tuple(saved)} in the file, {tuple(own)} in the model" for key, saved, own in report["mismatched_keys"]
@@ -145,7 +148,7 @@ def _load_weights(name: str, dtype: str | torch.dtype, device: torch.device, att
         raise _other_weights(name, given=f"{len(shapes)} weights have another shape: {_some(shapes)}")
     if report["missing_keys"]:
         raise _other_weights(name, report["missing_keys"], report["unexpected_keys"])
-    if report["unexpected_keys"]:
+    if report["unexpected_keys"] and not headless:
         names = sorted(report["unexpected_keys"])
         note(f"{len(names)} weights in {name} have no place in {type(model).__name__} and are not used: {_some(names)}")
     return model.to(device)

@@ -7,12 +7,13 @@ from distributed import work
 from distributed.processes import run
 from models import CASES, llama, named, randomised, texts, tokenizer
 from oracle import agree
-from transformers import BertConfig, BertModel
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, BertModel, T5Config, T5Model
 
 from benchmarks.oracles.base import Case
 from benchmarks.oracles.representations import ORACLES
 from whence.data import as_rows
-from whence.errors import NumericalError, StaleArtifact, UsageError
+from whence.errors import ModelNotFound, NumericalError, StaleArtifact, UsageError
 from whence.filter.embeddings import embedding_scores
 from whence.methods.base import attribute
 from whence.models import load_encoder
@@ -136,12 +137,60 @@ def test_an_encoder_of_your_own(encoder, tmp_path):
 def test_files_that_are_no_embeddings_are_refused(tmp_path):
     given = (llama(), CausalLM(tokenizer()), QUERIES, ROWS)
     np.save(tmp_path / "few.npy", np.ones((3, 4)))
+    np.save(tmp_path / "words.npy", np.full((8, 4), "1"))
+    np.savez(tmp_path / "twice.npz", ids=np.array([*ROWS.ids, ROWS.ids[0]]), embeddings=np.ones((9, 4)))
     np.savez(tmp_path / "others.npz", ids=np.array(["a"]), embeddings=np.ones((1, 4)))
     (tmp_path / "text.npy").write_text("no array")
-    refused = {"few": "one embedding for each", "others": "none for", "text": "can't be read", "gone": "no file"}
+    refused = {
+        "few.npy": "one embedding for each",
+        "others.npz": "none for",
+        "text.npy": "can't be read",
+        "gone.npy": "no file",
+    }
+    refused |= {"words.npy": "of <U1", "twice.npz": "1 ids stand there twice"}
     for name, said in refused.items():
         with pytest.raises(UsageError, match=said):
-            attribute("embedding-knn", *given, rows_file=str(tmp_path / ("others.npz" if name == "others" else f"{name}.npy")))
+            attribute("embedding-knn", *given, rows_file=str(tmp_path / name))
     with pytest.raises(UsageError, match="can't be compared"):
         np.save(tmp_path / "rows.npy", np.ones((8, 4)))
         attribute("embedding-knn", *given, rows_file=str(tmp_path / "rows.npy"))
+
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def saved(model, folder, change=lambda weights: weights):
+    """A folder with the model, its weights changed in the file."""
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    return str(folder)
+
+
+def knn(encoder):
+    return attribute("embedding-knn", llama(), CausalLM(tokenizer()), QUERIES, ROWS, encoder=encoder).values
+
+
+def test_encoders_are_whole_or_refused(tmp_path):
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=20, **SIZES))
+    lost = "encoder.layer.0.output.dense.weight"
+    with pytest.raises(ModelNotFound, match=f"1 weights of the model are not there: {lost}"):
+        knn(saved(model, tmp_path / "a", lambda weights: {name: each for name, each in weights.items() if name != lost}))
+    wrapped = saved(model, tmp_path / "b", lambda weights: {f"module.{name}": each for name, each in weights.items()})
+    agree(knn(wrapped), knn(saved(model, tmp_path / "c")), 1e-6)
+    few = BertModel(BertConfig(vocab_size=5, **SIZES))
+    with pytest.raises(UsageError, match="which the model has no embedding for"):
+        knn(saved(few, tmp_path / "d"))
+
+
+def test_encoders_of_other_kinds(tmp_path):
+    torch.manual_seed(0)
+    assert np.isfinite(knn(saved(BertForMaskedLM(BertConfig(vocab_size=20, **SIZES)), tmp_path / "a"))).all()
+    short = BertModel(BertConfig(vocab_size=20, max_position_embeddings=4, **SIZES))
+    assert np.isfinite(knn(saved(short, tmp_path / "b"))).all()  # texts are cut where it has no positions
+    t5 = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    T5Model(t5).save_pretrained(tmp_path / "c")
+    tokenizer().save_pretrained(tmp_path / "c")
+    assert np.isfinite(knn(str(tmp_path / "c"))).all()

@@ -147,11 +147,10 @@ def _check_kinds(model: object, task: Any) -> None:
             accepted="whence.CausalLM, Seq2Seq, Classification, Regression, or a task of your own, a subclass of whence.Task",
             fix="whence.CausalLM(tokenizer)" if hasattr(task, "all_special_ids") else fix,
         )
-    is_base = getattr(task.losses, "__func__", None) is Task.losses
-    if is_base or not _takes_two(task.losses):
+    if not _takes_two(task.losses):
         raise UsageError(
-            f"{type(task).__name__} has {'no losses' if is_base else 'losses that need further arguments'}.",
-            given="" if is_base else f"losses{inspect.signature(task.losses)}",
+            f"{type(task).__name__} has losses that need further arguments.",
+            given=f"losses{inspect.signature(task.losses)}",
             accepted="losses(model, batch, noise=None), which returns one number per example",
         )
 

@@ -59,8 +59,9 @@ def read_embeddings(path: str | Path, ids: Sequence[str]) -> np.ndarray:
 
     Raises UsageError where the file is something else, or lacks one.
     """
+    file = readable(path)
     try:
-        loaded = np.load(readable(path), allow_pickle=False)
+        loaded = np.load(file, allow_pickle=False)
         known = [str(name) for name in loaded["ids"]] if isinstance(loaded, np.lib.npyio.NpzFile) else list(ids)
         vectors = loaded["embeddings"] if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -71,10 +72,14 @@ def read_embeddings(path: str | Path, ids: Sequence[str]) -> np.ndarray:
         ) from error
     place = {name: number for number, name in enumerate(known)}
     missing = [name for name in ids if name not in place]
-    if missing or vectors.ndim != 2 or len(vectors) != len(known) or not np.isfinite(vectors).all():
+    twice = len(known) - len(place)
+    numbers = vectors.dtype.kind in "fiu" and np.isfinite(vectors).all()
+    if missing or twice or vectors.ndim != 2 or len(vectors) != len(known) or not numbers:
         raise UsageError(
             f"{path} does not have one embedding for each",
-            given=f"an array {vectors.shape} for {len(ids)}" + (f"; none for {', '.join(missing[:3])}" if missing else ""),
+            given=f"an array {vectors.shape} of {vectors.dtype} for {len(ids)}"
+            + (f"; none for {', '.join(missing[:3])}" if missing else "")
+            + (f"; {twice} ids stand there twice" if twice else ""),
             accepted=f"[{len(ids)}, D], finite numbers" + (", and the ids of whence data preview" if missing else ""),
         )
     return vectors[[place[name] for name in ids]]

@@ -22,9 +22,13 @@ from whence.store.fingerprint import fingerprint
 from whence.store.intact import file_digest
 from whence.store.scores import Scores
 from whence.tasks.base import Batch
+from whence.tasks.context import context_of
 from whence.tasks.encoder import TextEncoder
 
 Side = Literal["queries", "rows"]
+
+LENGTH = 512
+"""Tokens at which a text encoder's texts are cut, or earlier where it has no positions for so many."""
 
 
 class Embedded(Section):
@@ -77,7 +81,8 @@ def _embedded(request: Request, settings: Embedded, side: Side) -> np.ndarray:
         return dist.on_first(read_embeddings, file, examples.ids)
     if settings.encoder is not None:
         encoder, tokenizer = load_encoder(settings.encoder, device=request.point.device)
-        task = TextEncoder(tokenizer)
+        limit, _ = context_of(encoder)
+        task = TextEncoder(tokenizer, min(limit or LENGTH, LENGTH))
         point = Point(encoder, task, examples.rows, batch_tokens=request.settings.batch_tokens)
         return values_of(point, point.examples, task.embeddings, f"embeddings of {side}", out).T.numpy()
     if side == "queries":

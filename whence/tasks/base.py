@@ -41,7 +41,9 @@ class Task:
         distribution with them (`sample_classes`), which makes the covariance of the gradients the true Fisher,
         instead of the empirical one. A task that draws none is recorded as what it is then, the empirical one.
         """
-        raise NotImplementedError
+        raise UsageError(
+            f"{type(self).__name__} has no losses.", accepted="losses(model, batch, noise=None): one number per example, [B]"
+        )
 
     def measurements(self, model: nn.Module, batch: Batch) -> Tensor:
         """What is asked about each query, `[B]`: by default the log-likelihood of its labels, in nats."""

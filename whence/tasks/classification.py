@@ -68,7 +68,7 @@ class Classification(LabelTask):
         """Refuse labels that the model has no class for, of all items that are in memory; and texts that are too long."""
         say_unused(items)
         if self.tokenizer is not None:
-            check_tokens(model, self.tokenizer, [[item.tokens] for item in items], names)
+            check_tokens(model, self.tokenizer, [[item.tokens.ids] for item in items], names)
             check_context(model, [self.size(item) for item in items], names)
             labels = [item.label for item in items]
         elif isinstance(items, list | tuple | torch.utils.data.TensorDataset):

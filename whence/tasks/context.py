@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from whence.errors import UsageError
 from whence.progress import note
 from whence.tasks.forward import unwrapped
-from whence.tasks.tokens import Tokens, padding_id
+from whence.tasks.tokens import padding_id
 
 POSITIONS = re.compile(r"(^|_)(wpe|pos|pos_?emb\w*|position\w*)(_|$)")
 """Names of tables that hold a vector for each position."""
@@ -64,14 +65,14 @@ def check_context(model: Any, lengths: Sequence[int], names: Sequence[str]) -> N
     )
 
 
-def check_tokens(model: Any, tokenizer: Any, texts: Sequence[Sequence[Tokens]], names: Sequence[str]) -> None:
-    """Refuse rows with a token that the model has no embedding for; `texts` are each row's."""
+def check_tokens(model: Any, tokenizer: Any, texts: Sequence[Sequence[np.ndarray]], names: Sequence[str]) -> None:
+    """Refuse rows with a token that the model has no embedding for; `texts` are the tokens' ids of each row's texts."""
     inner = unwrapped(model)
     if not hasattr(inner, "get_input_embeddings"):
         return
     known = len(inner.get_input_embeddings().weight)
     for row, name in zip(texts, names, strict=True):
-        token = max((int(text.ids.max()) for text in row if len(text.ids)), default=0)
+        token = max((int(ids.max()) for ids in row if len(ids)), default=0)
         if token >= known:
             raise _no_embedding(f"{name} has", tokenizer, token, known)
     if padding_id(tokenizer) >= known:

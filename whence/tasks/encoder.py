@@ -13,6 +13,7 @@ from whence.settings import Length, valid
 from whence.store.fingerprint import fingerprint_tokenizer
 from whence.store.scores import row_text
 from whence.tasks.base import Batch, Task
+from whence.tasks.context import check_tokens
 from whence.tasks.tokens import pad, padding_id
 
 
@@ -26,6 +27,10 @@ class TextEncoder(Task):
         """Token ids of each row's text, cut at the maximum length."""
         found = self.tokenizer([row_text(row) for row in rows], truncation=True, max_length=self.max_length)
         return [np.asarray(ids, dtype=np.int64) for ids in found["input_ids"]]
+
+    def examine(self, model: nn.Module, items: Sequence[np.ndarray], names: Sequence[str]) -> None:
+        """Refuse texts with tokens that the encoder has no embedding for."""
+        check_tokens(model, self.tokenizer, [[ids] for ids in items], names)
 
     def collate(self, items: Sequence[np.ndarray]) -> Batch:
         """Batch items: `input_ids` and `attention_mask`, int64 `[B, T]`."""

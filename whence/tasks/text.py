@@ -149,7 +149,7 @@ class TextTask(LabelTask):
 
     def examine(self, model: nn.Module, items: Sequence[Any], names: Sequence[str]) -> None:
         """Refuse items for which the model has no tokens or positions; note those beyond the length that it was made for."""
-        check_tokens(model, self.tokenizer, [self.texts(item) for item in items], names)
+        check_tokens(model, self.tokenizer, [[text.ids for text in self.texts(item)] for item in items], names)
         check_context(model, [self.size(item) for item in items], names)
 
     def texts(self, item: Any) -> list[Tokens]:
