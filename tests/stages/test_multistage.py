@@ -11,8 +11,11 @@ from torch import nn
 import whence
 from whence.engine.point import Point
 from whence.errors import StaleArtifact, UsageError
+from whence.gradients import Dense
+from whence.operators import BlockDiagonal, EigenBlock, Identity, Spectral
 from whence.stages import Stage, multistage, open_stages
 from whence.stages.names import match
+from whence.stages.transport import transport
 from whence.tasks import Regression
 
 
@@ -260,3 +263,32 @@ def test_what_can_not_be_is_said(changes, message):
         multistage([three()[1], replace(three()[2], **changes)], QUERIES)
     with pytest.raises(UsageError, match="Each stage has its own number of training rows"):
         multistage(three(), QUERIES, n_train=5)
+
+
+@pytest.mark.parametrize(
+    ("how", "function"),
+    [
+        ({"rates": 4.0}, lambda h: np.exp(-4 * h)),
+        ({"rates": 4.0, "transport": "proximal"}, lambda h: 0.25 / (h + 0.25)),
+        ({"rates": 4.0, "transport": "proximal", "proximal": 0.5}, lambda h: 0.5 / (h + 0.5)),
+        ({"transport": "inverse", "proximal": 1e-4}, lambda h: 1 / (h + 1e-4)),
+        ({"transport": "identity"}, np.ones_like),
+    ],
+    ids=str,
+)
+def test_each_transport_is_its_function_of_the_eigenvalues(how, function):
+    lam_OI = torch.tensor([[0.0, 1e-3, 0.5], [2.0, 0.1, 100.0]]).double()
+    given = {"one": Dense(torch.ones(1, 2, 3).double())}
+    expected = function(lam_OI.numpy())
+    stage = Stage("second", point(2, 7), **how)
+    blocks = BlockDiagonal({"one": EigenBlock(None, None, lam_OI)})
+    agree((transport(stage, blocks) @ given)["one"].dense().w_BOI[0], expected, 1e-12)
+    whole = Spectral.of(torch.diag(lam_OI.flatten()), {"one": (2, 3)})
+    agree((transport(stage, whole) @ given)["one"].dense().w_BOI[0], expected, 1e-12)
+
+
+def test_a_transport_of_ones_own():
+    stages = three()[1:]
+    half = replace(stages[1], transport=0.5 * Identity(("one", "two"), "half"))
+    whole = multistage([stages[0], replace(stages[1], transport="identity")], QUERIES)
+    np.testing.assert_allclose(multistage([stages[0], half], QUERIES).stages["second"].raw, whole.stages["second"].raw / 2)

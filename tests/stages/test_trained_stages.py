@@ -20,6 +20,7 @@ from whence.models import load_model
 from whence.settings import Train
 from whence.stages import Stage, multistage
 from whence.stages.multistage import form
+from whence.stages.transport import course_of
 from whence.tasks import CausalLM
 from whence.train.checkpoints import MOMENTS
 from whence.train.finetune import finetune
@@ -119,3 +120,9 @@ def test_rates_between_logged_steps_lie_between_and_what_is_missing_is_said(tmp_
         read_state(tmp_path / "trainer_state.json", point)
     with pytest.raises(UsageError, match="no trainer_state.json"):
         read_state(tmp_path / "elsewhere", point)
+
+
+def test_rates_alone_are_of_steps_along_the_loss_of_a_token():
+    tokens = trained("sgd")[1].training.about["tokens"]["in_loss_per_epoch"]
+    course = course_of(Stage("tuned", points("sgd")[1], rates=3.0), ())
+    assert (course.rates, course.loss_scale, course.metric) == (3.0, tokens / len(ROWS), None)
