@@ -292,3 +292,9 @@ def test_a_transport_of_ones_own():
     half = replace(stages[1], transport=0.5 * Identity(("one", "two"), "half"))
     whole = multistage([stages[0], replace(stages[1], transport="identity")], QUERIES)
     np.testing.assert_allclose(multistage([stages[0], half], QUERIES).stages["second"].raw, whole.stages["second"].raw / 2)
+
+
+def test_a_formed_matrix_is_kept_only_on_the_way(tmp_path):
+    kept = multistage(three()[1:], QUERIES, out=tmp_path / "run")
+    np.testing.assert_array_equal(kept.total().raw, multistage(three()[1:], QUERIES).total().raw)
+    assert {file.name for file in (tmp_path / "run" / "second").iterdir()} == {"scores"}

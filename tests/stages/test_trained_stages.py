@@ -126,3 +126,11 @@ def test_rates_alone_are_of_steps_along_the_loss_of_a_token():
     tokens = trained("sgd")[1].training.about["tokens"]["in_loss_per_epoch"]
     course = course_of(Stage("tuned", points("sgd")[1], rates=3.0), ())
     assert (course.rates, course.loss_scale, course.metric) == (3.0, tokens / len(ROWS), None)
+
+
+def test_a_damping_that_takes_a_training_for_longer_is_remarked_on(notes):
+    base, tuned = stages("sgd", transport="flow")
+    multistage([base, tuned], QUERIES)
+    assert not any("stopped early" in text for text in notes)
+    multistage([base, replace(tuned, damping=1e-6)], QUERIES)
+    assert sum("tuned stopped early" in text for text in notes) == 1

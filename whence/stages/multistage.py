@@ -23,7 +23,7 @@ from whence.errors import UsageError
 from whence.fitting.curvature import Curvature
 from whence.fitting.fit import fit
 from whence.methods.base import Request
-from whence.methods.damping import Damped, damping_of
+from whence.methods.damping import Damped, damping_of, damping_of_training
 from whence.methods.dense import formed, refuse_large
 from whence.operators import BlockDiagonal, Operator, Renamed, Spectral
 from whence.operators.flat import Flat
@@ -38,6 +38,9 @@ from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder
 from whence.store.memory import Memory, work
+
+FAR = 10
+"""How many times as much the learning rates of a training damp before a smaller damping is remarked on."""
 
 
 def multistage(
@@ -118,8 +121,9 @@ class _Run:
                 passed = Renamed(back, names[stage.name])
                 later = passed if later is None else passed @ later
                 about[stage.name] = {"transport": passed.label}
-        for stage in self.stages:
-            folder.discard(f"{stage.name}/head")
+        for stage in self.stages:  # what was needed on the way only
+            for part in ("head", "matrix"):
+                folder.discard(f"{stage.name}/{part}")
         ordered = {stage.name: found[stage.name] for stage in self.stages}
         return StagedScores(ordered, table_of(self.modules), contents_of(self.stages), about)
 
@@ -137,7 +141,7 @@ class _Run:
             return given
         note(f"{stage.name}: curvature of its own rows")
         if given in FORMED:
-            return form(stage, given, out=place("factors"))  # type: ignore[arg-type]
+            return form(stage, given, out=place("matrix"))  # type: ignore[arg-type]
         chosen = given if isinstance(given, Fit) else Fit(method=given or "ekfac", check=self.settings.check)  # type: ignore[arg-type]
         if chosen is not given:
             chosen = chosen.changed(precision=self.settings.precision)
@@ -149,12 +153,26 @@ class _Run:
         request = Request(stage.point, self.queries, training=stage.training, modules=stage.names)
         damping = damping_of(request, self.damped(stage))
         if damping.relative:
+            self.note_unfinished(stage, request, damping.factor * mean_eigenvalue(curvature))
             return curvature.inverse(damping.factor)
         if isinstance(curvature, BlockDiagonal):
             return damping.inverse(Curvature(curvature, {}))
         if damping.metric is None:
             return curvature.inverse(absolute=damping.factor)
         return damping.root @ curvature.between(damping.root).inverse(absolute=damping.factor) @ damping.root  # type: ignore[arg-type]
+
+    def note_unfinished(self, stage: Stage, request: Request, damping: float) -> None:
+        """Say where the damping takes a training for gone much further than it went, which makes its values too large."""
+        try:
+            own = damping_of_training(request).mean if stage.training is not None else 0.0
+        except UsageError:  # it is not known how its optimizer moved the weights
+            return
+        if own > FAR * damping:
+            note(
+                f"warning: {stage.name} stopped early: its learning rates damp {own / damping:,.0f} times as much as damping="
+                f"{self.damped(stage).relative:g} does, with which its rows' values are those of a far longer training; "
+                'damping="training" is as far as it went'
+            )
 
     def damped(self, stage: Stage) -> Damped:
         """How the inverse of a stage is damped."""
@@ -193,6 +211,13 @@ class _Run:
             "damping": self.damped(stage).as_json(),
             "n_train": stage.n_train,
         }
+
+
+def mean_eigenvalue(curvature: BlockDiagonal | Spectral) -> float:
+    """Of all modules together."""
+    if isinstance(curvature, Spectral):
+        return float(curvature.lam_P.mean())
+    return Curvature(curvature, {}).mean_eigenvalue
 
 
 def form(stage: Stage, kind: Literal["gauss-newton", "hessian", "fisher", "empirical-fisher"], **saving: Any) -> Spectral:

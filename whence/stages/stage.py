@@ -60,7 +60,8 @@ class Stage:
     modules: str | Sequence[str] | None = None
     """What is tracked where no curvature says it, as `whence.fit` takes it."""
     damping: float | Literal["training"] | None = None
-    """Of this stage's inverse, instead of that of `multistage`."""
+    """Of this stage's inverse, instead of that of `multistage`. A short fine-tuning wants "training": with less damping its
+    rows' values are those of a training to the end."""
     absolute_damping: float | None = None
     """The same damping for all weights as a number."""
     n_train: int | None = None
