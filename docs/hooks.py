@@ -27,6 +27,7 @@ BESIDE = {
     "benchmarks/results/damping.md": "benchmarks/results/damping.md",
     "benchmarks/results/refinement.md": "benchmarks/results/refinement.md",
     "benchmarks/results/funnel.md": "benchmarks/results/funnel.md",
+    "benchmarks/results/stages.md": "benchmarks/results/stages.md",
 }
 """Files of the repository that the site shows, by their place in it."""
 
