@@ -2,9 +2,9 @@
 
     python -m benchmarks.flips --flips 100
 
-A tiny run is made from fine-tuning to report. Then a bit of one of its files is flipped, its time of change put back, and
+A tiny run is made from fine-tuning to report, and three methods are compared on it. Then a bit of one of its files is flipped, its time of change put back, and
 all that reads the run is done: opening scores, factors and the training, loading the model, reading the answers, building the
-report, planning `whence run`, and `whence verify`. The bit is flipped back before the next. Files are drawn kind by kind,
+report, comparing methods, planning `whence run`, and `whence verify`. The bit is flipped back before the next. Files are drawn kind by kind,
 so that small ones count as much as weights. What comes of a flip is one of
 
     wrong      something read another result, and said nothing
@@ -47,6 +47,7 @@ def main(given: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="whence-flips-") as scratch:
         settings = write_run(Path(scratch))
         make(settings)
+        compare(settings)
         found = flips(settings, options.flips, options.seed)
     table = collections.defaultdict(collections.Counter)
     table["all"]  # first
@@ -129,7 +130,40 @@ def readers(settings: Path) -> dict[str, Callable[[], str]]:
         "model": lambda: model(out / "train" / "model"),
         "answers": lambda: answers(out / "generate" / "generated.json"),
         "report": lambda: report(out),
+        **({"comparison": lambda: compare(settings), "beginning": lambda: beginning(out / "train")} if compared(out) else {}),
     }
+
+
+METHODS = ("bm25", "tracin", "magic")
+
+
+def compare(settings: Path) -> str:
+    """What `whence compare` says, and writes where it is not there yet."""
+    from whence.config import read_config
+    from whence.pipeline.comparison import FOLDER, compare_methods, keep
+    from whence.progress import Silent, report_to
+    from whence.store.intact import read_json
+
+    resolved = read_config(settings, environment={})
+    with report_to(Silent()):
+        found = compare_methods(resolved, METHODS)
+    if not compared(resolved.out):
+        keep(found, resolved.out, "ekfac")
+    numbers = [digest(each.scores.raw.tobytes()) + canonical_json(each.as_json()) for each in found]
+    return digest(*numbers, canonical_json(read_json(resolved.out / FOLDER / "comparison.json")))
+
+
+def compared(out: Path) -> bool:
+    """Whether methods were compared on the run."""
+    return (out / "methods" / "comparison.json").is_file()
+
+
+def beginning(folder: Path) -> str:
+    """The weights before the first step, from which a training is repeated."""
+    from whence.store.fingerprint import fingerprint_tensors
+    from whence.store.manifest import Folder
+
+    return fingerprint_tensors(Folder.open(folder).load("start"))
 
 
 def plan(settings: Path) -> str:

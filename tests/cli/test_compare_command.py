@@ -60,3 +60,9 @@ def test_methods_on_one_run(run, tiny_model_folder, data, queries, tmp_path):
 def test_what_is_no_run_and_settings_of_no_method(run, tmp_path):
     assert "is no run" in run("compare", tmp_path, "--methods", "ekfac", code=2).stderr
     assert "names no method" in run("compare", tmp_path, "--methods", "ekfac", "--set", "damping=1", code=2).stderr
+
+
+def test_settings_that_are_no_yaml_are_text():
+    given = ["cg.near=[", "cg.damping=\x1b[2J", "cg.rank=12", "cg.tolerance=*a"]
+    found = pairs(given, "--set", "METHOD.NAME=VALUE", yaml=True)
+    assert found == {"cg.near": "[", "cg.damping": "\x1b[2J", "cg.rank": 12, "cg.tolerance": "*a"}

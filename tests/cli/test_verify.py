@@ -39,6 +39,10 @@ def test_damage_is_named_with_exit_code_4(run, folder):
         "inputs.json": "is missing",
     }
     assert f"2 files of {folder} are damaged" in failed.stderr
+    config = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_text("{")
+    assert json.loads(run("verify", folder, "--json", code=4).stdout)["damaged"].keys() == {"config.json"}
+    (folder / "config.json").write_bytes(config)
     (folder / "manifest.json").write_text("{")
     failed = run("verify", folder, code=4)
     assert f"{folder}/manifest.json is damaged" in failed.stderr

@@ -189,6 +189,6 @@ def pairs(given: Sequence[str], flag: str, metavar: str, *, yaml: bool = False) 
     found = dict(entry.split("=", 1) for entry in given)
     if not yaml:
         return found
-    from yaml import safe_load
+    from whence.config.plain_yaml import value_of
 
-    return {name: safe_load(value) for name, value in found.items()}
+    return {name: value_of(value) for name, value in found.items()}

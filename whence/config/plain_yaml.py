@@ -30,6 +30,14 @@ def load_yaml(text: str) -> Any:
         raise Unreadable(str(error).replace("\n", " ")) from error
 
 
+def value_of(text: str) -> Any:
+    """Read a value that is given outside of a file: as YAML, or as the text itself where it is none."""
+    try:
+        return load_yaml(text)
+    except Unreadable:
+        return text
+
+
 def _written_out(node: yaml.Node, counts: dict[int, int]) -> int:
     """How many values a node stands for, its aliases written out; `counts` remembers those of nodes, and 0 while at one."""
     known = counts.get(id(node))

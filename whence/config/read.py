@@ -16,7 +16,7 @@ from typing import Any, Generic
 
 from pydantic import ValidationError
 
-from whence.config.plain_yaml import Unreadable, load_yaml
+from whence.config.plain_yaml import Unreadable, load_yaml, value_of
 from whence.config.schema import Config, S, Stages, adapter
 from whence.errors import UsageError
 from whence.escapes import command
@@ -134,12 +134,12 @@ def resolve(
     for name, text in sorted((environment or {}).items()):
         key = name.removeprefix(ENVIRONMENT)
         if key != name and "__" in key:
-            _lay(merged, _nested(key.lower().split("__"), _value(text)), origins, name)
+            _lay(merged, _nested(key.lower().split("__"), value_of(text)), origins, name)
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator or not key.strip():
             raise UsageError(f"--set {setting} sets nothing.", accepted="KEY=VALUE, such as --set score.damping=0.2")
-        _lay(merged, _nested(key.strip().split("."), _value(text)), origins, f"--set {key.strip()}")
+        _lay(merged, _nested(key.strip().split("."), value_of(text)), origins, f"--set {key.strip()}")
     try:
         config = checked(merged)
     except ValidationError as error:
@@ -164,13 +164,6 @@ def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
     for key in reversed(keys):
         value = {key: value}
     return value
-
-
-def _value(text: str) -> Any:
-    try:
-        return load_yaml(text)
-    except Unreadable:
-        return text
 
 
 def _lay(over: dict[str, Any], values: Mapping[str, Any], origins: dict[str, str], origin: str, prefix: str = "") -> None:

@@ -101,6 +101,8 @@ def compare_methods(
 
     Raises UsageError where there is no such method or run, before anything is scored; and what the methods raise.
     """
+    if not methods:
+        raise UsageError("No method is named.", accepted="names of whence methods ls, joined by commas")
     names = list(dict.fromkeys([*methods, reference]))
     given = {name: recipe_named(name).own((settings or {}).get(name, {}), typed=True) for name in names}
     if unused := [name for name in settings or {} if name not in names]:
@@ -108,11 +110,11 @@ def compare_methods(
     request = request_of(Workshop(resolved))
     for name in names:
         recipe_named(name).refuse_without(request)
+    retrained = bank_of(resolved.out, bank)
     found: dict[str, tuple[Scores, Cost]] = {}
     for number, name in enumerate(names, 1):
         note(f"{number}/{len(names)} {name}")
         found[name] = _measured(name, given[name], request, resolved.out, rerun)
-    retrained = bank_of(resolved.out, bank)
     return [_compared(name, *found[name], found[reference][0], retrained) for name in names]
 
 

@@ -345,10 +345,15 @@ def verified(folder: Path) -> Verified:
         )
     digest_of, records = functools.cache(file_digest), list[Checked]()
     for record in sorted(file for name in RECORDS for file in folder.rglob(name) if file.is_file()):
+        read = record
         try:
+            if record.name == MANIFEST and is_run_folder(record.parent):
+                read = record.with_name(CONFIG)
+                read_config(record.parent)
+            read = record
             records.append(check(record, digest_of))
         except StaleArtifact as error:
-            records.append(Checked(record, {}, 0, {record.name: f"is damaged: {error.given}"}))
+            records.append(Checked(record, {}, 0, {read.name: f"is damaged: {error.given}"}))
     records = [each for each in records if each.files or each.faults]
     if not records and (above := _nearest(folder)) is not None:
         records = [check(above[0], digest_of, above[1])]

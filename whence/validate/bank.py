@@ -14,6 +14,7 @@ import io
 import json
 import shlex
 import time
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -229,8 +230,11 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What `write_arrays` wrote; raises UsageError where the file is not there, cut off or altered."""
-    if not path.exists():
+    if not path.is_file():
         raise UsageError("There is no bank", given=str(path))
+    with path.open("rb") as opened:
+        if opened.read(2) != b"PK" and not zipfile.is_zipfile(path):  # never advise to delete a file that is none of ours
+            raise UsageError(f"{path} is no retraining bank", accepted="an .npz file that whence validate --lds made")
     again = f"rm {shlex.quote(str(path))}, and make it again"
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
