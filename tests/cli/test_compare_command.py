@@ -5,6 +5,8 @@ import json
 import pytest
 import yaml
 
+from whence.cli.from_settings import pairs
+
 
 @pytest.fixture
 def two(run, tiny_model_folder, data, queries, fitted, tmp_path):
