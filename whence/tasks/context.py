@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from whence.errors import UsageError
+from whence.layers import modules_of
 from whence.progress import note
 from whence.tasks.forward import unwrapped
 from whence.tasks.tokens import padding_id
@@ -21,11 +22,10 @@ POSITIONS = re.compile(r"(^|_)(wpe|pos|pos_?emb\w*|position\w*)(_|$)")
 def context_of(model: Any) -> tuple[int | None, bool]:
     """The tokens that the model was made for (None where it doesn't say), and whether it has no positions past them."""
     tables = [
-        module.num_embeddings - _skipped(module)
-        for name, module in unwrapped(model).named_modules()
-        if isinstance(module, nn.Embedding)
-        and POSITIONS.search(name.rpartition(".")[2])
-        and "rel" not in name.rpartition(".")[2]
+        table.num_embeddings - _skipped(table)
+        for module in modules_of(unwrapped(model))
+        for name, table in module._modules.items()
+        if isinstance(table, nn.Embedding) and POSITIONS.search(name) and "rel" not in name
     ]
     if tables:
         return min(tables), True

@@ -169,7 +169,8 @@ def _align(
 
 def up_to_last(mask: np.ndarray) -> int:
     """Count the positions up to the last True."""
-    return int(mask.nonzero()[0][-1]) + 1 if mask.any() else 0
+    (places,) = mask.nonzero()
+    return int(places[-1]) + 1 if len(places) else 0
 
 
 def pad(rows: Sequence[np.ndarray], fill: int | float | bool, side: str = "right") -> Tensor:
