@@ -23,15 +23,13 @@ def tabulated(
     **parts: Any,
 ) -> Scores:
     """Scores `[Q, N]` of the rows of `of`; `table` says what is known of each query, which was asked at `at`."""
-    import pandas
-
     train = of.examples
     copies = train.rows.copies if isinstance(train.rows, Rows) else None
     return Scores(
         raw=raw,
         n_train=n_train or len(train.usable),
         examples=describe_rows(train.rows, train.ids, train.sizes, copies),
-        queries=pandas.DataFrame(dict(table)),
+        queries=table,
         about={**measured(at), **about},
         **parts,
     )

@@ -31,6 +31,26 @@ PER_TOKEN = "nats per copy and token"
 """The unit of values that are divided by the length of the rows."""
 
 
+class _Table:
+    """A field that takes a table, or columns of which one is made when somebody looks at it: that takes a millisecond."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, scores: Any, owner: type | None = None) -> pandas.DataFrame:
+        if scores is None:
+            raise AttributeError(self.name)  # what tells a dataclass that the field has no default
+        columns = vars(scores)[self.name]
+        if isinstance(columns, Mapping):
+            import pandas
+
+            columns = vars(scores)[self.name] = pandas.DataFrame(dict(columns))
+        return columns
+
+    def __set__(self, scores: Any, table: pandas.DataFrame | Mapping[str, Any]) -> None:
+        vars(scores)[self.name] = table
+
+
 @dataclass(frozen=True)
 class Scores:
     """Scores `raw [Q, N]` with the ids, texts and norms of both sides.
@@ -44,7 +64,7 @@ class Scores:
     n_train: int
     examples: pandas.DataFrame
     """One row per training example: id, source, copies, tokens, text."""
-    queries: pandas.DataFrame
+    queries: _Table = _Table()
     """One row per query: id, text, prompt, completion, contrast, span, source (who gave the completion), tokens
     (measured), measured (their sum, nats for a log-probability), norm, energy (kept by a low rank)."""
     about: dict[str, Any] = field(default_factory=dict)
