@@ -63,7 +63,10 @@ class Projection(Operator):
 
     def to(self, like: Tensor) -> Projection:
         """The same in the dtype and on the device of `like`; what was shared stays shared."""
-        moved = {id(m): m.to(like) for m in (*self.out.values(), *self.into.values())}
+        every = (*self.out.values(), *self.into.values())
+        if all(m.dtype == like.dtype and m.device == like.device for m in every):
+            return self
+        moved = {id(m): m.to(like) for m in every}
         return Projection({n: moved[id(m)] for n, m in self.out.items()}, {n: moved[id(m)] for n, m in self.into.items()})
 
 
@@ -80,7 +83,7 @@ class StreamingProjection(Streaming):
 
     def apply(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Dense:
         m_O, m_I = self.projection.out[name], self.projection.into[name]
-        gradient = gradient.to(m_O.dtype)
+        gradient = gradient if gradient.dtype == m_O.dtype else gradient.to(m_O.dtype)
         read_BRP = gradient.a_BRI if name in self._ahead and isinstance(gradient, Factored) else None
         return Dense(project(gradient, m_O, m_I, read_BRP))
 
@@ -130,11 +133,15 @@ def leading_eigenvectors(blocks: Mapping[str, EigenBlock], dim: int) -> Projecti
 
 def project(gradient: Gradient, m_O: Tensor, m_I: Tensor, read_BRP: Tensor | None = None) -> Tensor:
     """`m_O^T w m_I` of each example, `[B, P, P]`, in float32 or better; `read_BRP` is `a m_I` where it is known."""
-    sums = torch.promote_types(m_O.dtype, torch.float32)
     if isinstance(gradient, Factored):
         read_BRP = gradient.a_BRI @ m_I if read_BRP is None else read_BRP
-        return (gradient.g_BRO @ m_O).to(sums).mT @ read_BRP.to(sums)
-    return (m_O.T @ gradient.w_BOI @ m_I).to(sums)
+        return torch.bmm(_summable(gradient.g_BRO @ m_O).mT, _summable(read_BRP))  # `@` takes longer to find it
+    return _summable(m_O.T @ gradient.w_BOI @ m_I)
+
+
+def _summable(numbers: Tensor) -> Tensor:
+    """The numbers in float32, or as they are where that is no shorter."""
+    return numbers if numbers.dtype.itemsize >= 4 else numbers.float()
 
 
 def _family(name: str) -> str:
