@@ -68,7 +68,8 @@ def measured_of(point: Point, queries: Queries, name: str = "measurements") -> T
     sizes = tuple(point.task.size(item) for item in queries.items)
     ids = tuple(queries.ids[owner] for owner in queries.owners)
     items = Examples(queries.items, ids, queries.items, sizes, queries.fingerprint)
-    weighted = queries.weights * values_of(point, items, point.task.measurements, name).double()
+    weights = torch.tensor(queries.weights, dtype=torch.float64)
+    weighted = weights * values_of(point, items, point.task.measurements, name).double()
     return weighted.new_zeros(len(queries)).index_add_(0, torch.tensor(queries.owners), weighted)
 
 

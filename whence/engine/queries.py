@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,9 +50,9 @@ class Queries(Examples):
         return [number for number, query in enumerate(self.weighted) for _ in query]
 
     @functools.cached_property
-    def weights(self) -> Tensor:
-        """Of each item, float64."""
-        return torch.tensor([weight for query in self.weighted for _, weight in query], dtype=torch.float64)
+    def weights(self) -> list[float]:
+        """Of each item."""
+        return [weight for query in self.weighted for _, weight in query]
 
     def items_of(self, batch: Sequence[int]) -> Sequence[int]:
         """The places in `items` of these queries."""
@@ -85,16 +86,23 @@ def encode_queries(task: Task, data: Any, model: nn.Module | None = None) -> Que
 
 @dataclass(frozen=True)
 class Preconditioned:
-    """`operator @ gradient` of every query; `[Q]` each: what was measured, the norm, the energy that a low rank keeps."""
+    """`operator @ gradient` of every query, and what was measured of it, `[Q]`.
+
+    `worth_Q2` are the squared norms, and what of them a low rank lost, where gradients are compressed; else the gradients tell.
+    """
 
     gradients: dict[str, Gradient]
     measured: Tensor
-    norms: Tensor
-    energy: Tensor
+    worth_Q2: Tensor | None
 
     def columns(self) -> dict[str, Any]:
-        """What goes into the table of queries."""
-        return {"measured": self.measured, "norm": self.norms, "energy": self.energy}
+        """What goes into the table of queries: also the norm, and the energy that a low rank keeps."""
+        worth_Q2 = self.worth_Q2
+        if worth_Q2 is None:
+            worth_Q2 = _summed(_worth(gradient.dense().w_BOI) for gradient in self.gradients.values())
+        square, lost = worth_Q2.unbind(1)
+        energy = 1 - lost / square.clamp(min=torch.finfo(torch.float32).tiny)
+        return {"measured": self.measured, "norm": square.sqrt(), "energy": energy}
 
 
 def precondition(
@@ -112,10 +120,11 @@ def precondition(
     """Measure every query and multiply its gradient with the operator; keep it in the format `kept`, at rank `rank`.
 
     With `together` all queries are added up to one before the operator is applied. Of several processes (`whence.dist`) each
-    does this for some of the queries, and all get the result.
+    does this for some of the queries, and all get the result. Raises NumericalError where what is compressed is not finite.
     """
     dtype, count = point.sums, 1 if together else len(queries)
-    result, whole = QueryGradients(count, rank, kept or dtype, seed), QueryGradients(count, None, dtype, seed)
+    compress = None if rank is None and kept is None else Compression(rank, kept or dtype, seed)
+    result, whole = QueryGradients(count, compress), QueryGradients(count)
     streaming = operator.streaming(point.like) if operator.blockwise else None
     if together:
         inner: Sink = Total(dtype, dtype, point.device)
@@ -139,34 +148,61 @@ def precondition(
         applied = operator @ waiting
     for name, gradient in applied.items():
         result.put(name, range(count), gradient.dense().w_BOI)
-    return result.described(sink.measured.sum(0, keepdim=True) if together else sink.measured)
+    worth_Q2 = _summed(parts[-1] for parts in result.parts.values()) if compress else None
+    if worth_Q2 is not None:
+        refuse_infinite(worth_Q2)
+    measured = sink.measured.sum(0, keepdim=True) if together else sink.measured
+    return Preconditioned(result.gradients, measured, worth_Q2)
+
+
+def refuse_infinite(numbers: Tensor) -> None:
+    """Raise NumericalError where numbers made from queries' gradients, on the host, are not finite."""
+    if not np.isfinite(numbers.numpy()).all():
+        raise NumericalError("A query's gradient is not finite", fix="look at the query's text, or use float32")
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Matrices at rank `rank` (None: as they are) in the format `kept`, and what they are worth, `[Q, 2]`."""
+
+    rank: int | None
+    kept: torch.dtype
+    seed: int
+
+    def __call__(self, w_QOI: Tensor) -> tuple[Tensor, ...]:
+        """The matrices or their two factors, and what they are worth."""
+        factors, share = (w_QOI,), None
+        if self.rank is not None and self.rank * (w_QOI.shape[1] + w_QOI.shape[2]) < w_QOI[0].numel():
+            *factors, share = randomized_svd(w_QOI, self.rank, seed=self.seed)
+        return (*(factor.to(self.kept).contiguous() for factor in factors), _worth(w_QOI, share))
+
+
+def _worth(w_QOI: Tensor, share: Tensor | None = None) -> Tensor:
+    """Of each matrix the squared norm, and what of it is lost where only a `share [Q]` is kept: `[Q, 2]` in float64."""
+    square = torch.linalg.vector_norm(w_QOI, dim=(1, 2)).double().square()
+    return torch.stack([square, torch.zeros_like(square) if share is None else square * (1 - share)], 1)
+
+
+def _summed(worth: Iterable[Tensor]) -> Tensor:
+    """The sum over the modules; brought to the host together, since each transfer waits for the device."""
+    return torch.stack(list(worth)).cpu().cumsum(0)[-1]
 
 
 class QueryGradients:
-    """The gradients of `count` queries, at full or at low rank, in the format they are kept in."""
+    """The gradients of `count` queries at each module, as they are or compressed."""
 
-    def __init__(self, count: int, rank: int | None, kept: torch.dtype, seed: int):
-        self.count, self.rank, self.kept, self.seed = count, rank, kept, seed
+    def __init__(self, count: int, compress: Compression | None = None):
+        self.count, self.compress = count, compress
         self.restart()
 
     def restart(self) -> None:
         """Forget them."""
         self.parts: dict[str, tuple[Tensor, ...]] = {}
-        self._norms: dict[tuple[int, ...], list[Tensor]] = {}
-        self._merged, self.lost = torch.zeros(2, self.count, dtype=torch.float64)
 
     def put(self, name: str, rows: Sequence[int], w_QOI: Tensor) -> None:
         """Keep the gradients of the queries `rows` at one module."""
-        norms, every = torch.linalg.vector_norm(w_QOI, dim=(1, 2)), list(rows) == list(range(self.count))
-        self._norms.setdefault(tuple(rows), []).append(norms)
-        if self.rank is None or self.rank * (w_QOI.shape[1] + w_QOI.shape[2]) >= w_QOI[0].numel():
-            parts: tuple[Tensor, ...] = (w_QOI,)
-        else:
-            g_QRO, a_QRI, share = randomized_svd(w_QOI, self.rank, seed=self.seed)
-            parts = (g_QRO, a_QRI)
-            self.lost[list(rows)] += norms.cpu().double().square() * (1 - share.cpu())
-        parts = tuple(part.to(self.kept).contiguous() for part in parts)
-        if every:
+        parts = self.compress(w_QOI) if self.compress else (w_QOI.contiguous(),)
+        if list(rows) == list(range(self.count)):
             self.parts[name] = parts
             return
         if name not in self.parts:
@@ -184,30 +220,12 @@ class QueryGradients:
             number, _, name = key.partition("/")
             parts.setdefault(name, {})[int(number)] = tensor
         self.parts = {name: tuple(pieces[number] for number in sorted(pieces)) for name, pieces in parts.items()}
-        about = dist.add_up({"square": self.square, "lost": self.lost})
-        self._merged, self.lost = about["square"], about["lost"]
-        self._norms.clear()
-
-    @property
-    def square(self) -> Tensor:
-        """The squared norm of each query's gradient, `[Q]` in float64."""
-        total = self._merged.clone()
-        for rows, norms in self._norms.items():  # brought to the host together: each transfer waits for the device
-            total[list(rows)] += torch.stack(norms).cpu().double().square().cumsum(0)[-1]
-        return total
 
     @property
     def gradients(self) -> dict[str, Gradient]:
         """Those of each module."""
-        return {name: Dense(*parts) if len(parts) == 1 else Factored(*parts) for name, parts in self.parts.items()}
-
-    def described(self, measured: Tensor) -> Preconditioned:
-        """All of them, with what they are worth. Raises NumericalError where one is not finite."""
-        square = self.square
-        if not bool(torch.isfinite(square).all()):
-            raise NumericalError("A query's gradient is not finite", fix="look at the query's text, or use float32")
-        energy = 1 - self.lost / square.clamp(min=torch.finfo(torch.float32).tiny)
-        return Preconditioned(self.gradients, measured, square.sqrt(), energy)
+        factors = {name: parts[:-1] if self.compress else parts for name, parts in self.parts.items()}
+        return {name: Dense(*parts) if len(parts) == 1 else Factored(*parts) for name, parts in factors.items()}
 
 
 class _Measured(Sink):
@@ -220,7 +238,7 @@ class _Measured(Sink):
     def objective(self, model: nn.Module, batch: Batch, indices: Sequence[int]) -> Tensor:
         """The items' weighted measurements, which are also added up query by query."""
         values = one_for_each(self.task.measurements(model, batch), len(indices), self.task)
-        weighted = values * self.queries.weights[list(indices)].to(values)
+        weighted = values * values.new_tensor([self.queries.weights[index] for index in indices])
         owners = torch.tensor([self.queries.owners[index] for index in indices])
         self.measured.index_add_(0, owners, weighted.detach().cpu().double())
         return weighted

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from whence.coverage import Site
 from whence.engine.point import Point
-from whence.engine.queries import encode_queries, precondition
+from whence.engine.queries import encode_queries, precondition, refuse_infinite
 from whence.errors import StaleArtifact, TokenizerMismatch, UsageError
 from whence.indexing.rows import expand
 from whence.operators import Operator, Projection
@@ -111,20 +111,19 @@ class Index:
         """
         if operator is not None:
             check_operator(operator)
-        batch_tokens = valid(Count | None, batch_tokens, "batch_tokens")
         point = self.check(model, task)
-        if batch_tokens:
-            point.batch_tokens = batch_tokens
+        if batch_tokens is not None:
+            point.batch_tokens = valid(Count, batch_tokens, "batch_tokens")
         asked = encode_queries(task, queries, model)
         mapped = self._queries if operator is None else self._queries @ operator
         with multiplying("float32", point.device):
             found = precondition(point, asked, self._sites(point, operator), mapped)
         rows_QD = torch.cat([found.gradients[name].dense().w_BOI.flatten(1) for name in self.about["modules"]], 1).float()
+        norms_Q = torch.linalg.vector_norm(rows_QD, dim=1).cpu()
+        refuse_infinite(norms_Q)
         raw, norms = self.scan(rows_QD)
         check_scores(raw, self._ids)
-        import pandas
-
-        columns = {"measured": found.measured, "norm": rows_QD.norm(dim=1).cpu(), "energy": float("nan")}
+        columns = {"measured": found.measured, "norm": norms_Q, "energy": float("nan")}
         about = {
             "operator": "identity" if operator is None else operator.label,
             "projected": self.about["dim"],
@@ -134,7 +133,7 @@ class Index:
             raw=raw,
             n_train=self.n_train,
             examples=self.examples,
-            queries=pandas.DataFrame({**asked.table, **columns}),
+            queries={**asked.table, **columns},
             about={**measured(point), **about},
             norms={"gradient": norms},
         )
