@@ -25,10 +25,12 @@ def built(case, **settings):
     return whence.build_index(case.model(), case.task(), case.train(), modules=case.modules, **settings)
 
 
-def identity(index):
-    """The operator that leaves gradients as they are."""
-    ones = {name: EigenBlock(None, None, torch.ones(tuple(shape))) for name, shape in index.about["modules"].items()}
-    return BlockDiagonal(ones, "identity")
+def diagonal(index, number=1.0):
+    """The operator that multiplies gradients with a number: by default it leaves them as they are."""
+    shapes = index.about["modules"]
+    return BlockDiagonal(
+        {n: EigenBlock(None, None, torch.full(tuple(shape), number)) for n, shape in shapes.items()}, "diagonal"
+    )
 
 
 def close(found, expected, tolerance):
@@ -45,7 +47,7 @@ cases = pytest.mark.parametrize(
 def test_without_loss_of_dimensions_a_search_gives_the_gradient_dot_product(case):
     index = built(case, dim=WHOLE, kept="float32")
     found = index.search(case.model(), case.task(), case.queries())
-    expected = whence.score(case.model(), case.task(), case.queries(), case.train(), identity(index))
+    expected = whence.score(case.model(), case.task(), case.queries(), case.train(), diagonal(index))
     close(found.raw, expected.raw, 1e-5)
     assert found.n_train == expected.n_train and found.unit == expected.unit
     assert found.query_ids == expected.query_ids and found.example_ids == expected.example_ids
@@ -313,3 +315,10 @@ def test_a_killed_build_with_a_flipped_bit_does_not_go_on(tmp_path):
     cut_up(tmp_path / "index")
     cut_up(tmp_path / "whole")
     assert shard.read_bytes() == (tmp_path / "whole" / shard.name).read_bytes()
+
+
+def test_a_query_whose_gradient_is_not_finite_is_refused():
+    case = CASES["llama"]
+    index = built(case, dim=4)
+    with pytest.raises(NumericalError, match="A query's gradient is not finite"):
+        index.search(case.model(), case.task(), case.queries(), diagonal(index, torch.inf))

@@ -1,5 +1,8 @@
 """Scores add up, scale and average, if they are of the same queries and rows; words give scores too."""
 
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pandas
 import pytest
@@ -29,6 +32,16 @@ def with_parts(seed):
     draw = np.random.default_rng(seed + 10)
     parts = {"modules": {"m": draw.normal(size=(2, 3)), "n": draw.normal(size=(2, 3))}, "tokens": draw.normal(size=(2, 7))}
     return made(seed, norms={"gradient": draw.random(3)}, **parts)
+
+
+def test_a_table_of_queries_can_be_given_as_its_columns():
+    table = made(1)
+    columns = {name: list(table.queries[name]) for name in table.queries}
+    given = replace(table, queries=columns)
+    again, moved = pickle.loads(pickle.dumps(given)), replace(given, n_train=4)  # whether somebody has looked at it or not
+    for scores in (given, again, moved):
+        pandas.testing.assert_frame_equal(scores.queries, table.queries)
+        assert scores.queries is scores.queries
 
 
 def test_the_sum_is_that_of_the_values():
