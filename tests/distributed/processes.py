@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -61,13 +63,46 @@ def killed(stage: str, advances: int, work: Callable[..., Any], *arguments: Any)
     assert end == -signal.SIGKILL, end
 
 
-def torchrun(*words: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command of whence in two processes, as users do; one that fails where `code` is not 0."""
+def torchrun(*words: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command of whence in two processes, as users do."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([*launcher, "-m", *map(str, words)], capture_output=True, text=True, env=environment)
-    assert (done.returncode == 0) == (code == 0), done.stderr
+    assert done.returncode == 0, done.stderr
     return done
+
+
+def launched(module: str, *words: Any) -> tuple[bool, str]:
+    """Whether torchrun's agent says that two processes of the module came through, and what these wrote to stderr.
+
+    The same as `torchrun`, but agent and processes are forked from the server, which has everything imported.
+    """
+    with tempfile.NamedTemporaryFile("r") as said:
+        (succeeded,) = run(_launch, said.name, module, list(map(str, words)), world=1)
+        return succeeded, said.read()
+
+
+def _launch(said: str, module: str, words: list[str]) -> bool:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), 2)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    nodes: dict[str, Any] = {"min_nodes": 1, "max_nodes": 1, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    config = LaunchConfig(**nodes, nproc_per_node=2, max_restarts=0, start_method="fork")
+    try:
+        elastic_launch(config, _as_module)(module, words)
+    except ChildFailedError:
+        return False
+    return True
+
+
+def _as_module(module: str, words: list[str]) -> None:
+    """What `python -m MODULE ...` does, begun without the agent's handlers of signals."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _received(name: str, results: Connection) -> bytes | None:
