@@ -203,7 +203,7 @@ def measured(case: Case, returning: bool = False) -> dict[str, dict[str, Any]]:
     return found
 
 
-def predicted(case: Case) -> dict[str, dict[str, Any]]:
+def predicted(case: Case, calibrate: bool = True) -> dict[str, dict[str, Any]]:
     """The same figures as `measured`, planned from the model's config; "returning" is the peak without freed memory."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -214,9 +214,8 @@ def predicted(case: Case) -> dict[str, dict[str, Any]]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config(case)).eval()
     task = whence.CausalLM(tokenizer(case))
-    plan = whence.plan(
-        model, task, rows(case, "train"), queries=rows(case, "queries"), rank=case.rank, device="cpu", **settings(case)
-    )
+    given: dict[str, Any] = {"rank": case.rank, "device": "cpu", "calibrate": calibrate, **settings(case)}
+    plan = whence.plan(model, task, rows(case, "train"), queries=rows(case, "queries"), **given)
     none: dict[str, Any] = {"peak": 0, "returning": 0, "disk": 0, "seconds": 0.0}
     found: dict[str, dict[str, Any]] = {name: {**none, "stages": {}} for name in ("fit", "score")}
     for stage in plan.stages:

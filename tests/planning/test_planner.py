@@ -30,8 +30,8 @@ def checking():
 
 
 CHECK = checking()
-MEASURED = ("tiny", "llama-S-mlp", "neox-S-mlp", "llama-S-all-groups")
-"""Cases that are fitted and scored for real; `python benchmarks/plan_check.py` does all."""
+MEASURED = {"tiny": 4, "llama-S-mlp": 4, "neox-S-mlp": 2, "llama-S-all-groups": 2}
+"""Cases that are fitted and scored for real, with so many layers; `python benchmarks/plan_check.py` does all, with four."""
 
 TINY = replace(next(case for case in CHECK.CASES if case.name == "tiny"), layers=1)
 
@@ -71,7 +71,8 @@ def zeroed(module):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
 @pytest.mark.parametrize("case", [case for case in CHECK.CASES if case.name in MEASURED], ids=lambda case: case.name)
 def test_memory_within_a_fifth_and_disk_within_a_twentieth(case):
-    expected, real = CHECK.predicted(case), CHECK.measured(case, returning=True)
+    case = replace(case, layers=MEASURED[case.name])
+    expected, real = CHECK.predicted(case, calibrate=False), CHECK.measured(case, returning=True)
     for name in ("fit", "score"):
         assert expected[name]["returning"] == pytest.approx(real[name]["peak"], rel=0.2), name
     assert expected["fit"]["disk"] == pytest.approx(real["fit"]["disk"], rel=0.05)
