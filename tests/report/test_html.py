@@ -24,9 +24,10 @@ class Page(HTMLParser):
         self.rows: list[dict] = []
         self.resources: list[str] = []
         self.elements: list[tuple[str, dict]] = []
-        self.text = ""
+        self.said: list[str] = []
         self.feed(text)
         assert not self.open
+        self.text = "".join(self.said)
 
     def handle_starttag(self, tag, attrs):
         found = dict(attrs)
@@ -48,7 +49,7 @@ class Page(HTMLParser):
         tags = [tag for tag, _ in self.open]
         if "script" in tags or "style" in tags:
             return
-        self.text += data
+        self.said.append(data)
         classes = [kind for _, kind in self.open]
         if "row" in classes:
             row = self.rows[-1]

@@ -20,17 +20,16 @@ from whence.report.html import LIMIT, PAGE, render
 MANY = 200
 
 
-@pytest.fixture
-def many(scores):
-    """The questions again and again, up to 200, each with its own numbers, and rows of some 400 characters."""
-    draw, (count, rows) = np.random.default_rng(1), scores.shape
-    times = MANY // count
+def repeated(scores, count):
+    """The questions again and again, up to that many, each with its own numbers, and rows of some 400 characters."""
+    draw, (questions, rows) = np.random.default_rng(1), scores.shape
+    times = count // questions
     texts = [f"{text} {number} " + " ".join(draw.choice(WORDS, 60)) for number, text in enumerate(scores.examples["text"])]
     pieces = [re.findall(r".{1,4}", text, re.S) for text in texts]
-    tokens = np.concatenate([draw.normal(size=(MANY, len(part))) * scores.raw.std() for part in pieces], 1)
+    tokens = np.concatenate([draw.normal(size=(count, len(part))) * scores.raw.std() for part in pieces], 1)
     examples = scores.examples.assign(text=texts, pieces=pieces, tokens=[len(part) for part in pieces])
-    queries = pd.concat([scores.queries] * times, ignore_index=True).assign(id=[f"q{number}" for number in range(MANY)])
-    raw = np.tile(scores.raw, (times, 1)) * draw.uniform(0.5, 2, (MANY, rows))
+    queries = pd.concat([scores.queries] * times, ignore_index=True).assign(id=[f"q{number}" for number in range(count)])
+    raw = np.tile(scores.raw, (times, 1)) * draw.uniform(0.5, 2, (count, rows))
     modules = {name: np.tile(part, (times, 1)) for name, part in scores.modules.items()}
     return dataclasses.replace(
         scores,
@@ -41,6 +40,11 @@ def many(scores):
         tokens=tokens,
         exact=np.tile(scores.exact, (times, 1)),
     )
+
+
+@pytest.fixture
+def many(scores):
+    return repeated(scores, MANY)
 
 
 WORDS = [f"{first}{middle}{last}" for first in "bdfgklmnprst" for middle in "aeiou" for last in ("n", "rt", "st", "ll", "")]
@@ -57,15 +61,27 @@ def test_two_hundred_questions_are_one_page_below_5_mb_that_shows_ten(many, tmp_
     text = write_html(report, tmp_path / "report.html").read_text(encoding="utf-8")
     pages = unpacked(text)
     assert len(text.encode()) < LIMIT and len(pages) == MANY // PAGE - 1
-    first = Page(re.sub(r"<template.*?</template>", "", text, flags=re.S))
-    every = [first, *map(Page, pages)]
-    assert [len(page.rows) for page in every] == [20 * PAGE] * len(every)
+    every = [re.sub(r"<template.*?</template>", "", text, flags=re.S), *pages]
+    values = [[float(value) for value in re.findall(r'<li class="row" id="[^"]+" data-value="(.*?)">', page)] for page in every]
+    assert [len(found) for found in values] == [20 * PAGE] * len(every)
+    assert sum(values, []) == [row.value for query in report.queries for row in query.raises + query.lowers]
+    ids = [name for page in every for name in re.findall(r'<\w[^>]* id="(.*?)"', page)]
+    assert len(ids) == len(set(ids)) and {f"q{number}" for number in range(MANY)} <= set(ids)
+    assert "Questions 11 to 200 are shown by a script" in every[0]
+
+
+def test_every_page_is_a_page_of_its_own(scores, tmp_path):
+    """Three of them, each element of which is read."""
+    report = build_report(repeated(scores, 3 * PAGE))
+    text = write_html(report, tmp_path / "report.html").read_text(encoding="utf-8")
+    every = [Page(re.sub(r"<template.*?</template>", "", text, flags=re.S)), *map(Page, unpacked(text))]
+    assert [len(page.rows) for page in every] == [20 * PAGE] * 3
     values = iter(float(row["data-value"]) for page in every for row in page.rows)
     for query in report.queries:
         assert [next(values) for _ in range(20)] == [row.value for row in query.raises + query.lowers]
     ids = [found["id"] for page in every for _, found in page.elements if "id" in found]
-    assert len(ids) == len(set(ids)) and {f"q{number}" for number in range(MANY)} <= set(ids)
-    assert sum(tag == "script" for tag, _ in first.elements) == 1 and "Questions 11 to 200 are shown by a script" in first.text
+    assert len(ids) == len(set(ids)) and {f"q{number}" for number in range(3 * PAGE)} <= set(ids)
+    assert sum(tag == "script" for tag, _ in every[0].elements) == 1
     assert not any(tag == "script" for page in every[1:] for tag, _ in page.elements), "texts of rows stay texts"
 
 

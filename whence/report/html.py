@@ -11,9 +11,9 @@ import functools
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -24,6 +24,9 @@ from whence.report.tokens import BREAK, runs, strongest
 from whence.report.words import SHARE, three_digits
 from whence.store.files import atomic
 from whence.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 PAGE = 10
 """Questions that are shown at a time."""
@@ -90,6 +93,18 @@ def _packed(text: str) -> str:
 
 def filled(template: str, report: Report, **more: Any) -> str:
     """A template of this package filled in with a report and `more` values, of which functions are filters as well."""
+    given = {
+        "report": report,
+        "unit": report.unit.removesuffix(" per copy"),
+        "columns": _columns,
+        "share": SHARE,
+    }
+    functions = {name: value for name, value in more.items() if callable(value)}
+    return _compiled(template, **functions).render(given | more)
+
+
+@functools.cache  # compiling takes longer than filling in
+def _compiled(template: str, **filters: Callable[..., Any]) -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     html = template.endswith(".html.j2")
@@ -104,15 +119,9 @@ def filled(template: str, report: Report, **more: Any) -> str:
         "plain": numbers.plain_number,
         "clean": clean,
         "csp": _csp,
-        **{name: value for name, value in more.items() if callable(value)},
+        **filters,
     }
-    given = {
-        "report": report,
-        "unit": report.unit.removesuffix(" per copy"),
-        "columns": _columns,
-        "share": SHARE,
-    }
-    return pages.get_template(template).render(given | more)
+    return pages.get_template(template)
 
 
 class _View:
