@@ -1,13 +1,20 @@
+import functools
 import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import typer.testing
 from facts import facts, write_jsonl
 from typer.testing import CliRunner, Result
 
 from whence import cli
+
+assembled = functools.cache(cli.build)
+"""All commands, assembled once: that takes longer than most of them."""
+
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # which assembles them a second time
 
 
 @pytest.fixture
@@ -31,7 +38,7 @@ def run(monkeypatch):
     def call(*arguments: object, code: int = 0) -> Result:
         words = [str(argument) for argument in arguments]
         monkeypatch.setattr(sys, "argv", ["whence", *words])
-        result = CliRunner(env={"COLUMNS": "200"}).invoke(cli.build(), words)
+        result = CliRunner(env={"COLUMNS": "200"}).invoke(assembled(), words)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code == code, result.stderr

@@ -320,17 +320,37 @@ def test_quiet_and_json_leave_stderr_and_stdout_clean(run, tiny_model_folder, da
     assert result.stderr == "" and json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_is_quick_and_has_examples(name):
-    """Quick is what needs no torch; what the time is, is for tests/test_structure.py."""
-    listing = (
-        "import sys; from whence.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as done: assert not done.code\n"
-        "assert not {'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules)"
+HELPS = """
+import contextlib, io, json, sys
+from whence.cli import main
+found = {}
+for name in json.load(sys.stdin):
+    sys.argv, said, code = ["whence", *name.split(), "--help"], io.StringIO(), 0
+    try:
+        with contextlib.redirect_stdout(said):
+            main()
+    except SystemExit as done:
+        code = done.code
+    found[name] = code, said.getvalue(), sorted({"torch", "transformers", "numpy", "pandas"} & set(sys.modules))
+json.dump(found, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def helps():
+    """Exit code and help of every command, and what is imported by then, all in one process."""
+    names = json.dumps(list(COMMANDS))
+    return json.loads(
+        subprocess.run([sys.executable, "-c", HELPS], input=names, capture_output=True, text=True, check=True).stdout
     )
-    done = subprocess.run([sys.executable, "-c", listing, *name.split(), "--help"], capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_quick_and_has_examples(name, helps):
+    """Quick is what needs no torch; what the time is, is for tests/test_structure.py."""
+    code, said, heavy = helps[name]
+    assert not code and not heavy
     if name in ("trace", "generate", "fit", "inspect", "score", "show", "export"):
-        assert f"whence {name} " in done.stdout
+        assert f"whence {name} " in said
     if name in ("score", "show", "trace"):
-        assert "Sign and unit" in done.stdout and "raise" in done.stdout.lower()
+        assert "Sign and unit" in said and "raise" in said.lower()

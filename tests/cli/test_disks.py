@@ -33,11 +33,12 @@ def fill(disk: Path, left: int) -> Path:
 
 
 @pytest.fixture
-def commands(tiny_model_folder, data, queries, fitted, tmp_path, run):
+def commands(tiny_model_folder, data, queries, fitted, tmp_path, tmp_path_factory, run):
     """Commands, and what each writes below a folder."""
     model = tiny_model_folder
-    scores = tmp_path / "scores"
-    run("score", model, "-d", data, "-f", fitted, "--queries", queries, "-o", scores, "-q")
+    scores = tmp_path_factory.getbasetemp() / "scores-of-facts"  # the same in every test, and only read
+    if not scores.exists():
+        run("score", model, "-d", data, "-f", fitted, "--queries", queries, "-o", scores, "-q")
     rows = write_jsonl(tmp_path / "rows.jsonl", facts())
     config = tmp_path / "whence.yaml"
     sizes = "{max_steps: 4, batch_size: 4, save_steps: 2}"

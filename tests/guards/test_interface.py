@@ -1,5 +1,6 @@
 """What users type and read: help texts, the JSON Schema of a whence.yaml, public names and their parameters."""
 
+import functools
 import inspect
 
 import pytest
@@ -9,12 +10,13 @@ import whence
 from guards.frozen import HERE
 from whence import cli
 
+assembled = functools.cache(cli.build)
 GROUPS = sorted({name.split()[0] for name in cli.COMMANDS if " " in name})
 
 
 def said(*words: str) -> str:
     """What a command writes on a wide terminal without colours."""
-    result = CliRunner(env={"NO_COLOR": "1"}).invoke(cli.build(), words, prog_name="whence", terminal_width=200)
+    result = CliRunner(env={"NO_COLOR": "1"}).invoke(assembled(), words, prog_name="whence", terminal_width=200)
     assert result.exit_code == 0, result.output
     return result.stdout
 
