@@ -1,5 +1,6 @@
 """Shared by all tests: no network, one seed, one thread, tiny models."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -95,6 +96,12 @@ def tiny_model_folder(tmp_path, tiny_llama, tiny_tokenizer) -> Path:
     tiny_llama.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: looking through it for garbage takes longer than most tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
