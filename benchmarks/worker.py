@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import os
 import platform
 import shutil
@@ -155,23 +156,22 @@ def disk_bytes(folder: Path) -> int:
     return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
 
 
-def seconds(work: Callable[[], object], times: int = 9) -> float:
-    """Median CPU seconds of the work, after one run to warm up."""
-    work()
-    taken = []
-    for _ in range(times):
+def seconds(work: Callable[[], object], times: int = 9, enough: float = math.inf) -> float:
+    """Median CPU seconds of the work, after one run to warm up; no more runs once they have taken `enough` CPU seconds."""
+    taken: list[float] = []
+    while len(taken) <= times and sum(taken) < enough:
         start = time.process_time()
         work()
         taken.append(time.process_time() - start)
-    return statistics.median(taken)
+    return statistics.median(taken[1:] or taken)
 
 
 def gemm_rate(size: int, dtype: Any) -> float:
-    """GFLOP per CPU second of a square matrix product."""
+    """GFLOP per CPU second of a square matrix product; one that takes seconds, in a format that the CPU lacks, is made once."""
     import torch
 
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    return 2e-9 * size**3 * 5 / seconds(lambda: [a @ b for _ in range(5)])
+    return 2e-9 * size**3 / seconds(lambda: a @ b, times=49, enough=0.5)
 
 
 def cpu_model() -> str:
