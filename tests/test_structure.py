@@ -49,6 +49,7 @@ FLOORS = [
         "selftest",
         "validate",
     },  # "" is the package itself, a lazy door to all below
+    {"loading"},
     {"pipeline", "recipes"},
     {"__main__", "cli"},
 ]

@@ -4,7 +4,7 @@ import yaml
 
 from whence.config import read_config
 from whence.data import as_rows
-from whence.pipeline.load import in_turns
+from whence.loading import in_turns
 from whence.pipeline.lock import Lock
 from whence.pipeline.work import Workshop, generate
 

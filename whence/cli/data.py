@@ -21,8 +21,8 @@ def preview(
 ) -> None:
     """Show rows as the model sees them: what is in the loss is coloured, or ⟦marked⟧ where there are no colours."""
     from whence.cli.console import coloured, out, print_json, reporting
+    from whence.loading import rows_of
     from whence.models import load_tokenizer
-    from whence.pipeline.load import rows_of
     from whence.progress import note
     from whence.tasks import CausalLM
     from whence.train.reading import as_trained

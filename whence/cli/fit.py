@@ -40,8 +40,8 @@ def fit(
     from whence import fitting
     from whence.cli.console import fit_stages, print_json, say, start, warn_if_untrained
     from whence.escapes import command
+    from whence.loading import rows_of, task_of
     from whence.models import load_model
-    from whence.pipeline.load import rows_of, task_of
     from whence.train.reading import as_trained
 
     with start(session, None if settings.until else fit_stages(settings)):

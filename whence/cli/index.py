@@ -76,8 +76,8 @@ def build(
     from whence.escapes import command
     from whence.fitting import open_factors
     from whence.indexing import build_index
+    from whence.loading import rows_of, task_of, trained_on
     from whence.models import load_model
-    from whence.pipeline.load import rows_of, task_of, trained_on
     from whence.train.reading import as_trained
 
     with start(session, 1):
@@ -139,9 +139,9 @@ def search(
     from whence.fitting import open_factors
     from whence.generation import answered
     from whence.indexing import open_index
+    from whence.loading import in_turns, rows_of, task_of
     from whence.models import load_model
     from whence.operators import Identity
-    from whence.pipeline.load import in_turns, rows_of, task_of
     from whence.train.reading import as_trained
 
     if (asked.question is None) == (asked.queries is None):

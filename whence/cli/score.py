@@ -119,6 +119,7 @@ def score(
     from whence.engine.point import Point
     from whence.escapes import command
     from whence.fitting import open_factors
+    from whence.loading import rows_of, task_of, trained_on
     from whence.methods.base import Request, request_scores
     from whence.models import load_model
     from whence.pipeline.load import rows_of, task_of, trained_on

@@ -74,8 +74,8 @@ def trace(
     from whence.data.text import asked as asked_in
     from whence.escapes import command
     from whence.generation import answered
+    from whence.loading import rows_of, task_of, trained_on
     from whence.models import load_model
-    from whence.pipeline.load import rows_of, task_of, trained_on
     from whence.store.digest import fingerprint_settings
     from whence.train.reading import as_trained
 

@@ -59,8 +59,8 @@ def train(
       whence train ./model --data train.jsonl --lora --lr 2e-4 --dtype bfloat16 -o runs/c/train
     """
     from whence.cli.console import print_json, start
+    from whence.loading import rows_of, task_of
     from whence.models import load_model
-    from whence.pipeline.load import rows_of, task_of
     from whence.plots.style import save
     from whence.plots.training import training_curves, training_figure
     from whence.train.finetune import finetune

@@ -40,7 +40,7 @@ def check_method(config: Config) -> None:
     """Raise UsageError where the method that scores the rows lacks a training, or doesn't have one of its settings."""
     if config.score.method is None:
         return
-    from whence.pipeline.load import method_of
+    from whence.loading import method_of
 
     recipe, _ = method_of(config.score)
     if "training" in recipe.needs and config.train is None:

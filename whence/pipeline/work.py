@@ -20,6 +20,7 @@ from whence.evaluate.combined import combine
 from whence.evaluate.compare import compare_answers
 from whence.fitting import open_factors
 from whence.generation import answered, generate_pairs
+from whence.loading import in_turns, method_of, rows_of, task_of, trained_on
 from whence.methods.base import Request, request_scores
 from whence.models import load_model
 from whence.operators import Operator
