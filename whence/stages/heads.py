@@ -30,6 +30,9 @@ from whence.operators.flat import Flat
 DENSE = 1024
 """Weights of a head up to which its curvature is formed, in `DENSE / 64` passes of the rows, forwards through the trunk."""
 
+TOLERANCE, ITERATIONS = 1e-2, 500
+"""Residual of a larger head's solution as a share of its gradient, and steps at most: adapters are ill-conditioned."""
+
 PROBES = 16
 """Random vectors that a trace is estimated with (Hutchinson 1990): its relative error is below `sqrt(2 / PROBES)`."""
 
@@ -93,7 +96,8 @@ def _inverse(matrix: Matrix, damping: Damping, near: Operator | None, dense: int
     if sum(site.parameters for site in matrix.sites.values()) <= dense:
         return DenseInverse(matrix, damping, **{key: value for key, value in solving.items() if key in ("out", "save_every")})
     absolute = damping.at(lambda: estimated_mean_eigenvalue(matrix))
-    return ConjugateGradients(matrix + absolute.operator, near or Identity(matrix.names), **solving)
+    chosen = {"tolerance": TOLERANCE, "iterations": ITERATIONS, **solving}
+    return ConjugateGradients(matrix + absolute.operator, near or Identity(matrix.names), **chosen)
 
 
 def estimated_mean_eigenvalue(matrix: Matrix, probes: int = PROBES, seed: int = 0) -> float:
