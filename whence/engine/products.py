@@ -49,8 +49,8 @@ def curvature_product(
     """Sum over the rows of the batches of their Gauss-Newton matrix or Hessian (`of`) times each vector, `{site: w_KOI}`.
 
     Only `hessian` takes vectors of some of the sites: those of the others count as zero. `advance` is told the positions done.
-    Raises UsageError for a task whose loss is not that of its `outputs`, CoverageError
-    where a weight or a layer can't be differentiated this way.
+    Raises UsageError for a task whose loss is not that of its `outputs`, CoverageError where a weight or a layer can't be
+    differentiated this way.
     """
     weights = Weights(model, sites)
     tangents, like_KOI = weights.spread(vectors), next(iter(vectors.values()))
