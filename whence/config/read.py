@@ -185,12 +185,12 @@ def _without_empty(values: Mapping[str, Any], section: type[Section]) -> dict[st
     for key, value in values.items():
         field = in_file(section).get(str(key))
         below = field.section if field else None
-        if field and field.sections and not value:
-            continue
+        if field and field.sections:
+            if not value:
+                continue
+            value = {name: _without_empty(entry, field.sections) for name, entry in value.items()}
         if value is None and field and below and type(None) not in alternatives(field.kind):
             continue
-        if field and field.sections:
-            value = {name: _without_empty(entry, field.sections) for name, entry in value.items()}
         kept[key] = _without_empty(value, below) if below and isinstance(value, Mapping) else value
     return kept
 

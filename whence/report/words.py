@@ -9,6 +9,7 @@ import numpy as np
 
 from whence.escapes import visible
 from whence.filter.keywords import Keywords
+from whence.stages.names import PASSES
 from whence.store.scores import Scores
 
 MEASURED = {"logprob": "log p(answer)", "loss": "the loss of the answer", "margin": "the log-odds of the answer's tokens"}
@@ -184,8 +185,8 @@ UNSHARED = 12
 
 
 def unshared_lines(table: Any) -> list[str]:
-    """The modules that are not in both of two stages, a line each."""
-    rest = table[table["status"] != "shared"].to_dict("records")
+    """The modules that only one of two stages has, a line each."""
+    rest = table[~table["status"].isin(PASSES)].to_dict("records")
     lines = []
     for entry in rest[:UNSHARED]:
         name = entry["before"] if missing(entry["module"]) else entry["module"]
