@@ -71,7 +71,7 @@ class Study:
 
 def replica(chosen: argparse.Namespace) -> Result:
     """Everything, in order."""
-    rows, tuned_rows, sample, length = (40, 8, 8, 96) if chosen.tiny else (2000, 96, 192, LENGTH)
+    rows, tuned_rows, sample, length = (40, 8, 8, 96) if chosen.tiny else (1000, 64, 96, LENGTH)
     model, tokenizer = whence.load_model(found(chosen.data / "models", "stories260K/hf/config.json").parent)
     task = CausalLM(tokenizer, max_length=length)
     lines = found(chosen.data, FILES["lm"][0]).read_text(encoding="utf-8").splitlines()
