@@ -64,7 +64,7 @@ PLAIN = (5, 10)
 """Steps of conjugate gradients without a preconditioner that are measured."""
 
 SIZE = Size(rows=512, width=16, pretraining=Recipe(0.01, 12, 32, "momentum", schedule="cosine"))
-TINY = Size(rows=24, width=8, layers=1, vocabulary=120, pretraining=Recipe(0.01, 1, 8, "momentum"))
+TINY = Size(rows=16, width=4, layers=1, vocabulary=120, pretraining=Recipe(0.01, 1, 8, "momentum"))
 
 OWN: dict[str, dict[str, dict[str, Any]]] = {
     "lissa": {"LiSSA, 30 steps": {"depth": 30}, "LiSSA, 100 steps": {"depth": 100}},

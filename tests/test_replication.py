@@ -27,6 +27,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("replication")
 
 
+@pytest.mark.slow
 def test_e1(shared_data, folder):
     found = ran(e1, shared_data, folder)
     rows = {row["method"]: row for row in found["tables"][""]}
@@ -44,6 +45,7 @@ def test_e2(tmp_path):
     assert (tmp_path / "truths" / "facts-0.npz").exists() and (tmp_path / "e2.png").exists()
 
 
+@pytest.mark.slow
 def test_e2b(shared_data, folder):
     found = ran(e2b, shared_data, folder)
     tables = {title: {row["method"] for row in rows} for title, rows in found["tables"].items()}
