@@ -176,7 +176,7 @@ def scores_of(case: Case) -> dict[str, np.ndarray]:
 
 def replica(chosen: argparse.Namespace) -> Result:
     """Everything: truths, scores, what is found and how well the cause is predicted."""
-    size, seeds, count = (TINY, SEEDS[:2], 6) if chosen.tiny else (SMALL, SEEDS, LEFT_OUT)
+    size, seeds, count = (TINY, SEEDS[:2], 8) if chosen.tiny else (SMALL, SEEDS, LEFT_OUT)
     ranks: dict[str, list[np.ndarray]] = {}
     recalls: dict[str, list[np.ndarray]] = {}
     causes: dict[str, list[np.ndarray]] = {}

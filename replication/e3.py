@@ -256,7 +256,7 @@ def rgb(value: float) -> tuple[int, int, int]:
     return tuple(round(255 + share * (int(full[at : at + 2], 16) - 255)) for at in (1, 3, 5))  # type: ignore[return-value]
 
 
-def picture(study: Study, tables: dict[str, list[Row]], each: int = 3, width: int = 105, most: int = 3) -> Any:
+def picture(study: Study, tables: dict[str, list[Row]], each: int = 3, width: int = 118, most: int = 3) -> Any:
     """The first rows of each prompt by cosine, as a picture."""
     drawing, axes = figure(11.0, 7.2, 3, 1)
     for query, (title, rows) in enumerate(tables.items()):
@@ -267,7 +267,7 @@ def picture(study: Study, tables: dict[str, list[Row]], each: int = 3, width: in
         own.set_ylim(each * (most + 1), 0)
         for place, row in enumerate(sorted(rows, key=lambda row: row["rank, cosine"])[:each]):
             line, column = place * (most + 1), 0
-            own.text(0, line + 0.6, f"raw {row['rank, raw']}, cosine {row['rank, cosine']}", fontsize=6, color="#555555")
+            own.text(0, line + 0.6, f"raw {row['rank, raw']}, cosine {row['rank, cosine']}", fontsize=8, color="#555555")
             line += 1
             for piece, value in zip(*tokens_of(study, query, row["id"]), strict=True):
                 text = " ".join(piece.split("\n")).replace("$", "S")
@@ -277,7 +277,7 @@ def picture(study: Study, tables: dict[str, list[Row]], each: int = 3, width: in
                     break
                 shade = tuple(part / 255 for part in rgb(float(value)))
                 own.add_patch(rectangle(column, line, len(text), shade))
-                own.text(column, line + 0.65, text, fontsize=7, family="monospace")
+                own.text(column, line + 0.72, text, fontsize=9.5, family="monospace")
                 column += len(text)
     return drawing
 
