@@ -56,8 +56,7 @@ def plan(
     from whence.cli.console import print_json, say, show_table, start
     from whence.config.read import read_stages
     from whence.data import load_data
-    from whence.loading import rows_of, task_of
-    from whence.pipeline.load import located, rows_of, task_of
+    from whence.loading import located, rows_of, task_of
     from whence.planning.blank import blank_model, tokenizer_of
     from whence.planning.planner import plan as make_plan
     from whence.planning.through import StagedPlan

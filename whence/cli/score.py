@@ -122,7 +122,6 @@ def score(
     from whence.loading import rows_of, task_of, trained_on
     from whence.methods.base import Request, request_scores
     from whence.models import load_model
-    from whence.pipeline.load import rows_of, task_of, trained_on
     from whence.report.words import direction, left_out
     from whence.train.reading import as_trained
     from whence.train.record import read_training
@@ -182,7 +181,7 @@ def score_through(file: Path, asked: Questions, measured: Damped, settings: Scor
     from whence.cli.console import print_json, say, start
     from whence.config.read import read_stages
     from whence.escapes import command
-    from whence.pipeline.load import read_stage
+    from whence.loading import read_stage
     from whence.report.words import stage_line
     from whence.stages import multistage
 
@@ -213,7 +212,7 @@ def questions(asked: Questions, model: Any, task: Any, data: Data, rows: Any) ->
     from whence.data import load_data
     from whence.data.text import asked as asked_in
     from whence.generation import answered
-    from whence.pipeline.load import in_turns
+    from whence.loading import in_turns
 
     if asked.queries is None:
         return None

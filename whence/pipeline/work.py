@@ -20,11 +20,10 @@ from whence.evaluate.combined import combine
 from whence.evaluate.compare import compare_answers
 from whence.fitting import open_factors
 from whence.generation import answered, generate_pairs
-from whence.loading import in_turns, method_of, rows_of, task_of, trained_on
+from whence.loading import in_turns, method_of, rows_of, stage_of, task_of, trained_on
 from whence.methods.base import Request, request_scores
 from whence.models import load_model
 from whence.operators import Operator
-from whence.pipeline.load import in_turns, method_of, rows_of, stage_of, task_of, trained_on
 from whence.pipeline.stages import TRAININGS, template_files, uses_factors
 from whence.plots.style import save
 from whence.plots.training import training_curves, training_figure
