@@ -28,6 +28,7 @@ FLOORS = [
         "progress",
         "settings",
         "shortage",
+        "show",
         "version",
     },
     {"linalg"},
@@ -49,7 +50,7 @@ FLOORS = [
         "selftest",
         "validate",
     },  # "" is the package itself, a lazy door to all below
-    {"loading"},
+    {"loading", "run"},
     {"pipeline", "recipes"},
     {"__main__", "cli"},
 ]

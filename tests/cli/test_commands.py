@@ -13,7 +13,7 @@ from facts import facts, write_jsonl
 
 from whence.cli import COMMANDS
 from whence.progress import Silent, report_to
-from whence.report.words import three_digits
+from whence.show.numbers import three_digits
 from whence.store.scores import open_scores
 from whence.tasks import CausalLM
 from whence.train.small import Training, train

@@ -10,7 +10,7 @@ import pytest
 
 from whence.report import build_report, gather, write_html
 from whence.report.html import render
-from whence.report.numbers import typeset
+from whence.show.numbers import typeset
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 

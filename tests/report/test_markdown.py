@@ -7,7 +7,7 @@ import pytest
 
 from whence.report import build_report, gather, write_markdown
 from whence.report.markdown import as_markdown, escaped
-from whence.report.words import three_digits
+from whence.show.numbers import three_digits
 
 
 def tables(text: str) -> list[list[list[str]]]:

@@ -1,6 +1,6 @@
 import pytest
 
-from whence.report.numbers import percent, percentile, plain_number, times, typeset
+from whence.show.numbers import percent, percentile, plain_number, times, typeset
 
 
 @pytest.mark.parametrize(

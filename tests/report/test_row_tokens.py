@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from whence.report.tokens import merge_special, runs, shown_once, strong_runs, unpredicted, unread
+from whence.show.tokens import merge_special, runs, shown_once, strong_runs, unpredicted, unread
 
 
 @pytest.mark.parametrize(

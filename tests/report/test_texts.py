@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from whence.report import build_report, write_curves, write_texts
-from whence.report.words import three_digits
 from whence.report.write import RULE
+from whence.show.numbers import three_digits
 
 
 def test_one_file_per_query_with_all_rows(scores, tmp_path):

@@ -13,6 +13,12 @@ OTHERS = {
     "models",  # loads weights, which the model's fingerprint covers
     "progress",  # says how far the work is
     "settings",  # what is chosen stands in the provenance itself, defaults too
+    "show",  # how results are written for people
+    "show/markup",
+    "show/numbers",
+    "show/tokens",
+    "store/ranked",  # tables for people
+    "store/shown",  # scores in words
     "shortage",  # tells what ran out from errors
     "store/digest",  # hashes what was chosen
     "store/files",  # puts files in their place

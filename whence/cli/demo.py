@@ -70,7 +70,8 @@ def demo(
 
 def show_measured(measured: Measured, stdout: Console) -> None:
     """Print what training again says of one row, beside its slope."""
-    from whence.report.words import probability, three_digits
+    from whence.report.words import probability
+    from whence.show.numbers import three_digits
 
     stdout.print("\nMeasured by training again, all other rows in the same places:", highlight=False)
     stdout.print(f"  {escape(measured.row)}", highlight=False, soft_wrap=True)

@@ -12,8 +12,9 @@ from rich.text import Text
 
 from whence.escapes import visible
 from whence.report import words
-from whence.report.tokens import BREAK, strong_runs, strongest
-from whence.report.words import missing, three_digits
+from whence.report.words import missing
+from whence.show.numbers import three_digits
+from whence.show.tokens import BREAK, strong_runs, strongest
 from whence.store.scores import Normalisation, Scores
 from whence.validate.results import Result
 

@@ -256,7 +256,8 @@ def _rows(ranking: Ranking, number: int, *, by: str | None, tokens: bool) -> Non
     """Print the ranked rows of a query."""
     from whence.cli.console import WIDTH, out, say, show_table
     from whence.filter.keywords import keyword_overlap
-    from whence.report.words import is_slope, rare_words, three_digits
+    from whence.report.words import is_slope, rare_words
+    from whence.show.numbers import three_digits
 
     width, scores = out.width if out.is_terminal else WIDTH, ranking.scores
     say(ranking.sign(number), "dim")

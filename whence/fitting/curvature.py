@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from whence.errors import StaleArtifact, TokenizerMismatch
 from whence.fitting.covariance import Sides, rotations, sides_of
 from whence.fitting.methods import method_named
 from whence.operators import BlockDiagonal, EigenBlock, Identity, Operator
+from whence.show.markup import facts, framed
 from whence.store.compact import expand
 from whence.store.fingerprint import fingerprint
 from whence.store.manifest import Folder, differences, refuse_other_kind, within
@@ -77,8 +79,24 @@ class Curvature:
             )
 
     def __repr__(self) -> str:
-        about = ", ".join(f"{key}={value}" for key, value in self.about.items() if not isinstance(value, dict | list))
-        return f"Curvature({about}, {len(self.operator.names)} modules)"
+        return f"Curvature({', '.join(f'{name}: {value}' for name, value in self._facts())})"
+
+    def _repr_html_(self) -> str:
+        return framed("Curvature", facts(self._facts()))
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        """What a reader asks first."""
+        about, names = self.about, self.operator.names
+        share = f", {about['share']:.1%} of the parameters" if "share" in about else ""
+        yield "method", str(about.get("method", "unknown"))
+        yield "modules", f"{len(names)}{share} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        if "examples" in about:
+            yield (
+                "fitted on",
+                f"{about['examples']:,} rows" + (f", {about['positions']:,} tokens" if "positions" in about else ""),
+            )
+        if "labels" in about:
+            yield "labels", "drawn from the model" if about["labels"] == "model" else "the data's own"
 
 
 def open_factors(path: str | Path) -> Curvature:

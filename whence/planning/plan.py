@@ -10,6 +10,7 @@ from typing import Any, Literal
 from whence.cost import Choice
 from whence.escapes import command
 from whence.settings import Fit
+from whence.show.markup import facts, framed, line, table
 
 SURE = {"batches": (0.8, 1.3), "rates": (0.6, 1.7), "assumed": (0.3, 3.0)}
 """How far the seconds may be off, as factors: with real batches, with this machine's rates, with those of a usual machine."""
@@ -160,6 +161,15 @@ class Plan:
         widths = [*(max(len(row[column]) for row in table) for column in range(4)), 0]
         rows = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
         return "\n".join([*self.heading(), *rows, *self.footing()])
+
+    def __repr__(self) -> str:
+        *_, total = self.rows()
+        return f"Plan({self.model['name']}: {total[1]}, {total[2]} of memory, {total[3]} of files; {total[4]})"
+
+    def _repr_html_(self) -> str:
+        pairs = [(name, words.strip()) for name, _, words in (text.partition(" ") for text in self.heading())]
+        stages = table(("stage", "time", "memory", "files", ""), self.rows(), right=(2, 3))
+        return framed("", facts(pairs), stages, *(line(text, faint=True) for text in self.footing()))
 
     def heading(self) -> list[str]:
         """What is planned for."""

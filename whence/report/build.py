@@ -17,7 +17,7 @@ from whence.linalg.stats import spearman
 from whence.plots.scores import score_curve, score_histogram
 from whence.report import words
 from whence.report.model import Check, Grid, Overlap, Part, Query, Report, Row, Statistics
-from whence.report.tokens import merge_special, shown_once, unpredicted, unread
+from whence.show.tokens import merge_special, shown_once, unpredicted, unread
 from whence.store.digest import canonical_json
 from whence.store.scores import Scores
 

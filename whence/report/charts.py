@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 from whence.plots.scores import Curve, Histogram
-from whence.report.numbers import power_of_ten, typeset
+from whence.show.numbers import power_of_ten, typeset
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 34

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup, escape
 
-from whence.report import charts, numbers
+from whence.report import charts
 from whence.report.model import Query, Report, Row
-from whence.report.tokens import BREAK, runs, strongest
-from whence.report.words import SHARE, three_digits
+from whence.report.words import SHARE
+from whence.show import numbers
+from whence.show.numbers import three_digits
+from whence.show.tokens import BREAK, runs, strongest
 from whence.store.files import atomic
 from whence.version import __version__
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from whence.report.html import clean, filled
 from whence.report.model import Report, Row
-from whence.report.tokens import BREAK, strong_runs, strongest
+from whence.show.tokens import BREAK, strong_runs, strongest
 from whence.store.files import atomic
 
 WIDTH = 160

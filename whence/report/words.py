@@ -9,8 +9,10 @@ import numpy as np
 
 from whence.escapes import visible
 from whence.filter.keywords import Keywords
+from whence.show.numbers import three_digits
 from whence.stages.names import PASSES
 from whence.store.scores import Scores
+from whence.store.shown import bound as bound
 
 MEASURED = {"logprob": "log p(answer)", "loss": "the loss of the answer", "margin": "the log-odds of the answer's tokens"}
 
@@ -57,11 +59,6 @@ HUB_TOP = 10
 
 EXCLUDED = -7.0
 """Log-probability per token below which the model all but excludes an answer: p below 0.001."""
-
-
-def three_digits(value: float) -> str:
-    """A signed number with three significant digits: +118, +4.00, -0.0123, +1.20e-05."""
-    return f"{value:+#.3g}".rstrip(".")
 
 
 def query_of(scores: Scores, number: int) -> dict[str, Any]:
@@ -138,14 +135,6 @@ def two_places(value: float) -> str:
 def probability(log_p: float) -> str:
     """A probability in three digits, near 1 as what is missing: 0.741, 1 - 4.7e-06."""
     return f"{math.exp(log_p):.3g}" if log_p < -1e-3 or log_p == 0 else f"1 - {-math.expm1(log_p):.2g}"
-
-
-def bound(scores: Scores, number: int) -> str:
-    """The most that log p can change in the way that effects raise it, "at most +0.0047"; empty where nothing bounds it."""
-    room = scores.room(number)
-    if room is None:
-        return ""
-    return f"at least {three_digits(-room)}" if scores.about.get("measurement") == "loss" else f"at most {three_digits(room)}"
 
 
 def ceiling(scores: Scores, number: int) -> str:

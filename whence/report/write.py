@@ -16,8 +16,8 @@ from whence.progress import stage
 from whence.report.html import clean, write_html
 from whence.report.markdown import write_markdown
 from whence.report.model import Query, Report, Row
-from whence.report.tokens import shown_once
-from whence.report.words import three_digits
+from whence.show.numbers import three_digits
+from whence.show.tokens import shown_once
 from whence.store.files import atomic, temporary_for
 
 RULE = "=" * 80

@@ -80,6 +80,21 @@ class Scores:
     def __post_init__(self) -> None:
         valid(Count, self.n_train, "n_train")
 
+    def __repr__(self) -> str:
+        from whence.store.shown import heading
+
+        return f"Scores({heading(self)})"
+
+    def __str__(self) -> str:
+        from whence.store.shown import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        from whence.store.shown import as_html
+
+        return as_html(self)
+
     @property
     def unit(self) -> str:
         """Of `values`."""
@@ -246,8 +261,10 @@ class Scores:
                 "raw": self.raw[row, order],
             }
         )
+        from whence.store.ranked import ranked
+
         rest = self.examples.iloc[order].reset_index(drop=True)
-        return pandas.concat([table, rest], axis=1)
+        return ranked(pandas.concat([table, rest], axis=1), self.unit)
 
     def row_of(self, query: int | str) -> int:
         """The row of a query given by number or id."""

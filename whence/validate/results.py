@@ -15,6 +15,7 @@ from whence.errors import UsageError
 from whence.plots import panels
 from whence.plots import validation as plots
 from whence.plots.style import save
+from whence.show import markup
 from whence.store.files import atomic
 
 if TYPE_CHECKING:
@@ -40,6 +41,25 @@ class Result:
     """Everything that was measured, by name."""
     heading: str = ""
     """Of its page."""
+
+    def __repr__(self) -> str:
+        return f"Result({self.check}: {self.says[0].strip() if self.says else 'nothing'}; {len(self.flags)} warnings)"
+
+    def __str__(self) -> str:
+        return "\n".join(self.says)
+
+    def _repr_html_(self) -> str:
+        in_table = {text for row in self.tables.get("", []) for text in map(shown, row.values())}
+        parts = []
+        for text in map(str.strip, self.says):
+            if not any(text.endswith(cell) for cell in in_table if cell):  # a line of the summary that is a row of the table
+                parts.append(markup.line(text))
+        for title, rows in self.tables.items():
+            names = columns(rows)
+            cells = [[shown(row.get(name)) for name in names] for row in rows]
+            parts += [markup.line(title, faint=True)] if title else []
+            parts.append(markup.table([name.replace("_", " ") for name in names], cells))
+        return markup.framed(self.heading, *parts)
 
     def row(self, **wanted: Any) -> Row:
         """The first row of a table with these values in these columns; raises UsageError where there is none."""

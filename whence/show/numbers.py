@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from whence.report.words import three_digits
-
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def three_digits(value: float) -> str:
+    """A signed number with three significant digits: +118, +4.00, -0.0123, +1.20e-05."""
+    return f"{value:+#.3g}".rstrip(".")
 
 
 def typeset(value: float) -> str:
