@@ -12,10 +12,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from whence.progress import Silent, report_to
+from whence.progress import Silent, quiet, report_to
 
 pytest_plugins = ["guards.frozen"]
 
+quiet()
 torch.set_num_threads(1)  # tiny tensors are no faster on more, and sums come out the same on every machine
 
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])

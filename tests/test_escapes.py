@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from whence.cli.console import Lines, Outlook, Terminal, print_json
+from whence.cli.console import Terminal, print_json
 from whence.errors import UsageError, WhenceWarning
 from whence.escapes import HIDDEN, command, visible, visible_json
+from whence.show.bars import Lines, Outlook
 
 NASTY = "a\x1b[31mred\x1b]0;title\x07\x00\x9b2J\u202eright\u2066\r\x7f\x85\u2028\ud800\U000e0041\ufeff b"
 

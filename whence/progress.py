@@ -1,4 +1,4 @@
-"""Progress of long work, as events: whoever shows them (terminal, server, nobody) is passed in.
+"""Progress of long work, as events: whoever shows them is passed in, or found by where this runs (terminal, notebook, log).
 
 with stage("covariance", total=8192, unit="tokens") as advance:
     for batch in batches:
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class Stage:
     done: int = 0
     resumed: int = 0
     """Units that an earlier, interrupted run had done; they say nothing about today's speed."""
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def elapsed(self) -> float:
@@ -50,7 +51,7 @@ class Reporter(Protocol):
 
 
 class Silent:
-    """Shows nothing: the default of the library."""
+    """Shows nothing."""
 
     def begin(self, stage: Stage) -> None:
         """Ignore it."""
@@ -65,7 +66,44 @@ class Silent:
         """Ignore it."""
 
 
-_reporter: contextvars.ContextVar[Reporter] = contextvars.ContextVar("reporter", default=Silent())
+class Automatic:
+    """The default: whatever suits the place, unless somebody said `quiet()`, or who is told (`report_to`, in any thread)."""
+
+    quiet, told = False, 0
+
+    def begin(self, stage: Stage) -> None:
+        self._shown().begin(stage)
+
+    def advance(self, stage: Stage) -> None:
+        self._shown().advance(stage)
+
+    def end(self, stage: Stage) -> None:
+        self._shown().end(stage)
+
+    def note(self, text: str) -> None:
+        self._shown().note(text)
+
+    def _shown(self) -> Reporter:
+        return _SILENT if self.quiet or self.told else self._here
+
+    @functools.cached_property
+    def _here(self) -> Reporter:
+        from whence.show.bars import here
+
+        return here(_SILENT)
+
+
+_SILENT, _AUTOMATIC = Silent(), Automatic()
+_reporter: contextvars.ContextVar[Reporter] = contextvars.ContextVar("reporter", default=_AUTOMATIC)
+
+
+def quiet(on: bool = True) -> None:
+    """Show no progress and no notes from here on; `quiet(False)` shows them again.
+
+    Without it, work that takes longer than a moment shows how far it is and how long it will take: bars on a terminal, a line
+    in the cell of a notebook, and a line every ten seconds where stderr goes to a file.
+    """
+    _AUTOMATIC.quiet = bool(on)
 
 
 @contextlib.contextmanager
@@ -73,9 +111,20 @@ def report_to(reporter: Reporter) -> Iterator[None]:
     """Send the events of the enclosed work to `reporter`."""
     token = _reporter.set(reporter)
     try:
-        yield
+        with as_told():
+            yield
     finally:
         _reporter.reset(token)
+
+
+@contextlib.contextmanager
+def as_told() -> Iterator[None]:
+    """Show the progress of the enclosed work, in all its threads, only to whoever `report_to` names."""
+    _AUTOMATIC.told += 1
+    try:
+        yield
+    finally:
+        _AUTOMATIC.told -= 1
 
 
 def current() -> Reporter:

@@ -5,8 +5,9 @@ import pytest
 from rich.console import Console
 
 from whence import progress
-from whence.cli.console import Bars, Lines, Outlook, reporting, span
+from whence.cli.console import reporting
 from whence.progress import Stage, note, stage
+from whence.show.bars import Bars, Lines, Outlook, span
 
 
 @pytest.fixture

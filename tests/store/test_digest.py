@@ -14,6 +14,7 @@ OTHERS = {
     "progress",  # says how far the work is
     "settings",  # what is chosen stands in the provenance itself, defaults too
     "show",  # how results are written for people
+    "show/bars",
     "show/markup",
     "show/numbers",
     "show/tokens",

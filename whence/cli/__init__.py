@@ -23,6 +23,7 @@ from whence import dist
 from whence.cli.from_settings import from_settings
 from whence.errors import WhenceError
 from whence.escapes import command as command_line
+from whence.progress import as_told
 from whence.shortage import shortage
 from whence.version import __version__
 
@@ -148,7 +149,8 @@ def _guarded(command: Callable[..., None], name: str) -> Callable[..., None]:
         try:
             if name not in SHARED:
                 dist.only_one_process(f"whence {name}")
-            command(*arguments, **options)
+            with as_told():  # commands with work to show say where (whence.cli.console.start)
+                command(*arguments, **options)
             sys.stdout.flush()
         except Exception as raised:
             error = shortage(raised) or raised

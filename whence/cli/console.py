@@ -7,14 +7,12 @@ import io
 import os
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -23,8 +21,9 @@ from whence import dist
 from whence.cli.options import Session
 from whence.errors import WhenceError, WhenceWarning
 from whence.escapes import HIDDEN, visible, visible_json
-from whence.progress import Stage, note, report_to
+from whence.progress import note, report_to
 from whence.settings import Fit
+from whence.show.bars import Bars, Lines, Outlook
 
 WIDTH = 132
 """Columns of a table that goes to a file."""
@@ -181,110 +180,3 @@ def _on_end(number: int, frame: object) -> NoReturn:
         "This run was ended from outside: another of its processes failed, or somebody stopped it.",
         fix="see what the others said; the same command goes on, and what was saved is kept",
     )
-
-
-class Outlook:
-    """Guesses the time left for all stages: those to come take as long as those so far do on average."""
-
-    def __init__(self, stages: int | None):
-        self.stages, self.took = stages, []
-
-    def end(self, stage: Stage) -> None:
-        """Learn how long a stage took."""
-        self.took.append(stage.elapsed)
-
-    def left(self, stage: Stage) -> float | None:
-        """Seconds left for the whole during `stage`; None when unknown."""
-        if self.stages is None or stage.left is None:
-            return None
-        lengths = [*self.took, stage.elapsed + stage.left]
-        return stage.left + max(self.stages - len(lengths), 0) * sum(lengths) / len(lengths)
-
-    def describe(self, stage: Stage) -> str:
-        """Say the time left for the stage and, where it is another, for the whole."""
-        if stage.left is None:
-            return ""
-        whole = self.left(stage)
-        words = f"{span(stage.left)} left"
-        return words if whole is None or whole <= stage.left else f"{words}, about {span(whole)} for the whole"
-
-
-class Bars:
-    """One bar per stage, on a terminal. What two stages have to note is said once."""
-
-    def __init__(self, console: Console, outlook: Outlook):
-        self.outlook, self.said = outlook, set[str]()
-        self.tasks: dict[int, TaskID] = {}
-        self.progress = Progress(
-            TextColumn("  {task.description:<14}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-            TextColumn("{task.fields[time]}", style="dim"),
-            console=console,
-        )
-
-    def __enter__(self) -> Bars:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.progress.stop()
-
-    def begin(self, stage: Stage) -> None:
-        self.tasks[id(stage)] = self.progress.add_task(
-            stage.name, total=stage.total, completed=stage.done, unit=stage.unit, time=""
-        )
-
-    def advance(self, stage: Stage) -> None:
-        self.progress.update(self.tasks[id(stage)], completed=stage.done, time=self.outlook.describe(stage))
-
-    def end(self, stage: Stage) -> None:
-        self.outlook.end(stage)
-        self.progress.update(self.tasks.pop(id(stage)), completed=stage.done, time=span(stage.elapsed))
-
-    def note(self, text: str) -> None:
-        if text in self.said:
-            return
-        self.said.add(text)
-        self.progress.console.print(text, markup=False, style="yellow" if text.startswith("warning") else None)
-
-
-class Lines:
-    """Plain lines for logs: one every `every` seconds at most, and one when a stage ends."""
-
-    def __init__(self, console: Console, outlook: Outlook, every: float = 5.0):
-        self.console, self.outlook, self.every, self.said = console, outlook, every, set[str]()
-        self.last = time.monotonic()
-
-    def begin(self, stage: Stage) -> None:
-        """Wait until there is something to say."""
-
-    def advance(self, stage: Stage) -> None:
-        if time.monotonic() - self.last >= self.every:
-            self._say(stage, self.outlook.describe(stage))
-
-    def end(self, stage: Stage) -> None:
-        self.outlook.end(stage)
-        self._say(stage, span(stage.elapsed))
-
-    def note(self, text: str) -> None:
-        if text not in self.said:
-            self.said.add(text)
-            self._print(text)
-
-    def _say(self, stage: Stage, timing: str) -> None:
-        self.last = time.monotonic()
-        self._print(f"  {stage.name:<14} {stage.done:,}/{stage.total:,} {stage.unit}  {timing}".rstrip())
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
-
-
-def span(seconds: float) -> str:
-    """Say a duration as people do: 0.4 s, 14 s, 6 min, 2 h 05 min."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
