@@ -1,5 +1,10 @@
 """Trace what a language model says to the training examples that made it say so.
 
+    run = whence.open("./my-model", data="train.jsonl")
+    print(run.trace("What is the refund period?"))
+
+That is one object for model, rows and results. Beneath it are functions:
+
     model, tokenizer = whence.load_model("gpt2")
     task = whence.CausalLM(tokenizer)
     train = whence.load_data("train.jsonl")
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
     from whence.models import load_model
     from whence.planning import Plan, plan
     from whence.precision import Precision
+    from whence.progress import quiet
+    from whence.run import Run, open
     from whence.scoring import score, self_influence
     from whence.stages import Stage, StagedScores, multistage, open_stages
     from whence.store.scores import Scores, open_scores
@@ -41,6 +48,7 @@ __all__ = [
     "Precision",
     "Regression",
     "Rows",
+    "Run",
     "Scores",
     "Seq2Seq",
     "Stage",
@@ -54,11 +62,13 @@ __all__ = [
     "load_data",
     "load_model",
     "multistage",
+    "open",
     "open_factors",
     "open_index",
     "open_scores",
     "open_stages",
     "plan",
+    "quiet",
     "score",
     "score_candidates",
     "self_influence",
@@ -74,6 +84,8 @@ _HOMES = {
     "whence.models": ["load_model"],
     "whence.planning": ["Plan", "plan"],
     "whence.precision": ["Precision"],
+    "whence.progress": ["quiet"],
+    "whence.run": ["Run", "open"],
     "whence.scoring": ["score", "self_influence"],
     "whence.stages": ["Stage", "StagedScores", "multistage", "open_stages"],
     "whence.store.scores": ["Scores", "open_scores"],

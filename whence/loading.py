@@ -1,4 +1,4 @@
-"""Rows and task, as the settings of a run or of a command say."""
+"""Rows, questions and task, as the settings of a run or of a command say."""
 
 from __future__ import annotations
 
@@ -41,6 +41,24 @@ def in_turns(asked: Rows, rows: Rows, *, mere: bool = False) -> Rows:
         return asked
     note("prompts are asked as a user's turn, since the rows are conversations")
     return with_contents(asked, [row if mere and "completion" in row else _as_turns(row) for row in asked])
+
+
+def question_like(
+    row: Any, question: str, parts: dict[str, str | None], task: Any, data: Data, model: str | None
+) -> dict[str, Any]:
+    """The question as the model is used to being asked: a user's turn where the rows or the tokenizer speak of conversations.
+
+    `parts` are its completion, contrast and span, as far as there are any. A model that whence trained on other rows, and rows
+    with a format of their own, say that it is asked as those are written.
+    """
+    rest = {name: value for name, value in parts.items() if value is not None}
+    chat = "messages" in row
+    if not chat and getattr(task, "chat_template", None) is not None and data.format == "plain":
+        chat = model is None or record_of(model) is None
+        if chat:
+            note("the question is a user's turn, written by the model's chat template; --template none asks it as bare text")
+    asked = {"prompt": question, **rest}
+    return _as_turns(asked) if chat else asked
 
 
 def _as_turns(row: dict[str, Any]) -> dict[str, Any]:

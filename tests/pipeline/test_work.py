@@ -28,12 +28,12 @@ def workshop(folder, data, items):
         "generate": {"max_new_tokens": 2, "base": False},
     }
     (folder / "whence.yaml").write_text(yaml.safe_dump(values))
-    return Workshop(read_config(folder / "whence.yaml", environment={}))
+    return Workshop.of(read_config(folder / "whence.yaml", environment={}))
 
 
 def test_prompts_for_conversations_are_turns_written_by_the_template(tiny_model_folder, tmp_path, notes):
     shop = workshop(tmp_path, [{"messages": TALK}], ["Who?", {"prompt": "Who?", "completion": "Ada."}, {"messages": TALK}])
-    assert len(shop.data) == 2
+    assert len(shop.all_rows) == 2
     asked = [{"role": "user", "content": "Who?"}]
     assert [row["messages"] for row in shop.prompts] == [asked, [*asked, {"role": "assistant", "content": "Ada."}], TALK]
     assert "prompts are asked as a user's turn, since the rows are conversations" in notes
@@ -61,9 +61,9 @@ def test_prompts_for_other_rows_stay_text(tiny_model_folder, tmp_path, notes):
 
 def test_files_with_a_star_are_found_and_hashed_by_their_content(tiny_model_folder, tmp_path):
     shop = workshop(tmp_path, [{"messages": TALK}], ["Who?"])
-    place = shop.resolved.place("rows-*.json")
+    place = shop.place("rows-*.json")
     assert place == str(tmp_path / "rows-*.json")
-    assert shop.resolved.place("nothing-*.json") == "nothing-*.json"
+    assert shop.place("nothing-*.json") == "nothing-*.json"
     before = Lock(tmp_path).hash_of(place)
     assert before != place
     (tmp_path / "rows-2.json").write_text(json.dumps([{"messages": TALK[:1]}]))

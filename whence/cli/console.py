@@ -123,21 +123,6 @@ def start(session: Session, stages: int | None = None) -> Iterator[None]:
         yield
 
 
-def warn_if_untrained(model: Any, task: Any, rows: Any) -> None:
-    """Say loudly when the model likes the training rows no better than the same tokens in disorder."""
-    from whence.tasks import CausalLM
-    from whence.train.evidence import evidence_of_training
-
-    if not isinstance(task, CausalLM):
-        return
-    evidence = evidence_of_training(model, task, rows)
-    if not evidence.learnt:
-        note(
-            f"warning: this model shows no sign of training on this data: loss {evidence.loss:.2f} nats per token, "
-            f"{evidence.shuffled:.2f} with the tokens shuffled. Are these the fine-tuned weights? [WHENCE-03]"
-        )
-
-
 def fit_stages(settings: Fit) -> int:
     """How many stages a fit has."""
     return settings.groups * {"identity": 0, "diagonal": 1, "kfac": 2}.get(settings.method, 3)

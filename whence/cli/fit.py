@@ -37,19 +37,13 @@ def fit(
       whence fit ./model --data train.jsonl --examples 4000 --modules all --out runs/c/factors
       whence fit ./model --data train.jsonl --until 0.99 --out runs/d/factors
     """
-    from whence import fitting
-    from whence.cli.console import fit_stages, print_json, say, start, warn_if_untrained
+    from whence.cli.console import fit_stages, print_json, say, start
     from whence.escapes import command
-    from whence.loading import rows_of, task_of
-    from whence.models import load_model
-    from whence.train.reading import as_trained
+    from whence.run import Run
 
     with start(session, None if settings.until else fit_stages(settings)):
-        data = as_trained(data, said(), weights.adapter, model)
-        loaded, tokenizer = load_model(model, **weights.as_json())
-        task, rows = task_of(loaded, tokenizer, data), rows_of(data)
-        warn_if_untrained(loaded, task, rows)
-        curvature = fitting.fit(loaded, task, rows, settings, out=out, save_every=save_every, rerun=session.rerun)
+        run = Run(model, data, weights, said=said())
+        curvature = run.fit(settings, out=out, save_every=save_every, rerun=session.rerun)
     about = curvature.about
     if session.as_json:
         print_json({"factors": str(out), **about})

@@ -10,8 +10,8 @@ import typer
 from whence.cli import options
 from whence.cli.from_settings import Without, said
 from whence.cli.options import QUERY_COLUMNS, Session
-from whence.cli.trace import LOWERING, Answer, query_like
-from whence.errors import StaleArtifact, UsageError
+from whence.cli.trace import LOWERING, Answer
+from whence.errors import UsageError
 from whence.settings import AtLeastZero, Count, Data, Index, Measured, Section, Weights, setting
 
 MaxLength = Annotated[
@@ -74,22 +74,11 @@ def build(
     """
     from whence.cli.console import print_json, say, start
     from whence.escapes import command
-    from whence.fitting import open_factors
-    from whence.indexing import build_index
-    from whence.loading import rows_of, task_of, trained_on
-    from whence.models import load_model
-    from whence.train.reading import as_trained
+    from whence.run import Run
 
     with start(session, 1):
-        curvature = open_factors(factors) if factors else None
-        data = as_trained(data, said(), weights.adapter, model, made=curvature.provenance if curvature else None)
-        loaded, tokenizer = load_model(model, **weights.as_json())
-        task = task_of(loaded, tokenizer, data)
-        if curvature:
-            curvature.check(loaded, task)
-        rows = rows_of(data)
-        known = trained_on(weights.adapter or model, data, rows)
-        index = build_index(loaded, task, rows, settings, curvature=curvature, n_train=known, out=out, rerun=session.rerun)
+        run = Run(model, data, weights, said=said(), factors=factors)
+        index = run.build_index(settings, out=out, rerun=session.rerun)
     about, files = index.about, sum(file.stat().st_size for file in out.glob("*") if file.is_file())
     if session.as_json:
         print_json({"index": str(out), "rows": len(index), "bytes": files, **about})
@@ -130,59 +119,32 @@ def search(
       whence index search runs/a/index ./model --factors runs/a/factors -q "Where was Ada Velt born?"
       whence index search runs/a/index ./model -f runs/a/factors --queries prompts.json --data train.jsonl --exact 20 --json
     """
-    from whence import scoring
     from whence.cli.console import coloured, print_json, say, start
     from whence.cli.ranking import Ranking
     from whence.cli.show import display, document
-    from whence.data import as_rows, load_data
-    from whence.data.text import asked as asked_in
-    from whence.fitting import open_factors
-    from whence.generation import answered
-    from whence.indexing import open_index
-    from whence.loading import in_turns, rows_of, task_of
-    from whence.models import load_model
-    from whence.operators import Identity
-    from whence.train.reading import as_trained
+    from whence.run import Run
 
     if (asked.question is None) == (asked.queries is None):
         raise UsageError("There is one thing to search for: say -q QUESTION, or --queries FILE.")
     if checked.exact and not path:
         raise UsageError("Exact scores need the training data.", fix="--data DATA, as for whence index build")
     with start(session):
-        opened = open_index(index)
-        curvature = open_factors(Path(measured.factors)) if measured.factors else None
-        data = as_trained(data, said(), weights.adapter, model, made=opened.provenance)
-        loaded, tokenizer = load_model(model, **weights.as_json())
-        task = task_of(loaded, tokenizer, data, measured.measurement)
-        opened.check(loaded, task)
-        if curvature:
-            curvature.check(loaded, task)
-        rows: Any = rows_of(data) if path else None
-        if rows is not None and rows.fingerprint != opened.provenance["data"]["fingerprint"]:
-            raise StaleArtifact(
-                "The index is of other rows.",
-                given=f"{len(rows):,} rows of {path}, {len(opened):,} in {index}",
-                fix="give the data that it was built from, read with the same options",
-            )
+        run = Run(model, data.changed(path=path), weights, said=said(), factors=measured.factors, index=index)
+        answer = asked.part(Answer).as_json()
+        wanted: Any = {"max_new_tokens": answer.pop("max_new_tokens")}
         if asked.queries is None:
-            like = query_like(rows[0] if rows else {}, asked.question or "", asked, task, data, weights.adapter or model)
-            queries = as_rows([like])
+            queries = run.question(asked.question or "", answer.pop("answer"), **answer, **wanted)
         else:
-            queries = load_data(asked.queries, columns=asked.query_columns)
-            queries = queries if rows is None else in_turns(queries, rows, mere=True)
-        queries = answered(loaded, task, asked_in(queries, data.format, data.normalise), asked.max_new_tokens)
-        operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping) if curvature else None
-        found = opened.search(loaded, task, queries, operator)
-        if checked.exact:
-            ids = [
-                name
-                for each in range(len(found.queries))
-                for lowest in (False, True)
-                for name in found.top(each, checked.exact, lowest=lowest)["id"]
-            ]
-            norms = [norm] if norm in ("cosine", "relatif") else []
-            chosen: dict[str, Any] = {"rows": list(dict.fromkeys(ids)), "norms": norms, "n_train": opened.n_train}
-            found = scoring.score(loaded, task, queries, rows, operator or Identity(), **chosen)
+            queries = run.ask(asked.queries, columns=asked.query_columns, **wanted)
+        found = run.search(
+            queries,
+            asking=measured.part(Measured),
+            absolute_damping=measured.absolute_damping,
+            plain=measured.factors is None,
+            exact=checked.exact,
+            norms=[norm] if norm in ("cosine", "relatif") else [],
+        )
+        opened = run.index
     ranking, numbers = Ranking(found, norm, top, LOWERING, coloured()), list(range(len(found.queries)))
     size = f"{opened.about['dim']} x {opened.about['dim']} numbers per module"
     says = (

@@ -56,11 +56,10 @@ def plan(
     from whence.cli.console import print_json, say, show_table, start
     from whence.config.read import read_stages
     from whence.data import load_data
-    from whence.loading import located, rows_of, task_of
-    from whence.planning.blank import blank_model, tokenizer_of
-    from whence.planning.planner import plan as make_plan
+    from whence.loading import located
     from whence.planning.through import StagedPlan
-    from whence.train.reading import as_trained
+    from whence.run import Run
+    from whence.train.reading import READING
 
     shared = {field.name for section in (Budget, Session) for field in settings_of(section)} | {"rank"}
     options.refuse_both(through, model, path, shared - {"index"})
@@ -70,17 +69,12 @@ def plan(
         memory = None if budget.memory is None else bytes_of("--memory", budget.memory)
         disk = None if budget.disk is None else bytes_of("--disk", budget.disk)
 
-        def planned(name: str, weights: Weights, data: Data, fit: Fit) -> Any:
-            blank = blank_model(name, weights.dtype, weights.adapter)
-            return make_plan(
-                blank,
-                task_of(blank, tokenizer_of(weights.tokenizer or name), data),
-                rows_of(data),
+        def planned(name: str, weights: Weights, data: Data, fit: Fit, known: Collection[str]) -> Any:
+            return Run(name, data, weights, said=known).plan(
                 fit,
                 queries=queries,
                 memory=memory,
                 disk=disk,
-                device=weights.device,
                 calibrate=budget.calibrate,
                 rank=None if scoring.rank == "full" else scoring.rank,
                 index=indexing if budget.index else None,
@@ -88,11 +82,14 @@ def plan(
 
         if through is None:
             assert model is not None
-            made = planned(model, weights, as_trained(data, said(), weights.adapter, model), settings, 0)
+            made = planned(model, weights, data, settings, said())
         else:
             checked = read_stages(through)
             stages = {name: located(name, checked) for name in checked.config.stages}
-            plans = {name: planned(stage.model, stage, data, stage.fit) for name, (stage, data) in stages.items()}
+            plans = {
+                name: planned(stage.model, stage.part(Weights), data, stage.fit, READING)
+                for name, (stage, data) in stages.items()
+            }
             made = StagedPlan.of(plans, {name for name, (stage, _) in stages.items() if stage.factors})
     if session.as_json:
         print_json(made.to_dict())

@@ -114,17 +114,11 @@ def score(
       whence score gpt2 -d train.jsonl -f runs/a/factors --queries prompts.json --candidates bm25:2% --audit 10% -o runs/a/few
       whence score --through stages.yaml --queries prompts.json -o runs/a/stages
     """
-    from whence import scoring
     from whence.cli.console import print_json, say, score_stages, start
-    from whence.engine.point import Point
     from whence.escapes import command
-    from whence.fitting import open_factors
-    from whence.loading import rows_of, task_of, trained_on
-    from whence.methods.base import Request, request_scores
-    from whence.models import load_model
+    from whence.methods.base import request_scores
     from whence.report.words import direction, left_out
-    from whence.train.reading import as_trained
-    from whence.train.record import read_training
+    from whence.run import Run
 
     options.refuse_both(through, model, path, through_options())
     if through is not None:
@@ -135,31 +129,26 @@ def score(
     refuse_pointless(asked, by, few)
     recipe, own = chosen_method(by, measured)
     with start(session, score_stages(settings.rescore) if recipe is None else None):
-        curvature = open_factors(by.factors) if by.factors else None
-        training = read_training(by.training) if by.training else None
-        loaded, tokenizer = load_model(model, **weights.as_json())
-        data = as_trained(data, said(), weights.adapter, model, made=curvature and curvature.provenance)
-        task = task_of(loaded, tokenizer, data, measured.measurement)
-        rows = rows_of(data)
-        settings = settings.changed(n_train=settings.n_train or trained_on(weights.adapter or model, data, rows))
-        if curvature is not None:
-            curvature.check(loaded, task)
-            say_if_other_rows(curvature.provenance["data"], rows, settings.n_train)
+        run = Run(model, data, weights, said=said(), factors=by.factors, training=by.training)
+        run.scoring = settings = settings.changed(n_train=settings.n_train or run.n_train)
         place: Any = {"out": out, "rerun": session.rerun}
-        queries = questions(asked, loaded, task, data, rows)
+        how: Any = {"asking": measured.part(Measured), "absolute_damping": measured.absolute_damping} | place
+        queries = None
+        if asked.queries is not None:
+            wanted: Any = {"columns": asked.query_columns, "max_new_tokens": asked.max_new_tokens}
+            queries = run.ask(asked.queries, generate=asked.generate, **wanted)
         if recipe is not None:
-            point = Point(loaded, task, rows, batch_tokens=settings.batch_tokens)
-            request = Request(point, queries, settings, curvature, training, modules=by.modules)
+            request = run.request(queries, settings, measured.part(Measured), modules=by.modules)
             scores = request_scores(recipe, request, own, **place)
+        elif queries is None:
+            scores = run.self_influence(settings, **how)
+        elif few.candidates is not None:
+            operator = run.inverse(measured.damping, absolute=measured.absolute_damping, n_train=settings.n_train)
+            point = run.point(measured.measurement)
+            given = (point.model, point.task, queries, run.rows, operator, few.candidates, settings)
+            scores = score_few(few, given, place)
         else:
-            assert curvature is not None  # one of both is there
-            operator = curvature.inverse(measured.damping, absolute=measured.absolute_damping)
-            if queries is None:
-                scores = scoring.self_influence(loaded, task, rows, operator, settings, **place)
-            elif few.candidates is not None:
-                scores = score_few(few, (loaded, task, queries, rows, operator, few.candidates, settings), place)
-            else:
-                scores = scoring.score(loaded, task, queries, rows, operator, settings, **place)
+            scores = run.score(queries, settings, **how)
     about = {"scores": str(out), "queries": scores.shape[0], "rows": scores.shape[1], "n_train": scores.n_train}
     if session.as_json:
         print_json({**about, "unit": scores.unit, "sign": direction(scores), **scores.about})
@@ -271,19 +260,3 @@ def chosen_method(by: By, measured: Damped) -> tuple[Any, Any]:
     recipe = recipe_named(by.method)
     dampings = {name: getattr(measured, name) for name in ("damping", "absolute_damping") if name in said()}
     return recipe, recipe.own(dampings | by.own, typed=True)
-
-
-def say_if_other_rows(fitted: dict[str, Any], rows: Any, n_train: int | None) -> None:
-    """Say what N the scores are divided by where these rows are not those that the factors saw."""
-    from whence.progress import note
-
-    if fitted["examples"] != len(rows):
-        if n_train is not None:
-            return
-        note(
-            f"warning: the factors are of {fitted['examples']:,} rows, and these are {len(rows):,}. Nats per copy are for a "
-            f"training on N = {len(rows):,} rows; for another N say --n-train, and compare no raw scores across different N "
-            f"[WHENCE-21]"
-        )
-    elif fitted["fingerprint"] != rows.fingerprint:
-        note("these are not the rows that the factors were fitted on: scores are for hypothetical training rows [WHENCE-09]")

@@ -125,19 +125,17 @@ def _mode(modes: list[str], path: Path | None) -> str:
 
 def _quick(path: Path, seed: int) -> Any:
     """Check the scores of a run; the settings of the run say what they were made from."""
-    from whence.config import read_config
-    from whence.pipeline.work import Workshop
-    from whence.validate.quick import quick_from_run
+    from whence.run import SETTINGS
+    from whence.run import open as open_run
 
     for folder in (path, path.parent):
-        if (folder / "whence.yaml").is_file():
-            shop: Any = Workshop(read_config(folder / "whence.yaml"))
-            return quick_from_run(shop, seed=seed)
+        if (folder / SETTINGS).is_file():
+            return open_run(folder).check(seed=seed)
     raise UsageError(
         "There is no whence.yaml that says what these scores were made from.",
         given=str(path),
         accepted="a folder of whence run, or the scores in it",
-        fix="Python: whence.validate.quick.quick(scores, model, task, rows, curvature)",
+        fix="Python: whence.open(MODEL, data=DATA).check(whence.open_scores(SCORES))",
     )
 
 

@@ -46,6 +46,12 @@ class Resolved(Checked[Config]):
     """The settings of a run."""
 
     @property
+    def chat_template(self) -> str | None:
+        """The chat template; where it is a file, its path seen from here."""
+        template = self.config.data.chat_template
+        return self.place(template) if template and template in self.config.template_files else template
+
+    @property
     def out(self) -> Path:
         """The folder of the run."""
         return self.folder / Path(self.config.out or f"runs/{self.config.run}").expanduser()

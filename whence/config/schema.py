@@ -179,6 +179,12 @@ def runs_of(config: Config) -> dict[str, Config]:
     last = config.changed(stages={}, model=config.model.changed(base=base))
     return {**found, next(reversed(config.stages), ""): last}
 
+    @property
+    def template_files(self) -> list[str]:
+        """The file of the chat template, where it is one."""
+        template = self.data.chat_template
+        return [template] if template and "{" not in template and template.casefold() not in ("chatml", "none") else []
+
 
 @functools.cache
 def adapter(section: type[S]) -> TypeAdapter[S]:

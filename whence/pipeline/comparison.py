@@ -107,7 +107,7 @@ def compare_methods(
     given = {name: recipe_named(name).own((settings or {}).get(name, {}), typed=True) for name in names}
     if unused := [name for name in settings or {} if name not in names]:
         raise UsageError(f"{unused[0]} is not compared, and has settings.", accepted=", ".join(names))
-    request = request_of(Workshop(resolved))
+    request = request_of(Workshop.of(resolved))
     for name in names:
         recipe_named(name).refuse_without(request)
     retrained = bank_of(resolved.out, bank)

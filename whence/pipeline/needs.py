@@ -81,7 +81,7 @@ def _bytes(shop: Workshop, names: set[str]) -> dict[str, float]:
     from whence.coverage import cover
     from whence.planning.blank import blank_model
 
-    model, chosen, place = shop.config.model, shop.config.train, shop.resolved.place
+    model, chosen, place = shop.config.model, shop.config.train, shop.place
     found: dict[str, float] = {}
     if not names & {"train", "fit"}:
         return found

@@ -97,7 +97,7 @@ def _run(resolved: Resolved, steps: Sequence[Step], lock: Lock) -> None:
     from whence.pipeline.work import Workshop  # torch and all: only when there is something to do
 
     dist.on_first(_keep_settings, resolved, lock)
-    workshop = Workshop(resolved)
+    workshop = Workshop.of(resolved)
     check_inputs(workshop, [step.stage for step in steps if step.state in ("new", "stale")])
     for number, step in enumerate(steps, 1):
         _say(number, len(steps), step)

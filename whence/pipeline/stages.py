@@ -151,8 +151,7 @@ def _base(config: Config) -> list[str]:
 
 def template_files(config: Config) -> list[str]:
     """The file of the chat template, where it is one."""
-    template = config.data.chat_template
-    return [template] if template and "{" not in template and template.casefold() not in ("chatml", "none") else []
+    return config.template_files
 
 
 def _questions(config: Config) -> list[str]:
@@ -259,7 +258,7 @@ STAGES = (
         inputs=lambda c: [],
         after=("train", "generate", "fit", "inspect", "score", "benchmark", "evaluate"),
         optional=("inspect", "benchmark", "evaluate"),
-        sources=("report", "plots", "filter", "evaluate/combined"),
+        sources=("report", "show", "plots", "filter", "evaluate/combined"),
     ),
 )
 """In the order in which they run."""

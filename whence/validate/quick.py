@@ -27,7 +27,7 @@ from whence.precision import EXACT
 from whence.scoring import score
 from whence.store.files import atomic
 from whence.store.intact import read_json, sealed
-from whence.store.scores import Scores, open_scores, row_text
+from whence.store.scores import Scores, row_text
 from whence.tasks.base import Task
 from whence.validate.controls import top_overlap
 from whence.validate.results import Result
@@ -79,16 +79,6 @@ def quick(
         with atomic(Path(out) / FILE) as temporary:
             temporary.write_text(json.dumps(sealed(found.as_json()), indent=2) + "\n", encoding="utf-8")
     return found
-
-
-def quick_from_run(shop: Any, **settings: Any) -> Result:
-    """Check the scores of a run, a `whence.pipeline.work.Workshop`; kept in its folder of scores."""
-    model, tokenizer = shop.tuned
-    task = shop.task(model, tokenizer, shop.config.score.measurement)
-    folder = shop.out / "scores"
-    if shop.config.stages:
-        folder = folder / next(reversed(shop.config.stages)) / "scores"
-    return quick(open_scores(folder), model, task, shop.rows, shop.curvature, out=folder, **settings)
 
 
 def read_quick(folder: str | Path) -> Result | None:
