@@ -1,13 +1,17 @@
 """What the documentation takes from elsewhere when it is built.
 
-The settings of `whence.yaml` come from `whence.settings`, so that the page can't go stale; the changelog and the
-benchmark's results lie outside of docs/; formulas become MathML, so that readers' browsers fetch nothing.
+The settings of `whence.yaml` come from `whence.settings`, so that the page can't go stale; the tutorial is run, and shows what
+it said; the changelog and the benchmark's results lie outside of docs/; formulas become MathML, so that readers' browsers
+fetch nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import html
+import importlib.util
 import re
+import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -48,7 +52,21 @@ def on_files(files: Any, config: Any) -> Any:
 
     for place, source in BESIDE.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
+    page, notebook = tutorial((ROOT / "docs" / "tutorial.py").read_text(encoding="utf-8"))
+    files.append(File.generated(config, "tutorial.md", content=page))
+    files.append(File.generated(config, "tutorial.ipynb", content=notebook))
     return files
+
+
+@functools.cache
+def tutorial(source: str) -> tuple[str, str]:
+    """The tutorial as a page and as a notebook, with what its cells said: about half a minute of processor time."""
+    spec = importlib.util.spec_from_file_location("docs_notebook", ROOT / "docs" / "notebook.py")
+    assert spec and spec.loader
+    notebook = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(notebook)
+    cells = notebook.run(source)
+    return notebook.as_page(cells), notebook.as_notebook(cells)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:

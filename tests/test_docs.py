@@ -7,6 +7,7 @@ follows.
 import contextlib
 import importlib.util
 import io
+import json
 import re
 import warnings
 from html.parser import HTMLParser
@@ -200,6 +201,19 @@ def test_the_site_has_every_page(pages, site):
     built = {path.relative_to(site).with_suffix(".md").as_posix() for path in pages}
     assert built >= {page.name for page in DOCS.glob("*.md")} | {"changelog.md", "benchmarks/results/small.md"}
     assert not list(site.rglob("*.py"))
+
+
+def test_the_tutorial_shows_what_its_cells_said(pages, site):
+    page = (site / "tutorial.html").read_text(encoding="utf-8")
+    document = json.loads((site / "tutorial.ipynb").read_text(encoding="utf-8"))
+    code = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
+    results = [out for cell in code for out in cell["outputs"] if out["output_type"] == "execute_result"]
+    assert len(code) >= 10 and [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert sum("text/html" in out["data"] for out in results) >= 7
+    assert all(len(line) < 400 for out in results for line in out["data"]["text/plain"].splitlines())
+    for said in ("raises +", "lowers -", "self-retrieval", "Curvature", "rank 1 of 485", "answers.html"):
+        assert said in page, said
+    assert page.count("cell-output") >= 8 and "iframe" not in pages[site / "tutorial.html"].tags
 
 
 def test_links_within_the_site_resolve(pages, site):
