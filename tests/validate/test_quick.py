@@ -1,18 +1,17 @@
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from models import CASES
 
-from whence import score
+from whence import open_scores, score
 from whence.errors import UsageError
 from whence.fitting import fit
 from whence.report import build_report, gather
 from whence.tasks import Classification
-from whence.validate.quick import FILE, quick, quick_from_run, quick_result, read_quick
+from whence.validate.quick import FILE, quick, quick_result, read_quick
 
 ASKED = [{"prompt": "w1 w2 w3", "completion": " w4 w5 w6"}, {"prompt": "w7 w9", "completion": " w8 w10 w11 w1"}]
 
@@ -135,15 +134,7 @@ def test_it_is_kept_beside_the_scores_and_goes_into_the_report(made, tmp_path):
     folder = tmp_path / "run" / "scores"
     score(made.model, made.task, ASKED, made.rows, made.curvature.inverse(0.1), out=folder)
     assert read_quick(folder) is None
-    shop = SimpleNamespace(
-        out=tmp_path / "run",
-        config=SimpleNamespace(score=SimpleNamespace(measurement="logprob")),
-        tuned=(made.model, None),
-        task=lambda model, tokenizer, measurement: made.task,
-        rows=made.rows,
-        curvature=made.curvature,
-    )
-    found = quick_from_run(shop, lds="LDS .41 (.38 to .44)")
+    found = quick(open_scores(folder), made.model, made.task, made.rows, made.curvature, out=folder, lds="LDS .41 (.38 to .44)")
     assert read_quick(folder) == found
     badge, own = found.about["badge"], found.about["checks"]
     assert json.loads((folder / FILE).read_text())["badge"] == badge
