@@ -30,7 +30,7 @@ from whence.engine.point import Point
 from whence.filter.embeddings import nearness
 from whence.filter.tfidf import tfidf_scores
 from whence.plots.style import LOWERS, RAISES, figure, save
-from whence.report.tokens import merge_special
+from whence.show.tokens import merge_special
 from whence.stages import Stage, multistage
 from whence.store.files import atomic
 from whence.store.scores import Scores
