@@ -3,10 +3,10 @@
     python -m benchmarks.flips --flips 100
 
 A tiny run is made from fine-tuning to report, and three methods are compared on it. Then a bit of one of its files is
-flipped, its time of change put back, and all that reads the run is done: opening scores, factors and the training, loading
-the model, reading the answers, building the report, comparing methods, planning `whence run`, and `whence verify`. The bit is
-flipped back before the next. Files are drawn kind by kind, so that small ones count as much as weights. What comes of a
-flip is one of
+flipped, its time of change put back, and all that reads the run is done: opening scores, factors and the training, loading the
+model, reading the answers, building the report, comparing methods, planning `whence run`, and `whence verify`. The bit is
+flipped back before the next. Files are drawn kind by kind, so that small ones count as much as weights. What comes of a flip is
+one of
 
     wrong      something read another result, and said nothing
     traceback  something failed without saying which file is damaged
