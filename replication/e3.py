@@ -3,9 +3,9 @@
     python -m replication.e3 --data ../shared/data
 
 The pretrained model is stories260K, a real one of TinyStories; it is tuned to say which word follows. For each of three prompts
-100 stories are chosen by words (TF-IDF) and by embeddings (nearest neighbours), and scored through both stages, token by token.
-The best 16 are shown raw, per token of their length and as cosines, with flags for what looks like an artefact of length or
-of repetition. Writes e3.html, e3.png, e3.json and e3.md.
+100 paragraphs are chosen by words (TF-IDF) and by embeddings (nearest neighbours), and scored through both stages, token by
+token. The best 16 are shown raw, per token of their length and as cosines, with flags for what looks like an artefact of length
+or of repetition. Writes e3.html, e3.png, e3.json and e3.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ PROMPTS = (
 )
 """What is asked about, and the word whose log-probability is traced."""
 
-TOP, CHOSEN, LENGTH = 16, 100, 128
+TOP, CHOSEN, LENGTH, SHORTEST = 16, 100, 128, 5
+"""Rows that are shown of each ranking, that are chosen of each prompt; tokens of a row at most, and words at least."""
 SPARSE = 2 / 3
 """Of `|a|_2 / |a|_1` over the tokens of a row, from which one token carries it (Grosse et al. 2023, appendix)."""
 REPEATED = 0.2
@@ -54,7 +55,7 @@ REPEATED = 0.2
 SHORT, LONG = 0.1, 0.9
 """Quantiles of the candidates' lengths at and beyond which a row's rank may be that of its length."""
 
-RECIPE = Recipe(0.002, 4, 16, "momentum", schedule="cosine")
+RECIPE = Recipe(0.001, 4, 16, "momentum", schedule="cosine")
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,15 @@ class Study:
 
 def replica(chosen: argparse.Namespace) -> Result:
     """Everything, in order."""
-    rows, tuned_rows, sample, length = (40, 8, 8, 96) if chosen.tiny else (1000, 64, 96, LENGTH)
+    rows, tuned_rows, sample, length = (40, 8, 8, 96) if chosen.tiny else (1000, 192, 96, LENGTH)
     model, tokenizer = whence.load_model(found(chosen.data / "models", "stories260K/hf/config.json").parent)
     task = CausalLM(tokenizer, max_length=length)
     lines = found(chosen.data, FILES["lm"][0]).read_text(encoding="utf-8").splitlines()
     stories = [json.loads(line)["text"] for line in lines]
-    train = make_rows([{"text": text} for text in stories[:rows]], origin="tinystories")
+    paragraphs = [each.strip() for text in stories for each in text.split("\n") if len(each.split()) >= SHORTEST]
+    train = make_rows([{"text": text} for text in paragraphs[:rows]], origin="tinystories")
     draw = random.Random(0)
-    asked = (question(tokenizer, " ".join(text.split()[:24]), draw) for text in stories[rows:])
+    asked = (question(tokenizer, " ".join(text.split()[:24]), draw) for text in stories[-1000:])
     tuning = make_rows([row for row in asked if row][:tuned_rows], origin="tinystories")
     queries = make_rows([{"prompt": ASKED.format(a), "completion": f" {b}"} for a, b in PROMPTS], origin="prompts")
     recipe = RECIPE if not chosen.tiny else Recipe(0.002, 1, 8, "momentum")
@@ -103,11 +105,12 @@ def replica(chosen: argparse.Namespace) -> Result:
         temporary.write_text(page(study, tables), encoding="utf-8")
     save(picture(study, tables), chosen.out / "e3.png")
     measured = [float(value) for value in scores.queries["measured"]]
+    weights, rates = sum(p.numel() for p in model.parameters()), training.learning_rates.sum()
     says = [
-        f"Pretrained: stories260K, {sum(p.numel() for p in model.parameters()):,} weights; {len(train)} real stories, cut to "
-        f"{length} tokens; tuned on {len(tuning)} questions, learning rates of {training.learning_rates.sum():.3g} together",
+        f"Pretrained: stories260K, {weights:,} weights; {len(train)} paragraphs of real stories, cut to {length} tokens; tuned on "
+        f"{len(tuning)} questions, learning rates of {rates:.3g} together",
         "Log p of the answers: " + ", ".join(f"{b!r} {value:.2f}" for (_, b), value in zip(PROMPTS, measured, strict=True)),
-        f"Of each prompt {CHOSEN} stories by TF-IDF and nearest neighbours, the best {TOP} of each ranking; "
+        f"Of each prompt {CHOSEN} paragraphs by TF-IDF and nearest neighbours, the best {TOP} of each ranking; "
         f"flags: {flag_counts(tables)}",
         f"Of the raw top {TOP} are in the top {TOP} per token {overlap(study, study.length)}, and as cosines "
         f"{overlap(study, study.cosine)}; correlation of raw values with length: {lengths(study)}",
