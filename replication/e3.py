@@ -107,8 +107,8 @@ def replica(chosen: argparse.Namespace) -> Result:
     measured = [float(value) for value in scores.queries["measured"]]
     weights, rates = sum(p.numel() for p in model.parameters()), training.learning_rates.sum()
     says = [
-        f"Pretrained: stories260K, {weights:,} weights; {len(train)} paragraphs of real stories, cut to {length} tokens; tuned on "
-        f"{len(tuning)} questions, learning rates of {rates:.3g} together",
+        f"Pretrained: stories260K, {weights:,} weights; {len(train)} paragraphs of real stories, cut to {length} tokens; "
+        f"tuned on {len(tuning)} questions, learning rates of {rates:.3g} together",
         "Log p of the answers: " + ", ".join(f"{b!r} {value:.2f}" for (_, b), value in zip(PROMPTS, measured, strict=True)),
         f"Of each prompt {CHOSEN} paragraphs by TF-IDF and nearest neighbours, the best {TOP} of each ranking; "
         f"flags: {flag_counts(tables)}",
