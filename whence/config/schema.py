@@ -144,6 +144,12 @@ class Config(Section):
         if self.stages and (said := [name for name in ("method", "n_train") if getattr(self.score, name) is not None]):
             raise UsageError(f"`score.{said[0]}` is for the rows of one training, and `stages` has several: one of them")
 
+    @property
+    def template_files(self) -> list[str]:
+        """The file of the chat template, where it is one."""
+        template = self.data.chat_template
+        return [template] if template and "{" not in template and template.casefold() not in ("chatml", "none") else []
+
 
 class Trained(Weights, Through):
     """A training that is over: its weights, and the rows that it read."""
@@ -178,12 +184,6 @@ def runs_of(config: Config) -> dict[str, Config]:
         base = training.model or base
     last = config.changed(stages={}, model=config.model.changed(base=base))
     return {**found, next(reversed(config.stages), ""): last}
-
-    @property
-    def template_files(self) -> list[str]:
-        """The file of the chat template, where it is one."""
-        template = self.data.chat_template
-        return [template] if template and "{" not in template and template.casefold() not in ("chatml", "none") else []
 
 
 @functools.cache
