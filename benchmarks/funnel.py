@@ -331,7 +331,7 @@ class Bench:
         text = candidates.replace("index32", "index")
         given: Any = (self.model, self.task, self.queries, self.rows, self.operator, text)
         with self.timed("funnel"):
-            found = score_candidates(*given, at_most=SHARE, landmarks=self.landmarks, index=index)
+            found = score_candidates(*given, at_most=SHARE, landmarks=self.landmarks, index=index, products=self.exact.about["products"])
             tops = [found.top(query, 100) for query in range(len(self.queries))]
         places = [self.exact.example_ids.index(name) for name in found.example_ids]
         worst = np.abs(found.raw - self.exact.raw[:, places]).max() / np.abs(self.exact.raw).max()
@@ -339,8 +339,7 @@ class Bench:
         return {
             "candidates": candidates,
             "rows": found.shape[1],
-            "products": found.about["products"],
-            "products of the scan": self.exact.about["products"],
+            "products, as the scan's": found.about["products"],
             "largest difference from the scan, of the largest score": float(worst),
             **{f"recall@{k}": float(recall(self.exact.raw, np.array(places), k).mean()) for k in (10, 100)},
         }
@@ -508,7 +507,7 @@ def markdown(found: dict[str, Any]) -> str:
         [f"scan of {p['peer']}", *((f"{p['cpu']:.1f}", f"{p['wall']:.1f}") if "cpu" in p else (p["why not"], ""))]
         for p in found["peers"]
     ]
-    lines += table(["what", "processor seconds", "wall seconds (shared machine)"], seconds)
+    lines += table(["what", "processor seconds", "wall seconds"], seconds)
     lines += [
         "",
         f"The funnel ({found['default']['candidates']}, 2 % for all questions together): "
