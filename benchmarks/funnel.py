@@ -331,7 +331,9 @@ class Bench:
         text = candidates.replace("index32", "index")
         given: Any = (self.model, self.task, self.queries, self.rows, self.operator, text)
         with self.timed("funnel"):
-            found = score_candidates(*given, at_most=SHARE, landmarks=self.landmarks, index=index, products=self.exact.about["products"])
+            found = score_candidates(
+                *given, at_most=SHARE, landmarks=self.landmarks, index=index, products=self.exact.about["products"]
+            )
             tops = [found.top(query, 100) for query in range(len(self.queries))]
         places = [self.exact.example_ids.index(name) for name in found.example_ids]
         worst = np.abs(found.raw - self.exact.raw[:, places]).max() / np.abs(self.exact.raw).max()
