@@ -274,7 +274,7 @@ def test_what_can_not_be_is_said(changes, message):
         ({"transport": "inverse", "proximal": 1e-4}, lambda h: 1 / (h + 1e-4)),
         ({"transport": "identity"}, np.ones_like),
     ],
-    ids=str,
+    ids=["flow", "proximal", "alpha", "inverse", "identity"],
 )
 def test_each_transport_is_its_function_of_the_eigenvalues(how, function):
     lam_OI = torch.tensor([[0.0, 1e-3, 0.5], [2.0, 0.1, 100.0]]).double()
