@@ -122,8 +122,8 @@ def test_exports_say_their_unit_and_overwrite_nothing(run, scored, tmp_path, end
     file = tmp_path / f"x.{ending}"
     run("export", scored, "--out", file)
     if ending == "npz":
-        content = np.load(file)
-        assert content["unit"] == "nats per copy" and content["scores"].shape == (4, 12)
+        with np.load(file) as content:
+            assert content["unit"] == "nats per copy" and content["scores"].shape == (4, 12)
     elif ending == "parquet":
         import pyarrow.parquet
 

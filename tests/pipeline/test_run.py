@@ -53,7 +53,8 @@ def test_a_run_leaves_all_files_is_then_skipped_and_changes_rerun_what_depends_o
     assert first.shape == (3, 18)  # two of the twenty rows are kept out of training
     split = json.loads((folder / "train" / "split.json").read_text())
     assert sorted(first.example_ids) == sorted(split["train"])
-    assert np.load(folder / "exports" / "scores.npz")["raw"] == pytest.approx(first.raw)
+    with np.load(folder / "exports" / "scores.npz") as exported:
+        assert exported["raw"] == pytest.approx(first.raw)
     pairs = json.loads((folder / "generate" / "generated.json").read_text())["data"]
     assert list(first.queries["completion"]) == [pair["completion"] for pair in pairs]
     assert pairs[0]["reference"].strip().startswith("In ") and "base_completion" in pairs[0]
