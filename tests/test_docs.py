@@ -18,6 +18,7 @@ import pytest
 
 from whence import errors
 from whence.config import Config, json_schema
+from whence.config.schema import Training
 from whence.settings import Section, in_file
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +121,9 @@ def test_every_setting_is_in_the_tables(hooks):
         section, _, setting = name.rpartition(".")
         (row,) = re.findall(rf"^\| `{setting}` \|.*$", sections[section], re.MULTILINE)
         assert " ".join(meaning.split()).replace("|", "\\|") in row, name
-    assert tables.count("\n| `") == len(wanted)
+    entries = in_file(Training)  # those of one of the trainings that `stages` lists
+    assert all(f"| `{name}` |" in tables.rpartition("### `stages")[2] for name in entries)
+    assert tables.count("\n| `") == len(wanted) + len(entries) + 1  # and its name
 
 
 @pytest.mark.parametrize(

@@ -214,12 +214,14 @@ class QueryGradients:
         """Bring together what the processes have: each the gradients of its own queries, and zeros for the others."""
         if dist.world() == 1:
             return
+        order = dict.fromkeys(name for names in dist.from_all(list(self.parts)) for name in names)
         found = {f"{number}/{name}": part for name, parts in self.parts.items() for number, part in enumerate(parts)}
         parts: dict[str, dict[int, Tensor]] = {}
         for key, tensor in dist.add_up(found).items():
             number, _, name = key.partition("/")
             parts.setdefault(name, {})[int(number)] = tensor
-        self.parts = {name: tuple(pieces[number] for number in sorted(pieces)) for name, pieces in parts.items()}
+        # in the order of one process, in which what they are worth is added up
+        self.parts = {name: tuple(parts[name][number] for number in sorted(parts[name])) for name in order}
 
     @property
     def gradients(self) -> dict[str, Gradient]:
