@@ -46,7 +46,7 @@ from whence.validate.settings import Setting
 from whence.validate.trainer import Recipe
 
 SEEDS, LEFT_OUT, TOGETHER = (0, 1, 2), 24, 6
-"""Worlds; facts that are left out of a retraining, each once, and so many at a time."""
+"""Worlds; facts that are left out of a retraining, each once, and how many at a time."""
 
 STATED, LENGTH = 3, 32
 """Wordings of a fact, and tokens of a row at most."""

@@ -67,7 +67,7 @@ class World:
         return {"pretraining": self.pretraining.describe(), "tunings": tunings, "seed": self.seed}
 
     def pretrained(self, weights_KN: np.ndarray) -> Replicas:
-        """Pretrained models, whose rows count so many times."""
+        """Pretrained models, each with its own counts of the rows."""
         own, seeds = self.pretraining, [self.seed] * len(weights_KN)
         return retrain(
             own.model(self.seed), own.task, own.train, own.recipe, weights_KN, seeds=seeds, order_seeds=seeds, progress=""

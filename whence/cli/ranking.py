@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from whence.escapes import visible
+from whence.filter.keywords import Keywords, keyword_overlap
 from whence.report import words
 from whence.report.words import missing
 from whence.show.numbers import three_digits
@@ -41,6 +43,11 @@ class Ranking:
         self.top, self.lowest, self.coloured, self.trust = top, lowest, coloured, trust
         self.hubs = set(self.scores.hubs(words.HUB_TOP))
         self.unit = words.unit(self.scores)
+
+    @functools.cached_property
+    def keywords(self) -> list[tuple[Keywords, ...]]:
+        """Of each query, the words that its top rows share with it; found for all queries at once."""
+        return keyword_overlap(self.scores, self.top)
 
     def query(self, number: int) -> dict[str, Any]:
         """The query's columns, numbered, with what log p(answer) is and how far it can rise; what is not known is None."""

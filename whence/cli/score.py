@@ -197,14 +197,13 @@ def score_through(file: Path, asked: Questions, measured: Damped, settings: Scor
 
 
 def questions(asked: Questions, model: Any, task: Any, data: Data, rows: Any) -> Any:
-    """The queries, completed by the model where they are mere prompts; None where none are asked."""
+    """The queries, completed by the model where they are prompts without a completion."""
     from whence.data import load_data
     from whence.data.text import asked as asked_in
     from whence.generation import answered
     from whence.loading import in_turns
 
-    if asked.queries is None:
-        return None
+    assert asked.queries is not None
     queries = asked_in(load_data(asked.queries, columns=asked.query_columns), data.format, data.normalise)
     if not asked.generate:
         return queries

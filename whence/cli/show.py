@@ -153,14 +153,13 @@ def newest(path: Path) -> Path:
 
 def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, Any]:
     """Everything as JSON; numbers come with their unit and sign."""
-    from whence.filter.keywords import keyword_overlap
     from whence.report.words import direction, meaning
 
     scores = ranking.scores
-    found, keywords = [], keyword_overlap(scores, ranking.top)
+    found = []
     for number in numbers:
         entry = {**ranking.query(number), "sign": ranking.sign(number), "rows": ranking.rows(number)}
-        entry["keywords"] = [part.as_json() for part in keywords[number]]
+        entry["keywords"] = [part.as_json() for part in ranking.keywords[number]]
         if by:
             entry[f"by_{by}"] = {str(group): float(value) for group, value in scores.by(by, number).items()}
         found.append(entry)
@@ -255,7 +254,6 @@ def _head(ranking: Ranking, number: int) -> None:
 def _rows(ranking: Ranking, number: int, *, by: str | None, tokens: bool) -> None:
     """Print the ranked rows of a query."""
     from whence.cli.console import WIDTH, out, say, show_table
-    from whence.filter.keywords import keyword_overlap
     from whence.report.words import is_slope, rare_words
     from whence.show.numbers import three_digits
 
@@ -264,7 +262,7 @@ def _rows(ranking: Ranking, number: int, *, by: str | None, tokens: bool) -> Non
     show_table(ranking.table(number, width))
     if line := ranking.ceiling(number):
         say(line)
-    for part in keyword_overlap(scores, ranking.top)[number]:
+    for part in ranking.keywords[number]:
         say(rare_words(part), "dim")
     if tokens:
         if ranking.plain.tokens is None:

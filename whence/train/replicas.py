@@ -69,7 +69,7 @@ def side_by_side(run: Run, theta_KP: Tensor, function: Callable[[nn.Module, Batc
 def own_query(run: Run, queries: Sequence[Sequence[tuple[Any, float]]], times: float) -> Lesson:
     """The lesson of replicas that learn a query each, `queries[k]` being weighted items: to raise what is measured of it.
 
-    It counts so many `times` as much as a row.
+    It counts `times` as much as a row.
     """
     items = [item for query in queries for item, _ in query]
     owners = torch.tensor([k for k, query in enumerate(queries) for _ in query])
