@@ -42,10 +42,11 @@ PRELOADED += [
 ]
 PRELOADED += [f"whence.{name}" for name in ("pipeline.work", "validate.quick", "validate.lds", "report.write", "indexing")]
 
-CLOCKS = {"created", "finished", "seconds", "samples_per_second", "memory_bytes", "took", "blake3"}
+CLOCKS = {"created", "finished", "seconds", "samples_per_second", "memory_bytes", "took", "blake3", "cost", "resumed"}
+CLOCKS |= {"one_off_s", "asked_s", "per_pair_s"}
 """Names of values that time, or the machine, decides; or a digest of them, in a document that holds its own."""
 
-DRAWN = {"training.png"}
+DRAWN = {"training.png", "comparison.png"}
 """Pictures of such values."""
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
@@ -88,6 +89,34 @@ CASES = (
         + ("--rescore", "3", "--norm", "relatif", "-o", "out"),
         weight=2,
     ),
+    Case(
+        "score-candidates",
+        (
+            "score",
+            "model",
+            *ROWS_OF,
+            *SMALL,
+            "--factors",
+            "factors",
+            "--queries",
+            "prompts.json",
+            "--candidates",
+            "bm25:4+norm:4",
+        )
+        + ("--index", "index", "--audit", "6", "-o", "out"),
+    ),
+    Case(
+        "score-magic",
+        ("score", "done/train/model", *ROWS_OF, "--method", "magic", "--training", "done/train", "--queries", "prompts.json")
+        + ("--chunks", "4", "-o", "out"),
+    ),
+    Case(
+        "score-mirror",
+        ("score", "done/train/model", *ROWS_OF, "--method", "mirror", "--training", "done/train", "--queries", "prompts.json")
+        + ("--chunks", "4", "-o", "out"),
+    ),
+    Case("score-through", ("score", "--through", "stages.yaml", "--queries", "prompts.json", "-o", "out")),
+    Case("compare", ("compare", "done", "--methods", "bm25,tracin,kfac"), weight=2),
     Case("inspect", ("inspect", "factors", "--module", "*.1.mlp.up_proj", "--out", "out"), again=(0, 2)),
     Case("report", ("report", "scores", "--out", "out/report"), again=(0, 2)),
     Case("export", ("export", "scores", "--out", "out/scores.parquet"), again=(0, 2)),
@@ -99,7 +128,7 @@ CASES = (
 
 
 def prepare(place: Path) -> None:
-    """Everything that the commands read: two small models, rows, prompts, the settings of a run, factors and scores."""
+    """Everything that the commands read: small models, rows, prompts, a run, stages, factors, an index and scores."""
     from tokenizers import pre_tokenizers
     from transformers.utils import logging
 
@@ -132,8 +161,14 @@ def prepare(place: Path) -> None:
         "report": {"top": 3},
     }
     (place / "whence.yaml").write_text(json.dumps(config))
+    (place / "done.yaml").write_text(json.dumps(config | {"out": "done"}))
+    read = {"path": "rows.jsonl", "columns": {"prompt": "Ask", "completion": "Say"}, "max_length": 64}
+    stages = [{"name": "first", "model": "model"}, {"name": "second", "model": "done/train/model", "training": "done/train"}]
+    (place / "stages.yaml").write_text(json.dumps({"stages": [{**stage, "data": read} for stage in stages]}))
     for words in (
+        ("run", "done.yaml"),
         ("fit", "model", *ROWS_OF, *SMALL, "-o", "factors"),
+        ("index", "build", "model", *ROWS_OF, *SMALL, "--factors", "factors", "-o", "index"),
         ("score", "model", *ROWS_OF, *SMALL, "--factors", "factors", "--queries", "prompts.json", "-o", "scores"),
     ):
         end = Started(words, place).wait()
