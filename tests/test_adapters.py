@@ -287,6 +287,21 @@ def test_layers_of_adapters_without_a_tensor_for_each_row_are_refused_with_a_sel
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (peft.PolyConfig(task_type="CAUSAL_LM", n_tasks=1, target_modules=["q_proj"]), "needs the number of a task"),
+        (peft.LoraConfig(target_modules=[], target_parameters=["mlp.up_proj.weight"]), "target_parameters: mlp.up_proj.weight"),
+    ],
+    ids=["poly", "parameters"],
+)
+def test_adapters_by_task_or_of_parameters_are_refused_by_name(config, match):
+    model = peft.get_peft_model(CASES["llama"].model(), config)
+    with pytest.raises(CoverageError, match=match):
+        whence.fit(model, CausalLM(tokenizer()), texts(4, seed=1))
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_adapters_in_no_layer_are_refused_by_name():
     config = peft.AdaptionPromptConfig(adapter_len=2, adapter_layers=1, task_type="CAUSAL_LM")
     model = peft.get_peft_model(CASES["llama"].model(), config)

@@ -45,7 +45,7 @@ def adapter_weights(model: nn.Module, *, active: bool, copies: bool = True) -> s
 
 
 def refuse_unused(model: nn.Module) -> None:
-    """Raise CoverageError where adapters are merged into the weights, switched off, or prompts."""
+    """Raise CoverageError where adapters are merged, switched off, prompts, chosen by task, or all of parameters."""
     for name, module in model.named_modules():
         if is_adapter(module) and (getattr(module, "merged", False) or module.disable_adapters):
             merged = getattr(module, "merged", False)
@@ -60,16 +60,33 @@ def refuse_unused(model: nn.Module) -> None:
         for adapter, config in configs.items() if isinstance(configs, dict) else ():
             if getattr(config, "is_prompt_learning", False):
                 raise refused_prompts(config, adapter)
+            if _kind(config) == "poly":
+                raise CoverageError(
+                    f"The adapter {adapter} is mixed by task (poly), and needs the number of a task, which rows don't have",
+                    accepted="LoRA, DoRA, IA3 and other adapters of layers that read nothing but the text",
+                    fix="trace an adapter of layers, trained on the rows of one task: whence train MODEL DATA --lora",
+                )
+            if getattr(config, "target_parameters", None) and not getattr(config, "target_modules", None):
+                raise CoverageError(
+                    f"The adapter {adapter} is LoRA on parameters, which are added to before a layer multiplies with them, "
+                    "so that their gradients can't be caught",
+                    given=f"target_parameters: {', '.join(config.target_parameters)}",
+                    accepted="adapters of layers (target_modules)",
+                    fix="train the adapter on layers: peft.LoraConfig(target_modules=[...]), or whence train MODEL DATA --lora",
+                )
 
 
 def refused_prompts(config: Any, name: str) -> CoverageError:
     """What to say of adapters that are tokens put before the text, which no layer of the model multiplies."""
-    kind = str(getattr(config, "peft_type", "")).rpartition(".")[2].replace("_", " ").lower()
     return CoverageError(
-        f"The adapter {name} is learned prompts ({kind}), whose gradients can't be tracked",
+        f"The adapter {name} is learned prompts ({_kind(config)}), whose gradients can't be tracked",
         accepted="LoRA, DoRA, IA3 and other adapters of layers, or all weights of a model",
         fix="trace an adapter of layers, trained on the same data: whence train MODEL DATA --lora",
     )
+
+
+def _kind(config: Any) -> str:
+    return str(getattr(config, "peft_type", "")).rpartition(".")[2].replace("_", " ").lower()
 
 
 def adapter_layers(module: nn.Module) -> dict[str, Layer]:
