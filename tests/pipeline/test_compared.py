@@ -7,7 +7,7 @@ import pytest
 
 from whence.config import read_config
 from whence.errors import UsageError
-from whence.pipeline import run_pipeline
+from whence.pipeline import plan_run, run_pipeline
 from whence.pipeline.comparison import Cost, compare_methods, keep
 from whence.store.scores import open_scores
 from whence.validate.bank import Bank, Spec, plain_spec, save_bank
@@ -49,6 +49,13 @@ def test_methods_are_compared_on_a_finished_run(settings, monkeypatch):
     document = json.loads(files[0].read_text())
     assert document["reference"] == "ekfac" and document["methods"][0]["lds"]["mean"] == ekfac.retraining.mean
     assert files[1].stat().st_size > 5000 and document["methods"][1]["source"].startswith("Pruthi")
+
+    moved = resolved.out.rename(resolved.out.parent / "moved")
+    there = read_config(moved, environment={})
+    assert [step.state for step in plan_run(there, ["score"])] == ["unchanged"] * 4
+    compare_methods(there, ["ekfac", "bm25"])
+    assert (moved / "methods" / "bm25").is_dir() and not resolved.out.exists(), "nothing is written where the run was"
+    assert read_config(moved, ["out=other"], environment={}).out == moved / "other"
 
 
 def test_what_can_not_be_compared_is_refused_before_anything_is_scored(settings):

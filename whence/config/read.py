@@ -60,6 +60,8 @@ class Resolved(Checked[Config]):
 def read_config(path: str | Path, settings: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Resolved:
     """Read a YAML file with the settings that were given over it, such as "score.damping=0.2".
 
+    A run's own file, in the folder of the run, means that folder, wherever it was moved or copied to.
+
     Raises UsageError for a file that can't be read, an unknown key (with the nearest one) and a value that can't be.
     """
     path = Path(path)
@@ -71,6 +73,8 @@ def read_config(path: str | Path, settings: Sequence[str] = (), environment: Map
             f"{path} is a configuration of another pipeline (models, dataset, factors, scores).",
             fix=command("whence", "init", "--from", path, "whence.yaml"),
         )
+    if (path.parent / "whence.lock").is_file() and Path(str(values.get("out"))).is_absolute():
+        values["out"] = "."
     return resolve(values, path.parent, str(path), settings, os.environ if environment is None else environment)
 
 
