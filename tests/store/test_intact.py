@@ -160,6 +160,27 @@ def test_what_a_child_wrote_is_known_where_it_is_adopted(tmp_path):
     assert torch.equal(Folder.open(tmp_path / "f").load("one")["q"], torch.eye(4))
 
 
+def test_a_child_that_was_half_deleted_is_no_damaged_one(tmp_path, monkeypatch):
+    def stopping(path, **_):
+        next(path.glob("*.safetensors")).unlink()
+        raise KeyboardInterrupt
+
+    with Folder.claim(tmp_path / "f", PROVENANCE) as folder:
+        with folder.child("finished") as child:
+            child.save("one", {"q": torch.eye(4)})
+            child.finish()
+        folder.child("begun").save("two", {"q": torch.eye(4)})
+        for name in ("finished", "begun"):
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr("whence.store.manifest.shutil.rmtree", stopping)
+                folder.discard(name)
+    with Folder.claim(tmp_path / "f", PROVENANCE) as folder:
+        assert not (tmp_path / "f" / "finished").exists()
+        assert not verified(tmp_path / "f").faults
+        folder.finish()
+    assert Folder.open(tmp_path / "f").manifest["files"].keys() == {"config.json"}
+
+
 def test_a_flip_between_writing_and_finishing_is_not_taken_for_right(tmp_path):
     with Folder.claim(tmp_path / "f", PROVENANCE) as folder:
         folder.save("one", {"q": torch.eye(4)})

@@ -345,6 +345,8 @@ def verified(folder: Path) -> Verified:
         )
     digest_of, records = functools.cache(file_digest), list[Checked]()
     for record in sorted(file for name in RECORDS for file in folder.rglob(name) if file.is_file()):
+        if record.parent.suffix == ".tmp":  # being deleted
+            continue
         read = record
         try:
             if record.name == MANIFEST and is_run_folder(record.parent):

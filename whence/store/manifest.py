@@ -34,7 +34,7 @@ from whence.errors import StaleArtifact, WhenceError
 from whence.progress import note
 from whence.shortage import shortage, shortages
 from whence.store.digest import canonical_json, digest, plain
-from whence.store.files import atomic, locked, take_lock
+from whence.store.files import atomic, locked, take_lock, temporary_for
 from whence.store.intact import (
     CONFIG,
     FORMAT,
@@ -136,8 +136,8 @@ class Folder:
                 raise
             versions = {"versions": _versions()}
             folder._refuse_if_changed(wanted | versions, folder.provenance | {"versions": folder.config["versions"]})
-            for leftover in path.rglob("*.tmp"):
-                leftover.unlink()
+            for leftover in sorted(path.rglob("*.tmp"), reverse=True):  # of folders what is in them first
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             folder._refuse_damaged_shards()
             return folder
         folder = cls(path, {"whence": FORMAT, "created": _now(), "versions": _versions(), "provenance": wanted}, lock)
@@ -300,8 +300,11 @@ class Folder:
 
     @_by_first
     def discard(self, name: str) -> None:
-        """Delete a child with all that is in it."""
-        shutil.rmtree(self.path / name, ignore_errors=True)
+        """Delete a child with all that is in it; out of sight at once, since half of one would pass for a damaged one."""
+        gone = temporary_for(self.path / name)
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / name).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     @_by_first
     def write_json(self, name: str, value: Any) -> None:
