@@ -431,3 +431,23 @@ def staged(out: Path | None, double: bool = False) -> dict[str, np.ndarray]:
         [Stage("base", base), Stage("tuned", tuned, rates=0.5)], texts(3, seed=2), chunks=3, batch_tokens=20, out=out
     )
     return {name: scores.raw for name, scores in found.stages.items()}
+
+
+def with_new_head(out: Path | None) -> dict[str, np.ndarray]:
+    """Scores through a training that moved the trunk and gave it a new head, in float64."""
+    from two_stages import SIZES, labelled, net, pairs
+
+    from whence.engine.point import Point
+    from whence.stages import Stage, multistage
+
+    generator = torch.Generator().manual_seed(4)
+    ends = {
+        head: torch.randn(SIZES["trunk"] + size, generator=generator).double() for head, size in (("old", 12), ("score", 8))
+    }
+    base, tuned = (
+        Point(net(head, end), Classification(), pairs(labelled(*rows)), batch_tokens=4)
+        for (head, end), rows in zip(ends.items(), ((30, 3, 1), (24, 2, 2)), strict=True)
+    )
+    stages = [Stage("base", base), Stage("tuned", tuned, rates=0.5)]
+    found = multistage(stages, pairs(labelled(4, 2, 3)), chunks=3, batch_tokens=4, out=out)
+    return {name: scores.raw for name, scores in found.stages.items()}

@@ -72,8 +72,20 @@ def test_a_killed_process_leaves_what_another_resumes(whole, tmp_path):
     same(work.staged(tmp_path / "run"), expected)
 
 
-def test_several_processes_give_the_same(tmp_path):
-    expected = work.staged(None, True)
-    for found in run(work.staged, tmp_path / "two", True):
+def test_three_kills_cost_nothing_where_a_head_is_new(tmp_path):
+    """In the factors of the first training, in the cross term of the second, and in the last scores."""
+    expected = work.with_new_head(tmp_path / "straight")
+    for part, advances in (("covariance", 10), ("products", 3), ("score", 4)):
+        killed(part, advances, work.with_new_head, tmp_path / "run")
+    with report_to(seen := Killer()):
+        same(work.with_new_head(tmp_path / "run"), expected)
+    assert not {"covariance", "eigenvalues"} & set(seen.advances), "factors that were finished are not fitted again"
+    assert files(tmp_path / "run") == files(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(("work_of", "given"), [(work.staged, (True,)), (work.with_new_head, ())])
+def test_several_processes_give_the_same(work_of, given, tmp_path):
+    expected = work_of(None, *given)
+    for found in run(work_of, tmp_path / "two", *given):
         for name, raw in expected.items():
             agree(found[name], raw, 1e-8)
