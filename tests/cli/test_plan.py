@@ -35,6 +35,21 @@ def test_what_does_not_fit_ends_with_exit_code_3(run, tiny_model_folder, data):
     assert "does NOT fit" in run(*words, "--disk", "1kB", code=3).stdout
 
 
+def test_trainings_in_a_row_hold_models_and_later_factors_and_transport_the_queries(run, tiny_model_folder, data, tmp_path):
+    """The same model and rows twice: what the first training has on top of the last is what it passes through and waits for."""
+    both = [{"name": name, "model": str(tiny_model_folder), "data": {"path": str(data)}} for name in ("first", "last")]
+    file = tmp_path / "stages.json"
+    file.write_text(json.dumps({"stages": [{**both[0], "factors": str(tmp_path)}, both[1]]}))
+    found = json.loads(run("plan", "--through", file, "--queries", 2, "--no-calibrate", "--json", "-q").stdout)
+    first, last = ({stage["name"]: stage for stage in plan["stages"]} for plan in found["stages"].values())
+    assert [*first] == ["queries", "score"] and [*last] == ["covariance", "eigenvectors", "eigenvalues", "queries", "score"]
+    assert first["queries"]["seconds"] > last["queries"]["seconds"] and first["score"]["seconds"] == last["score"]["seconds"]
+    assert all(stage["memory"] > last[name]["memory"] for name, stage in first.items())
+    weights = sum(file.stat().st_size for file in tiny_model_folder.glob("*.safetensors"))
+    assert found["stages"]["last"]["model"]["bytes"] == pytest.approx(2 * weights, rel=0.1)
+    assert found["seconds"] == pytest.approx(sum(stage["seconds"] for plan in (first, last) for stage in plan.values()))
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("24GB", 24 * 10**9), ("24GiB", 24 * 2**30), ("1.5g", 15 * 10**8), ("500 MB", 5 * 10**8)]
 )

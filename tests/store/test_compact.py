@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from whence.store.compact import compact, expand
 
@@ -26,3 +27,10 @@ def test_a_transposed_matrix_and_zeros():
 def test_everything_else_is_left_alone():
     others = {"wide": torch.randn(3, 3, dtype=torch.float64), "vector": torch.randn(5), "count": torch.tensor(3)}
     assert all(torch.equal(found, others[name]) for name, found in expand(compact(others)).items())
+
+
+def test_a_matrix_without_numbers_takes_no_memory():
+    with FakeTensorMode():
+        packed = compact({"m": torch.empty(10**6, 10**6)})
+        assert packed["m"].shape == (10**6, 10**6, 3) and packed["m"].dtype == torch.uint8
+        assert expand(packed)["m"].shape == (10**6, 10**6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -22,13 +22,13 @@ MANIFESTS = 6_500
 PER_MODULE = 500
 
 
-def of_factors(curvature: Curvature) -> dict[str, int]:
-    """Bytes on disk of the bases and of the eigenvalues, what is shared counted once."""
+def of_factors(curvature: Curvature, size: Callable[[Tensor], int] = compact_bytes) -> dict[str, int]:
+    """Bytes on disk, or of another `size`, of the bases and of the eigenvalues, what is shared counted once."""
     blocks = curvature.blocks.values()
     sides = [side for block in blocks for side in (block.q_O, block.q_I) if side]
     return {
-        "bases": _distinct([tensor for side in sides for tensor in side.blocks]),
-        "eigenvalues": _distinct([block.lam_OI for block in blocks]),
+        "bases": _distinct([tensor for side in sides for tensor in side.blocks], size),
+        "eigenvalues": _distinct([block.lam_OI for block in blocks], size),
     }
 
 
@@ -73,5 +73,5 @@ def _written(table: pandas.DataFrame) -> int:
     return written.tell()
 
 
-def _distinct(tensors: Sequence[Tensor]) -> int:
-    return sum({tensor.untyped_storage()._cdata: compact_bytes(tensor) for tensor in tensors}.values())
+def _distinct(tensors: Sequence[Tensor], size: Callable[[Tensor], int]) -> int:
+    return sum({tensor.untyped_storage()._cdata: size(tensor) for tensor in tensors}.values())

@@ -89,6 +89,10 @@ class Plan:
     hints: tuple[str, ...] = ()
     changes: dict[str, Any] = field(default_factory=dict)
     """Settings that were changed so that it fits."""
+    passing: float = 0.0
+    """Seconds in which all queries go through one more operator on these modules, such as a transport."""
+    factors: int = 0
+    """Bytes of the factors in memory."""
 
     @property
     def resident(self) -> int:

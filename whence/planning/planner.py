@@ -25,6 +25,7 @@ from whence.engine.probe import probe_rows, worth_probing
 from whence.engine.stream import Sink, encode, likelihood, read, stream
 from whence.errors import UsageError
 from whence.fitting import Curvature, fit
+from whence.gradients import Dense
 from whence.indexing import build_index
 from whence.planning import files, work
 from whence.planning.blank import blank_model
@@ -245,6 +246,8 @@ class _Evaluation:
             free=planner.free,
             choices=self._choices(curvature),
             hints=hints(self.coverage, self.settings, 4),
+            passing=self._passing(rehearsal, curvature),
+            factors=sum(files.of_factors(curvature, lambda tensor: tensor.nbytes).values()),
         )
 
     def _fit(self, shape: work.Shape, names: list[str]) -> tuple[Rehearsal, Stages, Curvature]:
@@ -291,15 +294,32 @@ class _Evaluation:
             work = lambda model, task: score(model, task, queries[:count], rows, operator, **given)  # noqa: E731
             return rehearsal.run(work, machine, last)[0]
 
+        def asked(count: int) -> Stages:
+            same = ("queries", id(curvature), repr(precision), rank, self.tokens, count)
+            if same not in planner.scores:
+                planner.scores[same] = run(count, self.tokens, "queries")
+            return planner.scores[same]
+
         longest = max(sum(task.size(item) for item, _ in query) for query in task.encode_queries(queries))
         together = max(1, self.tokens // longest)
         counts = [together, 2 * together] if 2 * together < len(queries) else [len(queries)]
-        first, *second = (run(count, math.prod(shape), "score") | run(count, self.tokens, "queries") for count in counts)
+        first, *second = (run(count, math.prod(shape), "score") | asked(count) for count in counts)
         for more in second:
             steps = (len(queries) - counts[1]) / (counts[1] - counts[0])
             first = {name: first[name].beyond(more[name], steps) for name in first}
         planner.scores[key] = first
         return first
+
+    def _passing(self, rehearsal: Rehearsal, curvature: Curvature) -> float:
+        """Seconds of the gradients of all queries through an operator with the factors."""
+        count, machine = len(self.planner.queries), self.planner.machine(self.products["score"])
+
+        def work(model: nn.Module, task: Task) -> None:
+            asked = {name: Dense(torch.empty(count, *site.shape, device=self.device)) for name, site in self.sites.items()}
+            with stage("passing", count):
+                _ = curvature.inverse(0.1) @ asked
+
+        return rehearsal.run(work, machine)[0]["passing"].seconds * self._slower("score", rehearsal)
 
     def _index(self, shape: work.Shape, rehearsal: Rehearsal, settings: Index) -> Stages:
         """Rehearse building an index of such a batch; what of its rows is held until a chunk is saved comes on top."""

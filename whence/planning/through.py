@@ -21,19 +21,24 @@ class StagedPlan:
     def of(cls, plans: Mapping[str, Plan], fitted: Collection[str] = ()) -> StagedPlan:
         """Plans of single trainings, with what the others hold meanwhile: all models, and the factors of later trainings.
 
-        `fitted` are the trainings whose factors are there already.
+        `fitted` are the trainings whose factors are there already. Queries are transported through each later training.
         """
-        models, later = sum(plan.model["bytes"] for plan in plans.values()), 0
+        models, later, passing = sum(plan.model["bytes"] for plan in plans.values()), 0, 0.0
         together = {}
         for name, plan in reversed(list(plans.items())):
             stages = tuple(
-                replace(stage, memory=replace(stage.memory, tensors=stage.memory.tensors + later))
+                replace(
+                    stage,
+                    memory=replace(stage.memory, tensors=stage.memory.tensors + later),
+                    seconds=stage.seconds + passing * (stage.name == "queries"),
+                )
                 for stage in plan.stages
                 if name not in fitted or stage.name not in FITTED
             )
             peak = plan.disk_peak if name not in fitted else sum(stage.disk for stage in stages)
             together[name] = replace(plan, model=plan.model | {"bytes": models}, stages=stages, disk_peak=peak)
-            later += sum(stage.disk for stage in plan.stages if stage.name in FITTED)
+            later += plan.factors
+            passing += plan.passing
         return cls({name: together[name] for name in plans})
 
     @property
@@ -91,7 +96,8 @@ class StagedPlan:
         return [
             first,
             "The models of all stages are in memory together, and while a stage is scored, the factors of later ones, too.",
-            "Each query also goes through a product for each later stage: as long as an inverse takes, and not in the time.",
+            "Queries are timed through the transport of each later stage. A new head or adapters cost one more pass over their"
+            " stage's rows, forwards once and back once for each query, which is not in the time.",
         ]
 
     def why(self) -> list[str]:

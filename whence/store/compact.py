@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -33,6 +34,8 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 def _pack(matrix: Tensor) -> Tensor:
     """The upper three bytes, rounded to the nearest (ties to even); numbers are little-endian wherever torch runs."""
+    if isinstance(matrix, FakeTensor):  # a plan's, which has a shape and no numbers
+        return matrix.new_empty((*matrix.shape, 3), dtype=torch.uint8, device="cpu")
     bits = matrix.detach().cpu().contiguous().view(torch.int32).numpy()
     rounded = bits >> 8
     rounded &= 1
@@ -47,6 +50,8 @@ def _pack(matrix: Tensor) -> Tensor:
 
 def _unpack(packed: Tensor) -> Tensor:
     """Each number's three bytes read together with the one before them, which is then cleared."""
+    if isinstance(packed, FakeTensor):
+        return packed.new_empty(packed.shape[:-1], dtype=torch.float32)
     flat = packed.contiguous().view(-1).numpy()
     bits = np.empty(len(flat) // 3, np.uint32)
     if len(bits):
