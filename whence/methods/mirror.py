@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whence import dist
 from whence.engine.forward import values_of
 from whence.engine.partition import keep
 from whence.engine.trials import trials
@@ -27,10 +28,7 @@ from whence.store.digest import fingerprint_code
 from whence.store.memory import work
 from whence.store.scores import Scores
 from whence.train.replay import Run
-from whence.train.replicas import own_query, repeat_steps
-
-SIDE_BY_SIDE, WEIGHTS = 16, 2**24
-"""Queries that train side by side at most, and the weights that they have together."""
+from whence.train.replicas import own_query, quickest, repeat_steps
 
 UNLIKE = 0.4
 """Mean rank correlation with EK-FAC below which one of both is wrong; about .8 is usual."""
@@ -46,7 +44,7 @@ class Mirrored(Section):
     ekfac: AtLeastZero = setting(0.0, "How much EK-FAC's scores count beside these, both over their root mean square.")
     drift: AtLeastZero = setting(0.01, "How far from the model the repeated training may end, as a share of how far it went.")
     seed: Amount = setting(0, "Seed of which rows are read.")
-    together: Count | None = setting(None, "Queries that train side by side; default: up to 16, for small models.")
+    together: Count | None = setting(None, "Queries that train side by side; default: up to 16 where that is quicker.")
 
 
 def mirror(request: Request, settings: Mirrored) -> Scores:
@@ -78,7 +76,6 @@ def mirror(request: Request, settings: Mirrored) -> Scores:
 def _mirrored(request: Request, run: Run, settings: Mirrored, part: int, read_N: Tensor) -> Tensor:
     """What a copy of each query gives each row, and in the last column itself, `[Q, N + 1]`, of the training on some rows."""
     point, asked, first = request.point, request.asked, math.floor(settings.start * len(run))
-    side = settings.together or max(1, min(SIDE_BY_SIDE, WEIGHTS // sum(w.numel() for w in point.model.parameters())))
     epochs = sum(map(len, run.rows)) / len(set().union(*run.rows))
 
     def made_from() -> dict[str, Any]:
@@ -93,8 +90,11 @@ def _mirrored(request: Request, run: Run, settings: Mirrored, part: int, read_N:
             with stage("repeat", len(run), "steps") as advance:
                 begun_1XP = repeat_steps(run, run.start()[None], range(first), advance, read_N)
                 end_1XP = repeat_steps(run, begun_1XP, range(first, len(run)), advance, read_N)
-            keep(folder, "base", {"begun": begun_1XP, "end": end_1XP[:, 0]})
+            side = settings.together or dist.from_first(quickest(run, len(asked))[0])
+            # how many go together changes the last bits, so that a resumed run must not decide it anew
+            keep(folder, "base", {"begun": begun_1XP, "end": end_1XP[:, 0], "together": torch.tensor(side)})
         base = folder.load("base", run.device)
+    side = int(base["together"])
     if read_N.all():
         run.drift(base["end"][0], point.model, settings.drift)
     before_N = losses(base["end"][0])

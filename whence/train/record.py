@@ -77,6 +77,11 @@ class Training:
         kept = float(np.mean([min(1.0, clip / norm) for norm in norms])) if clip and norms else 1.0
         return about["tokens"]["in_loss_per_epoch"] / about["rows"]["train"] / kept
 
+    @property
+    def logged(self) -> dict[int, float]:
+        """The mean loss of the steps since the one logged before, by step, in nats per token."""
+        return {row["step"]: row["loss"] for row in self.metrics if row.get("loss") is not None}
+
     def descent(self) -> Descent:
         """How it moved the weights; raises UsageError for an optimizer that is not known here, or was not recorded."""
         known, chosen = self.about.get("optimizer", {}), self.about["settings"]

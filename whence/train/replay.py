@@ -55,6 +55,11 @@ class History(Protocol):
         """How many times as large a row's loss is as what a step descended of it, on average."""
         ...
 
+    @property
+    def logged(self) -> Mapping[int, float]:
+        """The mean loss of the steps since the one logged before, by step; empty where none was."""
+        ...
+
     def identity(self) -> Any: ...
     def descent(self) -> Descent:
         """How it moved the weights; UsageError where that is not known."""
@@ -134,6 +139,11 @@ class Recorded:
         """Not scaled: `record` is given means over rows."""
         assert self.how.per == "row"
         return 1.0
+
+    @property
+    def logged(self) -> dict[int, float]:
+        """Nothing was."""
+        return {}
 
     def descent(self) -> Descent:
         """How it moved the weights."""

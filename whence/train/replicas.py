@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whence.tasks.base import Batch
 from whence.train.replay import Run
+
+SIDE_BY_SIDE, WEIGHTS = 16, 2**24
+"""Replicas that train side by side at most, and the weights that they have together."""
 
 Lesson = Callable[[Tensor], Tensor]
 """From the replicas' weights `[K, P]`, the loss of what each learns beside the rows, `[K]`."""
@@ -28,34 +32,60 @@ def repeat_steps(
     advance: Callable[[int], None],
     counts_N: Tensor | None = None,
     lesson: Lesson | None = None,
+    told: Callable[[int, Tensor], None] = lambda number, losses_K: None,
 ) -> Tensor:
     """The states after some steps of the training, from those before them, `[K, X, P]`.
 
     Order, batches, learning rates and what a step is divided by stay as they were recorded. `counts_N` is how often each row
-    counts in every step that reads it (default: once; 0 leaves it out). A `lesson` is learned in every step, as if a row of
-    that loss were in its batch.
+    counts in every step that reads it (default: once; 0 leaves it out), `[K, N]` where replicas differ. A `lesson` is learned
+    in every step, as if a row of that loss were in its batch. `told` hears the loss that each step descends.
     """
     for number in steps:
-        g_KP = _gradients(run, number, states_KXP[:, 0], counts_N, lesson)
+        g_KP, losses_K = _gradients(run, number, states_KXP[:, 0], counts_N, lesson)
+        told(number, losses_K)
         states_KXP = vmap(lambda state_XP, g_P, number=number: run.step(number, state_XP, g_P))(states_KXP, g_KP)
         advance(len(states_KXP))
     return states_KXP
 
 
-def _gradients(run: Run, number: int, theta_KP: Tensor, counts_N: Tensor | None, lesson: Lesson | None) -> Tensor:
+def quickest(run: Run, most: int = SIDE_BY_SIDE) -> tuple[int, float]:
+    """How many replicas to train side by side, and the seconds that a step of one takes so.
+
+    A step of one and a step of all are timed: of short rows many are several times as quick together, while of long ones, whose
+    attention has no kernel for replicas, one after the other can be twice as quick.
+    """
+    size = sum(weight.numel() for weight in run.model.parameters())
+    together = max(1, min(most, SIDE_BY_SIDE, WEIGHTS // size))
+    clock = time.process_time if run.device.type == "cpu" else time.perf_counter  # others may be at work on the processor
+    seconds = {}
+    for count in {1, together}:
+        states_KXP = run.start()[None].expand(count, -1, -1)
+        repeat_steps(run, states_KXP, range(1), lambda steps: None)  # what is done once, such as the choice of kernels
+        began = clock()
+        float(repeat_steps(run, states_KXP, range(1), lambda steps: None).sum())  # which waits for the device
+        seconds[count] = (clock() - began) / count
+    best = min(seconds, key=lambda count: seconds[count])
+    return best, seconds[best]
+
+
+def _gradients(
+    run: Run, number: int, theta_KP: Tensor, counts_N: Tensor | None, lesson: Lesson | None
+) -> tuple[Tensor, Tensor]:
+    """Of a step's loss, `[K, P]`, with the loss, `[K]`."""
     at_KP = theta_KP.detach().requires_grad_()
-    total_KP = torch.zeros_like(theta_KP)
+    total_KP, found_K = torch.zeros_like(theta_KP), theta_KP.new_zeros(len(theta_KP))
     for place, (rows, batch, share) in enumerate(run.batches(number)):
         with torch.enable_grad():
             losses_KB = side_by_side(run, at_KP, run.task.losses, batch)
             if counts_N is not None:
-                losses_KB = losses_KB * counts_N[rows].to(losses_KB)
+                losses_KB = losses_KB * counts_N[..., rows].to(losses_KB)
             losses_K = losses_KB.sum(1)
             if lesson is not None and not place:  # a step may take its gradient from several batches
                 losses_K = losses_K + lesson(at_KP)
         # replicas share no weight, so the gradient of their sum separates into theirs
         total_KP += torch.autograd.grad(share * losses_K.sum(), at_KP)[0]
-    return total_KP
+        found_K += share * losses_K.detach()
+    return total_KP, found_K
 
 
 def side_by_side(run: Run, theta_KP: Tensor, function: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> Tensor:

@@ -60,7 +60,8 @@ def read_state(path: str | Path, point: Point, *, max_grad_norm: float = 1.0) ->
             saved = torch.load(optimizer, map_location="cpu", weights_only=True)
         descent, moments = _descent(saved, point.model, max_grad_norm)
     last = Kept(steps, float(rates[-1]), dict(point.model.named_parameters()), moments)
-    return State(file, rates, [last], predictions_per_row(point) / kept, descent)
+    losses = {row["step"]: row["loss"] for row in known["log_history"] if "loss" in row and "step" in row}
+    return State(file, rates, [last], predictions_per_row(point) / kept, descent, losses)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class State:
     """Tokens of a row in the loss, on average, over what clipping left."""
     known: Descent | None
     """How its optimizer moved the weights; None without its state."""
+    logged: Mapping[int, float]
+    """The mean loss of the steps since the one logged before, by step."""
 
     @property
     def steps(self) -> Sequence[Sequence[str]]:

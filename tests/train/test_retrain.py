@@ -1,0 +1,153 @@
+"""A recorded training is repeated with rows that count otherwise; what is not that training is noticed."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import llama, randomised, texts, tokenizer
+from oracle import agree
+
+from whence.data import as_rows
+from whence.engine.point import Point
+from whence.engine.queries import encode_queries
+from whence.engine.stream import encode
+from whence.errors import NumericalError, StaleArtifact, UsageError
+from whence.models import load_model
+from whence.settings import Train
+from whence.tasks import CausalLM
+from whence.train.finetune import finetune
+from whence.train.record import read_training
+from whence.train.retrain import in_order, retrain
+
+ROWS, HELD_OUT = as_rows(texts(7, seed=1)), as_rows(texts(4, seed=4))
+SETTINGS = {"learning_rate": 1e-2, "epochs": 2, "batch_size": 2, "evaluation": 0, "log_steps": 2, "save_steps": 3, "keep": None}
+WAYS = {
+    "full": {"weight_decay": 0.1, "max_grad_norm": 0.5},
+    "lora": {"lora": {"r": 2, "dropout": 0.0, "targets": "all-linear"}, "learning_rate": 0.05},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("retrain")
+    model: Any = randomised(llama())
+    model.save_pretrained(folder / "base")
+    tokenizer().save_pretrained(folder / "base")
+    for name, changes in WAYS.items():
+        finetune(load_model(folder / "base")[0], TASK, ROWS, Train(**{**SETTINGS, **changes}), out=folder / name, seed=0)
+    return folder
+
+
+TASK = CausalLM(tokenizer())
+
+
+def asked(folder):
+    training = read_training(folder)
+    model = load_model(training.model)[0]
+    queries = encode_queries(TASK, as_rows(texts(6, seed=2)[::2]), model)
+    return training, Point(model, TASK, ROWS), queries, encode(TASK, HELD_OUT, model)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_left_out_or_twice(base, way):
+    """The oracle puts the weights into the loss of torch's own optimizer, row by row."""
+    training, point, queries, held_out = asked(base / way)
+    weights = np.ones((3, 7))
+    weights[0, [1, 4]], weights[1, 2] = 0, 2
+    found = retrain(training, weights, point, queries, held_out=held_out, together=2)
+    assert found.repeated and found.repeated.loss is not None
+    assert found.repeated.drift < 1e-3 and found.repeated.logged == 3 and found.repeated.loss < 1e-5
+    assert found.measured.shape == (3, 3) and np.abs(found.falls[2]).max() < 1e-4 < np.abs(found.falls[:2]).min()
+    for k in range(2):
+        model = _by_torch(training, point, weights[k])
+        values = [sum(w * model_measures(model, item) for item, w in query) for query in queries.weighted]
+        agree(found.measured[k], np.array(values), 1e-4)
+        losses = sum(-model_measures(model, item) for item in held_out.items)
+        assert found.held_out[k] == pytest.approx(losses / sum(map(TASK.predictions, held_out.items)), rel=1e-4)
+
+
+def model_measures(model, item):
+    with torch.no_grad():
+        return -float(TASK.losses(model, TASK.collate([item])))
+
+
+def _by_torch(training, point, weights_N):
+    how, model = training.replay(), load_model(training.model)[0].eval()
+    named = {name: weight for name, weight in model.named_parameters() if name in how.start}
+    with torch.no_grad():
+        for name, weight in named.items():
+            weight.copy_(how.start[name])
+    rule = how.descent.optimizer
+    groups = [
+        {"params": [named[name]], "weight_decay": 0.0 if name in how.descent.undecayed else how.descent.weight_decay}
+        for name in named
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=rule.betas, eps=rule.eps)
+    for names, rate in zip(how.steps, how.learning_rates, strict=True):
+        rows = [point.examples.ids.index(name) for name in names]
+        items = [point.examples.items[row] for row in rows]
+        losses = TASK.losses(model, TASK.collate(items)) * torch.tensor(weights_N[rows])
+        optimizer.zero_grad()
+        (losses.sum() / sum(map(TASK.predictions, items))).backward()
+        if rule.clip:
+            torch.nn.utils.clip_grad_norm_(list(named.values()), rule.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = float(rate)
+        optimizer.step()
+    return model
+
+
+def test_another_training_is_noticed(base):
+    training, point, queries, _ = asked(base / "full")
+    given = (np.ones(7), point, queries)
+    rates = replace(training, learning_rates=training.learning_rates * 1.3)
+    order = replace(training, steps=in_order(training.replay(), 5).steps)
+    short = replace(training, steps=training.steps[:-1], learning_rates=training.learning_rates[:-1])
+    for other in (rates, order, short):
+        with pytest.raises(NumericalError, match="does not end at the model"):
+            retrain(other, *given)
+    for wrong in (np.ones(6), np.full(7, np.nan)):
+        with pytest.raises(UsageError, match="no weights of the rows"):
+            retrain(training, wrong, point, queries)
+    elsewhere = retrain(training, *given, order=5)
+    assert elsewhere.repeated is None and np.abs(elsewhere.whole[:-1] - retrain(training, *given).whole[:-1]).max() > 1e-3
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+def test_a_killed_run_resumes_to_the_same_bits(base, tmp_path, monkeypatch):
+    training, point, queries, held_out = asked(base / "full")
+    weights = 1 - np.eye(7)[:5]
+    given = {"held_out": held_out, "together": 2}
+    whole = retrain(training, weights, point, queries, **given)
+
+    import whence.train.retrain as module
+
+    repeat = module.repeat_steps
+    for left in (0, 1, 2):  # after so many: the control, and groups of two
+        calls = iter([repeat] * left)
+
+        def killed(*arguments, calls=calls, **options):
+            if (call := next(calls, None)) is None:
+                raise Killed
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(module, "repeat_steps", killed)
+        with pytest.raises(Killed):
+            retrain(training, weights, point, queries, out=tmp_path / "kept", **given)
+    monkeypatch.setattr(module, "repeat_steps", repeat)
+    resumed = retrain(training, weights, point, queries, out=tmp_path / "kept", **given)
+    monkeypatch.setattr(module, "repeat_steps", None)
+    again = retrain(training, weights, point, queries, out=tmp_path / "kept", **given)
+    for found in (resumed, again):
+        np.testing.assert_array_equal(found.measured, whole.measured)
+        np.testing.assert_array_equal(found.held_out, whole.held_out)
+        assert found.repeated == whole.repeated
+    files = sum(file.stat().st_size for file in (tmp_path / "kept").rglob("*") if file.name.startswith("retrained"))
+    assert files < 2000
+    with pytest.raises(StaleArtifact):
+        retrain(training, weights * 2, point, queries, out=tmp_path / "kept", **given)

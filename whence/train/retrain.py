@@ -1,0 +1,202 @@
+"""Repeat a recorded training with rows that count otherwise, and measure what becomes of the queries.
+
+    training = read_training("runs/a/train")
+    without = np.ones(len(rows))
+    without[7] = 0
+    found = retrain(training, without, Point(model, task, rows), queries)
+    print(found.repeated, found.falls)
+
+`K` retrainings, `Q` queries, `N` rows, `P` trained weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whence.engine.partition import keep
+from whence.engine.point import Point
+from whence.engine.queries import Queries
+from whence.engine.stream import Examples
+from whence.engine.trials import trials
+from whence.errors import UsageError
+from whence.progress import note, notes_only, stage
+from whence.store.digest import digest, fingerprint_code
+from whence.store.memory import work
+from whence.train.replay import History, Replay, Run
+from whence.train.replicas import quickest, repeat_steps, side_by_side
+
+EVALUATED = 16
+"""Queries or held-out rows of a batch."""
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """How near the training repeated with every row counting once comes to the one that was recorded."""
+
+    exact: bool
+    """Whether it ends at the same bits."""
+    drift: float
+    """How far from the recorded weights it ends, as a share of how far it went."""
+    loss: float | None
+    """The largest difference of a logged loss, in what steps descend (nats per token); None where none was logged."""
+    logged: int
+    """How many losses were."""
+
+    def __str__(self) -> str:
+        losses = "no loss was logged"
+        if self.loss is not None:
+            losses = f"the {self.logged} logged losses differ by {self.loss:.1e} nats at most"
+        if self.exact:
+            return f"the training is repeated to the bit; {losses}"
+        return f"the training can't be repeated to the bit: it ends {self.drift:.1e} of its way from the model, {losses}"
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What queries measure after retrainings, and the loss on held-out rows."""
+
+    measured: np.ndarray
+    """`[K, Q]`."""
+    held_out: np.ndarray
+    """Nats per prediction, `[K]`; NaN without such rows."""
+    whole: np.ndarray
+    """The same of the control, the training repeated with every row counting once: measured, `[Q]`, and held out, `[1]`."""
+    repeated: Repeated | None
+    """How near the control comes to the record; None in another order."""
+
+    @property
+    def falls(self) -> np.ndarray:
+        """By how much less each query measures than after the control, `[K, Q]`."""
+        return self.whole[:-1] - self.measured
+
+    @property
+    def rises(self) -> np.ndarray:
+        """By how much the held-out loss is above that of the control, `[K]`."""
+        return self.held_out - self.whole[-1]
+
+
+def retrain(
+    training: History,
+    weights_KN: np.ndarray,
+    point: Point,
+    queries: Queries,
+    *,
+    held_out: Examples | None = None,
+    order: int = 0,
+    together: int | None = None,
+    drift: float = 0.01,
+    out: str | Path | None = None,
+) -> Retrained:
+    """Repeat the training that ended at the point, row `n` counting `weights_KN[k, n]` times (0: left out) in retraining `k`.
+
+    Order, batches, number and learning rates of the steps, and what each is divided by, stay as they were recorded; with
+    another `order` than 0, rows change places, the same for all. The control, in which each row counts once, is made first.
+    Retrainings go `together` side by side (default: what a timed step finds quicker), and of several processes each takes the
+    next. With `out` what was measured is kept in that folder, a few numbers for each, and killed work resumes to the same bits.
+
+    Raises UsageError where the training can't be repeated or the weights are of other rows, NumericalError where the control
+    ends further from the model than `drift`, as a share of its way.
+    """
+    weights_KN = np.atleast_2d(np.asarray(weights_KN, dtype=np.float64))
+    if weights_KN.shape[1:] != (len(point.examples),) or not np.isfinite(weights_KN).all():
+        raise UsageError(
+            "These are no weights of the rows.",
+            given=f"shape {weights_KN.shape}, {int((~np.isfinite(weights_KN)).sum())} not finite",
+            accepted=f"[K, {len(point.examples)}]: how often each row counts, 0 leaves it out",
+        )
+    how = training.replay()
+    run = Run(point.model, point.task, point.examples, in_order(how, order))
+
+    def made_from() -> dict[str, Any]:
+        known = {"training": training.identity(), "queries": queries.fingerprint, "order": order, "code": fingerprint_code()}
+        known |= {"held_out": held_out.fingerprint if held_out else None, "weights": digest(weights_KN.tobytes())}
+        return {"stage": "retrain", **point.provenance(), **known}
+
+    with work(out, made_from) as folder:
+        place = Path(out) if out is not None else None
+        if not folder.finished:
+            if not folder.has("control"):
+                keep(folder, "control", _control(run, queries, held_out, together))
+            control = folder.load("control")
+            repeated = None if order else _compared(run, training, point, control, drift)
+            side, counts_KN = int(control["together"]), torch.from_numpy(weights_KN)
+
+            def trial(number: int) -> Tensor:
+                counts = counts_KN[number * side : (number + 1) * side]
+                begun_KXP = run.start()[None].expand(len(counts), -1, -1)
+                end_KXP = repeat_steps(run, begun_KXP, range(len(run)), lambda steps: None, counts)
+                found = torch.full((side, len(queries) + 1), math.nan, dtype=torch.float64)
+                found[: len(counts)] = _measured(run, end_KXP[:, 0], queries, held_out)
+                return found
+
+            made = place / "retrainings" if place else None
+            found = trials(math.ceil(len(counts_KN) / side), trial, "retrain", made_from, out=made, save_every=0)
+            found = {"measured": found.flatten(0, 1)[: len(counts_KN)], "whole": control["whole"]}
+            folder.write_json("repeated.json", asdict(repeated) if repeated else None)
+            keep(folder, "retrained", found)
+            folder.discard("retrainings")
+            folder.finish()
+        found, repeated = folder.load("retrained"), folder.read_json("repeated.json")
+    measured = found["measured"].numpy()
+    return Retrained(measured[:, :-1], measured[:, -1], found["whole"].numpy(), Repeated(**repeated) if repeated else None)
+
+
+def in_order(how: Replay, order: int) -> Replay:
+    """The same training with rows in each other's places; as it is for an `order` of 0."""
+    names = sorted({name for step in how.steps for name in step})
+    drawn = np.random.default_rng(order).permutation(len(names)) if order else range(len(names))
+    other = {name: names[place] for name, place in zip(names, drawn, strict=True)}
+    return replace(how, steps=[[other[name] for name in step] for step in how.steps])
+
+
+def _control(run: Run, queries: Queries, held_out: Examples | None, together: int | None) -> dict[str, Tensor]:
+    """The training repeated with every row counting once: where it ends, its losses, and what is measured then."""
+    side = together or quickest(run)[0]
+    losses: list[Tensor] = []
+    with stage("repeat", len(run), "steps") as advance:
+        begun_1XP = run.start()[None]
+        end_1XP = repeat_steps(run, begun_1XP, range(len(run)), advance, told=lambda number, loss_1: losses.append(loss_1))
+    with notes_only():
+        whole = _measured(run, end_1XP[:, 0], queries, held_out)[0]
+    return {"end": end_1XP[0, 0], "losses": torch.cat(losses).cpu(), "whole": whole, "together": torch.tensor(side)}
+
+
+def _compared(run: Run, training: History, point: Point, control: dict[str, Tensor], drift: float) -> Repeated:
+    """How near the control is to the record; raises NumericalError where it ends too far from the model."""
+    end_P, losses = control["end"].to(run.device), control["losses"].double().cumsum(0)
+    away = run.drift(end_P, point.model, drift)
+    same = bool((end_P == run.vector(dict(point.model.named_parameters()))).all())
+    differences, before = [], 0
+    for step, loss in training.logged.items():
+        mean = (losses[step - 1] - (losses[before - 1] if before else 0)) / (step - before)
+        differences.append(abs(float(mean) - loss))
+        before = step
+    found = Repeated(same, away, max(differences, default=None), len(differences))
+    note(str(found))
+    return found
+
+
+@torch.no_grad()
+def _measured(run: Run, theta_KP: Tensor, queries: Queries, held_out: Examples | None) -> Tensor:
+    """What is measured of the queries and, last, the loss of the held-out rows per prediction, `[K, Q + 1]`."""
+    found = torch.zeros(len(theta_KP), len(queries) + 1, dtype=torch.float64)
+
+    def of(items: Sequence[Any], function: Any) -> Tensor:
+        parts = [items[start : start + EVALUATED] for start in range(0, len(items), EVALUATED)]
+        return torch.cat([side_by_side(run, theta_KP, function, run.batch(part)).double().cpu() for part in parts], 1)
+
+    weights = torch.tensor(queries.weights, dtype=torch.float64)
+    found.index_add_(1, torch.tensor(queries.owners), of(queries.items, run.task.measurements) * weights)
+    found[:, -1] = math.nan
+    if held_out is not None:
+        items = [held_out.items[row] for row in held_out.usable]
+        found[:, -1] = of(items, run.task.losses).sum(1) / sum(run.task.predictions(item) for item in items)
+    return found
