@@ -26,6 +26,7 @@ from whence import fitting, planning
 from whence.config import Resolved, read_config
 from whence.coverage import cover
 from whence.data import Rows, as_rows, content_id, load_data
+from whence.data.rows import with_contents
 from whence.data.text import asked as asked_in
 from whence.data.text import written
 from whence.engine.point import Point
@@ -364,20 +365,24 @@ class Run:
         completion: str | None = None,
         *,
         contrast: str | None = None,
-        span: str | None = None,
+        span: str | tuple[int, int] | None = None,
         max_new_tokens: int = 64,
     ) -> Rows:
         """One question as the model is used to being asked, with its answer: the completion, else what the model says.
 
-        It is a user's turn where the rows or the tokenizer speak of conversations.
+        It is a user's turn where the rows or the tokenizer speak of conversations. `span` is a text in the answer, or its
+        first and one past its last character there.
         """
         self._at_hand()
         first, name = self.rows[0] if self._has_rows else {}, self._weights.adapter or self.name
-        parts = {"completion": completion, "contrast": contrast, "span": span}
+        parts = {"completion": completion, "contrast": contrast, "span": span if isinstance(span, str) else None}
         like = question_like(first, prompt, parts, self.task(), self.reading, name)
         asked = asked_in(as_rows([like]), self.reading.format, self.reading.normalise)
-        self._answers.append(answered(self.model, self.task(), asked, max_new_tokens))
-        return self._answers[-1]
+        asked = answered(self.model, self.task(), asked, max_new_tokens)
+        if span is not None and not isinstance(span, str):
+            asked = with_contents(asked, [{**asked[0], "span": tuple(span)}])
+        self._answers.append(asked)
+        return asked
 
     def trace(
         self,
@@ -593,10 +598,11 @@ class Run:
             yield "factors", "finished"
         if "index" in vars(self) or _finished(self._index or self._place("index")):
             yield "index", "built"
-        if kept := [place.name for place in self._kept_scores()]:
+        if kept := [place.name for place in self.kept_scores()]:
             yield "scores", ", ".join(kept[:5]) + (f" and {len(kept) - 5} more" if len(kept) > 5 else "")
 
-    def _kept_scores(self) -> list[Path]:
+    def kept_scores(self) -> list[Path]:
+        """Folders of finished scores of this run."""
         homes = [] if self.out is None else [self.out / "scores", *self.out.glob("trace-*"), *self.out.glob(f"{ASKED}/trace-*")]
         return [home for home in homes if _finished(home)]
 

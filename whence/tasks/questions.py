@@ -56,8 +56,20 @@ def variants(row: Row) -> list[tuple[Row, float]]:
 
 
 def span_in_answer(row: Row) -> tuple[int, int]:
-    """Find the row's span in its answer: its first character, and one past its last; the first occurrence counts."""
+    """Find the row's span in its answer: its first character, and one past its last.
+
+    The span is a text, of which the first occurrence counts, or these two numbers; one past the answer is what ends it.
+    """
     answer, span = answer_of(row), row["span"]
+    if not isinstance(span, str):
+        first, last = span
+        if not 0 <= first < last <= len(answer) + 1:
+            raise UsageError(
+                "The span that this query asks about is not in its completion.",
+                given=f"characters {first} to {last}, of {len(answer)}",
+                accepted="the first character, counted from 0, and one past the last",
+            )
+        return first, last
     first = answer.find(span)
     if first < 0 or not span:
         raise UsageError(
