@@ -174,8 +174,6 @@ class _Builder:
         same = [pair for pair in self.pairs if pair.get("prompt") == prompt and prompt]  # as `whence generate` wrote them down
         pair = next((pair for pair in same if pair.get("completion") == completion), same[0] if len(same) == 1 else {})
         raises, lowers = self.rows(number), self.rows(number, lowest=True)
-        high, typical = float(np.percentile(values, 99)), float(np.median(np.abs(values)))
-        stands_out = float(values.max()) / high if len(values) >= ENOUGH and high > 0 else None
         return Query(
             number=number,
             id=str(about["id"]),
@@ -196,11 +194,7 @@ class _Builder:
             target=words.measurement(scores, number),
             raises=raises,
             lowers=lowers,
-            statistics=_statistics(values),
-            histogram=score_histogram(values),
-            curve=score_curve(values),
-            stands_out=stands_out,
-            diffuse=stands_out is not None and stands_out < STANDS_OUT and float(values.max()) < TYPICAL * typical,
+            **spread(values),
             excluded=words.excluded(scores, number),
             grid=self._grid(number, raises),
             sources=self._sources(number),
@@ -266,14 +260,7 @@ class _Builder:
     def _grid(self, number: int, raises: Sequence[Row]) -> Grid | None:
         if not self.scores.modules or not raises:
             return None
-        chosen = [self.places[row.id] for row in raises]
-        cells: dict[tuple[str, str], float] = {}
-        for name, raw in self.scores.modules.items():
-            cells[layer_and_module(name)] = float(raw[number, chosen].sum()) / self.scores.n_train
-        layers, modules = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
-        layers.sort(key=lambda layer: (layer.rpartition(" ")[0], int(layer.rpartition(" ")[2] or -1)))
-        values = tuple(tuple(cells.get((layer, module)) for module in modules) for layer in layers)
-        return Grid(tuple(layers), tuple(modules), values, len(chosen))
+        return grid(self.scores, number, [self.places[row.id] for row in raises])
 
     def _sources(self, number: int) -> tuple[tuple[str, int, float], ...]:
         named = self.scores.examples["source"]
@@ -316,6 +303,44 @@ class _Words:
         """Words in both the query and a row that most rows have not, those of the fewest rows first."""
         both = {word for word in self.queries[query] & set(words_of(text)) if self.documents[word] <= self.common}
         return tuple(sorted(both, key=lambda word: (self.documents[word], word)))
+
+
+def spread(values: np.ndarray) -> dict[str, Any]:
+    """What the values of all rows, `[N]`, say of a query: how they are spread, and whether a row stands out."""
+    high, typical = float(np.percentile(values, 99)), float(np.median(np.abs(values)))
+    stands_out = float(values.max()) / high if len(values) >= ENOUGH and high > 0 else None
+    return {
+        "statistics": _statistics(values),
+        "histogram": score_histogram(values),
+        "curve": score_curve(values),
+        "stands_out": stands_out,
+        "diffuse": stands_out is not None and stands_out < STANDS_OUT and float(values.max()) < TYPICAL * typical,
+    }
+
+
+def strength(value: float, values: np.ndarray) -> str:
+    """How much a value is beside those of all rows, `[N]`, in a word: "strong", "medium" or "weak".
+
+    Strong is what stands out (`STANDS_OUT`, and `TYPICAL` where there are too few rows); medium is beyond the 99th percentile
+    of the absolute values, or a third of that which is strong.
+    """
+    sizes = np.abs(values)
+    if len(values) >= ENOUGH:
+        strong, medium = STANDS_OUT * float(np.percentile(sizes, 99)), float(np.percentile(sizes, 99))
+    else:
+        strong, medium = TYPICAL * float(np.median(sizes)), TYPICAL / 3 * float(np.median(sizes))
+    return "strong" if abs(value) >= strong > 0 else "medium" if abs(value) >= medium > 0 else "weak"
+
+
+def grid(scores: Scores, number: int, columns: Sequence[int]) -> Grid:
+    """The effects of these rows on a query, added up by layer and module; the scores have parts by module."""
+    cells: dict[tuple[str, str], float] = {}
+    for name, raw in scores.modules.items():
+        cells[layer_and_module(name)] = float(raw[number, columns].sum()) / scores.n_train
+    layers, modules = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
+    layers.sort(key=lambda layer: (layer.rpartition(" ")[0], int(layer.rpartition(" ")[2] or -1)))
+    values = tuple(tuple(cells.get((layer, module)) for module in modules) for layer in layers)
+    return Grid(tuple(layers), tuple(modules), values, len(columns))
 
 
 def layer_and_module(name: str) -> tuple[str, str]:
