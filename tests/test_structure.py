@@ -52,6 +52,7 @@ FLOORS = [
     },  # "" is the package itself, a lazy door to all below
     {"loading", "run"},
     {"pipeline", "recipes"},
+    {"serve"},
     {"__main__", "cli"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -56,6 +56,7 @@ COMMANDS = {
     "validate": "whence.cli.validate:validate",
     "export": "whence.cli.show:export",
     "report": "whence.cli.report:report",
+    "serve": "whence.cli.serve:serve",
     "verify": "whence.cli.verify:verify",
     "doctor": "whence.cli.doctor:doctor",
 }

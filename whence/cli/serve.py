@@ -1,0 +1,66 @@
+"""`whence serve`: a local page on a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whence.cli import options
+from whence.cli.from_settings import said
+from whence.settings import Data, Weights
+
+WIDE = "everybody-with-the-address"
+
+
+def serve(
+    *,
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Folder of a run, a whence.yaml, or a model (with --data).", show_default=False)
+    ],
+    path: options.DataOrNone = "",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run, for a model with --data; default: runs/MODEL-DATA.")
+    ] = None,
+    port: Annotated[int, typer.Option("--port", help="Port; the next free one where it is busy, any for 0.")] = 7788,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; others than this machine's need --reachable-by.")
+    ] = "127.0.0.1",
+    reachable_by: Annotated[
+        str | None,
+        typer.Option("--reachable-by", metavar=WIDE.upper(), help=f"Say {WIDE} where --host lets other machines in."),
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Open no browser.")] = False,
+    data: Data,
+    weights: Weights,
+) -> None:
+    """Open a local page on a run: ask the model, and see which training rows made it say that.
+
+    Model, factors and index are loaded once and stay. The address that is printed holds a token; without it nobody is
+    answered, and nothing is asked of any other machine. Long work is done by jobs, which go on when the page or the server is
+    closed. Values are slopes of log p(answer), in nats per copy of a row: first-order estimates.
+
+    \b
+    Examples
+      whence serve runs/patents
+      whence serve ./model --data train.jsonl
+      whence serve runs/patents --port 8000 --no-browser
+    """
+    import webbrowser
+
+    from whence.cli.console import say
+    from whence.errors import UsageError
+    from whence.serve import Opening
+    from whence.serve import serve as serve_run
+    from whence.serve.guard import LOCAL
+
+    if host not in LOCAL and reachable_by != WIDE:
+        raise UsageError(
+            f"--host {host} lets other machines ask, and what they say and hear can be read on the way.",
+            accepted=f"127.0.0.1, reached from elsewhere by ssh -L; or --reachable-by {WIDE}",
+        )
+    sections = data.as_json() | weights.as_json()
+    settings = {name: sections[name] for name in said() - {"path"} if name in sections}
+    opening = Opening(run, path or None, str(out) if out is not None else None, settings)
+    serve_run(opening, port, host, said=say, opened=(lambda address: None) if no_browser else webbrowser.open)

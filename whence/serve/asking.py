@@ -1,0 +1,601 @@
+"""Questions to a model that stays warm: answers with their tokens, the rows behind them, and what other rows would do.
+
+Everything here runs in one thread, one question after the other. What comes out is the report's document of one question
+(`whence.report.model.Query`) with what a page needs besides.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from whence.coverage import cover
+from whence.data import Rows, as_rows
+from whence.data.load import places
+from whence.data.rows import with_contents
+from whence.engine.point import Point
+from whence.engine.stream import to_device
+from whence.errors import UsageError
+from whence.escapes import command
+from whence.methods.base import recipes
+from whence.operators import Identity, Operator
+from whence.report import build_report, words
+from whence.report.build import grid, spread, strength
+from whence.report.gather import open_all
+from whence.report.html import WINDOW
+from whence.run import Run
+from whence.scoring.score import score_points
+from whence.serve.lacking import Lacking, NotThere
+from whence.serve.plain import plain
+from whence.serve.requests import Question, WhatIf
+from whence.settings import Measured, Score
+from whence.show.tokens import strongest
+from whence.store.scores import Scores, row_text
+from whence.tasks import CausalLM
+from whence.tasks.forward import in_mode
+from whence.tasks.measurements import IGNORED
+from whence.tasks.questions import answer_of, with_answer
+from whence.validate.agreement import agreement
+
+EXACT = 50
+"""Rows of either end of the index' order that are scored again, exactly."""
+
+AT_ONCE = 1e12
+"""Products of a pass over all rows that a question may take at once: half a minute on two cores. More is a job."""
+
+KEPT = 64
+"""Questions whose scores stay in memory."""
+
+ANSWER_TOKENS = 64
+"""Tokens of an answer that are linked to those of a row, one by one."""
+
+POINTS = 2000
+"""Of a picture of two scores."""
+
+PARTS = ("prompt", "completion", "contrast")
+
+METHODS = {
+    "auto": ("EK-FAC influence", "Grosse et al. 2023, Studying Large Language Model Generalization with Influence Functions"),
+    "exact": ("EK-FAC influence, of all rows", "Grosse et al. 2023"),
+    "dot": ("Gradient dot product", "Charpiat et al. 2019, Input Similarity from the Neural Network Perspective"),
+}
+
+
+@dataclass
+class Asked:
+    """A question with its scores."""
+
+    key: str
+    queries: Rows | None
+    scores: Scores
+    """Of one query: of all rows, or of those that were scored exactly."""
+    scan: dict[str, Any]
+    question: Question | None = None
+    estimates: dict[str, float] = field(default_factory=dict)
+    """What the index said of every row, by id; empty where all rows were scored."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    pairs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The value of every row: as it was scored, else as it was estimated."""
+        exact = self.scores.values_of(0)
+        if not self.estimates:
+            return exact
+        return np.array(list((self.estimates | dict(zip(self.scores.example_ids, exact.tolist(), strict=True))).values()))
+
+
+class Asking:
+    """Asks the model of a run, which it shares with nobody."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.asked: OrderedDict[str, Asked] = OrderedDict()
+        self.operators: dict[tuple[str, float], Operator] = {}
+        self.checked = False
+        self.ids = {name: number for number, name in enumerate(run.all_rows.ids)}
+        found = places(run.reading.path, run.reading.split) if run.reading.path else []
+        limited = run.reading.limit is not None
+        self.places = found if len(found) == len(self.ids) or (limited and len(found) > len(self.ids)) else []
+
+    # what is asked
+
+    def complete(self, prompt: str, completion: str | None, max_new_tokens: int) -> dict[str, Any]:
+        """What the model says, token by token; or how likely it finds what somebody else said."""
+        started = time.perf_counter()
+        row = self.run.question(prompt, completion, max_new_tokens=max_new_tokens)[0]
+        tokens, rendered = self.answer_tokens(row)
+        return {
+            "prompt": prompt,
+            "completion": answer_of(row),
+            "source": row.get("source"),
+            "logprob": sum(token["logprob"] for token in tokens),
+            "rendered": rendered,
+            "tokens": tokens,
+            "seconds": time.perf_counter() - started,
+        }
+
+    @torch.no_grad()
+    def answer_tokens(self, row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
+        """The tokens of a query's answer with their probabilities, and all that the model reads."""
+        task, model = self._task(), self.run.model
+        bare = {name: value for name, value in row.items() if name not in ("span", "contrast")}
+        ((item, _),) = task.encode_queries([bare])[0]
+        batch = to_device(task.collate([item]), next(model.parameters()).device)
+        with in_mode(model, training=False):
+            logits, labels = task.predict(model, batch)
+        at = (labels[0] != IGNORED).nonzero().squeeze(1)
+        logp = logits[0, at].float().log_softmax(-1)
+        found = logp.gather(1, labels[0, at][:, None])[:, 0].tolist()
+        best, named = logp.exp().topk(min(5, logp.shape[1]))
+        answer, pieces = answer_of(bare), item.pieces
+        begin = item.text.rindex(answer.strip()) - answer.index(answer.strip())
+        tokens: list[dict[str, Any]] = []
+        for place, number in enumerate(np.flatnonzero(item.in_loss).tolist()):
+            end = int(item.ends[number]) - begin
+            start, text = max(0, end - len(pieces[number])), pieces[number]
+            if not text and number == len(item.ids) - 1 and end >= len(answer):
+                start, end, text = len(answer), len(answer) + 1, task.tokenizer.convert_ids_to_tokens(int(item.ids[number]))
+            elif not text and tokens:  # the rest of a character
+                tokens[-1]["logprob"] += found[place]
+                tokens[-1]["p"] *= float(np.exp(found[place]))
+                continue
+            tops = [
+                {"text": task.tokenizer.decode([token]), "p": p}
+                for p, token in zip(best[place].tolist(), named[place].tolist(), strict=True)
+            ]
+            logprob = found[place]
+            tokens.append(
+                {"text": text, "start": start, "end": end, "logprob": logprob, "p": float(np.exp(logprob)), "top": tops}
+            )
+        return tokens, item.text
+
+    def ask(self, question: Question) -> Asked:
+        """The rows behind an answer; what was asked before is still known."""
+        began = time.perf_counter()
+        queries = self._queries(question)
+        if question.row is None:
+            question = question.model_copy(update={"completion": answer_of(queries[0])})
+        if question.key in self.asked:
+            self.asked.move_to_end(question.key)
+            return self.asked[question.key]
+        answered = time.perf_counter()
+        asking = Measured(damping=question.damping, measurement=question.measurement)
+        if question.method in METHODS:
+            scores, estimates, scan = self._causal(queries, asking, question)
+        else:
+            scores, estimates = self.run.score(queries, method=question.method, asking=asking), {}
+            scan = {"how": "all", "rows": scores.shape[1], "exact": scores.shape[1], "recall": None}
+        seconds = {"answer": answered - began, "all": time.perf_counter() - began}
+        found = Asked(question.key, queries, scores, scan, question, estimates, seconds)
+        return self._keep(found)
+
+    def saved(self, name: str, number: int) -> Asked:
+        """One question of the scores in a folder of the run. Raises NotThere where there are none of that name."""
+        key = f"scores:{name}:{number}"
+        if key in self.asked:
+            return self.asked[key]
+        folder = next((folder for folder in self.run.kept_scores() if folder.name == name), None)
+        if folder is None:
+            raise NotThere(f"There are no scores {name!r} in this run.")
+        scores = open_all(folder)
+        if not 0 <= number < len(scores.queries):
+            raise NotThere(f"There is no question {number} in {name}.", accepted=f"0 to {len(scores.queries) - 1}")
+        scan = {"how": "saved", "rows": scores.shape[1], "exact": scores.shape[1], "recall": None, "words": f"saved in {name}"}
+        return self._keep(Asked(key, None, one_query(scores, number), scan))
+
+    def known(self, key: str, stored: Callable[[str], Question | None]) -> Asked:
+        """A question by its key: of saved scores, in memory, or asked again as it is `stored`."""
+        if key in self.asked:
+            return self.asked[key]
+        if key.startswith("scores:"):
+            _, name, number = key.split(":", 2) if key.count(":") == 2 else (key, "", "")
+            return self.saved(name, int(number) if number.isdecimal() else -1)
+        question = stored(key)
+        if question is None:
+            raise NotThere(f"Nobody asked {key!r} here.")
+        return self.ask(question)
+
+    def _causal(self, queries: Rows, asking: Measured, question: Question) -> tuple[Scores, dict[str, float], dict[str, Any]]:
+        """Scores by the gradients: of all rows, or of those that the index puts first and last."""
+        run, point = self.run, self.run.point(asking.measurement)
+        operator = self._operator(question.method, asking.damping)
+        settings = Score().changed(per=self._per(), n_train=run.n_train, check=not self.checked)
+        self.checked = True
+        if question.method == "auto" and "index" in vars(run):
+            found = run.index.search(run.model, run.task(asking.measurement), queries, operator)
+            tops = [found.top(0, max(EXACT, question.top), lowest=low)["id"] for low in (False, True)]
+            names = list(dict.fromkeys(name for top in tops for name in top))
+            settings = settings.changed(n_train=run.index.n_train)
+            scores = score_points(point, point, queries, operator, settings, rows=names)
+            said = f"{len(run.index):,} rows estimated by the index, {len(names):,} of them scored exactly"
+            scan = {"how": "index", "rows": len(run.index), "exact": len(names), "recall": None, "words": said}
+            return scores, dict(zip(found.example_ids, found.values_of(0).tolist(), strict=True)), scan
+        products = 6 * sum(site.parameters for site in point.cover(list(run.curvature.blocks)).sites.values())
+        products *= sum(point.examples.sizes)
+        if products > AT_ONCE:
+            raise Lacking(
+                f"All {len(run.rows):,} rows would take longer than a question should."
+                if question.method != "auto"
+                else f"There is no index of the {len(run.rows):,} rows yet.",
+                job="score" if question.method != "auto" else "index",
+                fix="start the job here, or build an index once: then a question takes a second",
+            )
+        scores = score_points(point, point, queries, operator, settings)
+        said = f"all {scores.shape[1]:,} rows scored exactly"
+        return scores, {}, {"how": "all", "rows": scores.shape[1], "exact": scores.shape[1], "recall": None, "words": said}
+
+    def _per(self) -> Any:
+        sites = cover(self.run.model, list(self.run.curvature.blocks)).sites.values()
+        return "example" if any(site.layer.whole for site in sites) else "token"
+
+    def _operator(self, method: str, damping: float) -> Operator:
+        """What is between the gradients, kept for the next question."""
+        key = ("dot", 0.0) if method == "dot" else ("inverse", damping)
+        if key not in self.operators:
+            if "curvature" not in vars(self.run):
+                raise Lacking("There are no factors yet.", job="fit", fix=command("whence", "fit", self.run.name or "MODEL"))
+            while len(self.operators) > 2:  # each may be as large as the factors
+                self.operators.pop(next(iter(self.operators)))
+            names = self.run.curvature.operator.names
+            self.operators[key] = Identity(names) if method == "dot" else self.run.inverse(damping)
+        return self.operators[key]
+
+    def _queries(self, question: Question) -> Rows:
+        if question.row is not None:
+            return self.run.all_rows.take([self.number(question.row)])
+        if question.span is not None and question.contrast is not None:
+            raise UsageError("A question is about a span of the answer or about a contrast to another one, not both.")
+        if question.method not in (*METHODS, *recipes()):
+            raise UsageError(f"There is no method {question.method!r}.", accepted=", ".join((*METHODS, *recipes())))
+        self._task()
+        span = question.span
+        return self.run.question(question.prompt, question.completion, contrast=question.contrast, span=span)
+
+    def _task(self) -> CausalLM:
+        task = self.run.task()
+        if not isinstance(task, CausalLM):
+            raise UsageError(
+                f"Questions here are asked of a model that continues text, and this one is for {type(task).__name__}.",
+                accepted="saved scores of other models: they are shown as any",
+            )
+        return task
+
+    def _keep(self, found: Asked) -> Asked:
+        self.asked[found.key] = found
+        while len(self.asked) > KEPT:
+            self.asked.popitem(last=False)
+        return found
+
+    # what is shown of it
+
+    def document(self, found: Asked, top: int = 20, decisions: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Everything about one question, as JSON values."""
+        scores, values, loaded = found.scores, found.values, "loaded" in vars(self.run)
+        report = build_report(scores, top=top)
+        query = report.queries[0]
+        if found.estimates:
+            sums: dict[str, list[float]] = {}
+            sources = self._sources
+            for name, value in zip(found.estimates, values.tolist(), strict=True):
+                if (source := sources.get(name)) is not None:
+                    sums.setdefault(source, []).append(value)
+            by_source = sorted(((name, len(each), sum(each)) for name, each in sums.items()), key=lambda entry: -entry[2])
+            query = replace(query, sources=tuple(by_source), overlap=None, **spread(values))
+        document = plain(replace(query, parts=()))
+        del document["parts"], document["number"]
+        for side in ("raises", "lowers"):
+            document[side] = [self._row(row, found, values, decisions or {}) for row in document[side]]
+        queries, tokens = self.queries_of(found) if loaded else None, None
+        if queries is not None and isinstance(self.run.task(), CausalLM):
+            tokens = [{**token, "top": []} for token in self.answer_tokens(queries[0])[0]]
+        return {
+            "key": found.key,
+            "asked": found.question.model_dump() if found.question else {name: getattr(query, name) for name in PARTS},
+            "scan": found.scan,
+            "seconds": found.seconds,
+            "unit": report.unit,
+            "method": report.method,
+            "slope": report.slope,
+            "directed": scores.directed,
+            "n_train": report.n_train,
+            "meaning": report.meaning,
+            "notes": report.notes,
+            "verdict": _verdict(document, values),
+            "query": document,
+            "answer_tokens": tokens,
+        }
+
+    def more(self, found: Asked, side: str, offset: int, limit: int, decisions: Mapping[str, Any]) -> dict[str, Any]:
+        """Further rows of a side."""
+        report, values = build_report(found.scores, top=offset + limit), found.values
+        rows = plain(getattr(report.queries[0], side))[offset:]
+        count = int((found.scores.raw[0] > 0).sum() if side == "raises" else (found.scores.raw[0] < 0).sum())
+        return {"rows": [self._row(row, found, values, decisions) for row in rows], "of": count}
+
+    def _row(self, row: dict[str, Any], found: Asked, values: np.ndarray, decisions: Mapping[str, Any]) -> dict[str, Any]:
+        sizes = np.abs(values)
+        if found.estimates:  # beside all rows, and not only those that were scored again
+            row |= {"percentile": 100 * float((values < row["value"]).sum()) / max(1, len(values) - 1)}
+            row |= {"times_median": abs(row["value"]) / float(np.median(sizes)) if np.median(sizes) else None, "exact": True}
+            row |= {"share": abs(row["value"]) / float(sizes.sum())}
+        window = strongest(row["pieces"], np.array(row["token_values"]), WINDOW) if row["pieces"] else None
+        return row | {
+            "word": strength(row["value"], values),
+            "place": self.place(row["id"]),
+            "window": window,
+            "decision": (decisions.get(row["id"]) or {}).get("verdict"),
+            "estimate": found.estimates.get(row["id"]),
+        }
+
+    def number(self, name: str) -> int:
+        """The place of a row in the data, from 0."""
+        if name not in self.ids:
+            raise NotThere(f"There is no row {name!r} in the data.")
+        return self.ids[name]
+
+    def place(self, name: str) -> dict[str, Any] | None:
+        """The file and line of a row."""
+        if name not in self.ids:
+            return None
+        number = self.ids[name]
+        if not self.places:
+            path = Path(self.run.reading.path)
+            return {"file": path.name, "line": None, "row": number} if self.run.reading.path else None
+        file, line = self.places[number]
+        base = Path(self.run.reading.path)
+        shown = file.relative_to(base) if base.is_dir() else file.name
+        return {"file": str(shown), "line": line, "row": number}
+
+    @property
+    def _sources(self) -> dict[str, str | None]:
+        rows = self.run.all_rows
+        return {name: row.get("source") for name, row in zip(rows.ids, rows, strict=True)}
+
+    # one row and the answer
+
+    def queries_of(self, found: Asked) -> Rows:
+        """The question as the model reads it; of saved scores, as their table of queries has it."""
+        if found.queries is None:
+            asked = words.query_of(found.scores, 0)
+            parts = {name: asked[name] for name in ("prompt", "completion", "contrast", "span") if asked.get(name) is not None}
+            if "messages" in self.run.all_rows[0]:
+                found.queries = self.run.question(parts.pop("prompt", ""), parts.pop("completion"), **parts)
+            else:
+                found.queries = as_rows([parts if "completion" in parts else {"text": asked["text"]}])
+        return found.queries
+
+    def pair(self, found: Asked, name: str) -> dict[str, Any]:
+        """What each token of a row does to each token of the answer, `values [A, T]`."""
+        if name in found.pairs:
+            return found.pairs[name]
+        started, number = time.perf_counter(), self.number(name)
+        query = dict(self.queries_of(found)[0])
+        tokens, contrast = self._spans(query), query.pop("contrast", None)
+        bare = {key: value for key, value in query.items() if key != "span"}
+        contents: list[Any] = [{**bare, "span": (token["start"], token["end"])} for token in tokens]
+        if contrast is not None:
+            contents.append(with_answer(bare, contrast))
+            tokens.append({"text": contrast, "start": None, "end": None, "contrast": True})
+        with_ids = with_contents(as_rows([bare] * len(contents)), contents)
+        point, operator, n_train = self._as_scored(found)
+        settings = Score().changed(per=self._per(), n_train=n_train, check=False)
+        scores = score_points(point, point, with_ids, operator, settings, rows=[self.run.all_rows.ids[number]])
+        if scores.tokens is None:
+            raise UsageError("This model's modules have no parts by token.")
+        matrix, pieces = scores.tokens / n_train, list(scores.examples["pieces"][0])
+        if contrast is not None:
+            matrix[-1] *= -1
+        head = build_report(one_query(scores, 0), top=1).queries[0]
+        rows = [*head.raises, *head.lowers]
+        if rows and len(rows[0].pieces) == len(pieces) + 1:  # the first token, which nothing predicts
+            pieces, matrix = list(rows[0].pieces), np.pad(matrix, ((0, 0), (1, 0)))
+        found.pairs[name] = {
+            "row": name,
+            "text": row_text(self.run.all_rows[number]),
+            "place": self.place(name),
+            "pieces": pieces,
+            "answer": [{key: token.get(key) for key in ("text", "start", "end", "contrast")} for token in tokens],
+            "values": plain(matrix),
+            "row_values": plain(matrix.sum(0)),
+            "answer_values": plain(matrix.sum(1)),
+            "scale": float(np.abs(matrix).max(initial=0.0)),
+            "seconds": time.perf_counter() - started,
+        }
+        return found.pairs[name]
+
+    def _spans(self, query: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The tokens of the answer that are asked about, some of a very long one together."""
+        tokens, span = self.answer_tokens(query)[0], query.get("span")
+        if isinstance(span, str):
+            first = answer_of(query).index(span)
+            span = (first, first + len(span))
+        chosen = [token for token in tokens if span is None or (token["end"] > span[0] and token["start"] < span[1])]
+        step, parts = -(-len(chosen) // ANSWER_TOKENS), list[list[dict[str, Any]]]()
+        for number, token in enumerate(chosen):  # the token that ends a text has no character to be asked about by itself
+            if number % step and parts or token["end"] > len(answer_of(query)):
+                parts[-1].append(token)
+            else:
+                parts.append([token])
+        return [
+            {"text": "".join(token["text"] for token in part), "start": part[0]["start"], "end": part[-1]["end"]}
+            for part in parts
+        ]
+
+    def _as_scored(self, found: Asked) -> tuple[Point, Operator, int]:
+        """The point and the operator that a question was scored with. Raises UsageError where these are others'."""
+        about, question = found.scores.about, found.question
+        measurement = str(about.get("measurement", "logprob"))
+        if question is not None and question.method in METHODS:
+            operator = self._operator(question.method, question.damping)
+        elif question is None and about.get("method") is None and not about.get("candidates"):
+            operator = self._operator("auto", self.run.asking.damping)
+        else:
+            raise UsageError(
+                f"{found.scores.made_by} gives one number for each row, and none for its tokens.",
+                accepted="influence by the factors, or the gradient dot product",
+            )
+        if question is None and operator.label != about.get("operator"):
+            raise UsageError(
+                "These scores were made with other factors or another damping than are at hand here.",
+                given=f"{about.get('operator')}; at hand: {operator.label}",
+                fix="ask the question here again",
+            )
+        return self.run.point(measurement), operator, found.scores.n_train
+
+    def map(self, found: Asked, names: Sequence[str] | None) -> dict[str, Any]:
+        """Where in the model the effect of rows is, by layer and module."""
+        if names is None:
+            table = found.scores.top(0, 20)
+            names = list(table["id"][table["value"] > 0]) or list(table["id"])
+        point, operator, n_train = self._as_scored(found)
+        settings = Score().changed(per="module", n_train=n_train, check=False)
+        for name in names:
+            self.number(name)
+        scores = score_points(point, point, self.queries_of(found), operator, settings, rows=list(names))
+        return plain(grid(scores, 0, range(len(names))))
+
+    def what_if(self, found: Asked, asked: WhatIf) -> dict[str, Any]:
+        """The effect of a text that nobody trained on, and of the row that it would be instead of."""
+        started, original = time.perf_counter(), None
+        point, operator, n_train = self._as_scored(found)
+        settings = Score().changed(per=self._per(), n_train=n_train, check=False)
+        queries, values = self.queries_of(found), found.values
+
+        def of(rows: Any) -> dict[str, Any]:
+            scores = score_points(point, Point(point.model, point.task, rows), queries, operator, settings)
+            report = build_report(scores, top=1).queries[0]
+            row = next(iter([*report.raises, *report.lowers]), None)
+            shown = {"value": float(scores.values[0, 0]), "limit": words.bound(scores, 0) if scores.beyond(0)[0] else ""}
+            shown |= {"pieces": row.pieces if row else (), "token_values": row.token_values if row else ()}
+            return shown | {"tokens": int(scores.examples["tokens"].iloc[0]), "word": strength(shown["value"], values)}
+
+        row = self.run.all_rows[self.number(asked.row)] if asked.row is not None else {}
+        edited = of(as_rows([_edited(row, asked)]))
+        if row:
+            original = of(as_rows([{key: value for key, value in row.items() if key != "source"}]))
+        change = edited["value"] - (original["value"] if original else 0.0)
+        what = words.measurement(found.scores, 0)
+        instead = "With this text instead of the row" if original else "With one copy of this text more"
+        direction = "higher" if change >= 0 else "lower"
+        said = f"{instead}, {what} would be about {abs(change):.3g} nats {direction}, to first order; nothing was trained."
+        result = {"original": original, "edited": edited, "difference": change, "words": said}
+        return plain(result | {"seconds": time.perf_counter() - started})
+
+    # two answers
+
+    def compare(self, a: Asked, b: Asked, top: int) -> dict[str, Any]:
+        """How alike two answers put the rows in order, and which rows moved."""
+        first, second = (replace(each.scores, queries=each.scores.queries.assign(id="q")) for each in (a, b))
+        both, sides = agreement(first, second), (first, second)
+        ranks = [_ranks(side.values_of(0), side.example_ids) for side in sides]
+        tops = [list(side.top(0, top)["id"]) for side in sides]
+        texts = {name: str(text) for side in sides for name, text in zip(side.example_ids, side.examples["text"], strict=True)}
+        sources = {name: value for side in sides for name, value in zip(side.example_ids, side.examples["source"], strict=True)}
+        rows = []
+        for name in dict.fromkeys([*tops[0], *tops[1]]):
+            (rank_a, value_a), (rank_b, value_b) = (each.get(name, (None, None)) for each in ranks)
+            moved = rank_a - rank_b if rank_a is not None and rank_b is not None else None
+            source = None if words.missing(sources[name]) else sources[name]
+            seen = {"id": name, "text": texts[name], "source": source, "place": self.place(name)}
+            rows.append(seen | {"rank_a": rank_a, "rank_b": rank_b, "value_a": value_a, "value_b": value_b, "moved": moved})
+        ids = both.a.example_ids
+        shown = set(tops[0]) | set(tops[1])
+        places = [place for place, name in enumerate(ids) if name in shown]
+        rest = [place for place, name in enumerate(ids) if name not in shown]
+        places += rest[:: max(1, -(-len(rest) // max(1, POINTS - len(places))))]
+        values = [each.values_of(0)[places] for each in (both.a, both.b)]
+        overlap = {f"overlap@{k}": float(both.overlap(k)[0]) for k in both.sizes}
+        return plain(
+            {
+                "a": self._side(a),
+                "b": self._side(b),
+                "rows_in_common": len(ids),
+                "spearman": float(both.spearman[0]),
+                **overlap,
+                "rows": rows,
+                "only_a": [name for name in tops[0] if name not in tops[1]],
+                "only_b": [name for name in tops[1] if name not in tops[0]],
+                "scatter": {"a": values[0], "b": values[1], "ids": [ids[place] for place in places]},
+            }
+        )
+
+    def _side(self, found: Asked) -> dict[str, Any]:
+        scores, about = found.scores, words.query_of(found.scores, 0)
+        said = {"key": found.key, "method": scores.made_by, "unit": scores.unit, "prompt": about.get("prompt")}
+        damping = found.question.damping if found.question else None
+        return said | {"completion": about.get("completion") or about.get("text"), "damping": damping}
+
+    def demo(self, found: Asked, top: int) -> dict[str, Any]:
+        """An answer in the shape that the demo of the TinyStories project had."""
+        row = self.queries_of(found)[0]
+        report = build_report(found.scores, top=top).queries[0]
+        samples = []
+        for each in report.raises:
+            parts = [{"token": piece, "influence": value} for piece, value in zip(each.pieces, each.token_values, strict=True)]
+            samples.append({"id": each.id, "text": each.text, "influence": each.value, "tokens": parts})
+        tokens = [token["text"] for token in self.answer_tokens(row)[0]]
+        asked = {"prompt": row.get("prompt", ""), "completion": answer_of(row), "tokens": tokens}
+        return plain({**asked, "influences": [{"query": report.span or answer_of(row), "samples": samples}]})
+
+
+def one_query(scores: Scores, number: int) -> Scores:
+    """The scores of one query, with all that belongs to them."""
+    only = slice(number, number + 1)
+    return replace(
+        scores,
+        raw=scores.raw[only],
+        queries=scores.queries.iloc[only].reset_index(drop=True),
+        modules={name: part[only] for name, part in scores.modules.items()},
+        tokens=None if scores.tokens is None else scores.tokens[only],
+        exact=None if scores.exact is None else scores.exact[only],
+    )
+
+
+def _verdict(query: Mapping[str, Any], values: np.ndarray) -> dict[str, str]:
+    """What the rows come to, in a word and in a sentence."""
+    strong = sum(row["word"] == "strong" for side in ("raises", "lowers") for row in query[side])
+    first = query["raises"][0]["word"] if query["raises"] else "weak"
+    if not np.any(values):
+        return {"word": "nothing", "words": "No row has any effect."}
+    if query["diffuse"]:
+        times = f"{query['stands_out']:.1f} times the 99th percentile"
+        return {"word": "nothing", "words": f"No row stands out: the first is {times}. Many rows have a small part in it."}
+    if strong:
+        return {"word": "strong", "words": f"{strong} row{'s stand' if strong > 1 else ' stands'} out from the rest."}
+    many = "The first rows are among the strongest of all, but do not stand apart from those after them."
+    few = "The first rows are hardly stronger than the others."
+    return {"word": first, "words": many if first == "medium" else few}
+
+
+def _ranks(values: np.ndarray, ids: Sequence[str]) -> dict[str, tuple[int, float]]:
+    order = np.argsort(-values, kind="stable")
+    return {str(ids[place]): (rank, float(values[place])) for rank, place in enumerate(order.tolist(), 1)}
+
+
+def _edited(row: Mapping[str, Any], asked: WhatIf) -> dict[str, Any]:
+    """The row that a text makes, with the parts that the original has."""
+    if asked.prompt is not None or asked.completion is not None:
+        return {"prompt": asked.prompt or "", "completion": asked.completion or ""}
+    text = asked.text or ""
+    if not text.strip():
+        raise UsageError("There is no text.", accepted="text, or prompt and completion")
+    if "messages" in row:
+        raise UsageError("A conversation is edited by its parts.", accepted="prompt and completion")
+    if "completion" not in row:
+        return {"text": text}
+    prompt, completion = row.get("prompt", ""), row["completion"]
+    if text.startswith(prompt):
+        return {"prompt": prompt, "completion": text[len(prompt) :]}
+    if completion and text.endswith(completion):
+        return {"prompt": text[: -len(completion)], "completion": completion}
+    raise UsageError(
+        "It is not clear where the prompt of the edited row ends.", accepted="prompt and completion, each by itself"
+    )
