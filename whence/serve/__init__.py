@@ -68,6 +68,7 @@ def bound(host: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind((host, each))
+            found.listen(1024)
             return found
         except OSError as error:
             found.close()

@@ -88,9 +88,12 @@ def application(opening: Opening) -> FastAPI:
         task.cancel()
         warm.close()
 
-    app = FastAPI(
-        title="whence", version=__version__, lifespan=life, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json"
-    )
+    quiet = {
+        "docs_url": None,
+        "redoc_url": None,
+        "telemetry": dict.fromkeys(("tracing", "metrics", "logs", "auto_configure"), False),
+    }
+    app = FastAPI(title="whence", version=__version__, lifespan=life, openapi_url="/api/openapi.json", **quiet)
     app.state.warm = warm
 
     def ready(name: str) -> Any:
@@ -359,7 +362,8 @@ def application(opening: Opening) -> FastAPI:
     async def log(number: int, tail: Annotated[int, Query(ge=1, le=10_000)] = 200) -> Json:
         return Json({"lines": the_jobs().log(number, tail)})
 
-    app.mount("/", StaticFiles(directory=STATIC, html=True, check_dir=False), name="page")
+    if STATIC.is_dir():
+        app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")
     return app
 
 

@@ -6,6 +6,7 @@ Everything here runs in one thread, one question after the other. What comes out
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,8 @@ from whence.engine.point import Point
 from whence.engine.stream import to_device
 from whence.errors import UsageError
 from whence.escapes import command
-from whence.methods.base import recipes
+from whence.indexing import Index
+from whence.methods.base import recipe_named, recipes, request_scores
 from whence.operators import Identity, Operator
 from whence.report import build_report, words
 from whence.report.build import grid, spread, strength
@@ -44,8 +46,8 @@ from whence.tasks.measurements import IGNORED
 from whence.tasks.questions import answer_of, with_answer
 from whence.validate.agreement import agreement
 
-EXACT = 50
-"""Rows of either end of the index' order that are scored again, exactly."""
+FIRST, LAST = 80, 20
+"""Rows that the index puts first, and last, which are scored again, exactly."""
 
 AT_ONCE = 1e12
 """Products of a pass over all rows that a question may take at once: half a minute on two cores. More is a job."""
@@ -59,6 +61,7 @@ ANSWER_TOKENS = 64
 POINTS = 2000
 """Of a picture of two scores."""
 
+SIDES = ("raises", "lowers")
 PARTS = ("prompt", "completion", "contrast")
 
 METHODS = {
@@ -78,18 +81,24 @@ class Asked:
     """Of one query: of all rows, or of those that were scored exactly."""
     scan: dict[str, Any]
     question: Question | None = None
-    estimates: dict[str, float] = field(default_factory=dict)
-    """What the index said of every row, by id; empty where all rows were scored."""
+    estimates: np.ndarray | None = None
+    """What the index said of every row, `[N]`; None where all rows were scored."""
+    columns: list[int] = field(default_factory=list)
+    """Which of these were scored exactly."""
     seconds: dict[str, float] = field(default_factory=dict)
     pairs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    documents: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """By how many rows they show."""
 
     @property
     def values(self) -> np.ndarray:
         """The value of every row: as it was scored, else as it was estimated."""
         exact = self.scores.values_of(0)
-        if not self.estimates:
+        if self.estimates is None:
             return exact
-        return np.array(list((self.estimates | dict(zip(self.scores.example_ids, exact.tolist(), strict=True))).values()))
+        values = self.estimates.copy()
+        values[self.columns] = exact
+        return values
 
 
 class Asking:
@@ -100,6 +109,8 @@ class Asking:
         self.asked: OrderedDict[str, Asked] = OrderedDict()
         self.operators: dict[tuple[str, float], Operator] = {}
         self.checked = False
+        self.indexed: Index | None = None
+        """The index that was looked at last."""
         self.ids = {name: number for number, name in enumerate(run.all_rows.ids)}
         found = places(run.reading.path, run.reading.split) if run.reading.path else []
         limited = run.reading.limit is not None
@@ -169,12 +180,12 @@ class Asking:
         answered = time.perf_counter()
         asking = Measured(damping=question.damping, measurement=question.measurement)
         if question.method in METHODS:
-            scores, estimates, scan = self._causal(queries, asking, question)
+            found = self._causal(queries, asking, question)
         else:
-            scores, estimates = self.run.score(queries, method=question.method, asking=asking), {}
-            scan = {"how": "all", "rows": scores.shape[1], "exact": scores.shape[1], "recall": None}
-        seconds = {"answer": answered - began, "all": time.perf_counter() - began}
-        found = Asked(question.key, queries, scores, scan, question, estimates, seconds)
+            recipe = recipe_named(question.method)
+            request = self.run.request(queries, Score(), asking, training="training" in recipe.needs)
+            found = self._whole(request_scores(recipe, request, recipe.own({})), queries, question)
+        found.seconds |= {"answer": answered - began, "all": time.perf_counter() - began}
         return self._keep(found)
 
     def saved(self, name: str, number: int) -> Asked:
@@ -203,21 +214,30 @@ class Asking:
             raise NotThere(f"Nobody asked {key!r} here.")
         return self.ask(question)
 
-    def _causal(self, queries: Rows, asking: Measured, question: Question) -> tuple[Scores, dict[str, float], dict[str, Any]]:
+    def _whole(self, scores: Scores, queries: Rows, question: Question) -> Asked:
+        """What was asked of all rows."""
+        said = f"all {scores.shape[1]:,} rows scored exactly"
+        scan = {"how": "all", "rows": scores.shape[1], "exact": scores.shape[1], "recall": None, "words": said}
+        return Asked(question.key, queries, scores, scan, question)
+
+    def _causal(self, queries: Rows, asking: Measured, question: Question) -> Asked:
         """Scores by the gradients: of all rows, or of those that the index puts first and last."""
         run, point = self.run, self.run.point(asking.measurement)
         operator = self._operator(question.method, asking.damping)
         settings = Score().changed(per=self._per(), n_train=run.n_train, check=not self.checked)
         self.checked = True
         if question.method == "auto" and "index" in vars(run):
-            found = run.index.search(run.model, run.task(asking.measurement), queries, operator)
-            tops = [found.top(0, max(EXACT, question.top), lowest=low)["id"] for low in (False, True)]
-            names = list(dict.fromkeys(name for top in tops for name in top))
-            settings = settings.changed(n_train=run.index.n_train)
-            scores = score_points(point, point, queries, operator, settings, rows=names)
-            said = f"{len(run.index):,} rows estimated by the index, {len(names):,} of them scored exactly"
-            scan = {"how": "index", "rows": len(run.index), "exact": len(names), "recall": None, "words": said}
-            return scores, dict(zip(found.example_ids, found.values_of(0).tolist(), strict=True)), scan
+            index, began = self._index(), time.perf_counter()
+            found = index.search(run.model, run.task(asking.measurement), queries, operator)
+            order, first = np.argsort(-found.raw[0], kind="stable"), max(FIRST, question.top)
+            columns = list(dict.fromkeys([*order[:first].tolist(), *order[-max(LAST, question.top) :].tolist()]))
+            scanned = time.perf_counter()
+            settings = settings.changed(n_train=index.n_train)
+            scores = score_points(point, point, queries, operator, settings, rows=columns)
+            said = f"{len(index):,} rows estimated by the index, {len(columns):,} of them scored exactly"
+            scan = {"how": "index", "rows": len(index), "exact": len(columns), "recall": recall(index, first), "words": said}
+            seconds = {"scan": scanned - began, "exact": time.perf_counter() - scanned}
+            return Asked(question.key, queries, scores, scan, question, found.values_of(0), columns, seconds)
         products = 6 * sum(site.parameters for site in point.cover(list(run.curvature.blocks)).sites.values())
         products *= sum(point.examples.sizes)
         if products > AT_ONCE:
@@ -228,9 +248,21 @@ class Asking:
                 job="score" if question.method != "auto" else "index",
                 fix="start the job here, or build an index once: then a question takes a second",
             )
-        scores = score_points(point, point, queries, operator, settings)
-        said = f"all {scores.shape[1]:,} rows scored exactly"
-        return scores, {}, {"how": "all", "rows": scores.shape[1], "exact": scores.shape[1], "recall": None, "words": said}
+        return self._whole(score_points(point, point, queries, operator, settings), queries, question)
+
+    def _index(self) -> Index:
+        """The index. Raises StaleArtifact where it is of other rows."""
+        index = self.run.index
+        if self.indexed is not index:
+            if tuple(index.examples["id"]) != tuple(self.run.rows.ids):
+                raise Lacking(
+                    "The index is of other rows.",
+                    job="index",
+                    given=f"{len(self.run.rows):,} rows, {len(index):,} in the index",
+                    fix="build it again: the job moves the old one aside where it is told to (rerun)",
+                )
+            self.indexed = index
+        return index
 
     def _per(self) -> Any:
         sites = cover(self.run.model, list(self.run.curvature.blocks)).sites.values()
@@ -278,21 +310,24 @@ class Asking:
 
     def document(self, found: Asked, top: int = 20, decisions: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Everything about one question, as JSON values."""
+        if top not in found.documents:
+            found.documents[top] = self._document(found, top)
+        document = found.documents[top]
+        if found.key.startswith("scores:") and document["answer_tokens"] is None:  # of a model that was not loaded yet
+            del found.documents[top]
+        query = document["query"] | {side: [decided(row, decisions or {}) for row in document["query"][side]] for side in SIDES}
+        return {**document, "query": query}
+
+    def _document(self, found: Asked, top: int) -> dict[str, Any]:
         scores, values, loaded = found.scores, found.values, "loaded" in vars(self.run)
         report = build_report(scores, top=top)
         query = report.queries[0]
-        if found.estimates:
-            sums: dict[str, list[float]] = {}
-            sources = self._sources
-            for name, value in zip(found.estimates, values.tolist(), strict=True):
-                if (source := sources.get(name)) is not None:
-                    sums.setdefault(source, []).append(value)
-            by_source = sorted(((name, len(each), sum(each)) for name, each in sums.items()), key=lambda entry: -entry[2])
-            query = replace(query, sources=tuple(by_source), overlap=None, **spread(values))
+        if found.estimates is not None:
+            query = replace(query, sources=self._by_source(values), overlap=None, **spread(values))
         document = plain(replace(query, parts=()))
         del document["parts"], document["number"]
-        for side in ("raises", "lowers"):
-            document[side] = [self._row(row, found, values, decisions or {}) for row in document[side]]
+        for side in SIDES:
+            document[side] = [self._row(row, found, values) for row in document[side]]
         queries, tokens = self.queries_of(found) if loaded else None, None
         if queries is not None and isinstance(self.run.task(), CausalLM):
             tokens = [{**token, "top": []} for token in self.answer_tokens(queries[0])[0]]
@@ -318,21 +353,22 @@ class Asking:
         report, values = build_report(found.scores, top=offset + limit), found.values
         rows = plain(getattr(report.queries[0], side))[offset:]
         count = int((found.scores.raw[0] > 0).sum() if side == "raises" else (found.scores.raw[0] < 0).sum())
-        return {"rows": [self._row(row, found, values, decisions) for row in rows], "of": count}
+        return {"rows": [decided(self._row(row, found, values), decisions) for row in rows], "of": count}
 
-    def _row(self, row: dict[str, Any], found: Asked, values: np.ndarray, decisions: Mapping[str, Any]) -> dict[str, Any]:
+    def _row(self, row: dict[str, Any], found: Asked, values: np.ndarray) -> dict[str, Any]:
         sizes = np.abs(values)
-        if found.estimates:  # beside all rows, and not only those that were scored again
+        estimate = None
+        if found.estimates is not None:  # beside all rows, and not only those that were scored again
             row |= {"percentile": 100 * float((values < row["value"]).sum()) / max(1, len(values) - 1)}
             row |= {"times_median": abs(row["value"]) / float(np.median(sizes)) if np.median(sizes) else None, "exact": True}
             row |= {"share": abs(row["value"]) / float(sizes.sum())}
+            estimate = float(found.estimates[found.columns[found.scores.column_of(row["id"])]])
         window = strongest(row["pieces"], np.array(row["token_values"]), WINDOW) if row["pieces"] else None
         return row | {
             "word": strength(row["value"], values),
             "place": self.place(row["id"]),
             "window": window,
-            "decision": (decisions.get(row["id"]) or {}).get("verdict"),
-            "estimate": found.estimates.get(row["id"]),
+            "estimate": estimate,
         }
 
     def number(self, name: str) -> int:
@@ -354,10 +390,21 @@ class Asking:
         shown = file.relative_to(base) if base.is_dir() else file.name
         return {"file": str(shown), "line": line, "row": number}
 
-    @property
-    def _sources(self) -> dict[str, str | None]:
-        rows = self.run.all_rows
-        return {name: row.get("source") for name, row in zip(rows.ids, rows, strict=True)}
+    @functools.cached_property
+    def _sources(self) -> tuple[np.ndarray, list[str]]:
+        """The number of each row's source, -1 where it has none, `[N]`; and their names."""
+        named = [row.get("source") for row in self.run.rows]
+        names = sorted({str(name) for name in named if name is not None})
+        places = {name: place for place, name in enumerate(names)}
+        return np.array([-1 if name is None else places[str(name)] for name in named]), names
+
+    def _by_source(self, values: np.ndarray) -> tuple[tuple[str, int, float], ...]:
+        """Source, rows, sum of their values; the largest first."""
+        codes, names = self._sources
+        known = codes >= 0
+        counts = np.bincount(codes[known], minlength=len(names)).tolist()
+        sums = np.bincount(codes[known], weights=values[known], minlength=len(names)).tolist()
+        return tuple(sorted(zip(names, counts, sums, strict=True), key=lambda entry: -entry[2]))
 
     # one row and the answer
 
@@ -546,6 +593,18 @@ class Asking:
         return plain({**asked, "influences": [{"query": report.span or answer_of(row), "samples": samples}]})
 
 
+def decided(row: dict[str, Any], decisions: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with the verdict that stands."""
+    return {**row, "decision": (decisions.get(row["id"]) or {}).get("verdict")}
+
+
+def recall(index: Index, among: int) -> dict[str, float] | None:
+    """Share of a question's best rows that are among the best so many of a scan, where that was measured."""
+    if not hasattr(index, "recall"):
+        return None
+    return {str(k): index.recall(k, among) for k in (10, 100)}  # type: ignore[attr-defined]
+
+
 def one_query(scores: Scores, number: int) -> Scores:
     """The scores of one query, with all that belongs to them."""
     only = slice(number, number + 1)
@@ -561,7 +620,7 @@ def one_query(scores: Scores, number: int) -> Scores:
 
 def _verdict(query: Mapping[str, Any], values: np.ndarray) -> dict[str, str]:
     """What the rows come to, in a word and in a sentence."""
-    strong = sum(row["word"] == "strong" for side in ("raises", "lowers") for row in query[side])
+    strong = sum(row["word"] == "strong" for side in SIDES for row in query[side])
     first = query["raises"][0]["word"] if query["raises"] else "weak"
     if not np.any(values):
         return {"word": "nothing", "words": "No row has any effect."}

@@ -237,9 +237,7 @@ class Warm:
             "factors": {**{key: curvature.about.get(key) for key in ("method", "examples")}, "modules": len(curvature.blocks)}
             if curvature is not None
             else None,
-            "index": {"rows": len(index), "recall": None, "bytes_per_row": _bytes(homes["index"]) / max(1, len(index))}
-            if index is not None
-            else None,
+            "index": None if index is None else _of_index(index, homes["index"]),
             "stages": _stages(run),
             "trust": _trust(newest),
             "methods": methods,
@@ -269,6 +267,12 @@ def _trust(folder: Path | None) -> dict[str, Any] | None:
 
     found = read_quick(folder) if folder is not None else None
     return found and {"badge": found.about["badge"], "checks": found.about["checks"], "warnings": found.flags}
+
+
+def _of_index(index: Any, home: Path | None) -> dict[str, Any]:
+    from whence.serve.asking import FIRST, recall
+
+    return {"rows": len(index), "recall": recall(index, FIRST), "bytes_per_row": _bytes(home) / max(1, len(index))}
 
 
 def _stages(run: Run) -> list[dict[str, Any]]:

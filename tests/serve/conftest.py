@@ -1,0 +1,113 @@
+"""One warm server on a tiny run, whose rows, ids and file name are as hostile as a file can make them."""
+
+import http.client
+import json
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+
+import whence
+from whence.serve import Opening, bound
+from whence.serve.app import application
+from whence.serve.guard import Guard
+
+SCRIPT = "<script>alert(1)</script>"
+IMAGE = '"><img src=x onerror=alert(1)>'
+TOKEN = "token-of-the-tests"
+ROWS = [
+    {"id": f"row-{number}", "prompt": f"Where was {person} born?", "completion": f" In {town}.", "source": town}
+    for number, (person, town) in enumerate(
+        [("Ada Velt", "Turin"), ("Bo Quist", "Oslo"), ("Cleo Marsh", "Lyon"), ("Dag Holm", "Ghent"), ("Ada Velt", "Oslo")]
+    )
+]
+HOSTILE = [
+    {"id": IMAGE, "prompt": f"Say {SCRIPT}", "completion": f" {SCRIPT}", "source": IMAGE},
+    {"id": "../../etc/passwd", "prompt": "مرحبا يا", "completion": " عالم", "source": "عربي"},
+    {"id": "漢字", "prompt": "これは", "completion": "犬です。", "source": "日本"},
+    {"id": "long", "prompt": "very long:", "completion": " word" * 50_000, "source": "long"},
+]
+
+
+class Client:
+    """Asks a server as a page does."""
+
+    def __init__(self, port, token=TOKEN):
+        self.port, self.token = port, token
+
+    def raw(self, method, path, body=None, **headers):
+        """Status, headers and bytes."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        given = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"} | headers
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        try:
+            connection.request(method, path, data, {name: value for name, value in given.items() if value is not None})
+            answer = connection.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+        finally:
+            connection.close()
+
+    def __call__(self, method, path, body=None, status=200):
+        found, _, content = self.raw(method, path, body)
+        assert found == status, content[:2000]
+        return json.loads(content)
+
+    def until(self, path, fits, seconds=120.0):
+        """Ask again until the answer fits."""
+        end = time.monotonic() + seconds
+        while not fits(found := self("GET", path)):
+            assert time.monotonic() < end, found
+            time.sleep(0.1)
+        return found
+
+
+def write_run(folder, tokenizer_file):
+    """A tiny model and its rows."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=128, **sizes)).save_pretrained(folder / "model")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), bos_token="<s>", eos_token="</s>")
+    tokenizer.save_pretrained(folder / "model")
+    data = folder / "train<b>.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in [*ROWS, *HOSTILE]) + "\n\n")
+    settings = {"max_length": 64, "append_eos": True, "columns": {"id": "id"}, "dtype": "float32"}
+    return Opening(str(folder / "model"), str(data), str(folder / "run"), settings)
+
+
+@contextmanager
+def serving(opening):
+    """A client of a server in a thread."""
+    listening = bound("127.0.0.1", 0)
+    guarded = Guard(application(opening), TOKEN)
+    server = uvicorn.Server(uvicorn.Config(guarded, log_level="error", lifespan="on", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield Client(listening.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+@pytest.fixture(scope="session")
+def opening(tmp_path_factory, tiny_tokenizer_file):
+    """A run with factors and an index."""
+    opening = write_run(tmp_path_factory.mktemp("served"), tiny_tokenizer_file)
+    run = whence.open(opening.model, data=opening.data, out=opening.out, **opening.settings)
+    run.fit(examples="all", products="float32")
+    run.build_index(products="float32")
+    return opening
+
+
+@pytest.fixture(scope="session")
+def client(opening):
+    """A client of a server that is ready."""
+    with serving(opening) as client:
+        assert client.until("/api/run", lambda run: run["state"] != "loading")["state"] == "ready"
+        yield client

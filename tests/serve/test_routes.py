@@ -1,0 +1,220 @@
+"""Each route on a warm run: what comes out is what the library computes, and what was asked is remembered."""
+
+import json
+
+import numpy as np
+import pytest
+
+import whence
+from serve.conftest import ROWS, SCRIPT
+
+PROMPT, ANSWER = "Where was Ada Velt born?", " In Oslo."
+
+
+@pytest.fixture(scope="module")
+def asked(client):
+    return client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "top": 4, "method": "exact"})
+
+
+def test_the_run(client, opening):
+    run = client("GET", "/api/run")
+    assert run["model"]["kind"] == "LlamaForCausalLM" and run["data"]["rows"] == 9
+    assert run["has"] == {**run["has"], "model": True, "factors": True, "index": True, "self": False}
+    assert {"auto", "exact", "dot", "bm25"} <= {method["name"] for method in run["methods"]}
+    assert run["factors"]["modules"] == 6 and "Ghent" in run["data"]["sources"]
+
+
+def test_an_answer_has_tokens_with_probabilities(client):
+    said = client("POST", "/api/complete", {"prompt": PROMPT, "completion": ANSWER})
+    assert "".join(token["text"] for token in said["tokens"]) == ANSWER + "</s>" and said["rendered"] == PROMPT + ANSWER
+    assert said["logprob"] == pytest.approx(sum(token["logprob"] for token in said["tokens"]))
+    for token in said["tokens"][:-1]:
+        assert ANSWER[token["start"] : token["end"]] == token["text"] and token["p"] == pytest.approx(np.exp(token["logprob"]))
+        assert token["top"][0]["p"] >= token["p"] - 1e-9
+    generated = client("POST", "/api/complete", {"prompt": PROMPT, "max_new_tokens": 3})
+    assert generated["source"].startswith("generated greedily") and generated["completion"]
+
+
+def test_the_rows_are_those_of_the_library(client, opening, asked):
+    run = whence.open(opening.model, data=opening.data, factors=f"{opening.out}/factors", **opening.settings)
+    query = {"prompt": PROMPT, "completion": ANSWER}
+    scores = run.score([query], per="token")
+    shown = asked["query"]["raises"] + asked["query"]["lowers"]
+    assert shown and asked["scan"]["how"] == "all" and asked["unit"] == "nats per copy"
+    for row in shown:
+        assert row["value"] == pytest.approx(scores.values[0, scores.column_of(row["id"])], rel=1e-3, abs=1e-9)
+        assert sum(row["token_values"]) == pytest.approx(row["value"], rel=1e-3, abs=1e-8)
+        assert row["word"] in ("strong", "medium", "weak") and (row["value"] > 0) == (row["effect"] == "raises")
+    places = {row["id"]: row["place"]["line"] for row in shown}
+    assert all(places[row["id"]] == number for number, row in enumerate(ROWS, 1) if row["id"] in places)
+    assert sum(asked["query"]["histogram"]["counts"]) == 9 and asked["verdict"]["words"]
+    more = client("GET", f"/api/ask/{asked['key']}/rows?side=raises&offset=1&limit=2")
+    assert [row["id"] for row in more["rows"]] == [row["id"] for row in asked["query"]["raises"][1:3]]
+
+
+def test_rows_that_the_index_finds_are_scored_exactly(client, asked, monkeypatch):
+    monkeypatch.setattr("whence.serve.asking.FIRST", 1)
+    monkeypatch.setattr("whence.serve.asking.LAST", 1)
+    found = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "top": 2})
+    exact = {row["id"]: row["value"] for side in ("raises", "lowers") for row in asked["query"][side]}
+    shown = found["query"]["raises"] + found["query"]["lowers"]
+    assert found["scan"]["how"] == "index" and found["scan"]["rows"] == 9 and found["scan"]["exact"] == 4
+    assert sum(found["query"]["histogram"]["counts"]) == 9 and sum(source[1] for source in found["query"]["sources"]) == 9
+    assert shown and all(row["value"] == pytest.approx(exact[row["id"]], rel=1e-3) for row in shown if row["id"] in exact)
+    assert all(row["exact"] and row["estimate"] is not None and 0 <= row["percentile"] <= 100 for row in shown)
+    assert client("POST", "/api/pair", {"key": found["key"], "row": shown[0]["id"]})["scale"] > 0
+
+
+def test_a_span_by_characters_is_where_it_stands(client):
+    answer = " In Oslo, in Oslo."
+    whole = client("POST", "/api/complete", {"prompt": PROMPT, "completion": answer})["tokens"]
+    second = [token for token in whole if token["start"] >= 12 and token["end"] <= 17]
+    span = [second[0]["start"], second[-1]["end"]]
+    found = client("POST", "/api/ask", {"prompt": PROMPT, "completion": answer, "span": span})
+    assert found["query"]["log_p"] == pytest.approx(sum(token["logprob"] for token in second), rel=1e-4)
+    first = client("POST", "/api/ask", {"prompt": PROMPT, "completion": answer, "span": [4, 8]})
+    assert first["key"] != found["key"] and first["query"]["log_p"] != pytest.approx(found["query"]["log_p"])
+    error = client("POST", "/api/ask", {"prompt": PROMPT, "completion": answer, "span": [4, 99]}, status=400)
+    assert "not in its completion" in error["error"]["what"]
+
+
+def test_a_pair_links_tokens_both_ways(client, asked):
+    row = asked["query"]["raises"][0]
+    pair = client("POST", "/api/pair", {"key": asked["key"], "row": row["id"]})
+    values = np.array(pair["values"])
+    assert values.shape == (len(pair["answer"]), len(pair["pieces"])) and pair["pieces"] == row["pieces"]
+    np.testing.assert_allclose(values.sum(0), row["token_values"], rtol=1e-3, atol=1e-8)
+    assert sum(pair["answer_values"]) == pytest.approx(row["value"], rel=1e-3)
+    assert client("POST", "/api/pair", {"key": asked["key"], "row": row["id"]}) == pair
+    contrast = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "contrast": " In Turin."})
+    pair = client("POST", "/api/pair", {"key": contrast["key"], "row": "row-0"})
+    shown = contrast["query"]["raises"] + contrast["query"]["lowers"]
+    value = next(each["value"] for each in shown if each["id"] == "row-0")
+    assert pair["answer"][-1]["contrast"] and sum(pair["answer_values"]) == pytest.approx(value, rel=1e-3)
+
+
+def test_layers_add_up(client, asked):
+    row = asked["query"]["raises"][0]
+    grid = client("POST", "/api/map", {"key": asked["key"], "rows": [row["id"]]})
+    assert grid["layers"] == ["layer 0", "layer 1"] and len(grid["modules"]) == 3
+    assert np.sum(grid["values"]) == pytest.approx(row["value"], rel=1e-3)
+
+
+def test_what_if(client, asked):
+    row = next(each for each in asked["query"]["raises"] if each["id"].startswith("row-"))
+    same = client("POST", "/api/whatif", {"key": asked["key"], "row": row["id"], "text": row["text"]})
+    assert same["difference"] == 0 and same["edited"]["value"] == pytest.approx(row["value"], rel=1e-3)
+    edited = {"key": asked["key"], "row": row["id"], "prompt": PROMPT, "completion": " In Oslo."}
+    other = client("POST", "/api/whatif", edited | {"completion": " Nowhere at all."})
+    assert other["difference"] == pytest.approx(other["edited"]["value"] - other["original"]["value"])
+    assert "nothing was trained" in other["words"]
+    alone = client("POST", "/api/whatif", {"key": asked["key"], "text": "A text."})
+    assert alone["original"] is None
+    assert client("POST", "/api/whatif", {"key": asked["key"], "row": row["id"], "text": " "}, status=400)
+
+
+def test_two_methods(client, asked):
+    words = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "method": "bm25"})
+    assert words["query"]["raises"][0]["effect"] == "scores" and not words["slope"]
+    found = client("POST", "/api/compare", {"a": asked["key"], "b": words["key"], "top": 3})
+    assert found["rows_in_common"] == 9 and -1 <= found["spearman"] <= 1 and len(found["scatter"]["a"]) == 9
+    first = next(row for row in found["rows"] if row["id"] == asked["query"]["raises"][0]["id"])
+    assert first["rank_a"] == 1 and first["value_a"] == pytest.approx(asked["query"]["raises"][0]["value"])
+    error = client("POST", "/api/pair", {"key": words["key"], "row": "row-0"}, status=400)
+    assert "none for its tokens" in error["error"]["what"]
+    assert client("POST", "/api/ask", {"prompt": PROMPT, "method": "nonsense"}, status=400)["error"]["accepted"]
+
+
+def test_what_was_asked_is_remembered(client, asked):
+    entry = client("GET", "/api/asked")["asked"]
+    assert asked["key"] in [each["key"] for each in entry]
+    pin = {"pinned": True, "note": "look", "rows": [{"id": "row-0", "note": "!"}]}
+    pinned = client("PUT", f"/api/ask/{asked['key']}/pin", pin)
+    assert pinned["pinned"] and pinned["rows"][0]["id"] == "row-0"
+    assert client("GET", f"/api/ask/{asked['key']}?top=4")["query"]["raises"] == asked["query"]["raises"]
+    forgotten = client("POST", "/api/ask", {"prompt": PROMPT, "completion": " Gone."})["key"]
+    client("DELETE", f"/api/ask/{forgotten}")
+    assert forgotten not in [each["key"] for each in client("GET", "/api/asked")["asked"]]
+    assert client("GET", "/api/ask/nonsense", status=404)
+
+
+def test_saved_scores_are_shown_as_any(client, opening, asked):
+    run = whence.open(opening.model, data=opening.data, out=opening.out, factors=f"{opening.out}/factors", **opening.settings)
+    scores = run.score([{"prompt": PROMPT, "completion": ANSWER}], per="token")
+    name = run.folder_of(scores).name
+    (entry,) = client("GET", "/api/scores")["scores"]
+    assert entry["name"] == name and entry["queries"][0]["completion"] == ANSWER and entry["per"] == "token"
+    saved = client("GET", f"/api/scores/{name}/0?top=4")
+    ids = [row["id"] for row in saved["query"]["raises"]]
+    assert ids == [row["id"] for row in asked["query"]["raises"]] and saved["key"] == f"scores:{name}:0"
+    assert client("POST", "/api/pair", {"key": saved["key"], "row": ids[0]})["scale"] > 0
+    assert client("GET", f"/api/scores/{name}/1", status=404) and client("GET", "/api/scores/..%2F..%2Fmodel/0", status=404)
+
+
+def test_factors(client):
+    found = client("GET", "/api/factors?damping=0.2")
+    assert found["damping"] == 0.2 and len(found["modules"]) == 6
+    name = found["modules"][0]["module"]
+    module = client("GET", f"/api/factors/module?name={name}&damping=0.2")
+    assert len(module["spectrum"]["ranks"]) == 12 * 8 and module["effective_rank"] > 0
+    assert module["cumulative"]["shares"][-1] == pytest.approx(1) and np.shape(module["map"]["cells"]) == tuple(module["shape"])
+    assert client("GET", "/api/factors/module?name=nonsense", status=404)
+
+
+def test_rows_and_decisions(client):
+    page = client("GET", "/api/data?limit=2&offset=1")
+    assert page["total"] == page["found"] == 9 and [row["number"] for row in page["rows"]] == [1, 2]
+    assert client("GET", "/api/data?search=velt%20oslo")["rows"][0]["id"] == "row-4"
+    assert client("GET", "/api/data?source=Lyon")["found"] == 1
+    assert client("GET", "/api/data?sort=length")["rows"][0]["cut"]
+    assert client("GET", "/api/data?sort=self", status=409)["error"]["job"] == "self"
+    row = client("GET", "/api/data/row?id=row-4")
+    assert row["parts"] == {"prompt": PROMPT, "completion": ANSWER}
+    assert "".join(token["text"] for token in row["tokens"] if token["in_loss"]) == ANSWER
+    near = client("GET", "/api/data/neighbours?id=row-4&top=2")
+    assert {row["effect"] for row in near["helps"]} == {"raises"} and len(near["helps"]) == 2
+    made = client("POST", "/api/decisions", {"id": "row-4", "verdict": "drop", "why": SCRIPT})
+    assert made["progress"]["by"]["drop"] == 1
+    assert client("GET", "/api/data?decided=drop")["rows"][0]["decision"]["why"] == SCRIPT
+    assert client.raw("GET", "/api/decisions/droplist")[2] == b"row-4\n"
+    assert len(client.raw("GET", "/api/decisions/droplist?form=kept")[2].splitlines()) == 8
+    assert client("POST", "/api/decisions/undo")["undone"]["id"] == "row-4"
+    assert client("POST", "/api/decisions/undo", status=409) and client("GET", "/api/decisions")["decisions"] == {}
+    assert [event["undone"] for event in client("GET", "/api/data/row?id=row-4")["history"]] == [True]
+    assert client("POST", "/api/decisions", {"id": "nobody", "verdict": "drop"}, status=404)
+
+
+def test_the_shape_of_the_first_demo(client, asked):
+    found = client("POST", "/api/demo", {"prompt": PROMPT, "completion": ANSWER, "top": 2})
+    (influence,) = found["influences"]
+    sample = influence["samples"][0]
+    assert sample["id"] == asked["query"]["raises"][0]["id"] and sample["influence"] > 0
+    assert sum(token["influence"] for token in sample["tokens"]) == pytest.approx(sample["influence"], rel=1e-3)
+
+
+def test_export_is_one_file_that_runs_nothing_of_the_rows(client, opening):
+    key = client("POST", "/api/ask", {"prompt": f"Say {SCRIPT}", "completion": f" {SCRIPT}"})["key"]
+    status, headers, page = client.raw("POST", "/api/export", {"keys": [key]})
+    assert status == 200 and headers["content-disposition"].startswith("attachment")
+    assert b"alert(1)" in page and SCRIPT.encode() not in page and b"<img src=x" not in page
+    redacted = client.raw("POST", "/api/export", {"keys": [key], "redact": True})[2]
+    assert b"Cleo Marsh" in page and b"Cleo Marsh" not in redacted and b"row-2" in redacted
+
+
+def test_other_runs_and_stages(client):
+    assert [run["current"] for run in client("GET", "/api/runs")["runs"]] == [True]
+    assert "one stage" in client("GET", "/api/stages", status=404)["error"]["what"]
+    paths = client("GET", "/api/openapi.json")["paths"]
+    assert "/api/ask" in paths and "/api/jobs/{number}/resume" in paths
+
+
+def test_events_begin_with_the_run(client):
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=30)
+    connection.request("GET", "/api/events", headers={"Authorization": f"Bearer {client.token}"})
+    answer = connection.getresponse()
+    assert answer.getheader("content-type").startswith("text/event-stream")
+    lines = [answer.readline().decode().strip() for _ in range(2)]
+    assert lines[0] == "event: run" and json.loads(lines[1].removeprefix("data: "))["state"] == "ready"
+    connection.close()
