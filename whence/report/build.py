@@ -143,7 +143,7 @@ def _with_parts(queries: Sequence[Query], stages: StagedScores, builders: Mappin
     for entry in found:
         name, place = entry.pop("stage"), list(parts).index(query_id := entry.pop("query_id"))
         own = queries[place] if name == last else builders[name].query(place)
-        parts[query_id].append(Part(name, query=own, **entry))
+        parts[query_id].append(Part(name, query=own, method=stages.stages[name].made_by, **entry))
     return tuple(replace(query, parts=tuple(parts[query.id])) for query in queries)
 
 
@@ -201,6 +201,7 @@ class _Builder:
             overlap=self._overlap(number, raises),
             keywords=self.keywords[number],
             copy_rank=self._copy_rank(number, str(about["text"])),
+            n_train=scores.n_train,
         )
 
     def rows(self, number: int, *, lowest: bool = False) -> tuple[Row, ...]:

@@ -132,6 +132,8 @@ class Query:
     """How many of the rows that raise it most have a rare word of its prompt or answer; empty where these have none."""
     copy_rank: int | None
     """Rank of the training row with exactly the query's text, where there is one."""
+    n_train: int
+    """Rows that its values are per copy of."""
     parts: tuple[Part, ...] = ()
     """What went through each stage of training, in order; empty where there is one."""
 
@@ -149,6 +151,8 @@ class Part:
     """Of the sum of the absolute slopes of all stages' rows."""
     query: Query
     """The question, with the rows of this stage."""
+    method: str
+    """How these were scored."""
 
 
 @dataclass(frozen=True)
