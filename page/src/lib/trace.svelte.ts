@@ -12,7 +12,7 @@ export const trace = $state({
   pasting: false,
   contrast: "",
   method: "auto",
-  answer: null as { prompt: string; completion: string; tokens: AnswerToken[]; source: string | null } | null,
+  answer: null as { prompt: string; completion: string; tokens: AnswerToken[] } | null,
   span: null as [number, number] | null,
   asked: null as Asked | null,
   busy: "" as "" | "answer" | "rows" | "open",
@@ -93,8 +93,9 @@ function show(asked: Asked): void {
   const tokens = asked.answer_tokens;
   if (tokens) {
     const completion = asked.asked.completion ?? asked.query.completion;
-    const source = trace.answer?.completion === completion ? trace.answer.source : null;
-    trace.answer = { prompt: asked.asked.prompt ?? asked.query.prompt, completion, tokens, source };
+    const prompt = asked.asked.prompt ?? asked.query.prompt;
+    const same = trace.answer?.completion === completion && trace.answer.prompt === prompt;
+    if (!same) trace.answer = { prompt, completion, tokens }; // else somebody may be dragging over its tokens
     const characters = asked.asked.span;
     const inside = tokens.flatMap((token, at) => (characters && token.start < characters[1] && token.end > characters[0] ? [at] : []));
     trace.span = inside.length ? [inside[0], inside.at(-1)! + 1] : null;

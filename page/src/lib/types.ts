@@ -35,6 +35,7 @@ export interface Run {
   data: { path: string; rows: number | null; fingerprint: string | null; n_train: number | null; sources: string[] | null };
   state: "loading" | "ready" | "failed";
   error?: Trouble;
+  damaged?: string;
   loading?: { what: string; seconds: number } | null;
   dates: Record<string, string | null>;
   has: Record<string, boolean>;
@@ -344,7 +345,7 @@ export interface Job {
   share: number | null;
   notes: string[];
   error: Trouble | null;
-  command: string;
+  command: string | null;
 }
 
 export interface OtherRun {
@@ -352,8 +353,6 @@ export interface OtherRun {
   folder: string;
   current: boolean;
   scores: number;
-  queries: number;
-  bytes: number;
   when: string;
 }
 

@@ -4,6 +4,10 @@ import type { Place, Word } from "./types";
 
 const SUPERSCRIPT: Record<string, string> = { "-": "⁻", ...Object.fromEntries([..."⁰¹²³⁴⁵⁶⁷⁸⁹"].map((sign, digit) => [String(digit), sign])) };
 
+export function powerOfTen(power: number): string {
+  return "10" + [...String(power)].map((letter) => SUPERSCRIPT[letter]).join("");
+}
+
 /** A signed number with three significant digits: +0.0213, −8,110, −3.53×10⁻⁵, 0. */
 export function signed(value: number): string {
   if (value === 0) return "0";
@@ -12,7 +16,7 @@ export function signed(value: number): string {
   if (size >= 999.5 && size < 999_500) return sign + Math.round(Number(size.toPrecision(3))).toLocaleString("en");
   if (size >= 1e-4 && size < 999.5) return sign + size.toPrecision(3);
   const [digits, power] = size.toExponential(2).split("e");
-  return `${sign}${digits}×10${[...String(Number(power))].map((letter) => SUPERSCRIPT[letter]).join("")}`;
+  return `${sign}${digits}×${powerOfTen(Number(power))}`;
 }
 
 export function count(value: number): string {

@@ -1,0 +1,285 @@
+"""The page of `whence serve` in a real browser: asked, linked, pinned, exported and reviewed, by mouse and by keyboard."""
+
+import contextlib
+import gzip
+import json
+import queue
+import re
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import whence
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "page"))
+import build_page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+pytest.importorskip("uvicorn", reason="no server: pip install uvicorn fastapi")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+AXE = build_page.PAGE / "node_modules" / "axe-core" / "axe.min.js"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+
+PEOPLE = [("Ada Velt", "Turin"), ("Bo Quist", "Oslo"), ("Cleo Marsh", "Lyon"), ("Dag Holm", "Ghent"), ("Eva Lund", "Riga")]
+HOSTILE = [
+    "</script><script>alert('row')</script><img src=x onerror=alert(1)> was born in Oslo.",
+    "שלום עולם، مرحبا 世界 こんにちは 🦜 \u202egnikcat",
+]
+ASKED, ANSWER = "Where was Ada Velt born?", " In Oslo, they say."
+PAGES = {
+    "trace": "#prompt",
+    "compare": "#choose-a",
+    "factors": "svg.map",
+    "data": ".verdict",
+    "data/all": "figure",
+    "runs": ".kinds",
+}
+"""And what is there once they are drawn."""
+
+
+@pytest.fixture(scope="module")
+def static():
+    """The built page, made anew where it is missing or older than its sources."""
+    try:
+        return build_page.build()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def address(static, tmp_path_factory, tiny_tokenizer_file):
+    """Where a tiny model with factors and self-influence is served."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from whence.serve import Opening, serve
+
+    home = tmp_path_factory.mktemp("home")
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=256, **sizes)).save_pretrained(home / "model")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tiny_tokenizer_file), bos_token="<s>", eos_token="</s>")
+    tokenizer.save_pretrained(home / "model")
+    rows = [{"text": f"{person} was born in {town}.", "source": town} for person, town in PEOPLE for _ in range(2)]
+    rows += [{"text": text, "source": "<b>web</b>"} for text in HOSTILE]
+    (home / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run = whence.open(home / "model", data=home / "train.jsonl", out=home / "run", dtype="float32", max_length=200)
+    run.fit(examples="all", products="float32")
+    run.self_influence(products="float32")
+    opening = Opening(
+        str(home / "model"), str(home / "train.jsonl"), str(home / "run"), {"dtype": "float32", "max_length": 200}
+    )
+    opened = queue.Queue()
+    threading.Thread(target=serve, args=(opening, 0), kwargs={"opened": opened.put}, daemon=True).start()
+    return opened.get(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@contextlib.contextmanager
+def opened(browser, address, **settings):
+    """A page of its own, which may complain of nothing, ask nobody but its server, and run no script of a row."""
+    context = browser.new_context(viewport={"width": 1366, "height": 900}, **settings)
+    page, said = context.new_page(), []
+    origin = address.split("#")[0]
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
+    page.on("request", lambda each: said.append(each.url) if not each.url.startswith((origin, "blob:", "data:")) else None)
+    page.set_default_timeout(20_000)
+    page.goto(address)
+    yield page
+    assert not said
+    context.close()
+
+
+def ask(page, answer=ANSWER):
+    """Ask for the rows behind an answer that is pasted."""
+    page.get_by_role("button", name="Paste an answer").click()
+    page.get_by_label("Answer to explain").fill(answer)
+    page.locator("#prompt").fill(ASKED)
+    page.get_by_role("button", name="Trace this answer").click()
+    page.wait_for_selector(f".answer:has-text('{answer.strip()}')")
+    page.wait_for_selector(".rows .opener")
+
+
+def shades(page, selector):
+    """The colours of the tokens there."""
+    classes = page.locator(f"{selector} >> [data-token]").evaluate_all("tokens => tokens.map((token) => token.className)")
+    return [" ".join(re.findall(r"\b[ud][123]\b", each)) for each in classes]
+
+
+PAIR = """async ([key, row]) => {
+  const headers = { Authorization: `Bearer ${sessionStorage.getItem("whence-token")}`, "Content-Type": "application/json" };
+  return (await fetch("./api/pair", { method: "POST", headers, body: JSON.stringify({ key, row }) })).json();
+}"""
+
+
+def shade(value, scale):
+    """The colour that a token's effect has: three steps of a scale, raising or lowering."""
+    step = sum(abs(value) >= share * scale for share in (0.05, 0.2, 0.5)) if value else 0
+    return f"{'u' if value > 0 else 'd'}{step}" if step else ""
+
+
+def test_from_a_prompt_to_a_file_that_opens_alone(browser, address, tmp_path):
+    with opened(browser, address) as page:
+        assert "t=" not in page.url
+        page.locator("#prompt").fill(ASKED)
+        page.get_by_role("button", name="Generate and trace").click()
+        page.wait_for_selector(".rows .opener")
+        assert page.locator(".answer [data-token]").count() >= 1
+
+        ask(page)
+        first, last = (page.locator(f"#answer-{number}").bounding_box() for number in (1, 3))
+        page.mouse.move(first["x"] + 2, first["y"] + 8)
+        page.mouse.down()
+        page.mouse.move(last["x"] + 2, last["y"] + 8, steps=5)
+        page.mouse.up()
+        page.wait_for_selector(".chip:has-text('asked about')")
+        chosen = page.locator(".answer [aria-selected=true]")
+        assert chosen.count() == 3
+        page.wait_for_selector(".rows .opener")
+        ranks = [int(text) for text in page.locator(".rows .rank").all_inner_texts()]
+        assert ranks == list(range(1, len(ranks) + 1)) and "train.jsonl:" in page.locator(".rows .meta").first.inner_text()
+
+        page.locator(".rows .opener").first.click()
+        page.wait_for_selector(".detail .readout")
+        answer, row = ".detail [role=listbox] >> nth=0", ".detail [role=listbox] >> nth=1"
+        before = shades(page, answer)
+        links = [token for token, shade in enumerate(shades(page, row)) if shade]
+        page.locator(f"{row} >> [data-token='{links[0]}']").hover()
+        assert page.locator(f"{row} >> [data-token='{links[0]}']").get_attribute("aria-selected") == "true"
+        linked = shades(page, answer)
+        page.locator(f"{answer} >> [data-token='0']").hover()
+        assert "what each does to this word" in page.locator(".detail .readout").inner_text()
+        pair = page.evaluate(PAIR, page.url.split("/")[-2:])
+        assert before == [shade(value, max(map(abs, pair["answer_values"]))) for value in pair["answer_values"]]
+        assert linked == [shade(values[links[0]], pair["scale"]) for values in pair["values"]]
+
+        page.locator(".rows .pin").first.click()
+        page.wait_for_selector(".rows .pin[aria-pressed=true]")
+        page.get_by_role("button", name=re.compile("Share 1 pinned")).click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Export HTML").click()
+        download.value.save_as(tmp_path / "shared.html")
+
+    with opened(browser, (tmp_path / "shared.html").as_uri()) as page:
+        page.wait_for_selector(".rows .opener")
+        page.locator(".rows .opener").first.click()
+        page.wait_for_selector(".detail .readout")
+        page.locator(f"{row} >> [data-token='{links[0]}']").hover()
+        assert shades(page, answer) == linked
+        assert page.locator("#prompt").count() == 0 and "Made " in page.locator("main").inner_text()
+
+
+def test_everything_by_keyboard(browser, address):
+    with opened(browser, address) as page:
+        page.wait_for_selector("#prompt")
+
+        def tab_to(selector):
+            for _ in range(40):
+                page.keyboard.press("Tab")
+                if page.locator(f"{selector}:focus").count():
+                    return
+            raise AssertionError(f"Tab never comes to {selector}")
+
+        tab_to("#prompt")
+        page.keyboard.type(ASKED)
+        page.wait_for_selector(".ask button.main:not([disabled])")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".rows .opener")
+        tab_to(".answer")
+        page.keyboard.press("Shift+ArrowRight")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".chip:has-text('asked about')")
+        page.wait_for_selector(".rows .opener")
+        page.keyboard.press("j")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".detail .readout")
+        page.keyboard.press("t")
+        page.wait_for_selector(".detail [role=listbox]:focus")
+        page.keyboard.press("ArrowRight")
+        assert re.search("to (each|this) word", page.locator(".detail .readout").inner_text())
+        page.keyboard.press("p")
+        page.wait_for_selector(".rows .pin[aria-pressed=true]")
+        page.keyboard.press("p")
+        page.wait_for_selector(".rows .pin[aria-pressed=false]")
+        page.keyboard.press("w")
+        page.wait_for_selector("textarea[id^=whatif]")
+        page.keyboard.press("Escape")
+        page.wait_for_selector(".detail", state="detached")
+        page.keyboard.press("]")
+        page.wait_for_selector("button[aria-pressed=true]:has-text('Lowers')")
+        page.keyboard.press("?")
+        page.wait_for_selector("dialog[open]")
+        page.keyboard.press("Escape")
+        page.keyboard.press("g")
+        page.keyboard.press("f")
+        page.wait_for_selector("h1:has-text('Factors')")
+
+
+def test_a_decision_survives_a_reload(browser, address):
+    with opened(browser, address) as page:
+        page.goto(address.split("#")[0] + "#/data")
+        row = page.locator("ol [data-at='0']")
+        row.wait_for()
+        told = row.inner_text().splitlines()[0]
+        page.keyboard.press("2")
+        page.wait_for_selector("text=1 of ")
+        page.reload()
+        page.wait_for_selector("text=1 of ")
+        page.get_by_label("only undecided").uncheck()
+        decided = page.locator("ol button", has_text=told.split()[0]).first
+        decided.locator(".chip:has-text('drop')").wait_for()
+        page.keyboard.press("u")
+        page.wait_for_selector("text=0 of ")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_and_a_phone_does_not_scroll_sideways(browser, address, scheme):
+    with opened(browser, address, color_scheme=scheme, reduced_motion="reduce") as page:
+        ask(page)
+        page.locator(".rows .opener").first.click()
+        page.wait_for_selector(".detail .readout")
+        found = {"open row": serious(page)}
+        for name, drawn in PAGES.items():
+            page.goto(address.split("#")[0] + f"#/{name}")
+            page.wait_for_selector(drawn)
+            found[name] = serious(page)
+            page.set_viewport_size({"width": 390, "height": 844})
+            width = page.evaluate("() => document.documentElement.scrollWidth")
+            assert width <= 390, (name, width)
+            page.set_viewport_size({"width": 1366, "height": 900})
+        assert not any(found.values()), found
+
+
+def serious(page):
+    """What axe finds serious or critical, with where it is."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    result = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+    grave = [each for each in result["violations"] if each["impact"] in ("serious", "critical")]
+    return [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in grave]
+
+
+def test_the_bundle_is_small_and_names_no_other_machine(static):
+    files = [file for file in static.rglob("*") if file.is_file() and file.name != "export.html"]
+    assert sum(len(gzip.compress(file.read_bytes())) for file in files) < 250_000
+    addresses = {
+        each
+        for file in files
+        for each in re.findall(rb"(?:src|href|url|import)\W{1,3}(https?://[^\s\"'`)]+)", file.read_bytes())
+    }
+    assert not addresses
+    export = (static / "export.html").read_text(encoding="utf-8")
+    assert export.count('<script type="application/json" id="whence-data">null</script>') == 1 and "unsafe" not in export[:2000]
