@@ -89,7 +89,7 @@ async function pair(key: string, row: string): Promise<Pair> {
 }
 
 export const api = {
-  run: (): Promise<Run> => (shared ? Promise.resolve(shared.run) : get("run")),
+  run: (): Promise<Partial<Run>> => (shared ? Promise.resolve(shared.run) : get("run")),
   complete: (prompt: string, completion: string | null, signal?: AbortSignal) => post<Completion>("complete", { prompt, completion }, signal),
   ask: (question: Question, signal?: AbortSignal) => post<Asked>("ask", question, signal),
   saved,

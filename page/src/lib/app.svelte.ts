@@ -26,6 +26,31 @@ export const app = $state({
   theme: localStorage.getItem(THEME) ?? "auto",
 });
 
+const UNKNOWN: Run = {
+  name: "",
+  folder: "",
+  version: "",
+  model: { name: "", loaded: false, kind: null, parameters: null, device: null, dtype: null, chat: null },
+  data: { path: "", rows: null, fingerprint: null, n_train: null, sources: null },
+  state: "loading",
+  dates: {},
+  has: {},
+  factors: null,
+  index: null,
+  stages: [],
+  trust: null,
+  methods: [],
+  limits: {},
+  formula: "",
+  meaning: "",
+  cautions: [],
+};
+
+/** What the server knows of the run, which is little until it is opened. */
+function known(run: Partial<Run>): Run {
+  return { ...UNKNOWN, ...run };
+}
+
 /** The job at work, else the next one in line. */
 export function working(kind?: JobKind): Job | undefined {
   const mine = app.jobs.filter((job) => !kind || job.kind === kind);
@@ -88,7 +113,7 @@ export async function start(): Promise<void> {
   readAddress();
   addEventListener("hashchange", readAddress);
   try {
-    app.run = await api.run();
+    app.run = known(await api.run());
   } catch (error) {
     app.trouble = troubleOf(error);
     if (app.trouble.status === 401) return;
@@ -98,7 +123,7 @@ export async function start(): Promise<void> {
     (event, data) => {
       if (event === "job") remember(data as Job);
       if (event === "run") {
-        app.run = data as Run;
+        app.run = known(data as Partial<Run>);
         app.trouble = null;
       }
     },
