@@ -120,11 +120,12 @@ def test_what_is_missing_is_said(tmp_path, capsys):
 # what is committed
 
 
-@pytest.mark.parametrize("name", ["e2b", "e3"])
+@pytest.mark.parametrize("name", ["e1", "e2", "e2b", "e3"])
 def test_published_results_are_whole(name):
     page = json.loads((RESULTS / f"{name}.json").read_text())
     assert page["minutes"] < 30 and page["tables"] and all(page["tables"].values())
-    assert (RESULTS / f"{name}.png").read_bytes()[:4] == b"\x89PNG" and (RESULTS / f"{name}.md").exists()
+    picture, begins = (f"{name}.svg", b"<?xml") if name == "e1" else (f"{name}.png", b"\x89PNG")
+    assert (RESULTS / picture).read_bytes().startswith(begins) and (RESULTS / f"{name}.md").exists()
 
 
 def test_published_truths_are_of_the_worlds_that_are_made(shared_data):
@@ -132,3 +133,7 @@ def test_published_truths_are_of_the_worlds_that_are_made(shared_data):
         own = make_world(shared_data, seed)
         truth = open_truth(RESULTS / "truths" / f"tinystories-{seed}.npz", own, removals(own, e2b.SUBSETS, e2b.SHARE))
         assert all(np.isfinite(found).all() for found in truth.changes.values())
+    for seed in e2.SEEDS:
+        facts = e2.make_facts(seed)
+        left_out = e2.left_out(facts, open_truth(RESULTS / "truths" / f"facts-{seed}.npz", facts.world, e2.without(facts)))
+        assert (left_out.sum(0) == e2.ROUNDS).all() and (left_out.sum(1) == e2.TOGETHER).all()
