@@ -44,7 +44,7 @@ def commands(tiny_model_folder, data, queries, fitted, tmp_path, tmp_path_factor
     sizes = "{max_steps: 4, batch_size: 4, save_steps: 2}"
     config.write_text(
         f"run: small\nmodel: {{base: {model}}}\ndata: {{path: {rows}}}\nprompts: {{path: {queries}}}\ntrain: {sizes}\n"
-        "generate: {max_new_tokens: 4}\nevaluate: {compare: true}\n"
+        "generate: {max_new_tokens: 4}\ninspect: {modules: ['*.1.mlp.up_proj']}\nevaluate: {compare: true}\n"
     )
 
     def of(name: str, out: Path) -> list[object]:
@@ -55,10 +55,10 @@ def commands(tiny_model_folder, data, queries, fitted, tmp_path, tmp_path_factor
             "generate": ["generate", model, "--prompts", queries, "-o", out / "a.json", "-q"],
             "train": ["train", model, "-d", data, "--max-steps", 4, "--save-steps", 2, "-o", out / "a", "-q"],
             "report": ["report", scores, "-o", out / "a", "-q"],
-            "inspect": ["inspect", fitted, "-o", out / "a", "-q"],
+            "inspect": ["inspect", fitted, "--module", "*.1.mlp.up_proj", "-o", out / "a", "-q"],
             "export": ["export", scores, "-o", out / "a.parquet"],
             "run": ["run", config, "--set", f"out={out / 'a'}", "-q"],
-            "recipes": ["recipes", "cp", "demo", out / "a"],
+            "recipes": ["recipes", "cp", "tinyllama-patents", out / "a", "--tiny"],
             "init": ["init", out / "a" / "whence.yaml"],
         }[name]
 
