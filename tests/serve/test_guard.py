@@ -121,6 +121,20 @@ def test_a_busy_port_is_left_alone():
         bound("203.0.113.7", 0)
 
 
+def test_weights_that_may_hold_code_are_not_loaded(tmp_path, opening):
+    import shutil
+
+    from whence.serve import Opening
+    from whence.serve.warm import Warm
+
+    shutil.copytree(opening.model, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    warm = Warm(Opening(str(tmp_path / "model"), opening.data, str(tmp_path / "run"), opening.settings), lambda: None)
+    warm.start().result()
+    assert "no safetensors file" in warm.facts()["error"]["what"] and warm.phase == "failed"
+    warm.close()
+
+
 def test_other_machines_are_let_in_only_where_somebody_says_so():
     from typer.testing import CliRunner
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run; a later call goes on there.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of the world, the model and the training.")] = 0,
+    serve: Annotated[bool, typer.Option("--serve", help="Then open a local page on it, to ask and look around.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -66,6 +67,11 @@ def demo(
     corpus, question = tour.folder / "corpus.jsonl", tour.findings[0].question
     own = command("whence", "trace", tour.folder / "model", "--data", corpus, "-q", question)
     stdout.print(f"  {own}", markup=False, highlight=False, soft_wrap=True)
+    if serve:
+        from whence.cli.serve import open_page
+        from whence.serve import Opening
+
+        open_page(Opening(str(tour.folder / "model"), str(corpus), str(tour.folder)))
 
 
 def show_measured(measured: Measured, stdout: Console) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from whence.cli import options
 from whence.cli.from_settings import said
 from whence.settings import Data, Weights
+
+if TYPE_CHECKING:
+    from whence.serve import Opening
 
 WIDE = "everybody-with-the-address"
 
@@ -47,12 +50,8 @@ def serve(
       whence serve ./model --data train.jsonl
       whence serve runs/patents --port 8000 --no-browser
     """
-    import webbrowser
-
-    from whence.cli.console import say
     from whence.errors import UsageError
     from whence.serve import Opening
-    from whence.serve import serve as serve_run
     from whence.serve.guard import LOCAL
 
     if host not in LOCAL and reachable_by != WIDE:
@@ -60,7 +59,19 @@ def serve(
             f"--host {host} lets other machines ask, and what they say and hear can be read on the way.",
             accepted=f"127.0.0.1, reached from elsewhere by ssh -L; or --reachable-by {WIDE}",
         )
+    if not path and not Path(run).expanduser().exists():
+        raise UsageError(f"There is no {run}.", accepted="a folder of a run, a whence.yaml, or a model with --data")
     sections = data.as_json() | weights.as_json()
     settings = {name: sections[name] for name in said() - {"path"} if name in sections}
     opening = Opening(run, path or None, str(out) if out is not None else None, settings)
-    serve_run(opening, port, host, said=say, opened=(lambda address: None) if no_browser else webbrowser.open)
+    open_page(opening, port, host, browser=not no_browser)
+
+
+def open_page(opening: Opening, port: int = 7788, host: str = "127.0.0.1", *, browser: bool = True) -> None:
+    """Serve a run, and open it in a browser, until Ctrl-C."""
+    import webbrowser
+
+    from whence.cli.console import say
+    from whence.serve import serve
+
+    serve(opening, port, host, said=say, opened=webbrowser.open if browser else lambda address: None)

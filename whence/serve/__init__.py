@@ -40,7 +40,9 @@ def serve(
     listening = bound(host, port)
     port, token = listening.getsockname()[1], secrets.token_urlsafe(32)
     wide = host not in LOCAL
-    guarded = Guard(application(opening), token, [host, socket.gethostname(), socket.getfqdn()] if wide else (), wide=wide)
+    guarded = Guard(
+        application(opening, said), token, [host, socket.gethostname(), socket.getfqdn()] if wide else (), wide=wide
+    )
     name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{name}:{port}/#t={token}"
     said(f"{opening.model}: {address}")

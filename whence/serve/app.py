@@ -48,8 +48,8 @@ class Json(Response):
         return encoded(content)
 
 
-def application(opening: Opening) -> FastAPI:
-    """The server of one run; the run is opened when it starts."""
+def application(opening: Opening, said: Callable[[str], None] = lambda line: None) -> FastAPI:
+    """The server of one run, which is opened when it starts; `said` hears why that failed."""
     hearers: set[asyncio.Queue[ServerSentEvent]] = set()
     loops: list[asyncio.AbstractEventLoop] = []
     jobs: list[Jobs] = []
@@ -74,6 +74,8 @@ def application(opening: Opening) -> FastAPI:
 
     async def background() -> None:
         await asyncio.wrap_future(warm.start())
+        if warm.error:
+            said("\n".join(filter(None, (warm.error.get(key) for key in ("what", "given", "accepted", "fix")))))
         if warm.state is None:
             return
         staged = warm.run is not None and warm.run.resolved is not None

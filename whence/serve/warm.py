@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whence.errors import WhenceError
+from whence.errors import UsageError, WhenceError
 from whence.progress import Silent, report_to
 from whence.serve.decisions import FILE, Decisions
 from whence.serve.opening import Opening
@@ -93,9 +94,10 @@ class Warm:
         except Exception as raised:
             error = shortage(raised) or raised
             if not isinstance(error, WhenceError):
+                traceback.print_exception(error)
                 self.error = {"what": f"{type(error).__name__}: {error}"}
                 self.changed()
-                raise
+                return
             self.error = {name: getattr(error, name) for name in ("what", "given", "accepted", "fix", "code")}
         self.changed()
 
@@ -112,6 +114,7 @@ class Warm:
         self.asking = Asking(run)
         self._browse()
         self._now("model")
+        _refuse_pickles(run.name)
         run.loaded  # noqa: B018
         self._now("factors")
         self._read("factors", "index")
@@ -245,6 +248,18 @@ class Warm:
             "meaning": SLOPE,
             "cautions": LIMITS,
         }
+
+
+def _refuse_pickles(model: str | None) -> None:
+    """Raise UsageError where the weights in a folder are in files that may hold code."""
+    folder = Path(model or "").expanduser()
+    if model and folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise UsageError(
+            f"The weights in {folder} are in no safetensors file, and a page loads no others.",
+            given=", ".join(sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))) or "none",
+            accepted="model.safetensors",
+            fix="once, with weights that you trust: model.save_pretrained(FOLDER)",
+        )
 
 
 def _quietly(function: Callable[..., Any], *arguments: Any) -> Any:
