@@ -67,6 +67,24 @@ def test_a_job_whose_process_is_gone_begins_again_when_the_server_comes_back(job
     assert begun == [1] and jobs.document(2)["state"] == "interrupted"  # it was tried often enough
 
 
+def test_a_job_that_still_works_is_only_watched_and_can_be_cancelled(jobs):
+    number = int(jobs.create(NewJob(kind="fit"))["id"])
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        born = psutil.Process(process.pid).create_time()
+        jobs.state.change_job(number, state="running", attempt=1, pid=process.pid, born=born)
+        jobs._begin = None  # nothing is to begin
+
+        async def look():
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(jobs.watch(), 0.6)
+
+        asyncio.run(look())
+        assert jobs.document(number)["state"] == "running" and jobs.document(number)["pid"] == process.pid
+        assert jobs.cancel(number)["state"] == "cancelled" and not psutil.pid_exists(process.pid)
+    jobs.state.change_job(number, state="running", pid=os.getpid(), born=born - 1000)  # its number is another's by now
+    assert not jobs._alive(jobs.state.job(number))
+
+
 def start(opening: Opening):
     """The command, and a client of it once it answers."""
     given = [opening.model, "--data", opening.data, "--out", opening.out, "--port", "0", "--no-browser"]

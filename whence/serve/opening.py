@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +49,3 @@ class Opening:
     def words(self) -> list[str]:
         """How the commands of the terminal are told the same."""
         return [self.model, *(["--data", self.data] if self.data else [])]
-
-    def as_json(self) -> str:
-        """For another process."""
-        return json.dumps(asdict(self))
