@@ -107,7 +107,11 @@ export const api = {
   factorModule: (name: string, damping: number) => get<FactorModule>(`factors/module${query({ name, damping })}`),
   data: (asked: Record<string, string | number>) => get<DataPage>(`data${query(asked)}`),
   dataRow: (id: string) => get<FullRow>(`data/row${query({ id })}`),
-  neighbours: (id: string) => get<{ helps: Row[]; hurts: Row[] }>(`data/neighbours${query({ id, top: 3 })}`),
+  neighbours: async (id: string) => {
+    const { helps, hurts } = await get<{ helps: Row[]; hurts: Row[] }>(`data/neighbours${query({ id, top: 4 })}`);
+    const others = (rows: Row[]) => rows.filter((row) => row.id !== id).slice(0, 3); // a row teaches itself most of all
+    return { helps: others(helps), hurts: others(hurts) };
+  },
   review: (offset: number, decided: string) =>
     get<{ rows: DataRow[]; progress: Progress }>(`review${query({ offset, limit: 20, decided })}`),
   decide: (id: string, verdict: Verdict, why: string) =>

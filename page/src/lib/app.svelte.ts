@@ -46,9 +46,16 @@ const UNKNOWN: Run = {
   cautions: [],
 };
 
-/** What the server knows of the run, which is little until it is opened. */
-function known(run: Partial<Run>): Run {
-  return { ...UNKNOWN, ...run };
+/** Whether the server has opened the run; until then it knows little, and can be asked for nothing else. */
+export function opened(): boolean {
+  return Object.keys(app.run?.has ?? {}).length > 0;
+}
+
+function learn(run: Partial<Run>): void {
+  const before = opened();
+  app.run = { ...UNKNOWN, ...run };
+  app.trouble = null;
+  if (!before && opened() && !shared) void api.jobs().then((jobs) => (app.jobs = jobs), () => {});
 }
 
 /** The job at work, else the next one in line. */
@@ -113,7 +120,7 @@ export async function start(): Promise<void> {
   readAddress();
   addEventListener("hashchange", readAddress);
   try {
-    app.run = known(await api.run());
+    learn(await api.run());
   } catch (error) {
     app.trouble = troubleOf(error);
     if (app.trouble.status === 401) return;
@@ -122,12 +129,8 @@ export async function start(): Promise<void> {
   void follow(
     (event, data) => {
       if (event === "job") remember(data as Job);
-      if (event === "run") {
-        app.run = known(data as Partial<Run>);
-        app.trouble = null;
-      }
+      if (event === "run") learn(data as Partial<Run>);
     },
     (connected) => (app.connected = connected),
   );
-  app.jobs = await api.jobs().catch(() => []);
 }
