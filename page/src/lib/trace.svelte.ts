@@ -126,6 +126,11 @@ export function rowOf(id: string | null): Row | undefined {
   return [...rowsOf("raises"), ...rowsOf("lowers")].find((row) => row.id === id);
 }
 
+/** The unit of one effect: "nats" of "nats per copy". */
+export function unit(): string {
+  return trace.asked?.unit.replace(/ per copy$/, "") ?? "nats";
+}
+
 export function scaleOfAll(): number {
   return trace.asked ? scaleOf([...trace.asked.query.raises, ...trace.asked.query.lowers]) : 0;
 }
@@ -147,7 +152,7 @@ export function open(id: string | null): void {
   trace.at = null;
   if (!trace.asked) return;
   rename("trace", trace.asked.key, id ?? "");
-  if (id) void link(id);
+  if (id && trace.asked.slope) void link(id); // a word overlap has no gradients to link
 }
 
 export async function link(id: string): Promise<void> {
