@@ -28,6 +28,7 @@ from whence.operators import BlockDiagonal, EigenBlock, Identity, Renamed
 from whence.operators.flat import Flat
 from whence.stages.heads import CrossTerm, Held, estimated_mean_eigenvalue
 from whence.stages.multistage import form, multistage
+from whence.stages.names import match
 from whence.stages.stage import Stage
 from whence.tasks import CausalLM, Classification
 from whence.train.replay import Descent, Recorded, Replay
@@ -210,7 +211,17 @@ def test_a_frozen_trunk_below_a_new_head_is_seen_by_itself(notes):
     agree(values, stages.truth, 1e-4)
     statuses = dict(zip(found.table["module"].fillna(found.table["before"]), found.table["status"], strict=True))
     assert statuses == {"trunk.0": "frozen", "trunk.2": "frozen", "score": "new", "before": "gone"}
-    assert not any("moved nothing" in text for text in notes)
+    assert not any("moved nothing" in text or "training between" in text for text in notes)
+
+
+def test_a_trunk_that_was_frozen_elsewhere_is_remarked_on(notes):
+    stages = trainings()
+    before, point = Point(net("before", stages.before), stages.task, pairs(stages.rows["before"])), tuned(stages)
+    point.model.trunk.requires_grad_(False)
+    point.model.trunk[0].weight.data *= 1.1
+    modules = match([Stage("first", before), Stage("second", point, modules=[*TRUNK, "score"])])
+    assert {each.name for each in modules if each.status == "frozen"} == {*TRUNK}
+    assert [text for text in notes if "second kept 1 of its modules" in text and "training between them missing" in text]
 
 
 def test_without_the_cross_term_only_what_is_shared_counts():

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Status = Literal["shared", "frozen", "new", "gone", "untracked", "another shape"]
 """In both; in both with the same weights; only here; only before; in both, but tracked in one of them; alike only in name."""
 
+ROUNDED = 1e-2
+"""Relative difference of weights that are the same in another format."""
+
 PASSES: tuple[Status, ...] = ("shared", "frozen")
 
 WRAPPED = re.compile(r"^base_model\.model\.|\.base_layer$|\.modules_to_save\.[^.]+$")
@@ -142,7 +145,7 @@ def _pairs(before: Stage, stage: Stage, known: Mapping[str, Site]) -> tuple[list
     begun = _begun(before, stage, said)
     here, unmoved = {**carried.sites, **tracked.sites}, {*carried.frozen_sites, *tracked.frozen_sites}
     here |= begun if stage.head == "cross" else {}
-    renamed, taken, found = _renamed(said, here), set[str](), list[Module]()
+    renamed, taken, found, strange = _renamed(said, here), set[str](), list[Module](), 0
     total = max(1, sum(parameter.numel() for parameter in stage.point.model.parameters()))
     for name, site in here.items():
         there = known.get(renamed.get(name, name) or "")
@@ -157,7 +160,13 @@ def _pairs(before: Stage, stage: Stage, known: Mapping[str, Site]) -> tuple[list
             status = "another shape"
         elif name in unmoved or _same(site, there):
             status = "frozen"
+            strange += not _same(site, there, ROUNDED)
         found.append(Module(stage.name, name, there.name, *about, status, there.shape))
+    if strange:
+        note(
+            f"warning: {stage.name} kept {strange} of its modules as they were, with other weights than {before.name} ended with"
+            ": is a training between them missing?"
+        )
     gone = [site for name, site in known.items() if name not in taken]
     found += [
         Module(stage.name, None, each.name, each.shape, each.parameters, each.parameters / total, "gone") for each in gone
@@ -189,8 +198,8 @@ def _begun(before: Stage, stage: Stage, renamed: Mapping[str, str | None]) -> di
     return {name: site for name, site in sites.items() if WRAPPED.sub("", called[name] or "") not in there - {""}}
 
 
-def _same(site: Site, other: Site | None) -> bool:
-    """Whether two sites have the same weights."""
+def _same(site: Site, other: Site | None, rounded: float = 0.0) -> bool:
+    """Whether two sites have the same weights, but for that they may be rounded."""
     if other is None:
         return False
     (module, layer), (before, layer_before) = site.uses[0], other.uses[0]
@@ -198,7 +207,10 @@ def _same(site: Site, other: Site | None) -> bool:
     return (
         bool(pairs)
         and site.shape == other.shape
-        and all(own.shape == there.shape and torch.equal(own.detach(), there.detach().to(own)) for own, there in pairs)
+        and all(
+            own.shape == there.shape and torch.allclose(own.detach(), there.detach().to(own), rtol=rounded, atol=0)
+            for own, there in pairs
+        )
     )
 
 
