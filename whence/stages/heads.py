@@ -70,7 +70,8 @@ class CrossTerm(Operator):
         self.names, self.head, self.damping = tuple(trunk), tuple(head), damping
         self.cross = Hessian(point, [*trunk, *head], along=head)
         self.inverse = _inverse(matrix_of(matrix, point, head), damping, near, dense, solving)
-        self.label = f"cross term of {len(self.head)} modules of the head, ({self.inverse.label})"
+        count = f"{len(self.head)} module{'s' * (len(self.head) > 1)}"
+        self.label = f"cross term of {count} of the head, ({self.inverse.label})"
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -125,7 +125,8 @@ class _Run:
             for part in ("head", "matrix"):
                 folder.discard(f"{stage.name}/{part}")
         ordered = {stage.name: found[stage.name] for stage in self.stages}
-        return StagedScores(ordered, table_of(self.modules), contents_of(self.stages), about)
+        told = {name: about[name] for name in ordered if name in about}
+        return StagedScores(ordered, table_of(self.modules), contents_of(self.stages), told)
 
     def coupled(self, stage: Stage, curvature: BlockDiagonal | Spectral, names: Mapping[str, str]) -> dict[str, str]:
         """Modules of a stage that lead nowhere, such as its own head, but move with the others: by names that no model has."""
