@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from facts import facts, write_jsonl
+
+from whence.demo import model as demo
 
 MIB = 2**20
 
@@ -33,8 +36,10 @@ def fill(disk: Path, left: int) -> Path:
 
 
 @pytest.fixture
-def commands(tiny_model_folder, data, queries, fitted, tmp_path, tmp_path_factory, run):
-    """Commands, and what each writes below a folder."""
+def commands(tiny_model_folder, data, queries, fitted, tmp_path, tmp_path_factory, run, monkeypatch):
+    """Commands, and what each writes below a folder; the demo's model is hardly trained."""
+    training = replace(demo.SETTINGS.training, epochs=1)
+    monkeypatch.setattr(demo, "SETTINGS", replace(demo.SETTINGS, training=training))
     model = tiny_model_folder
     scores = tmp_path_factory.getbasetemp() / "scores-of-facts"  # the same in every test, and only read
     if not scores.exists():
@@ -58,7 +63,7 @@ def commands(tiny_model_folder, data, queries, fitted, tmp_path, tmp_path_factor
             "inspect": ["inspect", fitted, "--module", "*.1.mlp.up_proj", "-o", out / "a", "-q"],
             "export": ["export", scores, "-o", out / "a.parquet"],
             "run": ["run", config, "--set", f"out={out / 'a'}", "-q"],
-            "recipes": ["recipes", "cp", "tinyllama-patents", out / "a", "--tiny"],
+            "recipes": ["recipes", "cp", "demo", out / "a"],
             "init": ["init", out / "a" / "whence.yaml"],
         }[name]
 
