@@ -12,6 +12,8 @@ from pathlib import Path
 
 import whence
 from whence.cli.console import reporting
+from whence.cli.serve import open_page
+from whence.serve import Opening
 from whence.store.scores import Scores
 
 PROMPTS = (
@@ -37,12 +39,15 @@ def main() -> None:
         "--run", type=Path, default=Path("runs/tinystories"), help="folder for factors and scores; resumes there"
     )
     parser.add_argument("--markdown", type=Path, help="write the result there too")
+    parser.add_argument("--serve", action="store_true", help="then open a local page, to ask on")
     args = parser.parse_args()
     with reporting():
         text = trace(args)
     print(text)
     if args.markdown:
         args.markdown.write_text(text + "\n", encoding="utf-8")
+    if args.serve:  # where it divides by the stories that were read, since that is all the page knows of
+        open_page(Opening(args.model, args.data, str(args.run), {"limit": args.limit, "max_length": args.max_length}))
 
 
 def trace(args: argparse.Namespace) -> str:

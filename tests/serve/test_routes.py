@@ -7,6 +7,7 @@ import pytest
 
 import whence
 from serve.conftest import ROWS, SCRIPT
+from whence.serve.export import PLACE
 
 PROMPT, ANSWER = "Where was Ada Velt born?", " In Oslo."
 
@@ -199,6 +200,22 @@ def test_export_is_one_file_that_runs_nothing_of_the_rows(client, opening):
     assert b"alert(1)" in page and SCRIPT.encode() not in page and b"<img src=x" not in page
     redacted = client.raw("POST", "/api/export", {"keys": [key], "redact": True})[2]
     assert b"Cleo Marsh" in page and b"Cleo Marsh" not in redacted and b"row-2" in redacted
+
+
+def test_export_with_the_page_holds_the_data_as_data(client, tmp_path, monkeypatch):
+    monkeypatch.setattr("whence.serve.export.STATIC", tmp_path)
+    (tmp_path / "export.html").write_text(f"<title>page</title>{PLACE}<p>end")
+    asked = client("POST", "/api/ask", {"prompt": f"Say {SCRIPT}", "completion": " </script>"})
+    row = asked["query"]["raises"][0]["id"]
+    body = {"keys": [asked["key"]], "pairs": [{"key": asked["key"], "row": row}], "title": "</script>"}
+    text = client.raw("POST", "/api/export", body)[2].decode()
+    before, _, rest = text.partition('whence-data">')
+    inside, _, after = rest.partition("</script>")
+    data = json.loads(inside)
+    assert before.startswith("<title>page") and after == "<p>end" and data["run"]["title"] == "</script>"
+    assert data["asked"][0]["key"] == asked["key"] and data["pairs"][f"{asked['key']} {row}"]["row"] == row
+    redacted = client.raw("POST", "/api/export", body | {"redact": True})[2].decode()
+    assert json.loads(redacted.partition('whence-data">')[2].partition("</script>")[0])["pairs"] == {}
 
 
 def test_other_runs_and_stages(client):

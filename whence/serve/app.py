@@ -107,6 +107,7 @@ def application(opening: Opening, said: Callable[[str], None] = lambda line: Non
         return part
 
     def the_jobs() -> Jobs:
+        ready("state")
         if not jobs:
             raise Busy("The run is being opened.", fix="ask again in a moment")
         return jobs[0]

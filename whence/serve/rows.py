@@ -34,6 +34,8 @@ class Browser:
         order = sorted(self.itself, key=lambda name: -self.itself[name])
         self.ranks = {name: rank for rank, name in enumerate(order, 1)}
         self.lengths = np.array([len(row_text(row)) for row in self.rows])
+        spread = {"length": self.lengths.astype(float), "self": np.array(list(self.itself.values()))}
+        self.histograms = {name: plain(score_histogram(values)) if len(values) else None for name, values in spread.items()}
 
     def page(
         self, offset: int, limit: int, sort: str = "row", search: str = "", source: str | None = None, decided: str = "any"
@@ -61,10 +63,7 @@ class Browser:
             "offset": offset,
             "rows": [self._short(number, current) for number in numbers[offset : offset + limit]],
             "has_self": bool(self.itself),
-            "histograms": {
-                "length": plain(score_histogram(self.lengths.astype(float))),
-                "self": plain(score_histogram(np.array(list(self.itself.values())))) if self.itself else None,
-            },
+            "histograms": self.histograms,
         }
 
     def row(self, name: str) -> dict[str, Any]:
