@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.flips import flip
 from whence.data import Rows, as_rows, load_data
-from whence.data.load import count_rows
+from whence.data.load import count_rows, places
 from whence.errors import ColumnError, StaleArtifact, UsageError
 from whence.generation import save_pairs
 from whence.store.manifest import Folder
@@ -545,3 +545,19 @@ def test_json_within_a_row_that_is_nested_deeply_is_refused_with_its_row(tmp_pat
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UsageError, match="Row 1"):
         load_data(tmp_path / "a.jsonl")
+
+
+def test_rows_are_found_again_in_their_files(tmp_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    (folder / "b.jsonl").write_text('\n{"text": "three"}')
+    assert [(file.name, line) for file, line in places(folder)] == [("a.jsonl", 1), ("a.jsonl", 3), ("b.jsonl", 2)]
+    assert places(f"{folder}/*.jsonl") == places(folder)
+    (tmp_path / "rows.csv").write_text('text\n"over\ntwo lines"\nnext\n')
+    (tmp_path / "rows.txt").write_text("\none\nparagraph\n\nanother\n")
+    for name, lines in {"rows.csv": [2, 4], "rows.txt": [2, 5]}.items():
+        assert [line for _, line in places(tmp_path / name)] == lines
+        assert len(load_data(tmp_path / name)) == 2
+    (tmp_path / "rows.json").write_text('[{"text": "one"}]')
+    assert places(tmp_path / "rows.json") == []

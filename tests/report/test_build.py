@@ -8,7 +8,7 @@ from models import CASES
 
 from whence.fitting import fit
 from whence.report import build_report
-from whence.report.build import layer_and_module
+from whence.report.build import layer_and_module, strength
 from whence.report.html import render
 from whence.report.markdown import as_markdown
 from whence.report.words import SLOPE
@@ -209,3 +209,11 @@ def test_slopes_beyond_what_log_p_can_rise_are_marked_everywhere(scores):
     assert "+0.0900 (at most +0.0500) |" in text and "p = 0.951" in text and SLOPE in text
     assert "Rank = 1; Score = +0.0900 (at most +0.0500)\n" in plain and SLOPE in plain and report.queries[0].ceiling in plain
     assert "at most +" not in render(build_report(scores)) + as_markdown(build_report(scores))
+
+
+def test_strength_in_a_word():
+    many = np.append(np.linspace(-1, 1, 999), 100.0)
+    assert [strength(value, many) for value in (2.5, -2.5, 1.1, 0.9)] == ["strong", "strong", "medium", "weak"]
+    few = np.array([0.1, -0.1, 0.1, 5.0])
+    assert [strength(value, few) for value in (1.0, -0.4, 0.2)] == ["strong", "medium", "weak"]
+    assert strength(0.0, np.zeros(5)) == "weak"

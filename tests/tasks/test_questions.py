@@ -39,3 +39,10 @@ def test_a_span_must_be_in_the_completion(span):
 def test_span_and_contrast_do_not_go_together():
     with pytest.raises(UsageError, match="not both"):
         variants({**PAIR, "span": "Turin", "contrast": " In Oslo."})
+
+
+def test_a_span_may_be_its_characters():
+    assert span_in_answer({**PAIR, "span": (4, 9)}) == (4, 9)
+    for span in [(4, 4), (-1, 3), (0, 99)]:
+        with pytest.raises(UsageError, match="not in its completion"):
+            span_in_answer({**PAIR, "span": span})
