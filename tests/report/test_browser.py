@@ -22,6 +22,8 @@ const frames = [...document.querySelectorAll("iframe")];
 const look = () => {{
   for (const frame of frames) {{
     const page = frame.contentDocument, root = page.documentElement;
+    const first = page.querySelector("li.row").getBoundingClientRect().top;
+    const closed = root.scrollHeight;
     for (const part of page.querySelectorAll("details")) part.open = true;
     const inside = [...page.querySelectorAll("main *")].filter((part) => !part.closest(".scroll, svg"));
     const right = (part) => part.getBoundingClientRect().right;
@@ -29,6 +31,8 @@ const look = () => {{
       scroll: root.scrollWidth,
       width: frame.contentWindow.innerWidth,
       height: root.scrollHeight,
+      first,
+      closed,
       scripts: root.classList.contains("js"),
       paper: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
       rows: page.querySelectorAll("li.row").length,
@@ -75,4 +79,6 @@ def test_in_a_browser(scores, pairs, tmp_path, dark):
     for name, page in found.items():
         assert page["scroll"] <= page["width"] and not page["wide"], (name, page)
         assert page["scripts"] == name.startswith("scripts") and page["rows"] == 100 and page["injected"] == 0
+        assert page["first"] < 844, "the answer and its first row are on the first screen of a phone"
+        assert page["closed"] < 0.5 * page["height"], "of five questions one is open"
         assert page["height"] > 5000 and page["paper"] == ("rgb(19, 22, 25)" if dark else "rgb(250, 249, 246)")

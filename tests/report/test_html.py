@@ -79,7 +79,8 @@ def test_numbers_are_those_of_the_scores(page, report, scores):
             shown = next(rows)
             place = scores.example_ids.index(row.id)
             assert float(shown["data-value"]) == scores.values[query.number, place]
-            assert f"{row.effect} {typeset(row.value)} nats" in shown["all"] and row.id in shown["all"]
+            assert f"{row.effect}, {row.word}" in shown["all"] and f"{typeset(row.value)} nats" in shown["all"]
+            assert row.id in shown["all"]
     assert next(rows, None) is None
 
 

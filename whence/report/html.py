@@ -84,8 +84,26 @@ def render(report: Report, whole: int = WHOLE[0]) -> str:
         coloured=bool(views and views[0].scale),
         version=__version__,
         curve=training_curve(report),
+        made=made_from(report),
         short=_short,
     )
+
+
+def made_from(report: Report) -> list[tuple[str, str]]:
+    """What readers want to know before anything else: model, data, method and date, as far as there is a record."""
+    known, training = dict(report.provenance), dict(report.training)
+    model = known.get("model.architecture", "").split(" ")[0]
+    parts = report.queries[0].parts if report.queries else []
+    scored = {f" of {part.stage}": (part.rows, part.query.n_train, part.method) for part in parts}
+    facts = {
+        "model": f"{model}, tuned from {training['base']}" if model and "base" in training else model,
+        "weights": known.get("model.weights", ""),
+    }
+    for of, (rows, n_train, method) in (scored or {"": (report.rows, report.n_train, report.method)}).items():
+        facts[f"rows{of}" if of else "training rows"] = f"{rows:,}" + (f" (N = {n_train:,})" if n_train != rows else "")
+        facts[f"method{of}"] = method or ""
+    facts |= {"data": known.get("data.fingerprint", "")[:16], "scored": known.get("created", "")[:10]}
+    return [(name, value) for name, value in facts.items() if value]
 
 
 def _packed(text: str) -> str:

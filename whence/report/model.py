@@ -31,6 +31,8 @@ class Row:
     """Its absolute effect, in medians of all rows' absolute effects."""
     id: str
     source: str | None
+    word: str
+    """How much its effect is beside those of all rows: "strong", "medium" or "weak"."""
     copies: int
     """Rows of the data with exactly this content, of which one is shown."""
     tokens: int

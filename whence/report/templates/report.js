@@ -38,14 +38,15 @@
   };
   const follow = async () => {
     const asked = /^#[qt](\d+)/.exec(location.hash);
-    if (!asked || Math.floor(asked[1] / size) === shown) return;
+    if (!asked) return;
     await turn(Math.floor(asked[1] / size));
+    document.querySelector("#q" + asked[1] + " details.rows-of")?.setAttribute("open", "");
     document.getElementById(location.hash.slice(1))?.scrollIntoView({ behavior: "instant" });
   };
 
   const all = document.getElementById("open");
   all.addEventListener("click", () => {
-    const whole = [...document.querySelectorAll("details.whole")], open = !whole.every((part) => part.open);
+    const whole = [...document.querySelectorAll("details.whole, details.rows-of")], open = !whole.every((part) => part.open);
     whole.forEach((part) => { part.open = open; });
     all.textContent = open ? "Close all rows" : "Open all rows";
   });
@@ -60,7 +61,10 @@
   let reading;
   const search = async () => {
     const wanted = find.value.trim().toLowerCase();
-    rowsOf(home).forEach((row) => { row.hidden = !lower(row).includes(wanted); });
+    rowsOf(home).forEach((row) => {
+      row.hidden = !lower(row).includes(wanted);
+      if (wanted && !row.hidden) for (let part = row.parentElement; part !== home; part = part.parentElement) if (part.tagName === "DETAILS") part.open = true;
+    });
     if (wanted) await (reading ??= read());
     if (wanted !== find.value.trim().toLowerCase()) return;
     const counts = texts.map((rows) => rows.filter((text) => text.includes(wanted)).length), sum = (list) => list.reduce((a, b) => a + b, 0);
@@ -72,8 +76,8 @@
     const go = async (page) => { await turn(page); home.querySelector("section")?.scrollIntoView({ behavior: "instant" }); };
     before.addEventListener("click", () => go(shown - 1));
     after.addEventListener("click", () => go(shown + 1));
-    addEventListener("hashchange", follow);
   }
+  addEventListener("hashchange", follow);
   turn(0);
   follow();
 })();
