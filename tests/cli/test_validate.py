@@ -41,6 +41,8 @@ def tiny(monkeypatch):
         (["--lds", "--pbrf"], "One check at a time."),
         (["--quick"], "none is named"),
         (["runs", "--pbrf"], "can't retrain the model of a run"),
+        (["runs", "--removal"], "is no run"),
+        (["--pbrf", "--on", "digits", "--rows", "2"], "too few"),
         (["--pbrf", "--on", "nowhere"], "no setting 'nowhere'"),
         (["--pbrf", "--on", "concrete"], "--data"),
     ],

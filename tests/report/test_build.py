@@ -143,7 +143,7 @@ def test_what_is_missing_is_said(scores):
     assert any("per token" in name for name in report.absent) and any("per module" in name for name in report.absent)
     results = {check.name: check.result for check in report.checks}
     assert results["LDS"] is results["Removal"] is results["Another seed"] is None
-    assert build_report(bare, checks={"lds": "0.42 [0.31, 0.53]"}).checks[-2].result == "0.42 [0.31, 0.53]"
+    assert build_report(bare, checks={"lds": "0.42 [0.31, 0.53]"}).checks[-3].result == "0.42 [0.31, 0.53]"
     assert report.queries[0].grid is None and report.queries[0].raises[0].pieces == ()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from whence.show.numbers import three_digits
 from whence.show.tokens import BREAK, strong_runs, strongest
 from whence.store.scores import Normalisation, Scores
 from whence.validate.results import Result
+from whence.validate.without import NOT_CALIBRATED
 
 TEXT, SHORT, GAP = 24, 12, 2
 """Columns that a row's text has where names can give way, those that a name keeps, and those between two columns."""
@@ -38,9 +39,10 @@ class Ranking:
         lowest: int,
         coloured: bool = False,
         trust: Result | None = None,
+        removal: Mapping[str, Any] | None = None,
     ):
         self.plain, self.scores = scores, scores.normalised(norm) if norm else scores
-        self.top, self.lowest, self.coloured, self.trust = top, lowest, coloured, trust
+        self.top, self.lowest, self.coloured, self.trust, self.removal = top, lowest, coloured, trust, removal
         self.hubs = set(self.scores.hubs(words.HUB_TOP))
         self.unit = words.unit(self.scores)
 
@@ -142,9 +144,11 @@ class Ranking:
     def doubts(self) -> list[str]:
         """What the reader should know before believing the order."""
         *doubts, unchecked = words.doubts(self.plain, len(self.hubs))
+        size = [NOT_CALIBRATED] if words.is_slope(self.plain) else []
+        retrained = [self.removal["sentence"], self.removal["calibration"]["says"]] if self.removal else size
         if self.trust is None:
-            return [*doubts, unchecked]
-        return [*doubts, self.trust.about["badge"], *(f"warning: {text}" for text in self.trust.flags)]
+            return [*doubts, *retrained, *([] if self.removal else [unchecked])]
+        return [*doubts, self.trust.about["badge"], *(f"warning: {text}" for text in self.trust.flags), *retrained]
 
 
 def _quoted(text: str, limit: int = 240) -> str:

@@ -51,6 +51,7 @@ def show(
     from whence.stages import open_stages
     from whence.store.scores import open_scores
     from whence.validate.quick import read_quick
+    from whence.validate.without import read_removal
 
     if scores_in(path) == [path] and (runs := runs_in(path)):
         _show_runs(runs, as_json)
@@ -60,8 +61,9 @@ def show(
     found = staged.stages if staged else {"": open_scores(folder)}
     rankings = {}
     for name, scores in found.items():
-        trust = read_quick(folder / name / "scores" if staged else folder)
-        rankings[name] = Ranking(scores, norm, top, top if lowest else 0, coloured(), trust)
+        home = folder / name / "scores" if staged else folder
+        known = read_quick(home), read_removal(home)
+        rankings[name] = Ranking(scores, norm, top, top if lowest else 0, coloured(), *known)
     ranking = rankings[list(rankings)[-1]]
     scores = ranking.plain
     one = int(query) if query.lstrip("-").isdecimal() and query not in scores.query_ids else query
@@ -170,6 +172,7 @@ def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, 
         "meaning": meaning(scores),
         "n_train": scores.n_train,
         "trust": {"checks": trust.about["checks"], "warnings": trust.flags} if (trust := ranking.trust) else None,
+        "retraining": ranking.removal,
         "notes": ranking.doubts(),
         "about": scores.about,
         "queries": found,

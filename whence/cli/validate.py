@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from annotated_types import Ge
 
+from whence.cli.from_settings import said
 from whence.cli.options import Session
 from whence.errors import UsageError
-from whence.settings import DAMPING, SEED, AtLeastZero, Count, Section, setting, settings_of
+from whence.settings import DAMPING, SEED, AtLeastZero, Count, Section, Share, setting, settings_of
 
 DEFAULTS = {"pbrf": ["digits"], "loo": ["cancer", "digits"], "lds": ["digits"], "removal": ["digits"], "mislabel": ["digits"]}
 """Settings that need no data, where --on is not given."""
@@ -27,7 +27,7 @@ class Modes(Section):
     )
     loo: bool = setting(False, "Retrain without single rows, cold and warm. Minutes.")
     lds: bool = setting(False, "Retrain on many subsets, which are kept. Minutes.")
-    removal: bool = setting(False, "Retrain without each query's top rows. Minutes.")
+    removal: bool = setting(False, "Retrain without each query's top rows: a small setting, or RUN itself. Minutes.")
     mislabel: bool = setting(False, "Plant label errors and see how many are found. Minutes.")
     facts: bool = setting(False, "Ask what has a known source and see whether it is found. Minutes.")
 
@@ -37,17 +37,34 @@ class Check(Section):
 
     data: Path | None = setting(None, "Folder of the setting's data; digits needs none.", "--data", "-d")
     out: Path = setting(Path("validation"), "Folder for results and unfinished work.", "--out", "-o")
-    rows: Annotated[int, Ge(3)] | None = setting(None, "Rows that are tried (--pbrf, --loo), or subsets (--lds).")
+    rows: Count | None = setting(None, "Rows that are tried (--pbrf, --loo) or left out (RUN --removal), or subsets (--lds).")
     queries: Count | None = setting(None, "Queries that are asked.")
     damping: AtLeastZero = setting(0.1, DAMPING)
     seed: int = setting(0, SEED)
+
+
+class OfRun(Section):
+    """How the training of a run is repeated."""
+
+    fraction: Share = setting(0.01, "RUN: share of the rows that are left out.")
+    subsets: Literal["halves", "removals"] | None = setting(
+        None, "RUN: retrain on random subsets instead, for the LDS; halves, or removals of that share."
+    )
+    jointly: bool = setting(False, "RUN: choose rows for all queries together, not for each by itself.", "--jointly")
+    draws: Count = setting(4, "RUN: random sets of rows to compare with.")
+    orders: Count = setting(1, "RUN: orders of the rows in which it is done, the first as recorded.")
+    drift: AtLeastZero = setting(0.01, "RUN: how far from the model the repeated training may end, as a share of its way.")
 
 
 def validate(
     *,
     path: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN_OR_SCORES]", help="For --quick: folder of a run, or of its scores.", show_default=False),
+        typer.Argument(
+            metavar="[RUN_OR_SCORES]",
+            help="A run, for --quick, --removal and --lds; for --quick also its scores.",
+            show_default=False,
+        ),
     ] = None,
     modes: Modes,
     on: Annotated[
@@ -60,17 +77,22 @@ def validate(
         ),
     ] = None,
     check: Check,
+    of_run: OfRun,
     session: Session,
 ) -> None:
     """Say how far scores can be trusted: one check at a time.
 
-    --quick looks at the scores of a run. All others train a small setting again and again, where the truth can be had, and
-    compare methods on it. Every result is a table, what it means in words, and files (result.json, result.md, figures) in
-    OUT/CHECK-SETTING; an interrupted check goes on where it was.
+    --quick looks at the scores of a run. RUN --removal repeats the training of the run without the rows that its scores put on
+    top, and without rows that BM25, loss, length, gradient norm and chance choose; RUN --lds repeats it on random subsets. All
+    others train a small setting again and again, where the truth can be had, and compare methods on it. Every result is a
+    table, what it means in words, and files (result.json, result.md, figures) in RUN/validation or OUT/CHECK-SETTING; an
+    interrupted check goes on where it was.
 
     \b
     Examples
       whence validate runs/a --quick
+      whence validate runs/a --removal --rows 5
+      whence validate runs/a --lds --subsets halves --rows 64
       whence validate --pbrf --on concrete --data uci
       whence validate --loo
       whence validate --lds --on digits --rows 128
@@ -82,6 +104,8 @@ def validate(
         if mode == "quick":
             assert path is not None
             done = [(_quick(path, check.seed), [])]
+        elif path is not None:
+            done = [_of_run(mode, path, check, of_run, session.rerun)]
         else:
             done = list(_on_settings(mode, on, check, session.rerun))
     if session.as_json:
@@ -113,14 +137,38 @@ def _mode(modes: list[str], path: Path | None) -> str:
     (mode,) = modes
     if mode == "quick" and path is None:
         raise UsageError("--quick checks the scores of a run, and none is named.", fix="whence validate runs/a --quick")
-    if mode != "quick" and path is not None:
+    if mode not in ("quick", "removal", "lds") and path is not None:
         raise UsageError(
             f"--{mode} trains a small setting of its own: it can't retrain the model of a run.",
             given=str(path),
-            accepted="--quick for a run or its scores; --on SETTING for all others",
+            accepted="--quick, --removal and --lds for a run; --on SETTING for all others",
             fix=f"whence validate --{mode}",
         )
     return mode
+
+
+def _of_run(mode: str, path: Path, check: Check, of_run: OfRun, rerun: bool) -> Any:
+    """The result of retraining a run, with its files."""
+    from whence.config import read_config
+    from whence.pipeline.retraining import check_run
+    from whence.run import SETTINGS
+    from whence.validate.without import QUERIES, Removals
+
+    if not (path / SETTINGS).is_file():
+        raise UsageError(f"{path} is no run.", accepted="a folder that whence run made", fix="whence run whence.yaml")
+    subsets = (of_run.subsets or "removals", check.rows or 64) if mode == "lds" or of_run.subsets else None
+    chosen = Removals(
+        None if subsets else check.rows,
+        of_run.fraction,
+        queries=check.queries or QUERIES,
+        jointly=of_run.jointly,
+        draws=of_run.draws,
+        orders=of_run.orders,
+        seed=check.seed,
+        drift=of_run.drift,
+    )
+    out = check.out if "out" in said() else None
+    return check_run(read_config(path), chosen, subsets=subsets, out=out, rerun=rerun)
 
 
 def _quick(path: Path, seed: int) -> Any:
@@ -169,6 +217,8 @@ def _run(mode: str, name: str, place: Path, check: Check, rerun: bool) -> Any:
 
     sizes: dict[str, Any] = {name: value for name in ("rows", "queries") if (value := getattr(check, name)) is not None}
     given: dict[str, Any] = {"damping": check.damping, "seed": check.seed}
+    if sizes.get("rows", 3) < 3:
+        raise UsageError(f"--rows {check.rows} is too few to compare anything.", accepted="3 or more")
     if mode == "pbrf":
         from whence.validate.pbrf import check_pbrf, small
 

@@ -376,6 +376,7 @@ CHECKS = {
         "Removal",
         "does the answer change as predicted when the top rows are taken out and the model is trained again?",
     ),
+    "size": ("Size", "what is a nat of these scores worth, measured by retraining?"),
 }
 """Validations that a report has a place for: name and question."""
 

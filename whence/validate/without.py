@@ -1,0 +1,320 @@
+"""What the scores of a run promise, done on that run: rows are left out, and its own training is repeated.
+
+`Q` queries, `N` rows, `K` retrainings, `D` sets of rows that one way of choosing gives a query, `O` orders of the rows.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from whence import dist
+from whence.engine.forward import losses_of, measured_of
+from whence.engine.stream import Examples
+from whence.errors import UsageError
+from whence.linalg.stats import RANK_RESAMPLES, Interval, bootstrap, bootstrap_groups, ends, spearman
+from whence.methods.base import Request, recipe_named
+from whence.progress import note
+from whence.store.files import atomic
+from whence.store.intact import read_json, sealed
+from whence.store.scores import Scores
+from whence.train.replay import Run
+from whence.train.replicas import quickest
+from whence.train.retrain import Retrained, retrain
+from whence.validate.bank import Bank, Spec, plain_spec, save_bank
+from whence.validate.lds import CEILING, ceiling, compare, lds
+from whence.validate.results import Result, values
+
+FILE = "removal.json"
+"""Beside the scores: what was found, for those who read them."""
+
+SCORES, RANDOM, OTHERS = "the scores", "chance", "the scores of another query"
+
+CHOSEN = {
+    "bm25": "the words of the query (BM25)",
+    "loss": "the highest loss per token",
+    "length": "length",
+    "gradient-norm": "the norm of the gradient",
+}
+"""What chooses rows without attribution."""
+
+QUERIES, DRAWS = 8, 4
+"""Queries whose rows are left out, and random sets of rows, where it is not said otherwise."""
+
+
+@dataclass(frozen=True)
+class Removals:
+    """Which rows are left out, and how often."""
+
+    rows: int | None = None
+    """None: the fraction of them."""
+    fraction: float = 0.01
+    queries: int = QUERIES
+    """Whose rows are left out, spread evenly over those there are; all are measured."""
+    jointly: bool = False
+    """Rows are chosen for these queries together, not for each by itself."""
+    draws: int = DRAWS
+    orders: int = 1
+    """Orders of the rows in which it is done, the first as recorded."""
+    seed: int = 0
+    drift: float = 0.01
+
+    def count(self, of: int) -> int:
+        """How many rows are left out. Raises UsageError where that is none, or all."""
+        rows = self.rows if self.rows is not None else max(1, round(self.fraction * of))
+        if not 0 < rows < of:
+            raise UsageError(f"{rows:,} rows can't be left out.", accepted=f"1 to {of - 1:,}", fix="--rows 5")
+        return rows
+
+
+def check_without(
+    request: Request, scores: Scores, chosen: Removals, *, held_out: Examples | None = None, out: Path | None = None
+) -> Result:
+    """Repeat the request's training without the rows on top of the scores, and without rows that other things choose.
+
+    Of each query it is told how much less is measured of it than after the training repeated with all rows, and whether the
+    scores' own rows do more than those of every control. From all retrainings together follows what a nat of the scores is
+    worth (`calibration`). In the folder `out` each retraining is kept, and killed work resumes.
+
+    Raises UsageError where the training can't be repeated, or where there are not that many rows.
+    """
+    began, point, asked = time.monotonic(), request.point, request.asked
+    rows = chosen.count(len(point.examples))
+    sign = -1.0 if scores.about.get("measurement") == "loss" else 1.0  # so that what falls is always the log-probability
+    rankings = {SCORES: sign * scores.values, **other_rankings(request)}
+    queries = np.unique(np.linspace(0, len(asked) - 1, min(len(asked), chosen.queries)).round().astype(int))
+    sets = _sets(rankings, queries, chosen, rows)
+    weights_KN, places = _weights(sets, len(point.examples))
+    parts = _retrained(request, weights_KN, chosen, held_out, out)
+    falls_OKQ, rises_OK = sign * np.stack([part.falls for part in parts]), np.stack([part.rises for part in parts])
+    falls = {name: falls_OKQ[:, places_DQ, queries] for name, places_DQ in places.items()}  # [O, D, Q]
+
+    table, stands = [], {}
+    for name, falls_ODQ in falls.items():
+        row: dict[str, Any] = {"rows chosen by": name, "retrainings": len(np.unique(places[name])) * chosen.orders}
+        row |= _interval(falls_ODQ).columns("fall")
+        if name != SCORES:
+            more = _interval(falls[SCORES] - falls_ODQ)
+            stands[name] = None if np.isnan(more.low) else bool(more.low > 0)
+            row |= more.columns("scores_more") | {"stands_out": {True: "yes", False: "no", None: "can't tell"}[stands[name]]}
+        table.append(row | {"held_out_rise": float(rises_OK[:, places[name]].mean())})
+    recorded = sign * measured_of(point, asked).numpy()
+    away = recorded - sign * parts[0].whole[:-1]
+    control = {"rows chosen by": "nothing: repeated as it was", "retrainings": 1}
+    table.append(control | bootstrap(away[queries]).columns("fall"))
+    per_query = [
+        {"query": asked.ids[query], "log_p": float(recorded[query])}
+        | {name: float(falls_ODQ[..., place].mean()) for name, falls_ODQ in falls.items()}
+        for place, query in enumerate(queries)
+    ]
+    sentence = _sentence(table[0], stands, rows, len(queries))
+    calibration = calibrated((1 - weights_KN) @ rankings[SCORES].T, falls_OKQ.mean(0), scores)
+    says = [
+        sentence,
+        str(parts[0].repeated),
+        f"repeated as it was, it changes what is measured by {np.abs(away).max():.1e} nats at most",
+        calibration["says"],
+    ]
+    says += [] if held_out else ["no held-out rows are at hand: the rise of their loss was not measured"]
+    about = {
+        "rows": rows,
+        "of": len(point.examples),
+        "retrainings": len(weights_KN) * chosen.orders,
+        "orders": chosen.orders,
+        "queries": len(queries),
+        "repeated": asdict(parts[0].repeated) if parts[0].repeated else None,
+        "stands_out": stands,
+        "sentence": sentence,
+        "calibration": calibration,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    titles = (f"Fall of log p without {rows} of {len(point.examples)} rows, nats", "Query by query")
+    arrays = {"left_out": [np.flatnonzero(row == 0) for row in weights_KN], "falls": falls_OKQ, "rises": rises_OK}
+    return Result(
+        "removal", about, dict(zip(titles, (table, per_query), strict=True)), says, [], arrays, "Retrained without rows"
+    )
+
+
+def check_subsets(
+    request: Request,
+    scores: Scores,
+    spec: Spec,
+    *,
+    held_out: Examples | None = None,
+    drift: float = 0.01,
+    out: Path | None = None,
+    bank: Path,
+) -> Result:
+    """The LDS of the scores: the request's training repeated on many subsets, kept as a retraining bank in the file `bank`."""
+    began, chosen = time.monotonic(), Removals(orders=len(spec.seeds), drift=drift)
+    kept_KN = spec.masks(len(request.point.examples))
+    parts = _retrained(request, spec.weights(kept_KN), chosen, held_out, out)
+    measured_SKQ, whole_SQ = np.stack([part.measured for part in parts]), np.stack([part.whole[:-1] for part in parts])
+    assert request.training is not None
+    about = {
+        "spec": plain_spec(spec),
+        "setting": {"training": request.training.identity()},
+        "seconds": time.monotonic() - began,
+    }
+    made = Bank(kept_KN, (measured_SKQ - whole_SQ[:, None]).astype(np.float32), whole_SQ.astype(np.float32), about)
+    dist.on_first(save_bank, made, bank)
+    found = {name: lds(raw_QN, made) for name, raw_QN in {SCORES: scores.raw, **other_rankings(request)}.items()}
+    rows, own = compare(found, SCORES), found[SCORES].interval
+    if chosen.orders > 1:
+        noise = ceiling(made).interval
+        rows.append({"method": CEILING.replace("seed", "order"), "lds": noise.mean, "low": noise.low, "high": noise.high})
+    behind = [name for name, other in found.items() if name != SCORES and found[SCORES].minus(other).low > 0]
+    what = "half of the rows" if spec.kind == "halves" else f"{spec.share:.1%} of the rows"
+    says = [
+        f"Retrained on {spec.subsets} subsets, each without {what}: the LDS of the scores is {_shown(own)}"
+        f"{'' if own.low > 0 else ', no better than chance'}",
+        f"beyond doubt (paired 95 %) better than: {', '.join(behind) or 'none of the others'}",
+        f"kept as {bank}, which whence compare holds other methods against",
+    ]
+    known = {"setting": "run", "kind": spec.kind, "subsets": spec.subsets, "seconds": round(time.monotonic() - began, 1)}
+    return Result("lds", known, {f"LDS, {spec.kind}": rows}, says, heading="Retrained on subsets")
+
+
+def other_rankings(request: Request) -> dict[str, np.ndarray]:
+    """What chooses rows without attribution, `[Q, N]` by what it is called; without texts none by words."""
+    point, queries = request.point, len(request.asked)
+    per_token = [max(1, point.task.predictions(item)) for item in point.examples.items]
+    found = {
+        "loss": np.tile(losses_of(point).numpy() / per_token, (queries, 1)),
+        "length": np.tile(np.asarray(point.examples.sizes, float), (queries, 1)),
+    }
+    for name in ("bm25", "gradient-norm"):
+        try:
+            found[name] = recipe_named(name).make(request, recipe_named(name).settings()).raw
+        except UsageError as error:
+            note(f"no rows are chosen by {CHOSEN[name]}: {error.what}")
+    return {CHOSEN[name]: found[name] for name in CHOSEN if name in found}
+
+
+def calibrated(predicted_KQ: np.ndarray, measured_KQ: np.ndarray, scores: Scores) -> dict[str, Any]:
+    """What is measured for each nat that the scores predict: least squares through 0 over all retrainings and queries.
+
+    The interval is of queries drawn again; `held_out_slope` is the regression of what was measured of each query on what the
+    others' gain predicts.
+    """
+    both_Q, own_Q = (predicted_KQ * measured_KQ).sum(0), np.square(predicted_KQ).sum(0)
+    rho = spearman(predicted_KQ.T, measured_KQ.T)
+    known: dict[str, Any] = {"retrainings": len(predicted_KQ), "correlation": float(np.nanmean(rho)), "unit": scores.unit}
+    if not own_Q.any():
+        return {**known, "gain": None, "says": NOT_CALIBRATED + ": the scores predict nothing"}
+    gain, (low, high), slope = float(both_Q.sum() / own_Q.sum()), (np.nan, np.nan), None
+    if len(own_Q) > 1:
+        drawn = np.random.default_rng(0).integers(len(own_Q), size=(RANK_RESAMPLES, len(own_Q)))
+        low, high = ends(both_Q[drawn].sum(1) / own_Q[drawn].sum(1).clip(np.finfo(float).tiny))
+        others_Q = (both_Q.sum() - both_Q) / (own_Q.sum() - own_Q).clip(np.finfo(float).tiny)
+        slope = float((others_Q * both_Q).sum() / max((others_Q**2 * own_Q).sum(), np.finfo(float).tiny))
+    known |= {"gain": gain, "low": low, "high": high, "held_out_slope": slope, "certain": bool(low > 0)}
+    if not low > 0:
+        return {**known, "says": f"{NOT_CALIBRATED} ({len(predicted_KQ)} retrainings leave open what a nat of it is worth)"}
+    return {
+        **known,
+        "says": f"calibrated on {len(predicted_KQ)} retrainings: leaving rows out changed log p by {gain:.3g} "
+        f"[{low:.3g}, {high:.3g}] times what these slopes say",
+    }
+
+
+NOT_CALIBRATED = "not calibrated: slope at these weights"
+
+
+def keep_removal(result: Result, scores: Path) -> None:
+    """Say beside the scores what retraining found of them."""
+    known = {name: result.about[name] for name in ("sentence", "calibration", "stands_out", "rows", "queries", "retrainings")}
+    with atomic(scores / FILE) as temporary:
+        temporary.write_text(json.dumps(sealed({"removal": values(known)}), indent=2) + "\n", encoding="utf-8")
+
+
+def read_removal(scores: Path) -> dict[str, Any] | None:
+    """What retraining found of the scores in a folder; None where nobody asked. Raises StaleArtifact for a damaged file."""
+    return read_json(scores / FILE)["removal"] if (scores / FILE).is_file() else None
+
+
+def _retrained(
+    request: Request, weights_KN: np.ndarray, chosen: Removals, held_out: Examples | None, out: Path | None
+) -> list[Retrained]:
+    """The retrainings, in each of the orders."""
+    assert request.training is not None
+    point, training = request.point, request.training
+    run = Run(point.model, point.task, point.examples, training.replay())
+    side, seconds = quickest(run, len(weights_KN))
+    count = (len(weights_KN) + 1) * chosen.orders
+    size = sum(weight.numel() * weight.element_size() for weight in point.model.parameters())
+    minutes = max(1, round(count * len(run) * seconds / 60))
+    note(
+        f"plan: {count} trainings of {len(run)} steps, {side} at a time: about {minutes} minutes of one processor, "
+        f"weights and optimizer of {4 * side * size / 1e6:.0f} MB beside the model, on disk "
+        f"{8 * count * (len(request.asked) + 1) / 1e3 + run.start()[0].nbytes / 1e3:.0f} kB"
+    )
+    given = {"held_out": held_out, "together": side, "drift": chosen.drift}
+    places = [out / f"order-{order}" if out is not None else None for order in range(chosen.orders)]
+    return [
+        retrain(training, weights_KN, point, request.asked, order=order, out=place, **given)
+        for order, place in enumerate(places)
+    ]
+
+
+def _sets(rankings: Mapping[str, np.ndarray], queries: np.ndarray, chosen: Removals, rows: int) -> dict[str, np.ndarray]:
+    """The rows that each way chooses, `[D, Q, rows]`."""
+
+    def tops(ranking_QN: np.ndarray) -> np.ndarray:
+        own = ranking_QN[queries]
+        own = np.tile(own.sum(0), (len(queries), 1)) if chosen.jointly else own
+        return np.argsort(-own, axis=1, kind="stable")[None, :, :rows]
+
+    found = {name: tops(ranking) for name, ranking in rankings.items()}
+    if len(queries) > 1 and not chosen.jointly:
+        found[OTHERS] = np.stack([np.roll(found[SCORES][0], shift, axis=0) for shift in range(1, len(queries))])
+    draw, of = np.random.default_rng(chosen.seed), rankings[SCORES].shape[1]
+    drawn = np.stack([draw.choice(of, rows, replace=False) for _ in range(chosen.draws)])
+    found[RANDOM] = np.tile(drawn[:, None], (1, len(queries), 1))
+    return found
+
+
+def _weights(sets: Mapping[str, np.ndarray], rows: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """How often rows count, each different set once `[K, N]`, and which of these each way has, `[D, Q]`."""
+    every = np.concatenate([rows_DQR.reshape(-1, rows_DQR.shape[2]) for rows_DQR in sets.values()])
+    weights_LN = np.ones((len(every), rows))
+    np.put_along_axis(weights_LN, every, 0.0, axis=1)
+    weights_KN, found_L = np.unique(weights_LN, axis=0, return_inverse=True)
+    ends_of = np.cumsum([rows_DQR.shape[0] * rows_DQR.shape[1] for rows_DQR in sets.values()])
+    parts = np.split(found_L.reshape(-1), ends_of[:-1])
+    return weights_KN, {
+        name: part.reshape(rows_DQR.shape[:2]) for (name, rows_DQR), part in zip(sets.items(), parts, strict=True)
+    }
+
+
+def _interval(values_ODQ: np.ndarray) -> Interval:
+    """Their mean over queries; of a single query the orders and draws are what it varies over."""
+    groups = np.moveaxis(values_ODQ, 2, 0).reshape(values_ODQ.shape[2], -1)
+    return bootstrap(groups[0]) if len(groups) == 1 else bootstrap_groups(list(groups))
+
+
+def _sentence(own: Mapping[str, Any], stands: Mapping[str, bool | None], rows: int, queries: int) -> str:
+    """What was found."""
+    fall = Interval(own["fall"], own["fall_low"], own["fall_high"], queries)
+    above = [name for name, out in stands.items() if out]
+    below = [name for name, out in stands.items() if out is False]
+    unsure = [name for name, out in stands.items() if out is None]
+    asked = "the answer" if queries == 1 else f"the answers to {queries} queries"
+    parts = [f"stands out above {', '.join(above)}"] if above else []
+    parts += [f"does not stand out above {', '.join(below)}"] if below else []
+    parts += [f"can't be told from {', '.join(unsure)} (more queries, or --orders 3)"] if unsure else []
+    what = "row" if rows == 1 else f"{rows} rows"
+    return (
+        f"Retrained without the {what} that the scores put on top, log p of {asked} falls by {_shown(fall)} nats, "
+        f"which {' but '.join(parts)}."
+    )
+
+
+def _shown(found: Interval) -> str:
+    return f"{found.mean:.3g}" + (f" [{found.low:.3g}, {found.high:.3g}]" if np.isfinite(found.low) else "")
