@@ -67,7 +67,7 @@ def test_two_files_become_a_report_of_both_trainings_and_a_file_of_stages_gives_
     page = (folder / "report" / "report.html").read_text()
     for said in ("Through which stage of training", "Rows of pretraining that raise it most", "Stages of training"):
         assert said in page
-    for said in ("rows of pretraining scored", "The strongest row of finetuning", "dividing by N = 9)", "dividing by N = 20)"):
+    for said in ("rows of pretraining <b>9", "The strongest row of finetuning", "dividing by N = 9<", "dividing by N = 20<"):
         assert said in page, "a stage is not taken for all"
     text = (folder / "report" / "report.md").read_text()
     assert "| pretraining | " in text and "## Stages of training" in text and "9 rows of pretraining (N = 9) were" in text
