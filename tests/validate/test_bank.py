@@ -39,7 +39,10 @@ def test_a_bank_holds_what_retraining_measures(made, diabetes):
     for subset in range(6):
         assert recheck(bank, diabetes, subset, seed=subset % 2) <= TOLERANCE
     assert path.stat().st_size < 5000
-    assert not path.with_suffix(".unfinished.npz").exists()
+    unfinished = path.with_suffix(".unfinished.npz")
+    assert not unfinished.exists()
+    unfinished.write_bytes(path.read_bytes())  # killed before it was deleted
+    assert make_bank(diabetes, SPEC, path).about == bank.about and not unfinished.exists()
 
 
 def test_rechecking_finds_numbers_of_another_subset(made, diabetes):

@@ -106,6 +106,7 @@ def make_bank(setting: Setting, spec: Spec, path: str | Path) -> Bank:
     if path.exists():
         bank = open_bank(path)
         refuse_other(path, bank.about, wanted)
+        unfinished.unlink(missing_ok=True)  # of a run that was killed between the two
         return bank
     kept_KN = spec.masks(len(setting.train))
     found, seconds = np.full((len(spec.seeds), spec.subsets + 1, len(setting.queries)), np.nan), 0.0  # NaN: not yet measured
