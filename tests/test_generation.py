@@ -4,7 +4,7 @@ import pytest
 import torch
 from distributed import work
 from distributed.processes import killed, run
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from benchmarks.flips import flip
 from whence.data import as_rows, load_data
@@ -157,6 +157,12 @@ def test_an_encoder_decoders_answer(tiny_tokenizer):
         source = tiny_tokenizer(answer["prompt"], return_tensors="pt")["input_ids"]
         written = model.generate(source, max_new_tokens=4, do_sample=False)[0, 1:]
         assert tiny_tokenizer.decode(written, skip_special_tokens=True).startswith(answer["completion"])
+
+
+def test_a_classifier_is_refused(tiny_llama, tiny_tokenizer):
+    classifier = LlamaForSequenceClassification(tiny_llama.config)
+    with pytest.raises(UsageError, match=r"answers with no text(.|\n)*--through"):
+        generate(classifier, tiny_tokenizer, ["In"])
 
 
 def test_pairs_are_kept_once(tmp_path):

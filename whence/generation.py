@@ -301,6 +301,13 @@ def _within_positions(
 
 def _settings(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> dict[str, Any]:
     """Spell out all that shapes the text, so that the model's own generation defaults (top-k, penalties) stay out of it."""
+    if not model.can_generate():
+        raise UsageError(
+            f"{type(model).__name__} answers with no text.",
+            accepted="a model of the next token, or an encoder and decoder, for whence run and whence generate",
+            fix="of a classifier: whence fit and whence score MODEL, after other trainings whence score --through stages.yaml, "
+            "with --queries FILE of rows with labels",
+        )
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
