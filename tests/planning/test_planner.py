@@ -104,6 +104,18 @@ def test_products_are_those_of_a_run(monkeypatch, rows, products):
     assert plan(case, precision=Precision(products="float32")).data["products"]["fit"] == "float32"
 
 
+def test_a_classifiers_labels_have_no_numbers_in_a_plan():
+    from transformers import AutoModelForSequenceClassification
+
+    rows = [{**row, "label": number % 2} for number, row in enumerate(CHECK.rows(TINY, "train"))]
+    task, config = whence.Classification(CHECK.tokenizer(TINY), ["no", "yes"]), CHECK.config(TINY)
+    config.pad_token_id = task.tokenizer.pad_token_id
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config).eval()
+    made = whence.plan(model, task, rows, queries=rows[:2], calibrate=False, device="cpu")
+    assert [stage.name for stage in made.stages if stage.seconds > 0][-1] == "score"
+
+
 def test_a_low_rank_keeps_less_of_the_queries():
     def score(rank):
         return next(stage for stage in plan(TINY, rank=rank).stages if stage.name == "score").memory.tensors

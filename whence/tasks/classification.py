@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from whence.errors import UsageError
 from whence.tasks.base import Batch
@@ -174,7 +175,7 @@ def class_labels(labels: Any, logits: Sequence[int], name: str | None = None) ->
         )
     found = found.long()
     strange = ((found < 0) | (found >= logits[1])) & (found != IGNORED)
-    if strange.any():
+    if not isinstance(strange, FakeTensor) and strange.any():  # a plan's labels have no numbers
         raise UsageError(
             f"The model has {logits[1]} classes, and {whose} {found[strange].flatten()[0].item()}.",
             given=f"{found.flatten()[:8].tolist()}",
