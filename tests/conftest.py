@@ -11,6 +11,7 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from pictures import blank
 
 from whence.progress import Silent, quiet, report_to
 
@@ -110,6 +111,13 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def blank_pictures():
+    """For tests that make pictures and look at none."""
+    with blank():
+        yield
 
 
 class Notes(Silent):

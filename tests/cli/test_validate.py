@@ -57,7 +57,7 @@ def test_scores_without_a_run_are_refused(run, tmp_path):
     assert "whence.yaml" in result.stderr
 
 
-def test_pbrf_shows_tables_and_keeps_files(run, tiny, tmp_path):
+def test_pbrf_shows_tables_and_keeps_files(run, tiny, tmp_path, blank_pictures):
     words = ["validate", "--pbrf", "--on", "tiny", "--rows", 4, "--queries", 3, "--damping", 0.5, "--out", tmp_path, "-q"]
     result = run(*words)
     for title in ("Agreement with the PBRF", "Convergence in the size of the change", "From retraining to influence"):
@@ -73,7 +73,7 @@ def test_pbrf_shows_tables_and_keeps_files(run, tiny, tmp_path):
     assert "another --out" in run("validate", "--pbrf", "--on", "tiny", "--rows", 5, "--out", tmp_path, "-q", code=4).stderr
 
 
-def test_loo_compares_two_settings_in_one_figure(run, tiny, tmp_path):
+def test_loo_compares_two_settings_in_one_figure(run, tiny, tmp_path, blank_pictures):
     words = ["--rows", 3, "--queries", 3, "--out", tmp_path]
     result = run("validate", "--loo", "--on", "linear", "--on", "tiny", *words, "-q")
     assert "Influence predicts" in result.stdout and result.stdout.count("Agreement with leaving one out") == 2

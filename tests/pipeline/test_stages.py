@@ -7,6 +7,7 @@ import pytest
 import yaml
 from distributed import work
 from distributed.processes import killed, run
+from pictures import unseen
 
 from whence import open_stages
 from whence.config import read_config
@@ -120,10 +121,10 @@ def test_a_kill_in_any_stage_costs_nothing(two):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_scores(two):
+def test_two_processes_give_the_same_scores(two, blank_pictures):
     one, together = two(), two("together.yaml")
     go(one, wanted=("score",))
-    for code, _, error in run(work.command, "run", together, "score", "--quiet"):
+    for code, _, error in run(unseen, work.command, "run", together, "score", "--quiet"):
         assert code == 0, error
     for name, raw in scores(one).items():
         assert scores(together)[name] == pytest.approx(raw, rel=1e-3, abs=1e-4 * float(np.abs(raw).max()))
