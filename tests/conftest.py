@@ -107,6 +107,8 @@ def pytest_collection_finish():
 
 
 def pytest_collection_modifyitems(items):
+    slow = {item.path for item in items if "slow" in item.keywords}
+    items.sort(key=lambda item: item.path not in slow)  # first, so that no worker is left with a long one at the end
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
