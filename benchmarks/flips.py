@@ -296,7 +296,7 @@ def write_run(folder: Path) -> Path:
         "model": {"base": "model"},
         "data": {"path": "rows.jsonl", "max_length": 64},
         "prompts": {"path": "prompts.json"},
-        "train": {"max_steps": 6, "batch_size": 4, "learning_rate": 0.01, "save_steps": 2, "log_steps": 1},
+        "train": {"max_steps": 6, "batch_size": 4, "learning_rate": 0.01, "save_steps": 3, "log_steps": 1},
         "generate": {"max_new_tokens": 4, "batch_size": 1},
         "inspect": {"modules": ["*.1.mlp.up_proj"]},
         "fit": {"batch_tokens": 64, "chunks": 4, "examples": "all", "products": "float32"},

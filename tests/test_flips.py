@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from pictures import blank
 
 from benchmarks import flips
 from whence.config import read_config
@@ -17,7 +18,8 @@ from whence.store.scores import open_scores
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     path = flips.write_run(tmp_path_factory.mktemp("run"))
-    flips.make(path)
+    with blank():
+        flips.make(path)
     return path
 
 
@@ -69,7 +71,7 @@ def test_a_damaged_stage_is_stale_and_so_is_what_was_made_of_it(finished, name, 
 
 
 @pytest.mark.slow
-def test_a_run_makes_damaged_files_again(finished, notes):
+def test_a_run_makes_damaged_files_again(finished, notes, blank_pictures):
     out = flips.out_of(finished)
     before = open_scores(out / "scores")
     raw = before.raw.copy()  # it is a view of the file that is damaged next
@@ -90,7 +92,7 @@ def test_a_run_makes_damaged_files_again(finished, notes):
 
 
 @pytest.mark.slow
-def test_a_damaged_lock_is_refused_and_made_again_from_what_there_is(finished, notes):
+def test_a_damaged_lock_is_refused_and_made_again_from_what_there_is(finished, notes, blank_pictures):
     lock = flips.out_of(finished) / "whence.lock"
     flips.flip(lock, 8 * lock.read_text().index('"seconds": ') + 100)
     with pytest.raises(StaleArtifact, match="whence.lock is damaged") as raised:
