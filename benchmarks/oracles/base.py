@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from whence.attention import plain_attention
+from whence.fitting import fit
+from whence.settings import Score
 from whence.tasks.base import Task
 from whence.train.replay import History, Snapshot
 from whence.validate.problem import Problem
@@ -47,6 +50,19 @@ class Case:
     def gauss_newton_PP(self) -> Tensor:
         """The Gauss-Newton matrix of the mean loss."""
         return self.problem.gauss_newton(torch.eye(self.problem.size).double())
+
+    @functools.cached_property
+    def hessian_PP(self) -> Tensor:
+        """The Hessian of the mean loss."""
+        with plain_attention():
+            mean = lambda theta: self.problem.losses(theta).mean()  # noqa: E731
+            return torch.autograd.functional.hessian(mean, self.problem.theta, vectorize=True)  # type: ignore[return-value]
+
+    @functools.cached_property
+    def mean_of_factors(self) -> float:
+        """Mean eigenvalue of EK-FAC factors, whose labels are drawn once: what methods that form no matrix damp in units of."""
+        chosen = self.modules or self.task.default_modules
+        return fit(self.model, self.task, self.rows, modules=chosen, precision=Score().precision).mean_eigenvalue
 
     def spans(self) -> dict[str, slice]:
         """Where each weight stands in the vector of all."""

@@ -11,22 +11,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.oracles.base import Case
-from whence.attention import plain_attention
 from whence.coverage import cover
 from whence.engine.products import Weights
 from whence.engine.stream import drawn_likelihood
-from whence.fitting import fit
 from whence.linalg.spectrum import random_vectors
 from whence.operators.flat import Flat
-from whence.settings import Score
 from whence.train.record import Training
 
 
 def hessian(case: Case) -> Tensor:
     """The Hessian of the mean loss, `[P, P]`."""
-    with plain_attention():
-        mean = lambda theta: case.problem.losses(theta).mean()  # noqa: E731
-        return torch.autograd.functional.hessian(mean, case.problem.theta)  # type: ignore[return-value]
+    return case.hessian_PP
 
 
 def gauss_newton(case: Case) -> Tensor:
@@ -87,12 +82,6 @@ def mean_of(matrix_PP: Tensor) -> float:
     return float(matrix_PP.trace()) / len(matrix_PP)
 
 
-def mean_of_factors(case: Case) -> float:
-    """That of EK-FAC factors, whose labels are drawn once: the unit of damping of methods that form no matrix."""
-    chosen = case.modules or case.task.default_modules
-    return fit(case.model, case.task, case.rows, modules=chosen, precision=Score().precision).mean_eigenvalue
-
-
 def formed(case: Case, matrix: str, damping: float | str = 0.1, absolute_damping: float | None = None) -> np.ndarray:
     """`grad m(q)^T (C + lambda)^-1 grad log p(z) / N`, in units of the matrix's own mean eigenvalue."""
     c_PP = MATRICES[matrix](case)
@@ -103,7 +92,7 @@ def cg(
     case: Case, matrix: str = "gauss-newton", damping: float | str = 0.1, absolute_damping: float | None = None, **_: Any
 ) -> np.ndarray:
     """The same, in units of the factors' mean eigenvalue; the other settings move how close it is reached."""
-    return solved(case, MATRICES[matrix](case), damping_P(case, damping, absolute_damping, mean_of_factors(case)))
+    return solved(case, MATRICES[matrix](case), damping_P(case, damping, absolute_damping, case.mean_of_factors))
 
 
 def solved(case: Case, c_PP: Tensor, lambda_P: Tensor) -> np.ndarray:
@@ -121,7 +110,7 @@ def arnoldi(
     **_: Any,
 ) -> np.ndarray:
     """`m^T (V (S + lambda)^-1 V^T + (I - V V^T) / lambda) g / N` of the `top` eigenpairs; or its first part."""
-    scale_P = damping_P(case, damping, absolute_damping, mean_of_factors(case)).rsqrt()
+    scale_P = damping_P(case, damping, absolute_damping, case.mean_of_factors).rsqrt()
     values_P, v_PP = torch.linalg.eigh(MATRICES[matrix](case) * scale_P[:, None] * scale_P)  # where the damping is 1
     keep = values_P.abs().argsort(descending=True)[:top]
     m_QP, g_NP = case.m_QP * scale_P, case.g_NP * scale_P
@@ -139,7 +128,7 @@ def nystroem(
     absolute_damping: float | None = None,
 ) -> np.ndarray:
     """Influence with `(C W) (W^T C W)^-1 (C W)^T` for the matrix `C`, in the metric of the damping, of the same random `W`."""
-    lambda_P = damping_P(case, damping, absolute_damping, mean_of_factors(case))
+    lambda_P = damping_P(case, damping, absolute_damping, case.mean_of_factors)
     metric_P = lambda_P if isinstance(damping, str) and absolute_damping is None else torch.ones_like(lambda_P)
     root_P = metric_P.rsqrt()
     c_PP = MATRICES[matrix](case) * root_P[:, None] * root_P

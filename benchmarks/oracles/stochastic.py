@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.oracles.base import Case
-from benchmarks.oracles.curvature import cg, damping_P, mean_of_factors
+from benchmarks.oracles.curvature import cg, damping_P
 from benchmarks.oracles.representations import hidden
 from whence.engine.draws import drawn_rows
 
@@ -32,7 +32,7 @@ def lissa(
 
     Koh & Liang (2017), section 3, with scale and damping; of the Gauss-Newton matrix, without a preconditioner.
     """
-    v_QP, lambda_P = case.m_QP, damping_P(case, damping, absolute_damping, mean_of_factors(case))
+    v_QP, lambda_P = case.m_QP, damping_P(case, damping, absolute_damping, case.mean_of_factors)
 
     def product(step: int, h_QP: Tensor) -> Tensor:
         drawn = drawn_rows(range(len(case.rows)), batch, step, seed)

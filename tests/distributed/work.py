@@ -235,7 +235,8 @@ def solved(rows: Any, queries: Any) -> np.ndarray:
 
     model, task = language_model("llama"), CausalLM(tokenizer())
     curvature = fit(model, task, rows, modules="last-1,all", examples="all", disjoint=False)
-    return score(model, task, queries, rows, gauss_newton_inverse(Point(model, task, rows), curvature, tolerance=1e-10)).raw
+    operator = gauss_newton_inverse(Point(model, task, rows), curvature, damping=1.0, tolerance=1e-10)
+    return score(model, task, queries, rows, operator).raw
 
 
 def by_method(method: str, rows: Any, queries: Any, out: Path | None = None, **settings: Any) -> np.ndarray:

@@ -52,9 +52,9 @@ def flat(gradients, names):
 @pytest.mark.parametrize("kind", MODELS)
 def test_it_is_the_dense_inverse(kind):
     point, curvature = setting(kind)
-    operator = gauss_newton_inverse(point, curvature, **TIGHT)
+    operator = gauss_newton_inverse(point, curvature, damping=1.0, **TIGHT)
     names = operator.names
-    matrix = dense(GaussNewton(point, names)) + 0.1 * curvature.mean_eigenvalue * torch.eye(
+    matrix = dense(GaussNewton(point, names)) + curvature.mean_eigenvalue * torch.eye(
         sum(block.lam_OI.numel() for block in curvature.blocks.values()), dtype=torch.float64
     )
     asked, sites = encode_queries(point.task, QUERIES), point.cover(names).sites
@@ -128,7 +128,7 @@ def test_a_killed_search_resumes_to_the_same_bits(tmp_path):
 
 def test_several_processes_solve_the_same():
     point, curvature = setting("llama")
-    operator = gauss_newton_inverse(point, curvature, tolerance=1e-10)
+    operator = gauss_newton_inverse(point, curvature, damping=1.0, tolerance=1e-10)
     expected = score(point.model, point.task, QUERIES, ROWS, operator).raw
     for each in run(work.solved, ROWS, QUERIES):
         agree(each, expected, 1e-8)
