@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ class Client:
 
     def __init__(self, port, token=TOKEN):
         self.port, self.token = port, token
+        self.elsewhere = []
+        """What the server's process connected to, besides this machine."""
 
     def raw(self, method, path, body=None, **headers):
         """Status, headers and bytes."""
@@ -86,10 +89,19 @@ def serving(opening):
     guarded = Guard(application(opening), TOKEN)
     server = uvicorn.Server(uvicorn.Config(guarded, log_level="error", lifespan="on", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    client, connect = Client(listening.getsockname()[1]), socket.socket.connect
+
+    def watched(self, address):
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            client.elsewhere.append(address)
+        return connect(self, address)
+
+    socket.socket.connect = watched
     thread.start()
     try:
-        yield Client(listening.getsockname()[1])
+        yield client
     finally:
+        socket.socket.connect = connect
         server.should_exit = True
         thread.join()
         listening.close()

@@ -135,12 +135,15 @@ def test_weights_that_may_hold_code_are_not_loaded(tmp_path, opening):
     warm.close()
 
 
-def test_other_machines_are_let_in_only_where_somebody_says_so():
+def test_other_machines_are_let_in_only_where_somebody_says_so(tmp_path):
     from typer.testing import CliRunner
 
     from whence.cli import build
 
     result = CliRunner().invoke(build(), ["serve", "runs/a", "--host", "0.0.0.0"])
     assert result.exit_code == 2 and "--reachable-by" in re.sub(r"\s+", " ", result.output)
+    (tmp_path / "factors").mkdir()
+    result = CliRunner().invoke(build(), ["serve", str(tmp_path)])
+    assert result.exit_code == 2 and "--data DATA --out" in re.sub(r"\s+", " ", result.output)
     wide = Guard(None, "t", ["here"], wide=True)
     assert wide._known("192.168.0.7:7788") and wide._known("here:1") and not wide._known("evil.example")

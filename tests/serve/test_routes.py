@@ -225,6 +225,11 @@ def test_other_runs_and_stages(client):
     assert "/api/ask" in paths and "/api/jobs/{number}/resume" in paths
 
 
+def test_nothing_leaves_the_machine(client, asked):
+    client("POST", "/api/complete", {"prompt": PROMPT, "max_new_tokens": 3})
+    assert asked and client.elsewhere == []
+
+
 def test_events_begin_with_the_run(client):
     import http.client
 

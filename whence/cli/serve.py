@@ -51,6 +51,7 @@ def serve(
       whence serve runs/patents --port 8000 --no-browser
     """
     from whence.errors import UsageError
+    from whence.escapes import command
     from whence.serve import Opening
     from whence.serve.guard import LOCAL
 
@@ -61,6 +62,12 @@ def serve(
         )
     if not path and not Path(run).expanduser().exists():
         raise UsageError(f"There is no {run}.", accepted="a folder of a run, a whence.yaml, or a model with --data")
+    if not path and (Path(run) / "factors").is_dir() and not (Path(run) / "whence.yaml").is_file():
+        raise UsageError(
+            f"{run} does not say which model and which data it is of.",
+            accepted="the folder of a whence run; that of a whence trace, with its model and data",
+            fix=command("whence", "serve", "MODEL", "--data", "DATA", "--out", run),
+        )
     sections = data.as_json() | weights.as_json()
     settings = {name: sections[name] for name in said() - {"path"} if name in sections}
     opening = Opening(run, path or None, str(out) if out is not None else None, settings)
