@@ -56,7 +56,7 @@ def test_the_rows_are_those_of_the_library(client, opening, asked):
 def test_rows_that_the_index_finds_are_scored_exactly(client, asked, monkeypatch):
     monkeypatch.setattr("whence.serve.asking.FIRST", 1)
     monkeypatch.setattr("whence.serve.asking.LAST", 1)
-    found = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "top": 2})
+    found = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "top": 2, "method": "index"})
     exact = {row["id"]: row["value"] for side in ("raises", "lowers") for row in asked["query"][side]}
     shown = found["query"]["raises"] + found["query"]["lowers"]
     assert found["scan"]["how"] == "index" and found["scan"]["rows"] == 9 and found["scan"]["exact"] == 4
@@ -64,6 +64,13 @@ def test_rows_that_the_index_finds_are_scored_exactly(client, asked, monkeypatch
     assert shown and all(row["value"] == pytest.approx(exact[row["id"]], rel=1e-3) for row in shown if row["id"] in exact)
     assert all(row["exact"] and row["estimate"] is not None and 0 <= row["percentile"] <= 100 for row in shown)
     assert client("POST", "/api/pair", {"key": found["key"], "row": shown[0]["id"]})["scale"] > 0
+    assert client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER})["scan"]["how"] == "all"  # they are few
+    monkeypatch.setattr("whence.serve.asking.QUICKLY", 0)
+    auto = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER + "!"})
+    assert auto["scan"]["how"] == "index"
+    monkeypatch.setattr("whence.serve.asking.AT_ONCE", 0)
+    refused = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER + "?", "method": "exact"}, status=409)
+    assert refused["error"]["job"] == "score"
 
 
 def test_a_span_by_characters_is_where_it_stands(client):

@@ -49,8 +49,11 @@ from whence.validate.agreement import agreement
 FIRST, LAST = 40, 20
 """Rows that the index puts first, and last, which are scored again, exactly."""
 
-AT_ONCE = 1e12
-"""Products of a pass over all rows that a question may take at once: half a minute on two cores. More is a job."""
+QUICKLY = 2e10
+"""Products of a pass over all rows below which it is made for every question: about a second of one core."""
+
+AT_ONCE = 5e11
+"""Products of a pass over all rows that a question may take at once: about a minute of one core. More is a job."""
 
 KEPT = 64
 """Questions whose scores stay in memory."""
@@ -67,6 +70,7 @@ PARTS = ("prompt", "completion", "contrast")
 METHODS = {
     "auto": ("EK-FAC influence", "Grosse et al. 2023, Studying Large Language Model Generalization with Influence Functions"),
     "exact": ("EK-FAC influence, of all rows", "Grosse et al. 2023"),
+    "index": ("EK-FAC influence, through the index", "Grosse et al. 2023"),
     "dot": ("Gradient dot product", "Charpiat et al. 2019, Input Similarity from the Neural Network Perspective"),
 }
 
@@ -221,45 +225,50 @@ class Asking:
         return Asked(question.key, queries, scores, scan, question)
 
     def _causal(self, queries: Rows, asking: Measured, question: Question) -> Asked:
-        """Scores by the gradients: of all rows, or of those that the index puts first and last."""
+        """Scores by the gradients: of all rows where they are few or asked for, else of those that the index finds."""
         run, point = self.run, self.run.point(asking.measurement)
         operator = self._operator(question.method, asking.damping)
         settings = Score().changed(per=self._per(), n_train=run.n_train, check=not self.checked)
         self.checked = True
-        if question.method == "auto" and "index" in vars(run):
-            index, began = self._index(), time.perf_counter()
-            found = index.search(run.model, run.task(asking.measurement), queries, operator)
-            order, first = np.argsort(-found.raw[0], kind="stable"), max(FIRST, question.top)
-            columns = list(dict.fromkeys([*order[:first].tolist(), *order[-max(LAST, question.top) :].tolist()]))
-            scanned = time.perf_counter()
-            settings = settings.changed(n_train=index.n_train)
-            scores = score_points(point, point, queries, operator, settings, rows=columns)
-            said = f"{len(index):,} rows estimated by the index, {len(columns):,} of them scored exactly"
-            scan = {"how": "index", "rows": len(index), "exact": len(columns), "recall": recall(index, first), "words": said}
-            seconds = {"scan": scanned - began, "exact": time.perf_counter() - scanned}
-            return Asked(question.key, queries, scores, scan, question, found.values_of(0), columns, seconds)
-        products = 6 * sum(site.parameters for site in point.cover(list(run.curvature.blocks)).sites.values())
-        products *= sum(point.examples.sizes)
+        index = vars(run).get("index")
+        tokens = int(index.examples["tokens"].sum()) if index is not None else sum(point.examples.sizes)
+        products = 6 * tokens * sum(site.parameters for site in point.cover(list(run.curvature.blocks)).sites.values())
+        if question.method == "index" or (question.method == "auto" and products > QUICKLY):
+            return self._through_index(queries, asking, question, settings)
         if products > AT_ONCE:
             raise Lacking(
-                f"All {len(run.rows):,} rows would take longer than a question should."
-                if question.method != "auto"
-                else f"There is no index of the {len(run.rows):,} rows yet.",
-                job="score" if question.method != "auto" else "index",
-                fix="start the job here, or build an index once: then a question takes a second",
+                f"All {len(run.rows):,} rows would take longer than a question should.",
+                job="score",
+                fix="start the job here, which scores and keeps them; or ask through an index",
             )
         return self._whole(score_points(point, point, queries, operator, settings), queries, question)
 
+    def _through_index(self, queries: Rows, asking: Measured, question: Question, settings: Score) -> Asked:
+        """Scores of the rows that the index puts first and last, beside its estimates of all."""
+        run, point, index, began = self.run, self.run.point(asking.measurement), self._index(), time.perf_counter()
+        operator = self._operator("index", asking.damping)
+        found = index.search(run.model, run.task(asking.measurement), queries, operator)
+        order, first = np.argsort(-found.raw[0], kind="stable"), max(FIRST, question.top)
+        columns = list(dict.fromkeys([*order[:first].tolist(), *order[-max(LAST, question.top) :].tolist()]))
+        scanned = time.perf_counter()
+        scores = score_points(point, point, queries, operator, settings.changed(n_train=index.n_train), rows=columns)
+        said = f"{len(index):,} rows estimated by the index, {len(columns):,} of them scored exactly"
+        scan = {"how": "index", "rows": len(index), "exact": len(columns), "recall": recall(index, first), "words": said}
+        seconds = {"scan": scanned - began, "exact": time.perf_counter() - scanned}
+        return Asked(question.key, queries, scores, scan, question, found.values_of(0), columns, seconds)
+
     def _index(self) -> Index:
-        """The index. Raises StaleArtifact where it is of other rows."""
+        """The index. Raises Lacking where there is none, or one of other rows."""
+        if "index" not in vars(self.run):
+            fix = "start the job here, or whence index build: then a question takes a second"
+            raise Lacking(f"There is no index of the {len(self.run.rows):,} rows yet.", job="index", fix=fix)
         index = self.run.index
         if self.indexed is not index:
             if tuple(index.examples["id"]) != tuple(self.run.rows.ids):
                 raise Lacking(
                     "The index is of other rows.",
-                    job="index",
                     given=f"{len(self.run.rows):,} rows, {len(index):,} in the index",
-                    fix="build it again: the job moves the old one aside where it is told to (rerun)",
+                    fix="whence index build with --rerun",
                 )
             self.indexed = index
         return index
