@@ -157,7 +157,8 @@ export async function follow(on: (event: string, data: unknown) => void, online:
         }
       }
     } catch (error) {
-      if (troubleOf(error).status === 401) return;
+      const trouble = troubleOf(error);
+      if (trouble.status === 401) return on("refused", trouble); // another server, with another token
     }
     online(false);
     await new Promise((done) => setTimeout(done, RETRY_MS));

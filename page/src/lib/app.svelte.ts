@@ -130,6 +130,7 @@ export async function start(): Promise<void> {
     (event, data) => {
       if (event === "job") remember(data as Job);
       if (event === "run") learn(data as Partial<Run>);
+      if (event === "refused") app.trouble = data as Trouble;
     },
     (connected) => (app.connected = connected),
   );

@@ -60,38 +60,53 @@ export function runs(pieces: string[], values: number[], scale: number): Piece[]
   });
 }
 
-const SENTENCE = /[.!?…。！？]["'”’)\]]*\s|\n/;
-const REACH = 24;
-const WIDTH = 260;
+const WIDTH = 150;
+const REACH = 70;
+const ENDS = /[.!?…。！？]["'”’)\]]*\s*$|\n\s*$/;
+
+/** First and one past the last token of the stretch of at most so many characters with the largest sum. */
+function strongest(pieces: string[], values: number[], width: number): [number, number] {
+  let best: [number, number] = [0, 1];
+  let most = -1;
+  for (let first = 0, last = 0, length = 0, sum = 0; first < pieces.length; first++) {
+    for (; last < pieces.length && (length + pieces[last].length <= width || last === first); last++) {
+      length += pieces[last].length;
+      sum += values[last];
+    }
+    if (Math.abs(sum) > most) [best, most] = [[first, last], Math.abs(sum)];
+    length -= pieces[first].length;
+    sum -= values[first];
+  }
+  return best;
+}
 
 /** The sentences around the strongest tokens of a row, in one line, and whether something before or after is left out. */
 export function snippet(row: Row, scale: number): { pieces: Piece[]; before: boolean; after: boolean } {
-  if (!row.pieces.length || !row.window) {
+  const { pieces, token_values: values } = row;
+  if (!pieces.length) {
     const text = row.text.replace(/\s+/g, " ").trim();
-    return { pieces: [{ text: text.slice(0, WIDTH), shade: "" }], before: false, after: text.length > WIDTH };
+    return { pieces: [{ text: text.slice(0, WIDTH + REACH), shade: "" }], before: false, after: text.length > WIDTH + REACH };
   }
-  let [first, last] = row.window;
-  for (let back = 1; back <= REACH && first - back >= 0; back++) {
-    const begins = first - back === 0 || SENTENCE.test(row.pieces[first - back - 1] + " ");
-    if (begins) {
-      first -= back;
-      break;
+  let [first, last] = strongest(pieces, values, WIDTH);
+  const word = (at: number) => at === 0 || at === pieces.length || /^\s/.test(pieces[at]);
+  const sentence = (at: number) => at === 0 || at === pieces.length || ENDS.test(pieces[at - 1]);
+  const near = (from: number, step: number, stop: (at: number) => boolean) => {
+    for (let at = from, length = 0; at >= 0 && at <= pieces.length && length <= REACH; at += step) {
+      if (stop(at)) return at;
+      length += pieces[step < 0 ? at - 1 : at]?.length ?? 0;
     }
-  }
-  for (let on = 0; on < REACH && last + on < row.pieces.length; on++) {
-    if (SENTENCE.test(row.pieces[last + on] + " ")) {
-      last += on + 1;
-      break;
-    }
-  }
+    return null;
+  };
+  first = near(first, -1, sentence) ?? near(first, -1, word) ?? first;
+  last = near(last, 1, sentence) ?? near(last, 1, word) ?? last;
   const ended = last;
-  while (last > first && special(row.pieces[last - 1])) last--;
-  while (first < last && special(row.pieces[first])) first++;
-  const shown = runs(row.pieces.slice(first, last), row.token_values.slice(first, last), scale);
+  while (last > first && special(pieces[last - 1])) last--;
+  while (first < last && special(pieces[first])) first++;
+  const shown = runs(pieces.slice(first, last), values.slice(first, last), scale);
   return {
     pieces: shown.map((piece) => ({ ...piece, text: piece.text.replace(/\s*\n\s*/g, " ↵ ") })),
-    before: first > 0,
-    after: ended < row.pieces.length || row.unread > 0,
+    before: first > 0 && !special(pieces[0]),
+    after: ended < pieces.length || row.unread > 0,
   };
 }
 
