@@ -53,6 +53,8 @@ class OfRun(Section):
     jointly: bool = setting(False, "RUN: choose rows for all queries together, not for each by itself.", "--jointly")
     draws: Count = setting(4, "RUN: random sets of rows to compare with.")
     orders: Count = setting(1, "RUN: orders of the rows in which it is done, the first as recorded.")
+    training: Path | None = setting(None, "RUN: checkpoint-N of the Trainer, for a model that whence did not train.")
+    arguments: dict[str, Any] = setting({}, "RUN: what this Trainer was given.", "--argument", metavar="NAME=VALUE")
     drift: AtLeastZero = setting(0.01, "RUN: how far from the model the repeated training may end, as a share of its way.")
 
 
@@ -93,6 +95,7 @@ def validate(
       whence validate runs/a --quick
       whence validate runs/a --removal --rows 5
       whence validate runs/a --lds --subsets halves --rows 64
+      whence validate runs/b --removal --training out/checkpoint-96 --argument lr_scheduler_type=cosine
       whence validate --pbrf --on concrete --data uci
       whence validate --loo
       whence validate --lds --on digits --rows 128
@@ -168,7 +171,8 @@ def _of_run(mode: str, path: Path, check: Check, of_run: OfRun, rerun: bool) -> 
         drift=of_run.drift,
     )
     out = check.out if "out" in said() else None
-    return check_run(read_config(path), chosen, subsets=subsets, out=out, rerun=rerun)
+    trainer = (of_run.training, of_run.arguments) if of_run.training else None
+    return check_run(read_config(path), chosen, subsets=subsets, trainer=trainer, out=out, rerun=rerun)
 
 
 def _quick(path: Path, seed: int) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from whence import dist
 from whence.config import Resolved
@@ -15,6 +16,7 @@ from whence.pipeline.work import Workshop
 from whence.store.digest import fingerprint_code
 from whence.store.memory import work
 from whence.store.scores import open_scores
+from whence.train.state import read_state, repeatable
 from whence.validate.bank import Spec
 from whence.validate.results import Result, keep
 from whence.validate.without import Removals, check_subsets, check_without, keep_removal
@@ -25,30 +27,40 @@ def check_run(
     chosen: Removals,
     *,
     subsets: tuple[Literal["halves", "removals"], int] | None = None,
+    trainer: tuple[Path, Mapping[str, Any]] | None = None,
     out: Path | None = None,
     rerun: bool = False,
 ) -> tuple[Result, list[Path]]:
     """Retrain a finished run without rows, or on `subsets` (which kind, how many) for its LDS, with the files of the result.
 
     They are in `out`; default: RUN/validation/removal, or lds-KIND. What is found of removals is said beside the scores, too.
+    `trainer` is the checkpoint of a Trainer that made the model from the run's base, with the arguments that it was given.
 
-    Raises UsageError where the run was not trained by whence, or has no scores.
+    Raises UsageError where it isn't known how the model was trained, or there are no scores.
     """
     shop = Workshop.of(resolved)
-    if shop.config.train is None or shop.config.stages:
+    if (shop.config.train is None) == (trainer is None) or shop.config.stages or not shop.config.model.base:
         raise UsageError(
-            f"{resolved.out} does not say how its model was trained.",
-            given="several trainings" if shop.config.stages else "no train stage",
-            accepted="a run with one training of its own",
-            fix="train in the run: whence init --train, then whence run",
+            f"It is not known how the model of {resolved.out} was trained, or from what.",
+            given="several trainings" if shop.config.stages else f"train {shop.config.train}, model {shop.config.model}"[:120],
+            accepted="a run with one training of its own, or one whose model a Trainer made from the base that it names",
+            fix="train in the run (whence init --train), or model.base, and --training CHECKPOINT --argument NAME=VALUE ...",
         )
     request, home = request_of(shop), resolved.out / "scores"
-    scores, held_out = open_scores(home), _held_out(shop)
+    scores, held_out = open_scores(home), None
+    if trainer is not None:
+        checkpoint, arguments = trainer
+        state = read_state(checkpoint, request.point)
+        request = replace(request, training=repeatable(state, request.point, shop.base()[0], arguments))
+    else:
+        held_out = _held_out(shop)
+    training = request.training
+    assert training is not None
     name = f"lds-{subsets[0]}" if subsets else "removal"
     place = out or resolved.out / "validation" / name
 
     def made_from() -> dict[str, object]:
-        known = {"training": shop.training.identity(), "queries": request.asked.fingerprint, "scores": scores.about}
+        known = {"training": training.identity(), "queries": request.asked.fingerprint, "scores": scores.about}
         return {"stage": name, "settings": asdict(chosen), "subsets": subsets, **known, "code": fingerprint_code()}
 
     with work(place, made_from, rerun=rerun):

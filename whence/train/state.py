@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from whence.coverage import trained
 from whence.engine.point import Point
 from whence.errors import UsageError
 from whence.linalg.descent import Optimizer
-from whence.store.digest import digest
+from whence.store.digest import canonical_json, digest
 from whence.store.fingerprint import fingerprint_tensors
 from whence.store.intact import read_json, reading
 from whence.train.replay import Descent, Kept, Replay
@@ -78,6 +80,8 @@ class State:
     """How its optimizer moved the weights; None without its state."""
     logged: Mapping[int, float]
     """The mean loss of the steps since the one logged before, by step."""
+    how: Replay | None = None
+    """How it is repeated, where somebody said it (`repeatable`)."""
 
     @property
     def steps(self) -> Sequence[Sequence[str]]:
@@ -87,7 +91,8 @@ class State:
     def identity(self) -> Any:
         """What decides numbers that are made from it."""
         moments = {str(each.step): fingerprint_tensors(each.moments) for each in self.checkpoints}
-        return {"rates": digest(self.learning_rates.tobytes()), "moments": moments, "loss_scale": self.loss_scale}
+        known = {"rates": digest(self.learning_rates.tobytes()), "moments": moments, "loss_scale": self.loss_scale}
+        return known if self.how is None else {**known, "steps": digest(canonical_json(self.how.steps))}
 
     def descent(self) -> Descent:
         """How it moved the weights; raises UsageError where the optimizer's state is missing, or another than is known."""
@@ -101,12 +106,84 @@ class State:
         return self.known
 
     def replay(self) -> Replay:
-        """Raises UsageError: which rows each step read is not known."""
+        """How it is repeated; raises UsageError where nobody said with which arguments it was made."""
+        if self.how is not None:
+            return self.how
         raise UsageError(
             "This training can't be repeated step by step.",
             given=f"{self.path}: it doesn't tell which rows each step read",
-            accepted="the folder of a training with whence train",
+            accepted="the folder of a training with whence train, or repeatable(state, point, base, arguments)",
+            fix="--training CHECKPOINT --argument learning_rate=5e-5 ... with the arguments that the Trainer was given",
         )
+
+
+def repeatable(state: State, point: Point, base: nn.Module, arguments: Mapping[str, Any]) -> State:
+    """The same training as one that can be repeated, from the weights of `base`.
+
+    `arguments` are those of `transformers.TrainingArguments` that it was given; batch size, number of steps and learning rate
+    are taken from its files where they are not among them. The Trainer itself is asked for the order of the rows and the rates,
+    so that rows must be those it had, in their order. What no file says is noticed by where the repeated training ends.
+
+    Raises UsageError for an argument that there is not, rates other than those that were logged, or a base that lacks weights.
+    """
+    from transformers import Trainer, TrainingArguments
+
+    known = read_json(state.path)
+    steps, descent = len(state.learning_rates), state.descent()
+    told = {"per_device_train_batch_size": known.get("train_batch_size", 8), "max_steps": known.get("max_steps", steps)}
+    told |= {"learning_rate": float(state.learning_rates.max())} if "learning_rate" not in arguments else {}
+    before = random.getstate(), np.random.get_state()
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+        try:
+            given = TrainingArguments(**{**told, **arguments, "output_dir": folder, "use_cpu": True, "report_to": "none"})
+        except (TypeError, ValueError) as error:
+            raise UsageError("These are no arguments of the Trainer.", given=str(error).splitlines()[0]) from error
+        places: Any = range(len(point.examples))
+        trainer = Trainer(nn.Linear(1, 1), given, lambda rows: {"rows": torch.tensor(rows)}, places)
+        read = [
+            [point.examples.ids[row] for row in rows] for rows, _ in zip(_steps_of(trainer, given), range(steps), strict=False)
+        ]
+        schedule = trainer.create_scheduler(given.max_steps, trainer.create_optimizer())
+        rates = []
+        for _ in range(steps):
+            rates.append(schedule.get_last_lr()[0])
+            schedule.optimizer.step()
+            schedule.step()
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    logged = {row["step"]: row["learning_rate"] for row in known["log_history"] if "learning_rate" in row and "step" in row}
+    if wrong := [step for step, rate in logged.items() if abs(rates[step - 1] - rate) > 1e-3 * max(rates)]:
+        raise UsageError(
+            "The arguments are not those of the training.",
+            given=f"a learning rate of {rates[wrong[0] - 1]:.4g} at step {wrong[0]}, where {logged[wrong[0]]:.4g} was logged",
+            accepted="the learning_rate, lr_scheduler_type and warmup that the Trainer was given",
+        )
+    moved = trained(point.model)
+    names = [name for name, parameter in point.model.named_parameters() if id(parameter) in moved]
+    own = dict(base.named_parameters())
+    if absent := [name for name in names if name not in own]:
+        raise UsageError(
+            "It is not known which weights the training began with.",
+            given=f"no {absent[0]} in the base model",
+            accepted="a base with every weight that was trained; of an adapter, one with the adapter as it began",
+        )
+    descent = replace(descent, optimizer=replace(descent.optimizer, clip=given.max_grad_norm))
+    size = given.per_device_train_batch_size
+    start = {name: own[name].detach().clone() for name in names}
+    how = Replay(start, read, np.array(rates), descent, per="token", batch_size=size)
+    return replace(state, learning_rates=how.learning_rates, known=descent, how=how)
+
+
+def _steps_of(trainer: Any, arguments: Any) -> Iterator[list[int]]:
+    """The rows that each step of the Trainer reads, epoch after epoch without end."""
+    loader, epoch = trainer.get_train_dataloader(), 0
+    while True:
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+        batches = [batch["rows"].tolist() for batch in loader]
+        for start in range(0, len(batches), arguments.gradient_accumulation_steps):
+            yield [row for batch in batches[start : start + arguments.gradient_accumulation_steps] for row in batch]
+        epoch += 1
 
 
 def predictions_per_row(point: Point) -> float:

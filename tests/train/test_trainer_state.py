@@ -1,0 +1,137 @@
+"""A training that a plain Trainer made is repeated as far as its files and its arguments tell."""
+
+import json
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from models import llama, randomised, texts, tokenizer
+from transformers import Trainer, TrainingArguments
+
+from whence.config import read_config
+from whence.data import as_rows
+from whence.engine.point import Point
+from whence.engine.queries import encode_queries
+from whence.errors import NumericalError, UsageError
+from whence.models import load_model
+from whence.pipeline import run_pipeline
+from whence.pipeline.retraining import check_run
+from whence.tasks import CausalLM
+from whence.train.retrain import retrain
+from whence.train.state import read_state, repeatable
+from whence.validate.without import Removals
+
+ROWS, TASK = as_rows(texts(11, seed=1)), CausalLM(tokenizer())
+ARGUMENTS = {
+    "gradient_accumulation_steps": 2,
+    "lr_scheduler_type": "cosine",
+    "seed": 7,
+    "weight_decay": 0.1,
+    "max_grad_norm": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("plain")
+    base: Any = randomised(llama())
+    base.save_pretrained(home / "base")
+    tokenizer().save_pretrained(home / "base")
+    items = TASK.encode(ROWS)
+    model: Any = load_model(home / "base")[0]
+
+    def collate(chosen):
+        """As a plain collator pads: labels are the ids, which the model shifts."""
+        ids = [torch.tensor(item.ids) for item in chosen]
+        labels = [torch.tensor(np.where(item.in_loss, item.ids, -100)) for item in chosen]
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "input_ids": pad(ids, True, 0),
+            "attention_mask": pad([torch.ones_like(each) for each in ids], True, 0),
+            "labels": pad(labels, True, -100),
+        }
+
+    given = TrainingArguments(
+        str(home / "out"),
+        per_device_train_batch_size=2,
+        num_train_epochs=3,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_steps=100,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        optim="adamw_torch",
+        **ARGUMENTS,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Trainer(model, given, collate, list(items)).train()  # type: ignore[arg-type]
+    return home
+
+
+def point_of(folder):
+    (checkpoint,) = (folder / "out").glob("checkpoint-*")
+    tokenizer().save_pretrained(checkpoint)
+    return checkpoint, Point(load_model(checkpoint)[0], TASK, ROWS)
+
+
+def test_it_is_repeated(folder):
+    checkpoint, point = point_of(folder)
+    base, before = load_model(folder / "base")[0], torch.random.get_rng_state()
+    found = repeatable(read_state(checkpoint, point), point, base, ARGUMENTS)
+    assert torch.equal(before, torch.random.get_rng_state())
+    queries = encode_queries(TASK, as_rows(texts(2, seed=2)), point.model)
+    weights = np.ones(len(ROWS))
+    weights[3] = 0
+    made = retrain(found, weights, point, queries, together=1)
+    assert made.repeated and made.repeated.drift < 1e-3 and made.repeated.logged == 9
+    assert made.repeated.loss is not None and made.repeated.loss < 1e-3
+    assert np.abs(made.falls).min() > 1e-4
+    other = repeatable(read_state(checkpoint, point), point, base, {**ARGUMENTS, "seed": 8})
+    with pytest.raises(NumericalError, match="does not end at the model"):
+        retrain(other, weights, point, queries, together=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lr_scheduler_type": "linear"}, "was logged"),
+        ({"learning_rate": 2e-2}, "was logged"),
+        ({"learning_rat": 2e-2}, "learning_rat"),
+    ],
+)
+def test_other_arguments_are_noticed(folder, changes, said):
+    checkpoint, point = point_of(folder)
+    with pytest.raises(UsageError, match=said):
+        repeatable(read_state(checkpoint, point), point, load_model(folder / "base")[0], {**ARGUMENTS, **changes})
+
+
+def test_a_run_of_such_a_model_is_retrained(folder, tmp_path):
+    checkpoint, _ = point_of(folder)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    config = {
+        "run": "plain",
+        "model": {"base": str(folder / "base"), "path": str(checkpoint)},
+        "data": {"path": "rows.jsonl"},
+        "prompts": {"items": list(as_rows(texts(2, seed=2)))},
+        "fit": {"examples": "all"},
+        "score": {"queries": "prompts", "check": False},
+        "evaluate": None,
+    }
+    (tmp_path / "whence.yaml").write_text(yaml.safe_dump(config))
+    resolved = read_config(tmp_path / "whence.yaml", environment={})
+    run_pipeline(resolved, ["score"])
+    with pytest.raises(UsageError, match="not known how the model"):
+        check_run(resolved, Removals(rows=1))
+    result, _ = check_run(resolved, Removals(rows=1, draws=1), trainer=(checkpoint, ARGUMENTS))
+    assert result.about["repeated"]["drift"] < 1e-3 and "stand" in result.says[0]
+
+
+def test_without_arguments_it_says_what_to_add(folder):
+    checkpoint, point = point_of(folder)
+    with pytest.raises(UsageError, match="which rows each step read"):
+        read_state(checkpoint, point).replay()
