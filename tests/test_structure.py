@@ -42,6 +42,7 @@ FLOORS = [
         "",
         "demo",
         "evaluate",
+        "finding",
         "funnel",
         "generation",
         "planning",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import json
+import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +20,7 @@ from whence.data.rows import Rows, with_contents
 from whence.errors import StaleArtifact, UsageError
 from whence.progress import note, stage
 from whence.settings import Generate, valid
-from whence.store.digest import digest, fingerprint_code, fingerprint_settings
+from whence.store.digest import canonical_json, digest, fingerprint_code, fingerprint_settings
 from whence.store.files import atomic, locked
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 from whence.store.intact import read_json, sealed
@@ -148,6 +151,60 @@ def _answered(model: Any, task: Any, queries: Rows, max_new_tokens: int) -> Rows
     if prompts:
         note(f"{len(prompts)} of {len(queries)} queries had no completion: {source} [WHENCE-22]")
     return with_contents(queries, contents)
+
+
+def own_questions(
+    model: Any, task: Any, rows: Sequence[Mapping[str, Any]], count: int, seed: int = 0, max_new_tokens: int = 24
+) -> list[dict[str, Any]]:
+    """At most so many prompts like those of the rows, drawn with the seed, with the model's greedy completions.
+
+    The prompt of a text is how it begins, `BEGINNING` words or half of it. Prompts to which the model says nothing, and those
+    that don't fit its context with an answer, are left out. Of several processes the first asks the model.
+    """
+    return dist.on_first(_own_questions, model, task, rows, count, seed, max_new_tokens)
+
+
+BEGINNING = 10
+"""Words of a text that are a prompt."""
+
+
+def _own_questions(
+    model: Any, task: Any, rows: Sequence[Mapping[str, Any]], count: int, seed: int, max_new_tokens: int
+) -> list[dict[str, Any]]:
+    drawn = random.Random(seed).sample(range(len(rows)), len(rows))
+    prompts = dict.fromkeys(canonical_json(prompt) for place in drawn if (prompt := _prompt_like(rows[place])))
+    asked = [json.loads(prompt) for prompt in itertools.islice(prompts, count)]
+    template, size = getattr(task, "chat_template", None), Generate().batch_size
+    found = []
+    with stage("questions", len(asked), "prompts") as advance:
+        for start in range(0, len(asked), size):
+            some = asked[start : start + size]
+            texts = [
+                write(task.tokenizer, template, row["messages"], add_generation_prompt=True)
+                if "messages" in row
+                else row["prompt"]
+                for row in some
+            ]
+            with contextlib.suppress(UsageError):  # a prompt that fills the context
+                answers = generate(
+                    model, task.tokenizer, texts, max_new_tokens, batch_size=size, special_tokens="messages" not in some[0]
+                )
+                pairs = zip(some, answers, strict=True)
+                found += [with_answer(row, answer["completion"]) for row, answer in pairs if answer["completion"]]
+            advance(len(some))
+    return found
+
+
+def _prompt_like(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a row asks, or how it begins; None where it has too few words."""
+    if "messages" in row:
+        turns = row["messages"]
+        last = max((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
+        return {"messages": turns[:last]} if last else None
+    if "prompt" in row:
+        return {"prompt": row["prompt"]} if row["prompt"].strip() else None
+    words = row["text"].split()
+    return {"prompt": " ".join(words[: min(BEGINNING, len(words) // 2)])} if len(words) > 1 else None
 
 
 def save_pairs(path: Path, document: dict[str, Any]) -> None:

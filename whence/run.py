@@ -16,7 +16,9 @@ from __future__ import annotations
 import functools
 import os
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -31,9 +33,10 @@ from whence.data.text import asked as asked_in
 from whence.data.text import written
 from whence.engine.point import Point
 from whence.errors import StaleArtifact, UsageError
+from whence.finding import Finding, find
 from whence.fitting import Curvature, open_factors
-from whence.generation import answered
-from whence.indexing import Index, build_index, open_index
+from whence.generation import answered, own_questions
+from whence.indexing import Index, add_rows, build_index, open_index
 from whence.loading import in_turns, question_like, rows_of, task_of, trained_on
 from whence.methods.base import Request, recipe_named, request_scores
 from whence.models import load_model
@@ -63,6 +66,9 @@ if TYPE_CHECKING:
 
 SETTINGS = "whence.yaml"
 """In the folder of a `whence run`."""
+
+OWN_QUESTIONS, ANSWER_TOKENS = 520, 24
+"""Prompts from the rows that a model answers for the landmarks of its index, and tokens of an answer."""
 
 ASKED = "asked"
 """What is asked of a finished run is kept below it, beside what its stages made."""
@@ -489,13 +495,87 @@ class Run:
         return self._keep(self_influence_at(point, operator, settings, out=out, rerun=rerun), out)
 
     def build_index(
-        self, settings: Indexing | None = None, *, out: str | Path | None = None, rerun: bool = False, **changes: Any
+        self,
+        settings: Indexing | None = None,
+        *,
+        questions: Any = None,
+        out: str | Path | None = None,
+        rerun: bool = False,
+        **changes: Any,
     ) -> Index:
-        """Build the index that `search` reads, in the basis of the factors that are at hand; see `whence.build_index`."""
-        place = {"out": out or self._place("index"), "rerun": rerun}
-        given = {"curvature": self._at_hand(), "n_train": self.n_train, **place}
-        self.index = build_index(self.model, self.task(), self.rows, Indexing.of(settings or Indexing(), changes), **given)
+        """Build the index that `search` and `find` read, with the factors that are at hand; see `whence.build_index`.
+
+        Half of its landmarks are `questions` like those that will be asked (a file, or rows as for `ask`), as far as there are
+        any, and prompts from the rows, with the model's own answers. For landmarks factors are fitted where there are none.
+        """
+        settings, curvature = Indexing.of(settings or Indexing(), changes), self._at_hand()
+        if settings.kind == "landmarks" and curvature is None:
+            curvature = self.fit()
+        given = {"curvature": curvature, "n_train": self.n_train, "out": out or self._place("index"), "rerun": rerun}
+        if curvature is not None and settings.kind != "projections" and settings.dim is None:
+            given["landmarks"] = self._landmarks(questions)
+        self.index = build_index(self.model, self.task(), self.rows, settings, **given)
         return self.index
+
+    def _landmarks(self, questions: Any) -> Any:
+        """Questions for the landmarks of an index: those that were given, answered, and the model's own."""
+        given = list(self.ask(questions, max_new_tokens=ANSWER_TOKENS)) if questions is not None else []
+        task = self.task()
+        if not isinstance(task, CausalLM) or getattr(task, "tokenizer", None) is None or not hasattr(self.model, "generate"):
+            return given
+        return [*given, *own_questions(self.model, task, self.rows, max(0, OWN_QUESTIONS - len(given)))]
+
+    @property
+    def has_index(self) -> bool:
+        """Whether there is an index: one that was named or built, or one in the folder of the run."""
+        return self._index is not None or "index" in vars(self) or _finished(self._place("index"))
+
+    def add_to_index(self, data: Any = None, *, n_train: int | None = None) -> Index:
+        """Add rows to the index of landmarks (default: those of the run); see `whence.indexing.build.add_rows`."""
+        rows = self.rows if data is None else data
+        curvature = self._at_hand() or self.curvature
+        path = self._index or self._place("index") or _unfinished("index", "run.build_index()")
+        self.index = add_rows(path, self.model, self.task(), rows, curvature, n_train=n_train)
+        return self.index
+
+    def find(
+        self,
+        prompt: str,
+        completion: str | None = None,
+        *,
+        contrast: str | None = None,
+        span: str | None = None,
+        max_new_tokens: int = 64,
+        candidates: int = 100,
+        per_answer_token: int = 0,
+        asking: Measured | None = None,
+    ) -> Finding:
+        """Find the rows behind an answer in about a second: a scan of the index for candidates, and their exact scores.
+
+            finding = run.find("Where was Ada Velt born?")
+            finding.rows[0].text, finding.recall, finding.seconds
+
+        Without a completion the model answers. Everything that the next question needs stays in memory. Of the best
+        `per_answer_token` rows there are also scores for each token of the answer by itself.
+
+        Raises UsageError where there is no index of landmarks, StaleArtifact where it is of another model.
+        """
+        asking, began = asking or self.asking, time.perf_counter()
+        index = self.index
+        if index.kind != "landmarks":
+            raise UsageError(
+                "Exact scores are found through an index of landmarks.", given="projections", fix="run.build_index()"
+            )
+        words = {"contrast": contrast, "span": span, "max_new_tokens": max_new_tokens}
+        asked = self.question(prompt, completion, **words)
+        self._answers.pop()  # a long session shall not keep them all
+        answering = time.perf_counter() - began
+        found = find(index, self.point(asking.measurement), self._operator(asking.damping), asked, candidates, per_answer_token)
+        return replace(found, seconds={"answer": answering, **found.seconds})
+
+    @functools.cached_property
+    def _operator(self) -> Any:
+        return functools.cache(lambda damping: self.inverse(damping))
 
     def search(
         self,
@@ -520,7 +600,7 @@ class Run:
         asking = asking or self.asking
         asked = self.question(queries) if isinstance(queries, str) else self._asked(queries)
         operator = None if plain else self.inverse(asking.damping, absolute=absolute_damping)
-        if self._index is None and "index" not in vars(self) and not _finished(self._place("index")):
+        if not self.has_index:
             self.build_index()
         index, task = self.index, self.task(asking.measurement)
         if self._has_rows and index.provenance and self.rows.fingerprint != index.provenance["data"]["fingerprint"]:

@@ -467,12 +467,18 @@ class Through(Section):
 
 
 class Index(Numeric):
-    """The index of projected gradients."""
+    """The index."""
 
-    dim: Count = setting(16, "Numbers per side to which the gradient of a module is projected.")
+    kind: Literal["landmarks", "projections"] | None = setting(
+        None, "Codes of its rows; default: landmarks where there are factors and no dim is said."
+    )
+    bytes: Annotated[float, Ge(0.25), Le(16)] = setting(1.0, "KiB per row of landmarks and signs, 0.25 to 16.", metavar="KIB")
+    damping: AtLeastZero = setting(0.1, "That of the searches; landmarks serve no other.")
+    dim: Count | None = setting(None, "Numbers per side to which the gradient of a module is projected; default: 16.")
     modules: Modules = setting(None, *MODULES)
     seed: Seed = setting(0, SEED)
     kept: Literal["int8", "float16", "float32"] = setting("int8", "Number format of the rows.")
+    rank: Count | Literal["full", "auto"] = setting("auto", "Rank of the landmarks' gradients: a number, full or auto.")
     operands: Dtype = setting("float32", OPERANDS)
     products: Products = setting("auto", PRODUCTS)
     batch_tokens: Count | None = setting(None, BATCH_TOKENS)

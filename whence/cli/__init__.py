@@ -51,6 +51,8 @@ COMMANDS = {
     "diff": "whence.cli.compare:diff",
     "index build": "whence.cli.index:build",
     "index search": "whence.cli.index:search",
+    "index add": "whence.cli.index:add",
+    "ask": "whence.cli.ask:ask",
     "evaluate benchmark": "whence.cli.evaluate:benchmark",
     "evaluate compare": "whence.cli.evaluate:compare",
     "validate": "whence.cli.validate:validate",
@@ -62,7 +64,7 @@ COMMANDS = {
 }
 """Where each command lives; a name of two words ("data preview") makes a group."""
 
-SHARED = {"fit", "score", "compare", "trace", "run", "index build"}
+SHARED = {"fit", "score", "compare", "trace", "run", "index build", "index add"}
 """Commands whose work several processes share out."""
 
 HELP = """Which training examples made the model say that, by how much, and how far can you trust the answer?

@@ -1,9 +1,9 @@
-"""Keep the projected gradients of all training rows, and search them without another pass over the data."""
+"""Keep what all training rows taught in a few bytes each, and search it without another pass over the data."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from whence.cli.options import QUERY_COLUMNS, Session
 from whence.cli.trace import LOWERING, Answer
 from whence.errors import UsageError
 from whence.settings import AtLeastZero, Count, Data, Index, Measured, Section, Weights, setting
+
+if TYPE_CHECKING:
+    from whence.indexing import Index as Built
 
 MaxLength = Annotated[
     int | None,
@@ -54,14 +57,22 @@ def build(
     factors: Annotated[
         Path | None,
         typer.Option(
-            "--factors", "-f", help="Factors of the model: project in their basis, for less noise in searches with them."
+            "--factors", "-f", help="Factors of the model: for landmarks, or to project in their basis with less noise."
         ),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option("--questions", help="Questions like those that will be asked: landmarks; prompts are answered first."),
     ] = None,
     max_length: MaxLength = None,
     weights: Weights,
     session: Session,
 ) -> None:
-    """Project the gradient of every training row to a few numbers per module, once for all searches.
+    """Code what every training row taught in a few bytes, once for all searches.
+
+    With factors the codes are the rows' influence on landmark questions (half of them yours or the model's own answers, half
+    rows), and signs of what these leave of them; recall is measured with questions held out. Without factors, or with --kind
+    projections, they are random projections of the gradients.
 
     The work is saved as it goes: the same command goes on after a kill, and does nothing when all is done. Several processes
     share it out (torchrun).
@@ -69,24 +80,69 @@ def build(
     \b
     Examples
       whence index build ./model --data train.jsonl --out runs/a/index
-      whence index build ./model --data train.jsonl --factors runs/a/factors --dim 32 --out runs/a/index
+      whence index build ./model --data train.jsonl --factors runs/a/factors --bytes 2 --out runs/a/index
       torchrun --nproc-per-node 2 -m whence index build ./model --data train.jsonl --out runs/a/index
     """
-    from whence.cli.console import print_json, say, start
+    from whence.cli.console import say, start
     from whence.escapes import command
     from whence.run import Run
 
     with start(session, 1):
         run = Run(model, data, weights, said=said(), factors=factors)
-        index = run.build_index(settings, out=out, rerun=session.rerun)
-    about, files = index.about, sum(file.stat().st_size for file in out.glob("*") if file.is_file())
+        index = run.build_index(settings, questions=questions, out=out, rerun=session.rerun)
+    _said(index, out, session)
     if session.as_json:
-        print_json({"index": str(out), "rows": len(index), "bytes": files, **about})
         return
-    modules = f"{len(about['modules'])} modules, {about['share']:.1%} of the parameters"
-    say(f"{out}: {len(index):,} rows of {modules}, {about['dim']} x {about['dim']} {about['kept']} each; {files / 1e6:,.1f} MB")
     with_factors = ("--factors", factors) if factors else ()
     say(f"next: {command('whence', 'index', 'search', out, model, *with_factors, '-q', 'QUESTION')}")
+
+
+def add(
+    *,
+    path: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that whence index build made.")],
+    model: options.Model,
+    data: Data,
+    factors: Annotated[Path, typer.Option("--factors", "-f", help="The factors of the index.")],
+    max_length: MaxLength = None,
+    weights: Weights,
+    session: Annotated[Session, Without("rerun")],
+) -> None:
+    """Add training rows to an index of landmarks.
+
+    They are coded as if they had been there from the start. Files of the index stay as they are; the same command goes on
+    after a kill, and does nothing when all is done.
+
+    \b
+    Examples
+      whence index add runs/a/index ./model --data more.jsonl --factors runs/a/factors
+    """
+    from whence.cli.console import start
+    from whence.run import Run
+
+    with start(session, 1):
+        index = Run(model, data, weights, said=said(), factors=factors, index=path).add_to_index()
+    _said(index, path, session)
+
+
+def _said(index: Built, out: Path, session: Session) -> None:
+    """Say what an index is, and what a scan of it recalls."""
+    from whence.cli.console import print_json, say
+
+    about, files = index.about, sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    if session.as_json:
+        recall = {f"{k} in 2%": index.recall(k, len(index) // 50) for k in (10, 100)} if index.measured["places"] else None
+        print_json({**about, "index": str(out), "rows": len(index), "bytes": files, "recall": recall})
+        return
+    modules = f"{len(about['modules'])} modules, {about['share']:.1%} of the parameters"
+    codes = (
+        f"{about['dim']} x {about['dim']} {about['kept']} each"
+        if index.kind == "projections"
+        else (f"{about['bytes']:,} bytes each: {about['landmarks']:,} landmarks, {about['signs']:,} signs")
+    )
+    say(f"{out}: {len(index):,} rows of {modules}, {codes}; {files / 1e6:,.1f} MB")
+    if held_out := len(index.measured["places"]):
+        found = " and ".join(f"{index.recall(k, len(index) // 50):.0%} of the exact top {k}" for k in (10, 100))
+        say(f"of {held_out} questions held out, the best 2 % of a scan hold {found}")
 
 
 def search(
@@ -108,8 +164,8 @@ def search(
 ) -> None:
     """Find the training rows with the largest effect on an answer, by one scan over an index.
 
-    Effects are estimates from projections: right on average, noisy one by one, good for finding candidates. --exact scores the
-    candidates again and shows what is exact. A prompt without a completion is answered by the model first.
+    Effects are estimates, good for finding candidates. --exact scores the candidates again and shows what is exact. A prompt
+    without a completion is answered by the model first.
 
     Sign and unit: "raises +0.021 nats" is the slope of log p(answer) at these weights, per copy of the row: one more copy
     raises it by about that while the value is small. "at most +0.005" marks a slope that is more than log p can still rise.
@@ -146,11 +202,16 @@ def search(
         )
         opened = run.index
     ranking, numbers = Ranking(found, norm, top, LOWERING, coloured()), list(range(len(found.queries)))
-    size = f"{opened.about['dim']} x {opened.about['dim']} numbers per module"
+    about = opened.about
+    size = (
+        f"projections ({about['dim']} x {about['dim']} numbers per module)"
+        if opened.kind == "projections"
+        else f"an index ({about['landmarks']:,} landmarks, {about['signs']:,} signs)"
+    )
     says = (
         f"exact scores of the {found.shape[1]:,} rows that have the {checked.exact} highest and lowest estimates of a query"
         if checked.exact
-        else f"estimates from projections ({size}): candidates, not verdicts"
+        else f"estimates from {size}: candidates, not verdicts"
     )
     if session.as_json:
         made = document(ranking, numbers, None)

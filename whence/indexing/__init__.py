@@ -1,6 +1,6 @@
-"""An index of projected gradients: what a training example taught, in a few kilobytes."""
+"""An index: what every training example taught, in a kilobyte or so."""
 
-from whence.indexing.build import build_index
+from whence.indexing.build import add_rows, build_index
 from whence.indexing.index import Index, open_index
 
-__all__ = ["Index", "build_index", "open_index"]
+__all__ = ["Index", "add_rows", "build_index", "open_index"]

@@ -1,39 +1,59 @@
-"""Build an index: one pass over the training data, forward and backward, with every gradient projected as it arises."""
+"""Build an index: one pass over the training data, forward and backward, with every gradient coded as it arises."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from whence import dist
-from whence.coverage import Coverage
+from whence.coverage import Coverage, Site
+from whence.data.content import content_id
 from whence.data.rows import Rows
 from whence.engine.autograd import check_rows
 from whence.engine.partition import data_chunks, keep
 from whence.engine.passes import ByChunk, run_pass
 from whence.engine.point import Point, warn_if_thin
 from whence.engine.probe import settle_products
-from whence.errors import UsageError
+from whence.engine.queries import encode_queries
+from whence.engine.stream import identify
+from whence.errors import TruncatedQueryError, UsageError
 from whence.fitting.curvature import Curvature
-from whence.indexing.index import EXAMPLES, MAPS, ROWS, Index, open_index
-from whence.indexing.rows import ProjectedRows
+from whence.indexing.directions import Directions, Whitened, make_directions, open_directions, settled
+from whence.indexing.index import ADDED, EXAMPLES, MAPS, RECALL, ROWS, Index, added_to, open_index
+from whence.indexing.rows import LandmarkRows, ProjectedRows
 from whence.operators import BlockDiagonal
 from whence.operators.projection import in_eigenbasis, random_projection
 from whence.precision import Products, multiplying
 from whence.progress import note
 from whence.settings import Index as Settings
-from whence.store.digest import fingerprint_code
+from whence.store.digest import fingerprint_code, plain
 from whence.store.fingerprint import fingerprint_operator
-from whence.store.manifest import Folder
+from whence.store.manifest import Folder, within
 from whence.store.memory import Memory, work
 from whence.store.scores import describe_rows
 from whence.tasks.base import Task
 
+if TYPE_CHECKING:
+    import pandas
+
 DAMPING = 0.1
-"""Of the inverse that gradients are whitened with, relative to each module's mean eigenvalue; it decides the noise alone."""
+"""Of the inverse that projected gradients are whitened with, relative to each module's mean eigenvalue; it decides noise."""
+
+DIM = 16
+
+HELD_OUT = 16
+"""Questions like the landmarks that recall is measured with; of few questions a quarter."""
+
+MOST = 1024
+"""Landmarks; the other bytes of a row are signs."""
+
+SCALES = 8
+"""Bytes of a row beside its codes and signs: a scale for each."""
 
 
 def build_index(
@@ -43,18 +63,28 @@ def build_index(
     settings: Settings = Settings(),
     *,
     curvature: Curvature | None = None,
+    landmarks: Any = (),
     n_train: int | None = None,
     out: str | Path | None = None,
     rerun: bool = False,
     **changes: Any,
 ) -> Index:
-    """Project the gradient of every training example's log-likelihood to `dim x dim` numbers per module, and keep them.
+    """Code the gradient of every training example's log-likelihood in a few hundred numbers, and keep them.
 
-    `index.search(model, task, queries)` then estimates `score(...)` for any queries without a pass over the data. The
-    projections are random signs drawn with `seed`; a side of at most `dim` inputs or outputs is kept as it is. With
-    `curvature` the gradients are projected in its eigenbasis, whitened, which makes searches with its inverse less
-    noisy. `kept` is the format of the rows: int8 with a scale per module, float16 with one per row, or float32.
-    `precision.scores` is the format that gradients are projected in.
+    `index.search(model, task, queries, operator)` then estimates `score(...)` for any queries without a pass over the data.
+
+    `kind` "landmarks": one half of the `bytes` (in KiB per row) holds the example's influence on landmark questions, by
+    `curvature.inverse(damping)`, the other half signs of what these leave of it (`whence.indexing.directions`). Half of the
+    questions are `landmarks`, with their answers, as far as there are so many, the others training rows. Those most like what
+    will be asked serve best (`whence.run.Run.build_index` lets the model answer some). A few are held out to measure
+    `index.recall(k, among)`. Their gradients stay in the folder, at `rank`.
+
+    `kind` "projections": the codes are `dim x dim` numbers per module, by random signs drawn with `seed`; a side of at most
+    `dim` inputs or outputs is kept as it is. With `curvature` the gradients are projected in its eigenbasis, whitened, which
+    makes searches with its inverse less noisy. They serve any operator.
+
+    `kept` is the format of the rows: int8 with a scale per module or row, float16 with one per row, or float32.
+    `precision.scores` is the format that gradients are coded in.
 
     These are settings (`whence.settings.Index`), given as keywords or as one value; the others are those of `score`.
     `n_train` rows were trained on, if `data` is not all of them: what searches divide by. A killed build resumes after
@@ -69,6 +99,14 @@ def build_index(
             accepted="what whence.fit or whence.open_factors returned, without .inverse(...), which belongs to searches",
             fix="curvature=whence.open_factors(FOLDER)",
         )
+    kind = settings.kind or ("landmarks" if curvature and settings.dim is None else "projections")
+    if kind == "landmarks" and curvature is None:
+        raise UsageError(
+            "Influence on landmarks needs factors.",
+            accepted="factors of the same model",
+            fix="--factors FOLDER (curvature=whence.open_factors(FOLDER)), or --kind projections",
+        )
+    settings = settings.changed(kind=kind, dim=(settings.dim or DIM) if kind == "projections" else None)
     if not out:
         settings = settings.changed(chunks=1)
     point = Point(model, task, data, batch_tokens=settings.batch_tokens)
@@ -78,12 +116,14 @@ def build_index(
     examples = point.examples
     if not examples.usable:
         raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)
+    asked = dist.from_first(landmarks if kind == "landmarks" else ())
 
     def provenance() -> dict[str, Any]:
         return {
             "stage": "index",
             **point.provenance(),
             "curvature": fingerprint_operator(curvature.operator) if curvature else None,
+            **({"landmarks": identify(asked)[1]} if len(asked) else {}),
             "settings": {**settings.deciding(), "modules": sorted(coverage.sites)},
             "code": fingerprint_code(),
         }
@@ -95,16 +135,23 @@ def build_index(
         if settings.check:
             check_rows(folder, point, coverage.sites)
         saved = ByChunk(data_chunks(examples.usable, examples.sizes, settings.chunks), folder, ROWS)
-        products = _write_rows(folder, saved, point, coverage, settings, curvature)
-        copies = examples.rows.copies if isinstance(examples.rows, Rows) else None
-        table = describe_rows(examples.rows, examples.ids, examples.sizes, copies)
+        if kind == "landmarks":
+            assert curvature is not None
+            operator = curvature.inverse(settings.damping)
+            if not isinstance(operator, BlockDiagonal):
+                raise UsageError(f"There are no landmarks by {operator.label}.", fix="--kind projections (kind='projections')")
+            own = _write_landmarks(folder, saved, point, coverage, settings, operator, asked)
+        else:
+            own = {"dim": settings.dim, "products": _write_rows(folder, saved, point, coverage, settings, curvature)}
+        table = _described(point)
         about = {
-            "dim": settings.dim,
+            "kind": kind,
+            **own,
             "seed": settings.seed,
             "kept": settings.kept,
             "chunks": len(saved.chunks),
-            "products": products,
             "curvature": curvature.operator.label if curvature else None,
+            "rows": len(examples),
             "examples": len(examples.usable),
             "positions": sum(examples.sizes),
             **({"n_train": n_train} if n_train else {}),
@@ -112,10 +159,82 @@ def build_index(
             "coverage": str(coverage),
             "modules": {name: list(site.shape) for name, site in coverage.sites.items()},
         }
+        index = Index(folder, table, about)
+        if kind == "landmarks":
+            folder.write_json(RECALL, index.measure())
         if isinstance(folder, Folder):
             folder.save_table(EXAMPLES, table)
         folder.finish({"about": about})
-        return Index(folder, table, about)
+        return index
+
+
+def add_rows(
+    path: str | Path,
+    model: nn.Module,
+    task: Task,
+    data: Any,
+    curvature: Curvature,
+    *,
+    n_train: int | None = None,
+    chunks: int = 8,
+    batch_tokens: int | None = None,
+) -> Index:
+    """Add training rows to a finished index of landmarks: the same codes as if they had been there from the start.
+
+    They lie in a folder of their own in that of the index, whose files stay as they are, and recall is measured anew. A killed
+    call resumes; rows that were added already are not added again. `n_train` rows were trained on (default: those of the index
+    and these).
+
+    Raises StaleArtifact for another model or other factors, UsageError for an index of projections, and what `build_index`
+    raises.
+    """
+    index, home = open_index(path), Folder.open(within(path, "index"))
+    if index.kind != "landmarks":
+        raise UsageError("Rows are added to an index of landmarks.", given="projections", fix="build it again, with all rows")
+    operator = index.check_operator(curvature.inverse(index.about["damping"]))
+    index.check(model, task)
+    point = Point(model, task, data, batch_tokens=batch_tokens)
+    examples, sites = point.examples, point.cover(list(index.about["modules"])).sites
+    if not examples.usable:
+        raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)
+
+    def provenance() -> dict[str, Any]:
+        own = {"index": home.identity, "n_train": n_train, "chunks": chunks}
+        return {"stage": "rows of an index", **own, **point.provenance(), "code": fingerprint_code()}
+
+    earlier = added_to(home)
+    for part in earlier:
+        if Folder.open(part).provenance["data"] == plain(point.provenance()["data"]):
+            note(f"{part} has these rows: nothing to add")
+            return index
+    if doubled := sorted(set(examples.ids) & set(index.examples["id"])):
+        raise UsageError(
+            f"{len(doubled):,} of the rows are in the index.", given=", ".join(doubled[:5]), fix="add new rows alone"
+        )
+    with work(home.path / f"{ADDED}-{len(earlier):04d}", provenance) as folder:
+        assert isinstance(folder, Folder)
+        saved = ByChunk(data_chunks(examples.usable, examples.sizes, chunks), folder, ROWS)
+        directions = open_directions(home, index.about["signs"], index.about["seed"])
+        with multiplying(index.about["products"], point.device):
+            _code(saved, point, sites, directions, operator)
+        about = {
+            "chunks": len(saved.chunks),
+            "rows": len(examples),
+            "examples": len(examples.usable),
+            "positions": sum(examples.sizes),
+            "n_train": n_train or index.n_train + len(examples.usable),
+        }
+        folder.save_table(EXAMPLES, _described(point))
+        folder.write_json(RECALL, index.with_rows(folder, about).measure())
+        folder.finish({"about": about})
+    return open_index(path)
+
+
+def _described(point: Point) -> pandas.DataFrame:
+    """The table of the rows."""
+    examples = point.examples
+    copies = examples.rows.copies if isinstance(examples.rows, Rows) else None
+    return describe_rows(examples.rows, examples.ids, examples.sizes, copies)
 
 
 def _cover(point: Point, modules: str | Sequence[str] | None, curvature: Curvature | None) -> Coverage:
@@ -145,7 +264,7 @@ def _write_rows(
     precision, sites = settings.precision, coverage.sites
     inverse = curvature.inverse(DAMPING) if curvature else None
     products = dist.on_first(settle_products, folder, precision, point, sites, point.examples.usable, inverse)
-    projection = random_projection({name: site.shape for name, site in sites.items()}, settings.dim, settings.seed)
+    projection = random_projection({name: site.shape for name, site in sites.items()}, settings.dim or DIM, settings.seed)
     if isinstance(inverse, BlockDiagonal):
         projection, queries = in_eigenbasis(projection, inverse)
         keep(folder, MAPS, {f"{side}/{n}": m for side in ("out", "into") for n, m in getattr(queries, side).items()})
@@ -154,3 +273,61 @@ def _write_rows(
     with multiplying(products, point.device):
         run_pass(point, sites, point.examples, point.likelihood, sink, "index", saved)
     return products
+
+
+def _write_landmarks(
+    folder: Folder | Memory,
+    saved: ByChunk,
+    point: Point,
+    coverage: Coverage,
+    settings: Settings,
+    operator: BlockDiagonal,
+    given: Sequence[Any],
+) -> dict[str, Any]:
+    """Write the rows that are not there yet, and the landmarks; returns what there is to say of them."""
+    precision, sites = settings.precision, coverage.sites
+    products = dist.on_first(settle_products, folder, precision, point, sites, point.examples.usable, operator)
+    size = int(1024 * settings.bytes) - SCALES
+    count = min(MOST, size // 2)
+    questions = dist.from_first(_questions(point, given, count + HELD_OUT, settings.seed))
+    asked = encode_queries(point.task, questions, point.model)
+    held_out = min(HELD_OUT, len(asked) // 4)
+    landmarks = len(asked) - held_out
+    if landmarks < count:
+        note(f"{landmarks:,} landmarks instead of {count:,}: there are no more rows and questions")
+    signs, seed = 8 * (size - landmarks), settings.seed
+    with multiplying("float32", point.device):
+        directions = make_directions(folder, point, sites, asked, held_out, operator, signs, settings.rank, seed)
+    with multiplying(products, point.device):
+        _code(saved, point, sites, directions, operator)
+    return {
+        "bytes": size + SCALES,
+        "landmarks": landmarks,
+        "signs": signs,
+        "held_out": held_out,
+        "rank": settled(settings.rank, landmarks, sites),
+        "damping": settings.damping,
+        "operator": fingerprint_operator(operator),
+        "products": products,
+    }
+
+
+def _code(saved: ByChunk, point: Point, sites: Mapping[str, Site], directions: Directions, operator: BlockDiagonal) -> None:
+    """Code the rows that are not there yet."""
+    sink = LandmarkRows(directions, Whitened(operator), point.examples.sizes, point.like)
+    run_pass(point, sites, point.examples, point.likelihood, sink, "index", saved)
+
+
+def _questions(point: Point, given: Sequence[Any], count: int, seed: int) -> list[Any]:
+    """So many different questions in random order: half of them given, if there are so many, and training rows that fit."""
+    draw = random.Random(seed)
+    rows = [point.rows[place] for place in point.examples.usable]
+    found: dict[str, Any] = {}
+    every = [(row, count // 2) for row in draw.sample(list(given), len(given))]
+    for row, most in (*every, *((row, count) for row in draw.sample(rows, len(rows)))):
+        if len(found) >= most:
+            continue
+        with contextlib.suppress(TruncatedQueryError):
+            point.task.encode_queries([row])
+            found.setdefault(content_id(row), row)
+    return draw.sample(list(found.values()), len(found))

@@ -1,10 +1,11 @@
-"""A finished index and its search: the queries' gradients, projected the same way, against every row."""
+"""A finished index and its search: what the queries are in the terms of its codes, against every row."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,19 @@ from torch import Tensor, nn
 
 from whence.coverage import Site
 from whence.engine.point import Point
-from whence.engine.queries import encode_queries, precondition, refuse_infinite
+from whence.engine.queries import Queries, encode_queries, precondition, refuse_infinite
 from whence.errors import StaleArtifact, TokenizerMismatch, UsageError
+from whence.indexing.directions import AT_A_TIME, Directions, Whitened, open_directions
 from whence.indexing.rows import expand
-from whence.operators import Operator, Projection
+from whence.linalg.scan import digits, in_blocks, int8_products, planes, sign_products
+from whence.operators import BlockDiagonal, Operator, Projection
 from whence.operators.projection import random_projection
 from whence.precision import multiplying
 from whence.scoring.checks import check_operator, check_scores
 from whence.scoring.results import measured
 from whence.settings import Count, valid
-from whence.store.fingerprint import Glance
+from whence.store.fingerprint import Glance, fingerprint_operator
+from whence.store.intact import MANIFEST
 from whence.store.manifest import Folder, differences, refuse_other_kind, within
 from whence.store.memory import Memory
 from whence.store.scores import Scores
@@ -32,23 +36,51 @@ from whence.tasks.base import Task
 if TYPE_CHECKING:
     import pandas
 
-MAPS, ROWS, EXAMPLES = "query-projection", "rows", "examples.parquet"
+MAPS, ROWS, EXAMPLES, RECALL = "query-projection", "rows", "examples.parquet", "recall.json"
+ADDED = "added"
+"""Rows that came later lie in folders of this name with a number, in that of the index."""
+WEIGHT = 0.5
+"""Of what signs say, where no question was held out to measure it."""
+
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 64 * 2**20}
 """Memory for the rows that a search holds at a time: what stays in a core's cache, or keeps a GPU busy."""
 
 
 class Index:
-    """Projected gradients of all training examples, read block by block from where they lie."""
+    """Codes of all training examples, read block by block from where they lie.
 
-    def __init__(self, folder: Folder | Memory, examples: pandas.DataFrame, about: dict[str, Any]):
+    They are influences on landmark questions, or projected gradients (`about["kind"]`).
+    """
+
+    def __init__(
+        self,
+        folder: Folder | Memory,
+        examples: pandas.DataFrame,
+        about: dict[str, Any],
+        built: Mapping[str, Any] | None = None,
+        added: Sequence[tuple[Folder, Mapping[str, Any]]] = (),
+    ):
         self.examples = examples
         """One row per training example: id, source, copies, tokens, text."""
         self.about = about
-        """How it was built: dim, seed, format of the rows, modules, share of the parameters, examples and positions."""
-        self._folder = folder
+        """How it was built: kind, seed, format of the rows, modules, share of the parameters, examples and positions."""
+        self._folder, self._built, self._added = folder, built or about, added
+        """Where it is and how it was built, and the same of rows that were added since."""
         self._asked: tuple[Point, Glance, dict[str, Any]] | None = None
         """The model and the task that were searched with last, and what they looked like."""
-        self.widths = [math.prod(min(side, about["dim"]) for side in shape) for shape in about["modules"].values()]
+        self.seconds: dict[str, float] = {}
+        """What the gradients of the last search's queries took, and the scan."""
+        self._operator: Operator | None = None
+        """The one that was last found to be that of the landmarks."""
+        shapes, dim = about["modules"].values(), about.get("dim", 0)
+        self.widths = (
+            [about["landmarks"]] if "landmarks" in about else [math.prod(min(n, dim) for n in each) for each in shapes]
+        )
+
+    @property
+    def kind(self) -> str:
+        """Of its codes: "landmarks" or "projections"."""
+        return self.about.get("kind", "projections")
 
     @property
     def n_train(self) -> int:
@@ -59,7 +91,12 @@ class Index:
         return len(self.examples)
 
     def __repr__(self) -> str:
-        return f"Index({len(self)} examples, {len(self.about['modules'])} modules, dim={self.about['dim']})"
+        codes = (
+            f"{self.about['landmarks']:,} landmarks, {self.about['signs']:,} signs"
+            if self.kind == "landmarks"
+            else f"dim={self.about['dim']}"
+        )
+        return f"Index({len(self)} examples, {len(self.about['modules'])} modules, {codes})"
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -80,7 +117,54 @@ class Index:
 
     @functools.cached_property
     def _shards(self) -> list[dict[str, Tensor]]:
-        return [self._folder.load(f"{ROWS}-{number:04d}") for number in range(self.about["chunks"])]
+        found, before = [], 0
+        for folder, about in [(self._folder, self._built), *self._added]:
+            parts = [folder.load(f"{ROWS}-{number:04d}") for number in range(about["chunks"])]
+            found += [part | {"indices": part["indices"] + before} for part in parts] if before else parts
+            before += about.get("rows", 0)
+        return found
+
+    def with_rows(self, folder: Folder, about: Mapping[str, Any]) -> Index:
+        """The index with the rows in a folder of their own."""
+        import pandas
+
+        table = pandas.concat([self.examples, folder.read_table(EXAMPLES)], ignore_index=True)
+        sums = {key: self.about[key] + about[key] for key in ("rows", "examples", "positions")}
+        both = self.about | sums | {"n_train": about["n_train"]}
+        return Index(self._folder, table, both, self._built, [*self._added, (folder, about)])
+
+    @functools.cached_property
+    def _directions(self) -> Directions:
+        return open_directions(self._folder, self.about["signs"], self.about["seed"])
+
+    @functools.cached_property
+    def measured(self) -> dict[str, Any]:
+        """What the questions held out say of a scan.
+
+        "places" `[H, 100]`, or fewer rows: where it puts those that exact scores put first, from 0; "weight": what signs count.
+        Of projections nothing is known.
+        """
+        folder = self._added[-1][0] if self._added else self._folder
+        return folder.read_json(RECALL) if self.kind == "landmarks" else {"places": [], "weight": 0.0}
+
+    def recall(self, k: int, among: int) -> float:
+        """Share of the `k` best rows of a question that are among the best so many of the scan; mean of those held out."""
+        places = np.array(self.measured["places"])
+        return float((places[:, :k] < among).mean()) if places.size else float("nan")
+
+    def measure(self, best: int = 100) -> dict[str, Any]:
+        """Scan for the questions held out, and compare with their exact scores, which were filed with the codes."""
+        directions = self._directions
+        if not directions.held_out:
+            return {"places": [], "weight": WEIGHT}
+        along_HN, rest_HN = (part.astype(np.float64) for part in self._scan_parts(*directions.coded(directions.held_out)))
+        exact_HN = np.zeros_like(along_HN)
+        for shard in self._shards:
+            exact_HN[:, shard["indices"].numpy()] = shard["exact"].numpy().T
+        weight = float(((exact_HN - along_HN) * rest_HN).sum() / np.square(rest_HN).sum().clip(min=1e-300))
+        rows_HK = np.argsort(-exact_HN, axis=1, kind="stable")[:, :best]
+        places_HN = np.argsort(np.argsort(-(along_HN + weight * rest_HN), axis=1, kind="stable"), axis=1)
+        return {"places": np.take_along_axis(places_HN, rows_HK, 1).tolist(), "weight": weight}
 
     @functools.cached_property
     def _ids(self) -> list[str]:
@@ -101,9 +185,10 @@ class Index:
     ) -> Scores:
         """Estimate what `whence.score(model, task, queries, data, operator)` gives, without a pass over the data.
 
-        `raw` is the inner product of the projected gradients: an unbiased estimate of `grad m(query)^T operator grad log
-        p(example)`, with None for the gradient dot product. `.top(query, k)` ranks, `.normalised("cosine")` divides by
-        the norms of both rows. The operator is usually `curvature.inverse(damping=0.1)` and acts on the queries alone.
+        `raw` estimates `grad m(query)^T operator grad log p(example)`. With landmarks, the operator is the one that the index
+        was built with. With projections it is any, or None for the gradient dot product; `raw` is then the inner product of
+        the projected gradients, which is right on average. `.top(query, k)` ranks, `.normalised("cosine")` divides by the norms
+        of both sides.
 
         The model is hashed at the first search, and again only where it seems to have changed.
 
@@ -115,18 +200,12 @@ class Index:
         if batch_tokens is not None:
             point.batch_tokens = valid(Count, batch_tokens, "batch_tokens")
         asked = encode_queries(task, queries, model)
-        mapped = self._queries if operator is None else self._queries @ operator
         with multiplying("float32", point.device):
-            found = precondition(point, asked, self._sites(point, operator), mapped)
-        rows_QD = torch.cat([found.gradients[name].dense().w_BOI.flatten(1) for name in self.about["modules"]], 1).float()
-        norms_Q = torch.linalg.vector_norm(rows_QD, dim=1).cpu()
-        refuse_infinite(norms_Q)
-        raw, norms = self.scan(rows_QD)
+            raw, norms, columns = self._search(point, asked, operator)
         check_scores(raw, self._ids)
-        columns = {"measured": found.measured, "norm": norms_Q, "energy": float("nan")}
         about = {
             "operator": "identity" if operator is None else operator.label,
-            "projected": self.about["dim"],
+            **({"landmarks": self.about["landmarks"]} if self.kind == "landmarks" else {"projected": self.about["dim"]}),
             "modules": len(self.about["modules"]),
         }
         return Scores(
@@ -137,6 +216,70 @@ class Index:
             about={**measured(point), **about},
             norms={"gradient": norms},
         )
+
+    def _search(self, point: Point, asked: Queries, operator: Operator | None) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """Scores `[Q, N]`, norms of the rows, and what is known of the queries."""
+        if self.kind == "landmarks":
+            return self._search_landmarks(point, asked, self.check_operator(operator))
+        mapped = self._queries if operator is None else self._queries @ operator
+        found = precondition(point, asked, self._sites(point, operator), mapped)
+        rows_QD = torch.cat([found.gradients[name].dense().w_BOI.flatten(1) for name in self.about["modules"]], 1).float()
+        norms_Q = torch.linalg.vector_norm(rows_QD, dim=1).cpu()
+        refuse_infinite(norms_Q)
+        return *self.scan(rows_QD), {"measured": found.measured, "norm": norms_Q, "energy": float("nan")}
+
+    def _search_landmarks(
+        self, point: Point, asked: Queries, operator: BlockDiagonal
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        raw, parts, whitened = np.zeros((len(asked), len(self)), np.float32), [], Whitened(operator.to(point.like))
+        sites, self.seconds = self._sites(point, operator), {"query": 0.0, "scan": 0.0}
+        for start in range(0, len(asked), AT_A_TIME):
+            began = time.perf_counter()
+            found = precondition(point, asked.take(slice(start, start + AT_A_TIME)), sites, whitened)
+            parts.append(found.columns() | {"measured": found.measured})
+            refuse_infinite(parts[-1]["norm"])
+            host = {name: gradient.to("cpu") for name, gradient in found.gradients.items()}
+            coded = self._directions.coded(host)
+            known = time.perf_counter()
+            along, rest = self._scan_parts(*coded)
+            raw[start : start + len(along)] = along + np.float32(self.measured["weight"]) * rest
+            self.seconds["query"] += known - began
+            self.seconds["scan"] += time.perf_counter() - known
+        norms = np.zeros(len(self), np.float32)
+        for shard in self._shards:
+            norms[shard["indices"].numpy()] = shard["norm"].numpy()
+        joined = {key: torch.cat([part[key] for part in parts]) for key in ("measured", "norm")}
+        return raw, norms, joined | {"energy": float("nan")}
+
+    def _scan_parts(self, along_QJ: Tensor, rest_QK: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """What the landmarks say of every row, `[Q, N]`, and what the signs say of the rest."""
+        found = np.zeros((2, len(along_QJ), len(self)), np.float32)
+        numbers, bits = digits(along_QJ), planes(rest_QK)
+        for shard in self._shards:
+            places = shard["indices"].numpy()
+
+            def scan(block: slice, shard: dict[str, Tensor] = shard, places: np.ndarray = places) -> None:
+                along = int8_products(shard["codes"][block], numbers) * shard["scale"][block, 0]
+                found[0][:, places[block]] = along.numpy()
+                found[1][:, places[block]] = (sign_products(shard["signs"][block], bits) * shard["size"][block]).numpy()
+
+            in_blocks(scan, len(places))
+        return found[0], found[1]
+
+    def check_operator(self, operator: Operator | None) -> BlockDiagonal:
+        """Raise StaleArtifact unless it is the operator in whose coordinates the landmarks are."""
+        if isinstance(operator, BlockDiagonal) and operator is self._operator:
+            return operator
+        built = self.about["operator"]
+        if not isinstance(operator, BlockDiagonal) or fingerprint_operator(operator) != built:
+            raise StaleArtifact(
+                "The landmarks of the index are those of another operator.",
+                given="none" if operator is None else operator.label,
+                accepted=f"{built['label']}, of the same factors",
+                fix="search with these factors and this damping, or build another index (projections take any operator)",
+            )
+        self._operator = operator
+        return operator
 
     def check(self, model: nn.Module, task: Task) -> Point:
         """Raise StaleArtifact unless this was built from `model`, TokenizerMismatch unless `task` reads text as then.
@@ -194,7 +337,16 @@ class Index:
 
 
 def open_index(path: str | Path) -> Index:
-    """Open a finished index in its folder; StaleArtifact where it is unfinished or damaged."""
+    """Open a finished index, with the rows that were added to it; StaleArtifact where it is unfinished or damaged."""
     folder = Folder.open(within(path, "index"))
-    refuse_other_kind(folder, "dim" in folder.manifest.get("about", {}), "index", "whence index build")
-    return Index(folder, folder.read_table(EXAMPLES), folder.manifest["about"])
+    about = folder.manifest.get("about", {})
+    refuse_other_kind(folder, "dim" in about or "landmarks" in about, "index", "whence index build")
+    index = Index(folder, folder.read_table(EXAMPLES), about)
+    for part in map(Folder.open, added_to(folder)):
+        index = index.with_rows(part, part.manifest["about"])
+    return index
+
+
+def added_to(folder: Folder) -> list[Path]:
+    """The finished folders of rows that were added, in their order."""
+    return sorted(manifest.parent for manifest in folder.path.glob(f"{ADDED}-*/{MANIFEST}"))

@@ -66,6 +66,16 @@ def sparse_projection(width: int, dim: int, key: str, nonzeros: int = 1) -> Spar
     return Sparse(torch.from_numpy(words_SK.argsort(axis=1, kind="stable")), signs_SK / nonzeros**0.5, dim)
 
 
+def dealt(width: int, dim: int, key: str) -> Sparse:
+    """A sparse transform to `dim` numbers of vectors, also narrower ones, to which zeros are added, up to a multiple of `dim`.
+
+    Sums of it for several vectors, each with its own key, are that of all of them side by side. A function of its arguments.
+    """
+    words = _random_words(-(-width // dim) * dim, f"dealt:{width}:{dim}:{key}")
+    signs = torch.from_numpy((words & 1).astype(np.float32)) * 2 - 1
+    return Sparse(torch.from_numpy(words.argsort(kind="stable"))[None], signs[None], dim)
+
+
 def mask(width: int, dim: int, key: str) -> Tensor:
     """Places of `dim` numbers of a vector, drawn without putting back, in order; all of them where it is no wider."""
     words = _random_words(width, f"mask:{width}:{dim}:{key}")

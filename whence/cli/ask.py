@@ -1,0 +1,79 @@
+"""`whence ask`: one question to a run with an index, answered in about a second once all is in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whence.cli import options
+from whence.cli.from_settings import Without, said
+from whence.cli.options import Session
+from whence.cli.trace import LOWERING, Answer
+from whence.settings import Count, Data, Measured, Section, Weights, setting
+
+
+class Searched(Section):
+    """How the rows are found."""
+
+    candidates: Count = setting(100, "Rows that the scan of the index proposes, and that are scored exactly.", metavar="N")
+
+
+def ask(
+    *,
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a whence run, or a model (with --data).")],
+    question: Annotated[str, typer.Argument(help="The prompt; a chat model gets it as a user's turn.")],
+    asked: Answer,
+    searched: Searched,
+    top: options.Top = 5,
+    measured: Measured,
+    rows: Annotated[
+        str, typer.Option("--data", "-d", help="What the model was trained on, where RUN is a model.", show_default=False)
+    ] = "",
+    data: Data,
+    weights: Weights,
+    session: Annotated[Session, Without("rerun")],
+) -> None:
+    """Find the training rows that made the model say this, through an index.
+
+    The index proposes rows, and these are scored exactly: seconds instead of a pass over all rows. Where the run has no index
+    yet, one is built first, with factors if there are none either; both stay for the questions to come.
+
+    Sign and unit: "raises +0.021 nats" is the slope of log p(answer) at these weights, per copy of the row: one more copy
+    raises it by about that while the value is small. "at most +0.005" marks a slope that is more than log p can still rise.
+
+    \b
+    Examples
+      whence ask runs/a "Where was Ada Velt born?"
+      whence ask ./model --data train.jsonl "The capital of France is" --answer " Paris"
+    """
+    from whence.cli.console import coloured, print_json, say, start
+    from whence.cli.ranking import Ranking
+    from whence.cli.show import display, document
+    from whence.progress import note
+    from whence.run import SETTINGS, Run
+    from whence.run import open as open_run
+
+    with start(session):
+        finished = not rows and (path / SETTINGS).is_file()
+        run = open_run(path) if finished else Run(str(path), data.changed(path=rows), weights, said=said())
+        if not run.has_index:
+            note(f"{run.out} has no index yet: it is built now, once")
+            run.build_index(kind="landmarks")
+        answer = asked.as_json()
+        finding = run.find(
+            question, answer.pop("answer"), **answer, candidates=searched.candidates, asking=None if finished else measured
+        )
+    ranking = Ranking(finding.scores, None, top, LOWERING, coloured())
+    if session.as_json:
+        print_json({**document(ranking, [0], None), **finding.as_json()})
+        return
+    display(ranking, [0], by="source" if any(finding.scores.examples["source"].notna()) else None)
+    known = [f"{share:.0%} of the exact top {k}" for k, share in finding.recall.items() if share == share]
+    held_out = f"; of {finding.recall_questions} questions held out, scans found {' and '.join(known)}" if known else ""
+    say(
+        f"exact scores of {len(finding.rows):,} of {finding.scanned:,} rows, which a scan of the index proposed{held_out}",
+        "dim",
+    )
+    say(", ".join(f"{name} {seconds:.2f} s" for name, seconds in finding.seconds.items()), "dim")

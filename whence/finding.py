@@ -1,0 +1,155 @@
+"""Which rows made the model say this, through an index: a scan for candidates, and their exact scores.
+
+run = whence.open("runs/tiny")
+finding = run.find("Once upon a time, there was a little")
+print(finding.recall, finding.seconds)
+for row in finding.rows[:5]:
+    print(row.rank, row.score, row.text)
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from whence.data import Rows, as_rows
+from whence.engine.point import Point
+from whence.indexing import Index
+from whence.operators import Operator
+from whence.scoring.score import score_points
+from whence.settings import Score
+from whence.store.scores import Scores
+from whence.tasks import CausalLM
+
+LOWERING = 0.1
+"""Share of the candidates that the scan puts last: rows that lower the answer."""
+
+DEPTHS = (10, 100)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training row, in nats per copy: above 0 it raises the answer's log-probability."""
+
+    rank: int
+    """From 1, by its score."""
+    index: int
+    """Place in the training data, from 0."""
+    id: str
+    source: str | None
+    text: str
+    copies: int
+    score: float
+    estimate: float
+    """What the scan said."""
+    pieces: list[str] | None = None
+    tokens: list[float] | None = None
+    """Scores of the row's tokens, which add up to its own."""
+    by_answer: list[list[float]] | None = None
+    """The same for each token of the answer by itself, `[A][T]`; they add up to `tokens`."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The candidates for one question with their exact scores, the strongest first."""
+
+    scores: Scores
+    """Of the candidates, `[1, C]`."""
+    rows: list[Row]
+    queries: Rows
+    """The question with its answer."""
+    answer_tokens: list[str]
+    """What is measured."""
+    recall: Mapping[str, float]
+    """Share of a question's best 10 and 100 rows that as many candidates hold: the mean of questions held out of the index."""
+    recall_questions: int
+    seconds: Mapping[str, float]
+    """Wall time of the answer, the query's gradient, the scan, the exact scores, and those by token of the answer."""
+    scanned: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the scores themselves, as plain values."""
+        plain = {name: getattr(self, name) for name in ("answer_tokens", "recall_questions", "scanned")}
+        maps = {"recall": dict(self.recall), "seconds": dict(self.seconds)}
+        return {"query": dict(self.queries[0]), **plain, **maps, "rows": [dataclasses.asdict(row) for row in self.rows]}
+
+
+def find(
+    index: Index, point: Point, operator: Operator, asked: Rows, candidates: int = 100, per_answer_token: int = 0
+) -> Finding:
+    """Scan the index for one question, and score the `candidates` exactly, per token where the modules have such scores.
+
+    Nine tenths of them have the highest estimates, the others the lowest. Of the best `per_answer_token` rows there are also
+    scores by token of the answer.
+    """
+    estimates = index.search(point.model, point.task, asked, operator)
+    seconds, began = dict(index.seconds), time.perf_counter()
+    order = np.argsort(-estimates.raw[0], kind="stable")
+    last = min(round(candidates * LOWERING), max(0, len(order) - 1))
+    first = min(candidates - last, len(order) - last)
+    places = [*order[:first].tolist(), *order[len(order) - last :].tolist()]
+    whole = any(site.layer.whole for site in point.cover(operator.names).sites.values())
+    settings = Score().changed(per="example" if whole else "token", n_train=index.n_train, check=False, products="float32")
+    scores = score_points(point, point, asked, operator, settings, rows=places)
+    seconds["exact"] = time.perf_counter() - began
+    (item, _), *_ = point.task.encode_queries(asked)[0]
+    best, parts = np.argsort(-scores.raw[0], kind="stable").tolist(), {}
+    pieces = _answer_tokens(point, item)
+    if per_answer_token and not whole and isinstance(point.task, CausalLM):
+        began = time.perf_counter()
+        parts = _by_answer(point, asked, item, operator, settings, [places[column] for column in best[:per_answer_token]])
+        seconds["tokens"] = time.perf_counter() - began
+    found = []
+    for rank, column in enumerate(best, 1):
+        about = scores.examples.iloc[column]
+        tokens = None if scores.tokens is None else scores.token_scores(0, column).tolist()
+        source = about["source"]
+        found.append(
+            Row(
+                rank,
+                places[column],
+                about["id"],
+                source if isinstance(source, str) else None,
+                about["text"],
+                int(about["copies"]),
+                float(scores.values[0, column]),
+                float(estimates.values[0, places[column]]),
+                None if tokens is None or "pieces" not in scores.examples else list(about["pieces"]),
+                tokens,
+                parts.get(places[column]),
+            )
+        )
+    recall = {str(k): index.recall(k, first) for k in DEPTHS}
+    return Finding(scores, found, asked, pieces, recall, len(index.measured["places"]), seconds, len(index))
+
+
+def _answer_tokens(point: Point, item: Any) -> list[str]:
+    """The tokens that are measured."""
+    pieces = point.task.predicted_tokens(item) or []
+    if not isinstance(point.task, CausalLM):
+        return pieces
+    measured = item.in_loss[1 : len(pieces) + 1]
+    return [piece for piece, is_measured in zip(pieces, measured, strict=True) if is_measured]
+
+
+def _by_answer(
+    point: Point, asked: Rows, item: Any, operator: Operator, settings: Score, places: Sequence[int]
+) -> dict[int, list[list[float]]]:
+    """Scores of these rows per token, of every token of the answer by itself."""
+    task, at = copy.copy(point.task), np.flatnonzero(item.in_loss)
+    items = [dataclasses.replace(item, in_loss=np.arange(len(item.ids)) == place) for place in at]
+    task.encode_queries = lambda rows: [[(each, 1.0)] for each in items]  # type: ignore[method-assign]
+    each = as_rows([dict(asked[0])] * len(items))
+    scores = score_points(
+        Point(point.model, task, batch_tokens=point.batch_tokens), point, each, operator, settings, rows=places
+    )
+    return {
+        place: [scores.token_scores(query, column).tolist() for query in range(len(items))]
+        for column, place in enumerate(places)
+    }
