@@ -25,6 +25,7 @@ from whence.engine.point import Point
 from whence.engine.stream import to_device
 from whence.errors import UsageError
 from whence.escapes import command
+from whence.finding import DEPTHS
 from whence.indexing import Index
 from whence.methods.base import recipe_named, recipes, request_scores
 from whence.operators import Identity, Operator
@@ -609,9 +610,7 @@ def decided(row: dict[str, Any], decisions: Mapping[str, Any]) -> dict[str, Any]
 
 def recall(index: Index, among: int) -> dict[str, float] | None:
     """Share of a question's best rows that are among the best so many of a scan, where that was measured."""
-    if not hasattr(index, "recall"):
-        return None
-    return {str(k): index.recall(k, among) for k in (10, 100)}  # type: ignore[attr-defined]
+    return {str(k): index.recall(k, among) for k in DEPTHS} if index.measured["places"] else None
 
 
 def one_query(scores: Scores, number: int) -> Scores:
