@@ -65,7 +65,7 @@ def test_a_run_leaves_all_files_is_then_skipped_and_changes_rerun_what_depends_o
     assert time.process_time() - started < 5
     assert any("1/7 train     unchanged, skipping (lock " in note for note in notes)
 
-    states = go(path, "score.damping=0.5")
+    states = unseen(go, path, "score.damping=0.5")
     assert {name for name, state in states.items() if state == "stale"} == {"inspect", "score", "evaluate", "report"}
     assert any("score.damping 0.1 -> 0.5" in note for note in notes)
     assert not np.allclose(open_scores(folder / "scores").raw, first.raw)
