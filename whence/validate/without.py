@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -306,14 +306,18 @@ def _sentence(own: Mapping[str, Any], stands: Mapping[str, bool | None], rows: i
     below = [name for name, out in stands.items() if out is False]
     unsure = [name for name, out in stands.items() if out is None]
     asked = "the answer" if queries == 1 else f"the answers to {queries} queries"
-    parts = [f"stands out above {', '.join(above)}"] if above else []
-    parts += [f"does not stand out above {', '.join(below)}"] if below else []
-    parts += [f"can't be told from {', '.join(unsure)} (more queries, or --orders 3)"] if unsure else []
+    parts = [f"stands out above rows chosen by {_joined(above)}"] if above else []
+    parts += [f"does not stand out above those chosen by {_joined(below)}"] if below else []
+    parts += [f"can't be told from those chosen by {_joined(unsure)} (more queries, or --orders 3)"] if unsure else []
     what = "row" if rows == 1 else f"{rows} rows"
     return (
-        f"Retrained without the {what} that the scores put on top, log p of {asked} falls by {_shown(fall)} nats, "
-        f"which {' but '.join(parts)}."
+        f"Retrained without the {what} that the scores put on top, log p of {asked} falls by {_shown(fall)} nats on average, "
+        f"which {', but '.join(parts)}."
     )
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _shown(found: Interval) -> str:
