@@ -13,6 +13,7 @@ from whence.engine.point import Point
 from whence.engine.queries import encode_queries, precondition
 from whence.errors import StaleArtifact, UsageError
 from whence.indexing import add_rows
+from whence.indexing.build import _fitting
 from whence.indexing.directions import RIDGE, Whitened, settled
 from whence.indexing.index import ROWS
 from whence.indexing.rows import LandmarkRows
@@ -85,7 +86,7 @@ def test_recall_is_that_of_a_search_for_the_questions_held_out(curvature):
     (shard,) = index._shards
     exact_HN = np.zeros((10, 40))
     exact_HN[:, shard["indices"]] = shard["exact"].T
-    along, rest = index._scan_parts(*index._directions.coded(index._directions.held_out))
+    along, rest = index.scan_parts(*index._directions.coded(index._directions.held_out))
     estimates = along + index.measured["weight"] * rest
     best, first = (np.argsort(-each, 1, kind="stable") for each in (exact_HN, estimates))
     for k, among in ((3, 4), (10, 12)):
@@ -200,3 +201,10 @@ def test_scans_are_inner_products():
     rounded = (rows / step.unsqueeze(1)).round() * step.unsqueeze(1)
     expected = rounded @ (2 * (signs > 0).float() - 1).T
     torch.testing.assert_close(sign_products(sign_bits(signs), (bits, step)), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_long_rows_give_short_questions():
+    task = whence.CausalLM(CASE.task().tokenizer, 4)
+    found = _fitting(task, {"text": " ".join(["w1"] * 20)})
+    assert 0 < len(found["text"].split()) <= 4
+    assert _fitting(task, {"prompt": "w1 w2 w3", "completion": " w4 w5 w6"}) is None

@@ -327,7 +327,17 @@ def _questions(point: Point, given: Sequence[Any], count: int, seed: int) -> lis
     for row, most in (*every, *((row, count) for row in draw.sample(rows, len(rows)))):
         if len(found) >= most:
             continue
-        with contextlib.suppress(TruncatedQueryError):
-            point.task.encode_queries([row])
-            found.setdefault(content_id(row), row)
+        if (fitting := _fitting(point.task, row)) is not None:
+            found.setdefault(content_id(fitting), fitting)
     return draw.sample(list(found.values()), len(found))
+
+
+def _fitting(task: Task, row: Any) -> Any:
+    """The row as a question; a text that is too long is cut in half until it fits, any other row that is too long is none."""
+    while True:
+        with contextlib.suppress(TruncatedQueryError):
+            task.encode_queries([row])
+            return row
+        if not isinstance(row, Mapping) or "text" not in row or len(row["text"]) < 2:
+            return None
+        row = {**row, "text": row["text"][: len(row["text"]) // 2]}

@@ -157,7 +157,7 @@ class Index:
         directions = self._directions
         if not directions.held_out:
             return {"places": [], "weight": WEIGHT}
-        along_HN, rest_HN = (part.astype(np.float64) for part in self._scan_parts(*directions.coded(directions.held_out)))
+        along_HN, rest_HN = (part.astype(np.float64) for part in self.scan_parts(*directions.coded(directions.held_out)))
         exact_HN = np.zeros_like(along_HN)
         for shard in self._shards:
             exact_HN[:, shard["indices"].numpy()] = shard["exact"].numpy().T
@@ -241,7 +241,7 @@ class Index:
             host = {name: gradient.to("cpu") for name, gradient in found.gradients.items()}
             coded = self._directions.coded(host)
             known = time.perf_counter()
-            along, rest = self._scan_parts(*coded)
+            along, rest = self.scan_parts(*coded)
             raw[start : start + len(along)] = along + np.float32(self.measured["weight"]) * rest
             self.seconds["query"] += known - began
             self.seconds["scan"] += time.perf_counter() - known
@@ -251,7 +251,7 @@ class Index:
         joined = {key: torch.cat([part[key] for part in parts]) for key in ("measured", "norm")}
         return raw, norms, joined | {"energy": float("nan")}
 
-    def _scan_parts(self, along_QJ: Tensor, rest_QK: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def scan_parts(self, along_QJ: Tensor, rest_QK: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """What the landmarks say of every row, `[Q, N]`, and what the signs say of the rest."""
         found = np.zeros((2, len(along_QJ), len(self)), np.float32)
         numbers, bits = digits(along_QJ), planes(rest_QK)

@@ -1,0 +1,51 @@
+"""One question through an index: candidates with the exact scores, in all their parts."""
+
+import numpy as np
+import pytest
+from models import llama, randomised, texts, tokenizer
+
+import whence
+from whence.data import as_rows
+from whence.errors import UsageError
+
+ROWS = as_rows(texts(40, seed=1))
+
+
+@pytest.fixture(scope="module")
+def run():
+    model = randomised(llama()).eval()
+    run = whence.open((model, tokenizer()), data=ROWS, task=whence.CausalLM(tokenizer()))
+    run.fit(modules="all", examples="all")
+    run.build_index(bytes=0.25)
+    return run
+
+
+def test_a_finding_holds_the_exact_scores_of_its_candidates(run):
+    finding = run.find("w1 w2", " w3 w4", candidates=20, per_answer_token=3)
+    exact = whence.score(run.model, run.task(), [{"prompt": "w1 w2", "completion": " w3 w4"}], ROWS, run.inverse()).values[0]
+    assert len(finding.rows) == 20 and finding.scanned == 40 and finding.answer_tokens == [" w3", " w4"]
+    for row in finding.rows:
+        assert row.score == pytest.approx(exact[row.index], rel=1e-3, abs=1e-4 * float(np.abs(exact).max()))
+        assert sum(row.tokens) == pytest.approx(row.score, rel=1e-3, abs=1e-5) and len(row.pieces) == len(row.tokens)
+    assert [row.rank for row in finding.rows] == list(range(1, 21))
+    assert [row.score for row in finding.rows] == sorted((row.score for row in finding.rows), reverse=True)
+    assert {row.index for row in finding.rows if row.by_answer} == {row.index for row in finding.rows[:3]}
+    for row in finding.rows[:3]:
+        np.testing.assert_allclose(np.sum(row.by_answer, 0), row.tokens, rtol=1e-3, atol=1e-4 * np.abs(exact).max())
+    assert finding.recall["10"] == run.index.recall(10, 18) and set(finding.seconds) == {
+        "answer",
+        "query",
+        "scan",
+        "exact",
+        "tokens",
+    }
+    assert finding.as_json()["rows"][0]["text"] == finding.rows[0].text
+
+
+def test_without_landmarks_nothing_is_found(run):
+    other = whence.open((run.model, tokenizer()), data=ROWS, task=whence.CausalLM(tokenizer()))
+    with pytest.raises(UsageError, match="There are no index yet"):
+        other.find("w1 w2", " w3")
+    other.build_index(modules="all", dim=2)
+    with pytest.raises(UsageError, match="an index of landmarks"):
+        other.find("w1 w2", " w3")
