@@ -27,6 +27,7 @@ from whence.errors import UsageError
 from whence.fitting import Curvature, fit
 from whence.gradients import Dense
 from whence.indexing import build_index
+from whence.indexing.build import DIM
 from whence.planning import files, work
 from whence.planning.blank import blank_model
 from whence.planning.budget import fitting
@@ -198,7 +199,8 @@ class _Evaluation:
             "queries": f"{len(planner.queries)} queries, {'full rank' if self.rank is None else f'rank {self.rank}'}",
         }
         if planner.index:
-            notes["index"] = f"{planner.index.dim} x {planner.index.dim} {planner.index.kept} of {len(self.indexed)} modules"
+            dim = planner.index.dim or DIM
+            notes["index"] = f"{dim} x {dim} {planner.index.kept} of {len(self.indexed)} modules"
         sums = fitted["covariance"].kept.all if "covariance" in fitted else 0
         if sums >= 1e8:
             notes["covariance"] = f"{sums / 1e9:.2g} GB of sums"
