@@ -164,8 +164,8 @@ def _pairs(before: Stage, stage: Stage, known: Mapping[str, Site]) -> tuple[list
         found.append(Module(stage.name, name, there.name, *about, status, there.shape))
     if strange:
         note(
-            f"warning: {stage.name} kept {strange} of its modules as they were, with other weights than {before.name} ended with"
-            ": is a training between them missing?"
+            f"warning: {stage.name} kept {strange} of its modules as they were, with other weights than {before.name} "
+            "ended with: is a training between them missing?"
         )
     gone = [site for name, site in known.items() if name not in taken]
     found += [

@@ -540,7 +540,7 @@ def _parts(row: Any) -> dict[str, str]:
         return {}
     said = [message["content"] for message in row.get("messages", [])][-2:]
     last = dict(zip(("completion", "prompt"), reversed(said), strict=False))
-    parts = last | {key: value for key, value in row.items() if isinstance(value, str)}
+    parts: dict[str, str] = last | {key: value for key, value in row.items() if isinstance(value, str)}
     if isinstance(span := row.get("span"), tuple):
         parts["span"] = parts.get("completion", parts.get("text", ""))[slice(*span)]
     return parts
