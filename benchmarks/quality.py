@@ -210,6 +210,7 @@ METHODS: dict[str, Method] = {
     "ASTRA, damping of training": by("astra", damping="training"),
     "mean over checkpoints of EK-FAC": by("checkpoint-mean"),
     "mirrored run": by("mirror"),
+    "mirrored run, eps .02": by("mirror", eps=0.02),
     "mirrored run, both halves": by("mirror", share=0.5, complement=True),
     "mirrored run, both halves, + .35 EK-FAC": by("mirror", share=0.5, complement=True, ekfac=0.35),
     "gradient dot": by("gradient-dot"),
