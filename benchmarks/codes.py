@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace, work: Path, sizes: list[float]) -> dict
     from whence.engine.queries import encode_queries
     from whence.filter.bm25 import bm25_scores
     from whence.generation import answered, own_questions
-    from whence.indexing.build import HELD_OUT, MOST, SCALES, _questions
+    from whence.indexing.build import HELD_OUT, MOST, SCALES, _questions, shares
     from whence.indexing.directions import make_directions
     from whence.store.memory import Memory
 
@@ -104,8 +104,7 @@ def measure(options: argparse.Namespace, work: Path, sizes: list[float]) -> dict
     directions = make_directions(Memory(), asking, sites, asked, HELD_OUT, operator, 64, "full", 0)
     many = encode_queries(asking.task, queries)
     exact = make_directions(Memory(), asking, sites, many, len(many), operator, 64, "full", 0).held_out
-    plan = {size: (min(MOST, (int(1024 * size) - SCALES) // 2), int(1024 * size) - SCALES) for size in sizes}
-    cuts = {size: cut(directions, marks, 8 * (size_ - marks)) for size, (marks, size_) in plan.items()}
+    cuts = {size: cut(directions, marks, 8 * bits) for size in sizes for marks, bits in [shares(int(1024 * size) - SCALES)]}
     kept = work / "codes.pt"
     if not kept.exists():
         sink = Codes(point, cuts, directions, exact, curvature, sizes)

@@ -50,8 +50,7 @@ def main(given: list[str] | None = None) -> int:
         began = time.perf_counter()
         first, second = index.scan_parts(along[question : question + 1], rest[question : question + 1])
         raw = first[0] + np.float32(real.measured["weight"]) * second[0]
-        best = np.argpartition(raw, -BEST)[-BEST:]
-        best = best[np.argsort(-raw[best])]
+        best = torch.from_numpy(raw).topk(BEST).indices
         middle = time.perf_counter()
         for shard in index._shards:
             for key in ("codes", "signs"):
@@ -78,7 +77,7 @@ def real_index(options: argparse.Namespace) -> Any:
     import whence
 
     model, tokenizer = whence.load_model(str(options.data / MODEL), device="cpu")
-    stories = whence.load_data(options.data / STORIES, limit=120)
+    stories = whence.load_data(options.data / STORIES, limit=600)
     task = whence.CausalLM(tokenizer, 64)
     curvature = whence.fit(model, task, stories, examples=60)
     return whence.build_index(model, task, stories, curvature=curvature, bytes=1, out=options.codes)

@@ -288,14 +288,14 @@ def _write_landmarks(
     precision, sites = settings.precision, coverage.sites
     products = dist.on_first(settle_products, folder, precision, point, sites, point.examples.usable, operator)
     size = int(1024 * settings.bytes) - SCALES
-    count = min(MOST, size // 2)
+    count, _ = shares(size)
     questions = dist.from_first(_questions(point, given, count + HELD_OUT, settings.seed))
     asked = encode_queries(point.task, questions, point.model)
     held_out = min(HELD_OUT, len(asked) // 4)
     landmarks = len(asked) - held_out
     if landmarks < count:
         note(f"{landmarks:,} landmarks instead of {count:,}: there are no more rows and questions")
-    signs, seed = 8 * (size - landmarks), settings.seed
+    signs, seed = 64 * ((size - landmarks) // 8), settings.seed
     with multiplying("float32", point.device):
         directions = make_directions(folder, point, sites, asked, held_out, operator, signs, settings.rank, seed)
     with multiplying(products, point.device):
@@ -316,6 +316,12 @@ def _code(saved: ByChunk, point: Point, sites: Mapping[str, Site], directions: D
     """Code the rows that are not there yet."""
     sink = LandmarkRows(directions, Whitened(operator), point.examples.sizes, point.like)
     run_pass(point, sites, point.examples, point.likelihood, sink, "index", saved)
+
+
+def shares(size: int) -> tuple[int, int]:
+    """Of so many bytes of a row those for landmarks and those for signs, of which scans read words of eight."""
+    landmarks = min(MOST, size - size // 16 * 8)
+    return landmarks, (size - landmarks) // 8 * 8
 
 
 def _questions(point: Point, given: Sequence[Any], count: int, seed: int) -> list[Any]:

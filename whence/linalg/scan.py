@@ -15,7 +15,7 @@ LOW = 254
 PLANES, WEIGHTS = 4, (1, 2, 4, -8)
 """Bits of a number that meets signs, and what they stand for."""
 
-BLOCK_ROWS = 2**14
+BLOCK_ROWS = 2**16
 """Rows that a thread works at."""
 
 STEP = 1024
@@ -75,20 +75,22 @@ def sign_products(bits_nW: Tensor, rows: tuple[np.ndarray, Tensor]) -> Tensor:
     number: bits that both have are counted plane by plane (as in RaBitQ: Gao & Long 2024, section 3.3).
     """
     planes_QPW, step_Q = rows
-    words_nW, count = _words(bits_nW.numpy()), planes_QPW.shape[2]
-    found = torch.empty(len(step_Q), len(words_nW))
-    weights = torch.tensor(WEIGHTS, dtype=torch.int8).repeat_interleave(count).unsqueeze(1)
-    both = np.empty((min(len(words_nW), STEP), count), np.uint64)
-    counted = np.empty((len(both), PLANES, count), np.uint8)
+    words_nW, (_, _, count) = _words(bits_nW.numpy()), planes_QPW.shape
+    found, some = torch.empty(len(step_Q), len(words_nW)), min(len(words_nW), STEP)
+    ones, weights = torch.ones(count, 1, dtype=torch.int8), torch.tensor(WEIGHTS, dtype=torch.int32).unsqueeze(1)
+    both = np.empty((PLANES, some, count), np.uint64)
+    counted = np.empty(both.shape, np.uint8)
     for query, planes_PW in enumerate(planes_QPW):
         total = sum(weight * int(np.bitwise_count(plane).sum()) for weight, plane in zip(WEIGHTS, planes_PW, strict=True))
+        planes_PnW = np.repeat(planes_PW[:, None], some, 1)  # numpy is slow at a row for each of many rows
         for start in range(0, len(words_nW), STEP):
-            some = words_nW[start : start + STEP]
-            for number, plane_W in enumerate(planes_PW):
-                np.bitwise_and(some, plane_W, out=both[: len(some)])
-                np.bitwise_count(both[: len(some)], out=counted[: len(some), number])
-            flat = torch.from_numpy(counted[: len(some)].reshape(len(some), -1).view(np.int8))
-            found[query, start : start + STEP] = torch.ops.aten._int_mm(flat, weights)[:, 0]
+            rows_nW = words_nW[start : start + STEP]
+            here = slice(len(rows_nW))
+            np.bitwise_and(rows_nW, planes_PnW[:, here], out=both[:, here])
+            np.bitwise_count(both[:, here], out=counted[:, here])
+            flat = torch.from_numpy(counted.reshape(-1, count).view(np.int8))
+            sums_Pn = torch.ops.aten._int_mm(flat, ones).view(PLANES, some)[:, here]
+            found[query, start : start + STEP] = (sums_Pn * weights).sum(0)
         found[query] = (2 * found[query] - total) * step_Q[query]
     return found
 
