@@ -57,6 +57,20 @@ def test_n_is_the_rows_trained_on(run, tiny_model_folder, data, queries, tmp_pat
     assert estimated["n_train"] == exact["n_train"] == 12
 
 
+def test_asking_builds_what_is_missing_once(run, tiny_model_folder, data, queries, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    question = load_data(queries)[0]
+    given = ("ask", tiny_model_folder, "-d", data, question["prompt"], "--answer", question["completion"], "--top", "2")
+    first, again = run(*given), run(*given, "--json")
+    assert "has no index yet" in first.stderr and "exact scores of" in first.stdout and "has no index yet" not in again.stderr
+    document = json.loads(again.stdout)
+    model, tokenizer = whence.load_model(str(tiny_model_folder))
+    (folder,) = tmp_path.glob("runs/*/factors")
+    operator = open_factors(folder).inverse(0.1)
+    scores = whence.score(model, whence.CausalLM(tokenizer), [question], load_data(data), operator)
+    assert document["queries"][0]["rows"][0]["value"] == pytest.approx(scores.top(0, 1)["value"].iloc[0], rel=1e-3)
+
+
 @pytest.mark.parametrize("curved", [True, False])
 def test_exact_scores_of_the_candidates(run, built, tiny_model_folder, data, queries, fitted, curved):
     given = ("index", "search", built, tiny_model_folder, *(("-f", fitted) if curved else ()), "--queries", queries)

@@ -22,13 +22,13 @@ class Searched(Section):
 
 def ask(
     *,
-    path: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a whence run, or a model (with --data).")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a whence run, or a model (with --data).")],
     question: Annotated[str, typer.Argument(help="The prompt; a chat model gets it as a user's turn.")],
     asked: Answer,
     searched: Searched,
     top: options.Top = 5,
     measured: Measured,
-    rows: Annotated[
+    path: Annotated[
         str, typer.Option("--data", "-d", help="What the model was trained on, where RUN is a model.", show_default=False)
     ] = "",
     data: Data,
@@ -56,8 +56,8 @@ def ask(
     from whence.run import open as open_run
 
     with start(session):
-        finished = not rows and (path / SETTINGS).is_file()
-        run = open_run(path) if finished else Run(str(path), data.changed(path=rows), weights, said=said())
+        finished = not path and (folder / SETTINGS).is_file()
+        run = open_run(folder) if finished else Run(str(folder), data, weights, said=said())
         if not run.has_index:
             note(f"{run.out} has no index yet: it is built now, once")
             run.build_index(kind="landmarks")
