@@ -287,7 +287,8 @@ def _trust(folder: Path | None) -> dict[str, Any] | None:
 def _of_index(index: Any, home: Path | None) -> dict[str, Any]:
     from whence.serve.asking import FIRST, recall
 
-    return {"rows": len(index), "recall": recall(index, FIRST), "bytes_per_row": _bytes(home) / max(1, len(index))}
+    size = index.about["bytes"] if index.kind == "landmarks" else _bytes(home) / max(1, len(index))
+    return {"rows": len(index), "recall": recall(index, FIRST), "bytes_per_row": size}
 
 
 def _stages(run: Run) -> list[dict[str, Any]]:
