@@ -117,9 +117,9 @@ def test_a_server_that_was_killed_finds_its_job_again_and_one_that_was_killed_to
     first, client = start(opening)
     client.until("/api/run", lambda run: run["state"] == "ready")
     assert client("GET", "/api/factors", status=409)["error"]["job"] == "fit"
-    number = client("POST", "/api/jobs", {"kind": "fit", "settings": {"examples": "all", "products": "float32"}}, status=201)[
-        "id"
-    ]
+    number = client(
+        "POST", "/api/jobs", {"kind": "fit", "settings": {"examples": "all", "products": "float32", "draws": 24}}, status=201
+    )["id"]
     child = stopped_at_work(client, number)
     first.kill()
     first.communicate()
@@ -136,6 +136,6 @@ def test_a_server_that_was_killed_finds_its_job_again_and_one_that_was_killed_to
         second.terminate()
         second.communicate()
     again = whence.open(opening.model, data=opening.data, **opening.settings, out=tmp_path / "again")
-    whole = again.fit(examples="all", products="float32")
+    whole = again.fit(**settings)
     found = whence.open_factors(Path(opening.out) / "factors")
     assert all((block.lam_OI == found.blocks[name].lam_OI).all() for name, block in whole.blocks.items())
