@@ -117,9 +117,8 @@ def test_a_server_that_was_killed_finds_its_job_again_and_one_that_was_killed_to
     first, client = start(opening)
     client.until("/api/run", lambda run: run["state"] == "ready")
     assert client("GET", "/api/factors", status=409)["error"]["job"] == "fit"
-    number = client(
-        "POST", "/api/jobs", {"kind": "fit", "settings": {"examples": "all", "products": "float32", "draws": 24}}, status=201
-    )["id"]
+    settings = {"examples": "all", "products": "float32", "draws": 24}  # long enough to be stopped in the middle
+    number = client("POST", "/api/jobs", {"kind": "fit", "settings": settings}, status=201)["id"]
     child = stopped_at_work(client, number)
     first.kill()
     first.communicate()
