@@ -156,7 +156,7 @@ def _answered(model: Any, task: Any, queries: Rows, max_new_tokens: int) -> Rows
 def own_questions(
     model: Any, task: Any, rows: Sequence[Mapping[str, Any]], count: int, seed: int = 0, max_new_tokens: int = 24
 ) -> list[dict[str, Any]]:
-    """At most so many prompts like those of the rows, drawn with the seed, with the model's greedy completions.
+    """At most `count` prompts like those of the rows, drawn with the seed, with the model's greedy completions.
 
     The prompt of a text is how it begins, `BEGINNING` words or half of it. Prompts to which the model says nothing, and those
     that don't fit its context with an answer, are left out. Of several processes the first asks the model.

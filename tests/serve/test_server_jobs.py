@@ -1,4 +1,4 @@
-"""Jobs outlive the server: one that is killed in the middle is found again, or goes on where it was."""
+"""Jobs outlive the server: one that is killed in the middle is found again, or resumes where it stopped."""
 
 import asyncio
 import os

@@ -319,7 +319,7 @@ def _code(saved: ByChunk, point: Point, sites: Mapping[str, Site], directions: D
 
 
 def shares(size: int) -> tuple[int, int]:
-    """Of so many bytes of a row those for landmarks and those for signs, of which scans read words of eight."""
+    """How many of a row's bytes are for landmarks, and how many for signs, which scans read eight at a time."""
     landmarks = min(MOST, size - size // 16 * 8)
     return landmarks, (size - landmarks) // 8 * 8
 

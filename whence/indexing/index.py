@@ -148,7 +148,7 @@ class Index:
         return folder.read_json(RECALL) if self.kind == "landmarks" else {"places": [], "weight": 0.0}
 
     def recall(self, k: int, among: int) -> float:
-        """Share of the `k` best rows of a question that are among the best so many of the scan; mean of those held out."""
+        """Share of a question's `k` best rows that are among the first `among` of the scan: mean of the questions held out."""
         places = np.array(self.measured["places"])
         return float((places[:, :k] < among).mean()) if places.size else float("nan")
 

@@ -609,7 +609,7 @@ def decided(row: dict[str, Any], decisions: Mapping[str, Any]) -> dict[str, Any]
 
 
 def recall(index: Index, among: int) -> dict[str, float] | None:
-    """Share of a question's best rows that are among the best so many of a scan, where that was measured."""
+    """Share of a question's best rows that a scan has among its first `among`, where that was measured."""
     return {str(k): index.recall(k, among) for k in DEPTHS} if index.measured["places"] else None
 
 

@@ -135,7 +135,7 @@ class Jobs:
         return self._tell(number)
 
     def resume(self, number: int) -> dict[str, Any]:
-        """Begin a job again that did not end well; it goes on where it was."""
+        """Begin a job again that did not end well; it resumes where it stopped."""
         job = self._existing(number)
         if job["state"] not in OVER or job["state"] == "done":
             raise Lacking(f"Job {number} is {job['state']}.", accepted="one that failed, was cancelled or interrupted")
