@@ -1,10 +1,15 @@
 """Whether a change made anything slower or larger: whence as it is beside whence of another commit, phase by phase.
 
     python -m benchmarks.before c90f8ff
+    python -m benchmarks.before c90f8ff --alike       # what is now and was not then stays out
 
 Either runs from its own checkout, with its own benchmark's `Worker`, in a process of its own. Phase after phase and round after
 round they take turns; the other one begins each time. What counts is the median over the rounds of CPU seconds and of peak
 memory. Exits with 1 where a phase takes more than `WORSE` times what it took before.
+
+With `--alike` both do the same work: without the check of gradients, which came later (`benchmarks.check` tells what it takes),
+and with labels that the model draws, as by default: with the data's own, and only then, fits once kept gradients of their first
+pass for the second.
 """
 
 from __future__ import annotations
@@ -34,6 +39,12 @@ import torch
 torch.set_num_threads(1)
 from benchmarks.worker import Worker
 worker = Worker("whence", Path(sys.argv[1]))
+if "alike" in sys.argv:
+    from benchmarks.peers import whence_
+    whence_.EXACT["labels"] = "model"
+    if (Path("whence") / "engine" / "autograd.py").exists():
+        from whence.engine import autograd
+        autograd._is_blank = lambda point: True
 for line in sys.stdin:
     method, name, *folder = json.loads(line)
     answers.write(json.dumps(getattr(worker, method)(name, *map(Path, folder))) + "\\n")
@@ -50,7 +61,7 @@ def main(given: list[str] | None = None) -> int:
         git = ["git", "-C", str(root), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(checkout), options.commit], check=True)
         try:
-            sides = {"before": Side(checkout, Path(scratch) / "work-before"), "now": Side(root, Path(scratch) / "work-now")}
+            sides = {name: Side(code, Path(scratch) / name, options.alike) for name, code in (("then", checkout), ("now", root))}
             worst = max(compared(sides, workload, options) for workload in options.workloads)
             for side in sides.values():
                 side.close()
@@ -64,10 +75,10 @@ def main(given: list[str] | None = None) -> int:
 class Side:
     """One checkout at work, in its own process."""
 
-    def __init__(self, root: Path, scratch: Path):
+    def __init__(self, root: Path, scratch: Path, alike: bool):
         environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(root)}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        command = [sys.executable, "-W", "ignore", "-c", SERVE, str(scratch)]
+        command = [sys.executable, "-W", "ignore", "-c", SERVE, str(scratch), *["alike"] * alike]
         self.process = subprocess.Popen(command, cwd=root, env=environment, text=True, **pipes)
 
     def ask(self, method: str, *words: str) -> Any:
@@ -100,9 +111,9 @@ def compared(sides: dict[str, Side], workload: str, options: argparse.Namespace)
                 runs[name].append(sides[name].ask("run", phase))
         cells = []
         for key in ("cpu_s", "peak_mb"):
-            before, now = (statistics.median(run[key] for run in runs[name]) for name in ("before", "now"))
-            cells.append(f"{key} {before:8.2f} -> {now:8.2f}  {now / before:.3f}")
-            worst = max(worst, now / before)
+            then, now = (statistics.median(run[key] for run in runs[name]) for name in ("then", "now"))
+            cells.append(f"{key} {then:8.2f} -> {now:8.2f}  {now / then:.3f}")
+            worst = max(worst, now / then)
         print(f"{workload:<14} {phase:<6} {'   '.join(cells)}", flush=True)
     return worst
 
@@ -116,6 +127,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workloads", **listed, default=["llama-S-mlp", "llama-S-all", "neox-S-mlp"])
     parser.add_argument("--phases", **listed, default=list(PHASES))
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
+    parser.add_argument("--alike", action="store_true", help="without what one of both does and the other does not, see above")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where the models are kept")
     return parser.parse_args(given)
 
