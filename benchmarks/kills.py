@@ -115,6 +115,7 @@ CASES = (
         ("score", "done/train/model", *ROWS_OF, "--method", "mirror", "--training", "done/train", "--queries", "prompts.json")
         + ("--chunks", "4", "-o", "out"),
     ),
+    Case("mirror", ("mirror", "done", "--queries", "2", "--together", "1", "-o", "out")),
     Case("score-through", ("score", "--through", "stages.yaml", "--queries", "prompts.json", "-o", "out")),
     Case("compare", ("compare", "done", "--methods", "bm25,tracin,kfac"), weight=2),
     Case("inspect", ("inspect", "factors", "--module", "*.1.mlp.up_proj", "--out", "out"), again=(0, 2)),

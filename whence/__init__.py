@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from whence.indexing import Index, build_index, open_index
     from whence.methods.base import attribute
     from whence.models import load_model
+    from whence.pipeline.retraining import mirror
     from whence.planning import Plan, plan
     from whence.precision import Precision
     from whence.progress import quiet
@@ -61,6 +62,7 @@ __all__ = [
     "generate",
     "load_data",
     "load_model",
+    "mirror",
     "multistage",
     "open",
     "open_factors",
@@ -82,6 +84,7 @@ _HOMES = {
     "whence.indexing": ["Index", "build_index", "open_index"],
     "whence.methods.base": ["attribute"],
     "whence.models": ["load_model"],
+    "whence.pipeline.retraining": ["mirror"],
     "whence.planning": ["Plan", "plan"],
     "whence.precision": ["Precision"],
     "whence.progress": ["quiet"],

@@ -683,7 +683,8 @@ class Run:
 
     def kept_scores(self) -> list[Path]:
         """Folders of finished scores of this run."""
-        homes = [] if self.out is None else [self.out / "scores", *self.out.glob("trace-*"), *self.out.glob(f"{ASKED}/trace-*")]
+        kinds = ("scores", "methods/*", "trace-*", f"{ASKED}/trace-*")
+        homes = [] if self.out is None else [home for kind in kinds for home in self.out.glob(kind)]
         return [home for home in homes if _finished(home)]
 
     # parts of the above

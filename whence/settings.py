@@ -445,6 +445,19 @@ class Score(Numeric):
             raise UsageError(f"`rescore` computes whole scores again, and `per` asks for them per {self.per}: one of them")
 
 
+class Mirrored(Section):
+    """How a training is repeated along with queries."""
+
+    share: Share = setting(1.0, "Share of the rows that it reads: 1 for removals of few rows, 0.5 for large subsets.")
+    complement: bool = setting(False, "Repeat it on the rows that were left out, too, and take the mean.")
+    start: Share = setting(0.125, "Share of the steps before the query is read for the first time.")
+    eps: Positive = setting(0.1, "How much the query counts in each step, where a row counts 1.")
+    ekfac: AtLeastZero = setting(0.0, "How much EK-FAC's scores count beside these, both over their root mean square.")
+    drift: AtLeastZero = setting(0.01, "How far from the model the repeated training may end, as a share of how far it went.")
+    seed: Amount = setting(0, "Seed of which rows are read.")
+    together: Count | None = setting(None, "Queries that train side by side; default: up to 16 where that is quicker.")
+
+
 class Through(Section):
     """How weights at the end of the training before reach the end of this one."""
 

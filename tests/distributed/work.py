@@ -224,6 +224,13 @@ def differentiated(training: Path, queries: Any, rows: Any, out: Path) -> np.nda
     return np.concatenate([each.values for each in found])
 
 
+def mirrored(folder: Path, out: Path) -> np.ndarray:
+    """The scores of two questions of a run by its training repeated along with each."""
+    import whence
+
+    return whence.mirror(folder, queries=2, together=1, out=out).raw
+
+
 def solved(rows: Any, queries: Any) -> np.ndarray:
     """Scores with the Gauss-Newton matrix, inverted by conjugate gradients."""
     from engine.test_products import language_model

@@ -18,7 +18,7 @@ from whence.engine.queries import encode_queries
 from whence.errors import NumericalError, UsageError
 from whence.models import load_model
 from whence.pipeline import run_pipeline
-from whence.pipeline.retraining import check_run
+from whence.pipeline.retraining import Elsewhere, check_run
 from whence.tasks import CausalLM
 from whence.train.retrain import retrain
 from whence.train.state import read_state, repeatable
@@ -127,7 +127,7 @@ def test_a_run_of_such_a_model_is_retrained(folder, tmp_path):
     run_pipeline(resolved, ["score"])
     with pytest.raises(UsageError, match="not known how the model"):
         check_run(resolved, Removals(rows=1))
-    result, _ = check_run(resolved, Removals(rows=1, draws=1), trainer=(checkpoint, ARGUMENTS))
+    result, _ = check_run(resolved, Removals(rows=1, draws=1), trainer=Elsewhere(checkpoint, ARGUMENTS))
     assert result.about["repeated"]["drift"] < 1e-3 and "stand" in result.says[0]
 
 

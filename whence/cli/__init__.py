@@ -47,6 +47,7 @@ COMMANDS = {
     "methods ls": "whence.cli.methods:ls",
     "methods show": "whence.cli.methods:show",
     "compare": "whence.cli.compare:compare",
+    "mirror": "whence.cli.mirror:mirror",
     "show": "whence.cli.show:show",
     "diff": "whence.cli.compare:diff",
     "index build": "whence.cli.index:build",
@@ -64,7 +65,7 @@ COMMANDS = {
 }
 """Where each command lives; a name of two words ("data preview") makes a group."""
 
-SHARED = {"fit", "score", "compare", "trace", "run", "index build", "index add"}
+SHARED = {"fit", "score", "compare", "mirror", "trace", "run", "index build", "index add"}
 """Commands whose work several processes share out."""
 
 HELP = """Which training examples made the model say that, by how much, and how far can you trust the answer?

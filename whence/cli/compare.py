@@ -127,8 +127,7 @@ def compare(
         if not dot:
             raise UsageError(f"--set {name} names no method.", accepted="METHOD.NAME=VALUE, such as cg.iterations=50")
         settings.setdefault(method, {})[setting] = value
-    if not (run / "whence.yaml").is_file():
-        raise UsageError(f"{run} is no run.", accepted="a folder that whence run made", fix="whence run whence.yaml")
+    options.require_run(run)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     with start(session):
         found = compare_methods(read_config(run), names, reference=reference, settings=settings, bank=bank, rerun=session.rerun)

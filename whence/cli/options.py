@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -58,6 +58,19 @@ class Session(Section):
     as_json: bool = setting(False, "Print one JSON document.", "--json")
     quiet: bool = setting(False, "No progress, notes or warnings.", "--quiet")
     verbose: bool = setting(False, "Also what the libraries beneath say.", "--verbose", "-v")
+
+
+class OfTrainer(Section):
+    """A training that whence did not make."""
+
+    training: Path | None = setting(None, "RUN without a training: checkpoint-N of the Trainer that made its model.")
+    arguments: dict[str, Any] = setting({}, "What this Trainer was given.", "--argument", metavar="NAME=VALUE")
+
+
+def require_run(path: Path) -> None:
+    """Raise UsageError unless it is the folder of a run."""
+    if not (path / "whence.yaml").is_file():
+        raise UsageError(f"{path} is no run.", accepted="a folder that whence run made", fix="whence run whence.yaml")
 
 
 def refuse_both(through: Path | None, model: str | None, data: str, allowed: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from whence.cli.from_settings import said
-from whence.cli.options import Session
+from whence.cli.options import OfTrainer, Session, require_run
 from whence.errors import UsageError
 from whence.settings import DAMPING, SEED, AtLeastZero, Count, Section, Share, setting, settings_of
 
@@ -53,8 +53,6 @@ class OfRun(Section):
     jointly: bool = setting(False, "RUN: choose rows for all queries together, not for each by itself.", "--jointly")
     draws: Count = setting(4, "RUN: random sets of rows to compare with.")
     orders: Count = setting(1, "RUN: orders of the rows in which it is done, the first as recorded.")
-    training: Path | None = setting(None, "RUN: checkpoint-N of the Trainer, for a model that whence did not train.")
-    arguments: dict[str, Any] = setting({}, "RUN: what this Trainer was given.", "--argument", metavar="NAME=VALUE")
     drift: AtLeastZero = setting(0.01, "RUN: how far from the model the repeated training may end, as a share of its way.")
 
 
@@ -80,6 +78,7 @@ def validate(
     ] = None,
     check: Check,
     of_run: OfRun,
+    of_trainer: OfTrainer,
     session: Session,
 ) -> None:
     """Say how far scores can be trusted: one check at a time.
@@ -108,7 +107,7 @@ def validate(
             assert path is not None
             done = [(_quick(path, check.seed), [])]
         elif path is not None:
-            done = [_of_run(mode, path, check, of_run, session.rerun)]
+            done = [_of_run(mode, path, check, of_run, of_trainer, session.rerun)]
         else:
             done = list(_on_settings(mode, on, check, session.rerun))
     if session.as_json:
@@ -150,15 +149,13 @@ def _mode(modes: list[str], path: Path | None) -> str:
     return mode
 
 
-def _of_run(mode: str, path: Path, check: Check, of_run: OfRun, rerun: bool) -> Any:
+def _of_run(mode: str, path: Path, check: Check, of_run: OfRun, of_trainer: OfTrainer, rerun: bool) -> Any:
     """The result of retraining a run, with its files."""
     from whence.config import read_config
-    from whence.pipeline.retraining import check_run
-    from whence.run import SETTINGS
+    from whence.pipeline.retraining import Elsewhere, check_run
     from whence.validate.without import QUERIES, Removals
 
-    if not (path / SETTINGS).is_file():
-        raise UsageError(f"{path} is no run.", accepted="a folder that whence run made", fix="whence run whence.yaml")
+    require_run(path)
     subsets = (of_run.subsets or "removals", check.rows or 64) if mode == "lds" or of_run.subsets else None
     chosen = Removals(
         None if subsets else check.rows,
@@ -171,7 +168,7 @@ def _of_run(mode: str, path: Path, check: Check, of_run: OfRun, rerun: bool) -> 
         drift=of_run.drift,
     )
     out = check.out if "out" in said() else None
-    trainer = (of_run.training, of_run.arguments) if of_run.training else None
+    trainer = Elsewhere(of_trainer.training, of_trainer.arguments) if of_trainer.training else None
     return check_run(read_config(path), chosen, subsets=subsets, trainer=trainer, out=out, rerun=rerun)
 
 

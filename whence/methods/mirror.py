@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whence import dist
 from whence.engine.forward import values_of
 from whence.engine.partition import keep
 from whence.engine.trials import trials
@@ -23,28 +22,15 @@ from whence.linalg.stats import spearman
 from whence.methods.base import Recipe, Request
 from whence.progress import note, stage
 from whence.scoring.results import measured
-from whence.settings import Amount, AtLeastZero, Count, Positive, Section, Share, setting
+from whence.settings import Mirrored
 from whence.store.digest import fingerprint_code
 from whence.store.memory import work
 from whence.store.scores import Scores
 from whence.train.replay import Run
-from whence.train.replicas import own_query, quickest, repeat_steps
+from whence.train.replicas import Lesson, announce, own_query, quickest, repeat_steps
 
 UNLIKE = 0.4
 """Mean rank correlation with EK-FAC below which one of both is wrong; about .8 is usual."""
-
-
-class Mirrored(Section):
-    """How the training is repeated."""
-
-    share: Share = setting(1.0, "Share of the rows that it reads: 1 for removals of few rows, 0.5 for large subsets.")
-    complement: bool = setting(False, "Repeat it on the rows that were left out, too, and take the mean.")
-    start: Share = setting(0.125, "Share of the steps before the query is read for the first time.")
-    eps: Positive = setting(0.1, "How much the query counts in each step, where a row counts 1.")
-    ekfac: AtLeastZero = setting(0.0, "How much EK-FAC's scores count beside these, both over their root mean square.")
-    drift: AtLeastZero = setting(0.01, "How far from the model the repeated training may end, as a share of how far it went.")
-    seed: Amount = setting(0, "Seed of which rows are read.")
-    together: Count | None = setting(None, "Queries that train side by side; default: up to 16 where that is quicker.")
 
 
 def mirror(request: Request, settings: Mirrored) -> Scores:
@@ -85,12 +71,22 @@ def _mirrored(request: Request, run: Run, settings: Mirrored, part: int, read_N:
     def losses(theta_P: Tensor) -> Tensor:
         return values_of(point, point.examples, lambda _, batch: run.at(theta_P, run.task.losses, batch), "losses")
 
+    def lessons(count: int) -> Lesson:
+        return own_query(run, asked.weighted[:count], settings.eps)
+
     with work(request.place(f"base-{part}"), made_from) as folder:
         if not folder.has("base"):
+            side, seconds = quickest(run, len(asked), lessons)
+            side = settings.together or side
+            if not part:
+                steps = len(run) + len(asked) * (len(run) - first)
+                steps += (len(asked) + 1) * len(run) / (3 * epochs)  # rows read after each: a third of what an epoch takes
+                numbers = run.start().numel() + len(run.decay_P) + len(asked) * (len(point.examples) + 1)
+                count = 1 + settings.complement
+                announce(run, count * (len(asked) + 1), count * steps, side, seconds, 4 * count * numbers)
             with stage("repeat", len(run), "steps") as advance:
                 begun_1XP = repeat_steps(run, run.start()[None], range(first), advance, read_N)
                 end_1XP = repeat_steps(run, begun_1XP, range(first, len(run)), advance, read_N)
-            side = settings.together or dist.from_first(quickest(run, len(asked))[0])
             # how many go together changes the last bits, so that a resumed run must not decide it anew
             keep(folder, "base", {"begun": begun_1XP, "end": end_1XP[:, 0], "together": torch.tensor(side)})
         base = folder.load("base", run.device)

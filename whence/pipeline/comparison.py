@@ -114,7 +114,7 @@ def compare_methods(
     found: dict[str, tuple[Scores, Cost]] = {}
     for number, name in enumerate(names, 1):
         note(f"{number}/{len(names)} {name}")
-        found[name] = _measured(name, given[name], request, resolved.out, rerun)
+        found[name] = score_by(name, given[name], request, resolved.out, rerun=rerun)
     return [_compared(name, *found[name], found[reference][0], retrained) for name in names]
 
 
@@ -142,9 +142,11 @@ def bank_of(run: Path, given: str | Path | None) -> Bank | None:
     return open_bank(files[0]) if files else None
 
 
-def _measured(name: str, own: Any, request: Request, run: Path, rerun: bool) -> tuple[Scores, Cost]:
-    """A method's scores, and what they cost: measured now, or when they were made."""
-    folder, recipe = run / FOLDER / name, recipe_named(name)
+def score_by(
+    name: str, own: Any, request: Request, run: Path, *, rerun: bool = False, out: str | Path | None = None
+) -> tuple[Scores, Cost]:
+    """A method's scores, kept in RUN/methods/NAME or in `out`, and what they cost: measured now, or when they were made."""
+    folder, recipe = Path(out or run / FOLDER / name), recipe_named(name)
     with report_to(watch := Watch(current())):
         before, began = _made(folder), time.monotonic()
         scores = request_scores(recipe, request, own, out=folder, rerun=rerun)

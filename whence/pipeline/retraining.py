@@ -1,25 +1,34 @@
-"""The training of a finished run, repeated: what its scores promise, measured on the run itself."""
+"""The training of a finished run, repeated: what its scores promise, and scores made so (mirrored runs)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from whence import dist
-from whence.config import Resolved
+from whence.config import Resolved, read_config
 from whence.engine.stream import Examples, encode
 from whence.errors import UsageError
-from whence.pipeline.comparison import request_of
+from whence.methods.base import Request, recipe_named
+from whence.pipeline.comparison import request_of, score_by
 from whence.pipeline.work import Workshop
 from whence.store.digest import fingerprint_code
 from whence.store.memory import work
-from whence.store.scores import open_scores
+from whence.store.scores import Scores, open_scores
 from whence.train.state import read_state, repeatable
 from whence.validate.bank import Spec
 from whence.validate.results import Result, keep
-from whence.validate.without import Removals, check_subsets, check_without, keep_removal
+from whence.validate.without import Removals, check_subsets, check_without, keep_removal, spread
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A training that whence did not make: the checkpoint that the Trainer ended with, and the arguments that it was given."""
+
+    checkpoint: Path
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check_run(
@@ -27,33 +36,20 @@ def check_run(
     chosen: Removals,
     *,
     subsets: tuple[Literal["halves", "removals"], int] | None = None,
-    trainer: tuple[Path, Mapping[str, Any]] | None = None,
+    trainer: Elsewhere | None = None,
     out: Path | None = None,
     rerun: bool = False,
 ) -> tuple[Result, list[Path]]:
     """Retrain a finished run without rows, or on `subsets` (which kind, how many) for its LDS, with the files of the result.
 
     They are in `out`; default: RUN/validation/removal, or lds-KIND. What is found of removals is said beside the scores, too.
-    `trainer` is the checkpoint of a Trainer that made the model from the run's base, with the arguments that it was given.
+    `trainer` is the training that made the model from the run's base, where the run has none of its own.
 
     Raises UsageError where it isn't known how the model was trained, or there are no scores.
     """
     shop = Workshop.of(resolved)
-    if (shop.config.train is None) == (trainer is None) or shop.config.stages or not shop.config.model.base:
-        raise UsageError(
-            f"It is not known how the model of {resolved.out} was trained, or from what.",
-            given="several trainings" if shop.config.stages else f"train {shop.config.train}, model {shop.config.model}"[:120],
-            accepted="a run with one training of its own, or one whose model a Trainer made from the base that it names",
-            fix="train in the run (whence init --train), or model.base, and --training CHECKPOINT --argument NAME=VALUE ...",
-        )
-    request, home = request_of(shop), resolved.out / "scores"
-    scores, held_out = open_scores(home), None
-    if trainer is not None:
-        checkpoint, arguments = trainer
-        state = read_state(checkpoint, request.point)
-        request = replace(request, training=repeatable(state, request.point, shop.base()[0], arguments))
-    else:
-        held_out = _held_out(shop)
+    request, home = repeatable_request(shop, trainer), resolved.out / "scores"
+    scores, held_out = open_scores(home), None if trainer else _held_out(shop)
     training = request.training
     assert training is not None
     name = f"lds-{subsets[0]}" if subsets else "removal"
@@ -74,6 +70,56 @@ def check_run(
             bank = resolved.out / f"bank-{kind}.npz"
             result = check_subsets(request, scores, spec, held_out=held_out, drift=chosen.drift, out=place, bank=bank)
         return result, dist.on_first(keep, result, place)
+
+
+def mirror(
+    run: str | Path,
+    *,
+    queries: int | None = None,
+    training: str | Path | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    rerun: bool = False,
+    **own: Any,
+) -> Scores:
+    """Scores of a finished run by repeating its training along with each query (Ko et al. 2024; docs/methods.md).
+
+        scores = whence.mirror("runs/a", share=0.5, complement=True)
+
+    `queries` is how many of the run's are taken, spread evenly; default: all. `own` are the method's settings
+    (`whence.settings.Mirrored`). `training` is the checkpoint of the Trainer that made the model from the run's base, with the
+    `arguments` that it was given, where whence did not train it. The scores are kept in `out`, default RUN/methods/mirror, and
+    killed work resumes. The plan is told before it begins; `scores.about` has each query's `own gain`, as a median, and the
+    rank `correlation with EK-FAC` where the run has factors.
+
+    Of a model and rows that are no run: `whence.attribute("mirror", model, task, queries, train, training=...)`.
+
+    Raises UsageError where it isn't known how the model was trained, NumericalError where the training repeated ends elsewhere.
+    """
+    resolved = read_config(Path(run))
+    elsewhere = Elsewhere(Path(training), arguments or {}) if training is not None else None
+    request = repeatable_request(Workshop.of(resolved), elsewhere)
+    if queries is not None:
+        request = replace(request, queries=request.queries.take(spread(len(request.queries), queries)))
+    plain = request.settings.changed(per="example", norms=(), rescore=0)
+    given = recipe_named("mirror").own(own)
+    return score_by("mirror", given, replace(request, settings=plain), resolved.out, rerun=rerun, out=out)[0]
+
+
+def repeatable_request(shop: Workshop, trainer: Elsewhere | None) -> Request:
+    """What a finished run asks about its rows, with a training that can be repeated: its own, or that of a Trainer."""
+    if (shop.config.train is None) == (trainer is None) or shop.config.stages or not shop.config.model.base:
+        raise UsageError(
+            f"It is not known how the model of {shop.out} was trained, or from what.",
+            given="several trainings" if shop.config.stages else f"train {shop.config.train}, model {shop.config.model}"[:120],
+            accepted="a run with one training of its own, or one whose model a Trainer made from the base that it names",
+            fix="train in the run (whence init --train), or model.base, and --training CHECKPOINT --argument NAME=VALUE ...",
+        )
+    request = request_of(shop)
+    if trainer is None:
+        return request
+    state = read_state(trainer.checkpoint, request.point)
+    return replace(request, training=repeatable(state, request.point, shop.base()[0], trainer.arguments))
 
 
 def _held_out(shop: Workshop) -> Examples | None:

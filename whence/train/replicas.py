@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from whence import dist
+from whence.progress import note
 from whence.tasks.base import Batch
 from whence.train.replay import Run
 
@@ -48,24 +51,38 @@ def repeat_steps(
     return states_KXP
 
 
-def quickest(run: Run, most: int = SIDE_BY_SIDE) -> tuple[int, float]:
+def quickest(
+    run: Run, most: int = SIDE_BY_SIDE, lessons: Callable[[int], Lesson | None] = lambda count: None
+) -> tuple[int, float]:
     """How many replicas to train side by side, and the seconds that a step of one takes so.
 
     A step of one and a step of all are timed: of short rows many are several times as quick together, while of long ones, whose
-    attention has no kernel for replicas, one after the other can be twice as quick.
+    attention has no kernel for replicas, one after the other can be twice as quick. `lessons` has that of so many replicas. Of
+    several processes the first one's clock decides.
     """
     size = sum(weight.numel() for weight in run.model.parameters())
     together = max(1, min(most, SIDE_BY_SIDE, WEIGHTS // size))
     clock = time.process_time if run.device.type == "cpu" else time.perf_counter  # others may be at work on the processor
     seconds = {}
     for count in {1, together}:
-        states_KXP = run.start()[None].expand(count, -1, -1)
-        repeat_steps(run, states_KXP, range(1), lambda steps: None)  # what is done once, such as the choice of kernels
+        step = functools.partial(repeat_steps, run, run.start()[None].expand(count, -1, -1), range(1), lambda steps: None)
+        step(lesson=lessons(count))  # what is done once, such as the choice of kernels
         began = clock()
-        float(repeat_steps(run, states_KXP, range(1), lambda steps: None).sum())  # which waits for the device
+        float(step(lesson=lessons(count)).sum())  # which waits for the device
         seconds[count] = (clock() - began) / count
     best = min(seconds, key=lambda count: seconds[count])
-    return best, seconds[best]
+    return dist.from_first((best, seconds[best]))
+
+
+def announce(run: Run, trainings: int, steps: float, side: int, seconds: float, disk_bytes: float) -> None:
+    """Say what trainings of so many `steps` in all will take, `side` of them going side by side and a step taking `seconds`."""
+    minutes = max(1, round(steps * seconds / 60))
+    took = f"{minutes} minute{'s' * (minutes > 1)}"
+    memory = side * (2 * run.start().nbytes + run.decay_P.nbytes)  # the states before and after a step, and the gradient
+    note(
+        f"plan: {trainings} trainings of {len(run)} steps, {side} at a time: about {took} of one processor; weights and "
+        f"optimizer of {memory / 1e6:.0f} MB beside the model, {disk_bytes / 1e3:.0f} kB on disk"
+    )
 
 
 def _gradients(

@@ -25,7 +25,7 @@ from whence.store.files import atomic
 from whence.store.intact import read_json, sealed
 from whence.store.scores import Scores
 from whence.train.replay import Run
-from whence.train.replicas import quickest
+from whence.train.replicas import announce, quickest
 from whence.train.retrain import Retrained, retrain
 from whence.validate.bank import Bank, Spec, plain_spec, save_bank
 from whence.validate.lds import CEILING, ceiling, compare, lds
@@ -88,7 +88,7 @@ def check_without(
     rows = chosen.count(len(point.examples))
     sign = -1.0 if scores.about.get("measurement") == "loss" else 1.0  # so that what falls is always the log-probability
     rankings = {SCORES: sign * scores.values, **other_rankings(request)}
-    queries = np.unique(np.linspace(0, len(asked) - 1, min(len(asked), chosen.queries)).round().astype(int))
+    queries = np.array(spread(len(asked), chosen.queries))
     sets = _sets(rankings, queries, chosen, rows)
     weights_KN, places = _weights(sets, len(point.examples))
     parts = _retrained(request, weights_KN, chosen, held_out, out)
@@ -248,13 +248,8 @@ def _retrained(
     run = Run(point.model, point.task, point.examples, training.replay())
     side, seconds = quickest(run, len(weights_KN))
     count = (len(weights_KN) + 1) * chosen.orders
-    size = sum(weight.numel() * weight.element_size() for weight in point.model.parameters())
-    minutes = max(1, round(count * len(run) * seconds / 60))
-    note(
-        f"plan: {count} trainings of {len(run)} steps, {side} at a time: about {minutes} minutes of one processor, "
-        f"weights and optimizer of {4 * side * size / 1e6:.0f} MB beside the model, on disk "
-        f"{8 * count * (len(request.asked) + 1) / 1e3 + run.start()[0].nbytes / 1e3:.0f} kB"
-    )
+    disk_bytes = 8 * count * (len(request.asked) + 1) + run.start()[0].nbytes
+    announce(run, count, count * len(run), side, seconds, disk_bytes)
     given = {"held_out": held_out, "together": side, "drift": chosen.drift}
     places = [out / f"order-{order}" if out is not None else None for order in range(chosen.orders)]
     return [
@@ -314,6 +309,11 @@ def _sentence(own: Mapping[str, Any], stands: Mapping[str, bool | None], rows: i
         f"Retrained without the {what} that the scores put on top, log p of {asked} falls by {_shown(fall)} nats on average, "
         f"which {', but '.join(parts)}."
     )
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many numbers below `count`, evenly apart."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def _joined(names: Sequence[str]) -> str:
