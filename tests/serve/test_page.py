@@ -272,6 +272,17 @@ def serious(page):
     return [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in grave]
 
 
+def test_the_types_of_the_page_are_checked(static):
+    build_page.check()
+    wrong = build_page.PAGE / "src" / "wrong_type_of_a_test.ts"
+    try:
+        wrong.write_text("export const count: number = 'three';\n")
+        with pytest.raises(RuntimeError, match="not assignable"):
+            build_page.check()
+    finally:
+        wrong.unlink()
+
+
 def test_the_bundle_is_small_and_names_no_other_machine(static):
     files = [file for file in static.rglob("*") if file.is_file() and file.name != "export.html"]
     assert sum(len(gzip.compress(file.read_bytes())) for file in files) < 250_000
