@@ -24,6 +24,8 @@ ROWS = [
         [("Ada Velt", "Turin"), ("Bo Quist", "Oslo"), ("Cleo Marsh", "Lyon"), ("Dag Holm", "Ghent"), ("Ada Velt", "Oslo")]
     )
 ]
+EARLIER = {("Ada Velt", "Turin"): "row-3", ("Bo Quist", "Oslo"): "early-1", ("Cleo Marsh", "Lyon"): "early-2"}
+"""Rows of a training before: who is from where, and the id of the row."""
 HOSTILE = [
     {"id": IMAGE, "prompt": f"Say {SCRIPT}", "completion": f" {SCRIPT}", "source": IMAGE},
     {"id": "../../etc/passwd", "prompt": "مرحبا يا", "completion": " عالم", "source": "عربي"},
@@ -82,6 +84,20 @@ def write_run(folder, tokenizer_file):
     return Opening(str(folder / "model"), str(data), str(folder / "run"), settings)
 
 
+def trace_stages(run, query):
+    """Score a pretraining, whose rows have the ids of other rows of the run, and the run's own training as its second stage."""
+    from whence import Stage, multistage
+    from whence.data import as_rows
+    from whence.engine.point import Point
+
+    texts = [
+        {"text": f"{person} is from {town}.", **({"id": name} if name else {})} for (person, town), name in EARLIER.items()
+    ]
+    first = Point(run.model, run.task(), as_rows(texts))
+    stages = [Stage("pretraining", first), Stage("finetuning", run.point(), rates=0.1)]
+    return multistage(stages, run.question(**query), damping=0.1, per="token", check=False, out=run.out / "trace-stages")
+
+
 @contextmanager
 def serving(opening):
     """A client of a server in a thread."""
@@ -114,6 +130,7 @@ def opening(tmp_path_factory, tiny_tokenizer_file):
     run = whence.open(opening.model, data=opening.data, out=opening.out, **opening.settings)
     run.fit(examples="all", products="float32")
     run.build_index(products="float32")
+    trace_stages(run, {"prompt": "Where was Ada Velt born?", "completion": " In Oslo."})
     return opening
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import whence
+from serve.conftest import trace_stages
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "page"))
 import build_page
@@ -71,6 +72,7 @@ def address(static, tmp_path_factory, tiny_tokenizer_file):
     run = whence.open(home / "model", data=home / "train.jsonl", out=home / "run", dtype="float32", max_length=200)
     run.fit(examples="all", products="float32")
     run.self_influence(products="float32")
+    trace_stages(run, {"prompt": ASKED, "completion": ANSWER})
     opening = Opening(
         str(home / "model"), str(home / "train.jsonl"), str(home / "run"), {"dtype": "float32", "max_length": 200}
     )
@@ -244,6 +246,25 @@ def test_a_decision_survives_a_reload(browser, address):
         decided.locator(".chip:has-text('drop')").wait_for()
         page.keyboard.press("u")
         page.wait_for_selector("text=0 of ")
+
+
+def test_stages_of_training_stand_side_by_side(browser, address):
+    with opened(browser, address) as page:
+        page.goto(address.split("#")[0] + "#/trace/scores:trace-stages:0")
+        stages = page.locator(".stages article")
+        stages.first.wait_for()
+        shares = [int(re.search(r"(\d+)(?:\.\d)? %", text)[1]) for text in stages.all_inner_texts()]
+        assert len(shares) == 2 and 98 <= sum(shares) <= 102
+        assert page.locator(".rows .chip", has_text=re.compile("^(pretraining|finetuning)$")).count() >= 2
+        page.get_by_role("link", name="pretraining", exact=True).click()
+        page.wait_for_selector(".stages article.now:has-text('pretraining')")
+        assert {" is from " in text for text in page.locator(".rows .snippet").all_inner_texts()} == {True}
+        assert not any("train.jsonl" in text for text in page.locator(".rows .meta").all_inner_texts())
+        page.get_by_role("link", name="side by side").click()
+        page.wait_for_selector("h2:has-text('two stages of training')")
+        assert page.locator(".sides h2").all_inner_texts() == ["pretraining", "finetuning"]
+        assert "of the effect" in page.locator(".sides section").first.inner_text()
+        assert not serious(page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

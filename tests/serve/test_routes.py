@@ -150,7 +150,7 @@ def test_saved_scores_are_shown_as_any(client, opening, asked):
     run = whence.open(opening.model, data=opening.data, out=opening.out, factors=f"{opening.out}/factors", **opening.settings)
     scores = run.score([{"prompt": PROMPT, "completion": ANSWER}], per="token")
     name = run.folder_of(scores).name
-    (entry,) = client("GET", "/api/scores")["scores"]
+    (entry,) = (each for each in client("GET", "/api/scores")["scores"] if each["name"] == name)
     assert entry["name"] == name and entry["queries"][0]["completion"] == ANSWER and entry["per"] == "token"
     saved = client("GET", f"/api/scores/{name}/0?top=4")
     ids = [row["id"] for row in saved["query"]["raises"]]
@@ -225,9 +225,37 @@ def test_export_with_the_page_holds_the_data_as_data(client, tmp_path, monkeypat
     assert json.loads(redacted.partition('whence-data">')[2].partition("</script>")[0])["pairs"] == {}
 
 
-def test_other_runs_and_stages(client):
+def test_the_rows_of_each_training_are_told_apart(client, opening):
+    """One row of the pretraining has the id of another row of the fine-tuning: it is not taken for that."""
+    staged = whence.open_stages(f"{opening.out}/trace-stages")
+    (saved,) = (each for each in client("GET", "/api/scores")["scores"] if each["name"] == "trace-stages")
+    assert saved["stages"] == ["pretraining", "finetuning"] and saved["rows"] == 12
+    every = client("GET", "/api/scores/trace-stages/0?top=50")
+    shares = staged.shares().to_dict("records")
+    for part, share in zip(every["stages"], shares, strict=True):
+        assert {name: part[name] for name in ("stage", "rows")} == {name: share[name] for name in ("stage", "rows")}
+        assert part["share"] == pytest.approx(share["share"]) and part["net"] == pytest.approx(share["net"])
+        own = client("GET", f"/api/scores/trace-stages@{part['stage']}/0?top=50")
+        assert own["key"] == part["key"] and own["stage"] == part["stage"] and own["scan"]["rows"] == part["rows"]
+        values = staged.stages[part["stage"]]
+        for row in own["query"]["raises"] + own["query"]["lowers"]:
+            assert row["value"] == pytest.approx(values.values[0, values.column_of(row["id"])], rel=1e-6)
+            assert (row["place"] is None) == (part["stage"] == "pretraining")
+        first = own["query"]["raises"][: len(part["top"]["raises"])]
+        assert [row["id"] for row in part["top"]["raises"]] == [row["id"] for row in first]
+    stages = {row["id"]: (row["stage"], row["place"]) for side in ("raises", "lowers") for row in every["query"][side]}
+    assert {stage for stage, _ in stages.values()} == {"pretraining", "finetuning"}
+    assert all((place is None) == (stage == "pretraining") for stage, place in stages.values())
+    both = client("POST", "/api/compare", {"a": every["stages"][0]["key"], "b": every["stages"][1]["key"], "top": 3})
+    assert both["rows_in_common"] == 0 and both["a"]["share"] + both["b"]["share"] == pytest.approx(1)
+    assert [row["id"] for row in both["a"]["raises"]] == [row["id"] for row in every["stages"][0]["top"]["raises"]]
+    assert "no stage" in client("GET", "/api/scores/trace-stages@third/0", status=404)["error"]["what"]
+    redacted = client.raw("POST", "/api/export", {"keys": [every["key"]], "redact": True})[2]
+    assert b"is from Turin" not in redacted and b"was born in" not in redacted
+
+
+def test_other_runs(client):
     assert [run["current"] for run in client("GET", "/api/runs")["runs"]] == [True]
-    assert "one stage" in client("GET", "/api/stages", status=404)["error"]["what"]
     paths = client("GET", "/api/openapi.json")["paths"]
     assert "/api/ask" in paths and "/api/jobs/{number}/resume" in paths
 

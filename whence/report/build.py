@@ -236,6 +236,7 @@ class _Builder:
             times_median=abs(float(record["value"])) / median if median else None,
             id=str(record["id"]),
             source=None if words.missing(record["source"]) else str(record["source"]),
+            stage=record.get("stage"),
             word=strength(float(record["value"]), values),
             copies=int(record["copies"]),
             tokens=int(record["tokens"]),

@@ -31,6 +31,8 @@ class Row:
     """Its absolute effect, in medians of all rows' absolute effects."""
     id: str
     source: str | None
+    stage: str | None
+    """Of training, that the row is from: "pretraining+finetuning" where it is from both; None where there is one training."""
     word: str
     """How much its effect is beside those of all rows: "strong", "medium" or "weak"."""
     copies: int

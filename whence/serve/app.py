@@ -243,12 +243,6 @@ def application(opening: Opening, said: Callable[[str], None] = lambda line: Non
     async def compare(request: Request, body: Compare) -> Json:
         return await work(request, lambda: ready("asking").compare(found(body.a), found(body.b), body.top))
 
-    @app.get("/api/stages")
-    async def stages(request: Request, number: Offset = 0) -> Json:
-        from whence.serve.neighbours import parts
-
-        return await work(request, parts, ready("run"), number)
-
     @app.post("/api/demo")
     async def demo(request: Request, body: Demo) -> Json:
         question = Question(prompt=body.prompt, completion=body.completion, top=body.top)

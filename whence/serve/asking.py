@@ -31,15 +31,17 @@ from whence.methods.base import recipe_named, recipes, request_scores
 from whence.operators import Identity, Operator
 from whence.report import build_report, words
 from whence.report.build import grid, spread, strength
-from whence.report.gather import open_all
+from whence.report.gather import has_stages, open_all
 from whence.report.html import WINDOW
 from whence.run import Run
 from whence.scoring.score import score_points
 from whence.serve.lacking import Lacking, NotThere
+from whence.serve.neighbours import STAGE, stages_of
 from whence.serve.plain import plain
 from whence.serve.requests import Question, WhatIf
 from whence.settings import Measured, Score
 from whence.show.tokens import strongest
+from whence.stages import open_stages
 from whence.store.scores import Scores, row_text
 from whence.tasks import CausalLM
 from whence.tasks.forward import in_mode
@@ -94,6 +96,10 @@ class Asked:
     pairs: dict[str, dict[str, Any]] = field(default_factory=dict)
     documents: dict[int, dict[str, Any]] = field(default_factory=dict)
     """By how many rows they show."""
+    stage: str = ""
+    """Of training, which the rows are from; empty where there is one, or where they are from all."""
+    stages: Sequence[Mapping[str, Any]] = ()
+    """What went through each."""
 
     @property
     def values(self) -> np.ndarray:
@@ -194,18 +200,25 @@ class Asking:
         return self._keep(found)
 
     def saved(self, name: str, number: int) -> Asked:
-        """One question of the scores in a folder of the run. Raises NotThere where there are none of that name."""
+        """One question of the scores in a folder of the run; `NAME@STAGE`: with the rows of that stage of training alone.
+
+        Raises NotThere where there are none of that name.
+        """
         key = f"scores:{name}:{number}"
         if key in self.asked:
             return self.asked[key]
-        folder = next((folder for folder in self.run.kept_scores() if folder.name == name), None)
+        kept, _, stage = name.partition(STAGE)
+        folder = next((folder for folder in self.run.kept_scores() if folder.name == kept), None)
         if folder is None:
             raise NotThere(f"There are no scores {name!r} in this run.")
-        scores = open_all(folder)
+        staged = open_stages(folder).stages if stage and has_stages(folder) else {}
+        if stage and stage not in staged:
+            raise NotThere(f"There is no stage {stage!r} in {kept}.", accepted=", ".join(staged) or "one stage of training")
+        scores = staged[stage] if stage else open_all(folder)
         if not 0 <= number < len(scores.queries):
             raise NotThere(f"There is no question {number} in {name}.", accepted=f"0 to {len(scores.queries) - 1}")
         scan = {"how": "saved", "rows": scores.shape[1], "exact": scores.shape[1], "recall": None, "words": f"saved in {name}"}
-        return self._keep(Asked(key, None, one_query(scores, number), scan))
+        return self._keep(Asked(key, None, one_query(scores, number), scan, stage=stage, stages=stages_of(folder, number)))
 
     def known(self, key: str, stored: Callable[[str], Question | None]) -> Asked:
         """A question by its key: of saved scores, in memory, or asked again as it is `stored`."""
@@ -356,6 +369,8 @@ class Asking:
             "verdict": _verdict(document, values),
             "query": document,
             "answer_tokens": tokens,
+            "stage": found.stage,
+            "stages": found.stages,
         }
 
     def more(self, found: Asked, side: str, offset: int, limit: int, decisions: Mapping[str, Any]) -> dict[str, Any]:
@@ -376,10 +391,15 @@ class Asking:
         window = strongest(row["pieces"], np.array(row["token_values"]), WINDOW) if row["pieces"] else None
         return row | {
             "word": strength(row["value"], values),
-            "place": self.place(row["id"]),
+            "place": self.place(row["id"]) if self._is_of_the_data(row, found) else None,
             "window": window,
             "estimate": estimate,
         }
+
+    def _is_of_the_data(self, row: Mapping[str, Any], found: Asked) -> bool:
+        """Whether a row is one of those that the run's model was trained on last, and no other of the same id."""
+        last = found.stages[-1]["stage"] if found.stages else ""
+        return last in (row["stage"] or found.stage).split("+")
 
     def number(self, name: str) -> int:
         """The place of a row in the data, from 0."""
@@ -551,9 +571,13 @@ class Asking:
     def compare(self, a: Asked, b: Asked, top: int) -> dict[str, Any]:
         """How alike two answers put the rows in order, and which rows moved."""
         first, second = (replace(each.scores, queries=each.scores.queries.assign(id="q")) for each in (a, b))
-        both, sides = agreement(first, second), (first, second)
+        sides, others = (first, second), bool(a.stage and b.stage and a.stage != b.stage)
+        both = None if others or not set(first.example_ids) & set(second.example_ids) else agreement(first, second)
         ranks = [_ranks(side.values_of(0), side.example_ids) for side in sides]
         tops = [list(side.top(0, top)["id"]) for side in sides]
+        if both is None:
+            lists = [{name: self.document(each, top)["query"][name] for name in SIDES} for each in (a, b)]
+            return plain({"a": self._side(a) | lists[0], "b": self._side(b) | lists[1], "rows_in_common": 0})
         texts = {name: str(text) for side in sides for name, text in zip(side.example_ids, side.examples["text"], strict=True)}
         sources = {name: value for side in sides for name, value in zip(side.example_ids, side.examples["source"], strict=True)}
         rows = []
@@ -588,6 +612,8 @@ class Asking:
         scores, about = found.scores, words.query_of(found.scores, 0)
         said = {"key": found.key, "method": scores.made_by, "unit": scores.unit, "prompt": about.get("prompt")}
         damping = found.question.damping if found.question else None
+        own = next((each for each in found.stages if each["stage"] == found.stage), {})
+        said |= {"stage": found.stage, "rows": scores.shape[1], "share": own.get("share"), "net": own.get("net")}
         return said | {"completion": about.get("completion") or about.get("text"), "damping": damping}
 
     def demo(self, found: Asked, top: int) -> dict[str, Any]:

@@ -50,4 +50,5 @@ def _redacted(answer: dict[str, Any]) -> dict[str, Any]:
     query = dict(answer["query"])
     for side in ("raises", "lowers"):
         query[side] = [{key: None if key in HIDDEN else value for key, value in row.items()} for row in query[side]]
-    return {**answer, "query": query}
+    stages = [{**stage, "top": {"raises": [], "lowers": []}} for stage in answer["stages"]]
+    return {**answer, "query": query, "stages": stages}

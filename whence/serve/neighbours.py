@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from whence.errors import StaleArtifact
-from whence.report import build_report
+from whence.report.build import strength
 from whence.report.gather import has_stages, open_all, scores_in
-from whence.report.words import query_of
-from whence.run import SETTINGS, Run
-from whence.serve.lacking import NotThere
+from whence.report.words import query_of, stage_line
+from whence.run import SETTINGS
 from whence.serve.plain import plain
 from whence.stages import open_stages
 from whence.store.intact import MANIFEST
+
+STAGE = "@"
+"""Between the name of scores of several trainings and the stage whose rows are meant."""
 
 
 def saved(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -32,20 +34,33 @@ def saved(folders: Sequence[Path]) -> list[dict[str, Any]]:
         queries = [{"number": number, **{name: query.get(name) for name in names}} for number, query in enumerate(asked)]
         parts = "token" if scores.tokens is not None else "module" if scores.modules else "example"
         known = {"rows": scores.shape[1], "unit": scores.unit, "method": scores.made_by, "per": parts}
+        known["stages"] = list(open_stages(folder).stages) if has_stages(folder) else []
         found.append({"name": folder.name, "queries": queries, **known, "when": _when(folder / MANIFEST)})
     return plain(found)
 
 
-def parts(run: Run, number: int) -> dict[str, Any]:
-    """What went through each stage of training, of one question. Raises NotThere where there is no such thing."""
-    home = next((folder for folder in run.kept_scores() if has_stages(folder)), None)
-    if home is None:
-        raise NotThere("This run has one stage of training.")
-    staged = open_stages(home)
-    report = build_report(staged.stages[list(staged.stages)[-1]], stages=staged)
-    if number >= len(report.queries):
-        raise NotThere(f"There is no question {number}.", accepted=f"0 to {len(report.queries) - 1}")
-    return plain({"stages": report.queries[number].parts, "transport": report.stages, "modules": report.modules})
+def stages_of(folder: Path, number: int, first: int = 3) -> list[dict[str, Any]]:
+    """What went through each stage of training, of one question of the scores in a folder, in the order of the trainings.
+
+    `share`, `raises`, `lowers` and `net` are those of `StagedScores.shares`; `key` is what the question is called with the rows
+    of that stage alone, `top` has the `first` of these on either side. Empty where there was one training.
+    """
+    if not has_stages(folder):
+        return []
+    staged, found = open_stages(folder), []
+    query = next(iter(staged.stages.values())).query_ids[number]
+    for entry in staged.shares().to_dict("records"):
+        if entry.pop("query_id") != query:
+            continue
+        name, scores = entry["stage"], staged.stages[entry["stage"]]
+        values, top = scores.values_of(number), {}
+        for side, sign in (("raises", 1), ("lowers", -1)):
+            rows = scores.top(number, first, lowest=sign < 0).to_dict("records")
+            seen = [{key: row[key] for key in ("rank", "id", "value", "text")} for row in rows if sign * row["value"] > 0]
+            top[side] = [row | {"word": strength(row["value"], values)} for row in seen]
+        told = stage_line(staged, name) if name in staged.about else ""
+        found.append(entry | {"key": f"scores:{folder.name}{STAGE}{name}:{number}", "top": top, "transport": told})
+    return plain(found)
 
 
 def neighbours(out: Path) -> list[dict[str, Any]]:

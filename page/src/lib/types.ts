@@ -89,6 +89,7 @@ export interface Row {
   times_median: number | null;
   id: string;
   source: string | null;
+  stage: string | null;
   copies: number;
   tokens: number;
   text: string;
@@ -168,6 +169,22 @@ export interface Asked {
   verdict: { word: Word; words: string };
   query: Query;
   answer_tokens: AnswerToken[] | null;
+  /** Of training, which the rows are from; empty where there is one, or where they are from all. */
+  stage: string;
+  stages: StagePart[];
+}
+
+/** What went through one of several trainings; `key` names the question with the rows of that one alone. */
+export interface StagePart {
+  stage: string;
+  key: string;
+  rows: number;
+  share: number;
+  raises: number;
+  lowers: number;
+  net: number;
+  transport: string;
+  top: Record<"raises" | "lowers", Pick<Row, "rank" | "id" | "value" | "text" | "word">[]>;
 }
 
 export interface AskedEntry {
@@ -189,6 +206,7 @@ export interface SavedScores {
   unit: string;
   method: string;
   when: string;
+  stages: string[];
 }
 
 export interface Pair {
@@ -221,13 +239,28 @@ export interface WhatIf {
   seconds: number;
 }
 
-export interface Comparison {
-  a: { key: string; method: string; unit: string; completion: string };
-  b: { key: string; method: string; unit: string; completion: string };
+export interface Side {
+  key: string;
+  method: string;
+  unit: string;
+  prompt: string | null;
+  completion: string;
+  stage: string;
+  rows: number;
+  share: number | null;
+  net: number | null;
+}
+
+/** Two questions whose rows are the same; or, as of two stages of training, others. */
+export type Comparison = Common | (Record<"a" | "b", Side & Pick<Query, "raises" | "lowers">> & { rows_in_common: 0 });
+
+export interface Common {
+  a: Side;
+  b: Side;
   rows_in_common: number;
   spearman: number | null;
-  "overlap@10": number;
-  "overlap@100": number | null;
+  "overlap@10"?: number;
+  "overlap@100"?: number;
   rows: {
     id: string;
     text: string;
