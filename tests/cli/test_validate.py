@@ -42,6 +42,7 @@ def tiny(monkeypatch):
         (["--quick"], "none is named"),
         (["runs", "--pbrf"], "can't retrain the model of a run"),
         (["runs", "--removal"], "is no run"),
+        (["RUN", "--removal", "--tail-patch", "--orders", "2"], "trains nothing again"),
         (["--pbrf", "--on", "digits", "--rows", "2"], "too few"),
         (["--pbrf", "--on", "nowhere"], "no setting 'nowhere'"),
         (["--pbrf", "--on", "concrete"], "--data"),

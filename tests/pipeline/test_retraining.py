@@ -33,6 +33,10 @@ def test_a_run_is_retrained(settings):
     again, _ = check_run(resolved, Removals(rows=1, queries=2, draws=1))
     np.testing.assert_array_equal(again.arrays["falls"], result.arrays["falls"])
 
+    patched, files = check_run(resolved, Removals(rows=1, queries=2, draws=1), patch=1)
+    assert patched.check == "tail-patch" and files[0].parent == resolved.out / "validation" / "tail-patch"
+    assert np.isfinite(patched.arrays["rises"]).all() and "rises by" in patched.says[0]
+
     lds, _ = check_run(resolved, Removals(fraction=0.2), subsets=("removals", 4))
     bank = open_bank(resolved.out / "bank-removals.npz")
     assert lds.check == "lds" and bank.kept.shape == (4, 16) and (bank.kept.sum(1) == 13).all()

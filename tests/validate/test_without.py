@@ -18,6 +18,7 @@ from whence.models import load_model
 from whence.settings import Train
 from whence.tasks import CausalLM
 from whence.train.finetune import finetune
+from whence.train.patch import patch
 from whence.train.record import read_training
 from whence.train.retrain import retrain
 from whence.validate.bank import Spec, open_bank
@@ -27,6 +28,7 @@ from whence.validate.without import (
     SCORES,
     Removals,
     calibrated,
+    check_patch,
     check_subsets,
     check_without,
     keep_removal,
@@ -97,6 +99,25 @@ def test_one_query_is_held_against_draws(request_, truth):
     assert "can't be told from" in found.says[0] and "not calibrated" not in found.says[3]
     with pytest.raises(UsageError, match="can't be left out"):
         check_without(request_, truth, Removals(rows=N))
+
+
+def test_a_step_more_tells_good_scores_from_bad_ones(request_):
+    """Scores that are right here say what a step on each row by itself raises."""
+    found = patch(request_.training, [[row] for row in range(N)], request_.point, request_.asked)
+    right = request_.scores_of(-found.falls.T, "a step on one", "nats", measured=True)
+    made = check_patch(request_, right, Removals(rows=1, draws=3))
+    assert made.check == "tail-patch" and made.about["stands_out"][RANDOM] and made.about["stands_out"][OTHERS]
+    assert made.says[0].startswith(
+        "After one step more on the row that the scores put on top, log p of the answers to 5 queries rises by"
+    )
+    own = made.row(**{"rows chosen by": SCORES})
+    assert own["rise"] == pytest.approx(right.raw.max(1).mean(), rel=1e-5) and own["sets of rows"] <= 5
+    assert made.row(**{"rows chosen by": RANDOM})["sets of rows"] <= 3
+    assert [len(rows) for rows in made.as_json()["rows"]] == [1] * made.about["sets"]
+    bad = check_patch(request_, right * -1, Removals(rows=1, draws=3), steps=2)
+    assert not any(bad.about["stands_out"].values()) and "does not stand out above" in bad.says[0]
+    assert bad.says[0].startswith("After 2 steps more") and bad.row(**{"rows chosen by": SCORES})["rise"] < own["rise"]
+    json.dumps(made.as_json(), allow_nan=False)
 
 
 def test_subsets_are_a_bank(request_, truth, tmp_path):

@@ -50,6 +50,10 @@ class OfRun(Section):
     subsets: Literal["halves", "removals"] | None = setting(
         None, "RUN: retrain on random subsets instead, for the LDS; halves, or removals of that share."
     )
+    tail_patch: bool = setting(
+        False, "RUN --removal: for a model too large to retrain: instead, take a step on the rows from the final weights."
+    )
+    steps: Count = setting(1, "RUN --removal --tail-patch: steps on the rows.")
     jointly: bool = setting(False, "RUN: choose rows for all queries together, not for each by itself.", "--jointly")
     draws: Count = setting(4, "RUN: random sets of rows to compare with.")
     orders: Count = setting(1, "RUN: orders of the rows in which it is done, the first as recorded.")
@@ -84,15 +88,16 @@ def validate(
     """Say how far scores can be trusted: one check at a time.
 
     --quick looks at the scores of a run. RUN --removal repeats the training of the run without the rows that its scores put on
-    top, and without rows that BM25, loss, length, gradient norm and chance choose; RUN --lds repeats it on random subsets. All
-    others train a small setting again and again, where the truth can be had, and compare methods on it. Every result is a
-    table, what it means in words, and files (result.json, result.md, figures) in RUN/validation or OUT/CHECK-SETTING; an
-    interrupted check goes on where it was.
+    top, and without rows that BM25, loss, length, gradient norm and chance choose; with --tail-patch it reads these rows once
+    more instead. RUN --lds repeats it on random subsets. All others train a small setting again and again, where the truth can
+    be had, and compare methods on it. Every result is a table, what it means in words, and files (result.json, result.md,
+    figures) in RUN/validation or OUT/CHECK-SETTING; an interrupted check goes on where it was.
 
     \b
     Examples
       whence validate runs/a --quick
       whence validate runs/a --removal --rows 5
+      whence validate runs/a --removal --rows 5 --tail-patch
       whence validate runs/a --lds --subsets halves --rows 64
       whence validate runs/b --removal --training out/checkpoint-96 --argument lr_scheduler_type=cosine
       whence validate --pbrf --on concrete --data uci
@@ -155,6 +160,9 @@ def _of_run(mode: str, path: Path, check: Check, of_run: OfRun, of_trainer: OfTr
     from whence.pipeline.retraining import Elsewhere, check_run
     from whence.validate.without import QUERIES, Removals
 
+    if of_run.tail_patch and (mode != "removal" or of_run.subsets or of_run.orders > 1):
+        given = "--lds" if mode == "lds" else "--subsets" if of_run.subsets else f"--orders {of_run.orders}"
+        raise UsageError("--tail-patch trains nothing again.", given=given, accepted="--removal, without it")
     require_run(path)
     subsets = (of_run.subsets or "removals", check.rows or 64) if mode == "lds" or of_run.subsets else None
     chosen = Removals(
@@ -167,9 +175,9 @@ def _of_run(mode: str, path: Path, check: Check, of_run: OfRun, of_trainer: OfTr
         seed=check.seed,
         drift=of_run.drift,
     )
-    out = check.out if "out" in said() else None
+    out, patch = check.out if "out" in said() else None, of_run.steps if of_run.tail_patch else None
     trainer = Elsewhere(of_trainer.training, of_trainer.arguments) if of_trainer.training else None
-    return check_run(read_config(path), chosen, subsets=subsets, trainer=trainer, out=out, rerun=rerun)
+    return check_run(read_config(path), chosen, subsets=subsets, patch=patch, trainer=trainer, out=out, rerun=rerun)
 
 
 def _quick(path: Path, seed: int) -> Any:

@@ -20,7 +20,7 @@ from whence.store.scores import Scores, open_scores
 from whence.train.state import read_state, repeatable
 from whence.validate.bank import Spec
 from whence.validate.results import Result, keep
-from whence.validate.without import Removals, check_subsets, check_without, keep_removal, spread
+from whence.validate.without import Removals, check_patch, check_subsets, check_without, keep_removal, spread
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ def check_run(
     chosen: Removals,
     *,
     subsets: tuple[Literal["halves", "removals"], int] | None = None,
+    patch: int | None = None,
     trainer: Elsewhere | None = None,
     out: Path | None = None,
     rerun: bool = False,
@@ -43,24 +44,34 @@ def check_run(
     """Retrain a finished run without rows, or on `subsets` (which kind, how many) for its LDS, with the files of the result.
 
     They are in `out`; default: RUN/validation/removal, or lds-KIND. What is found of removals is said beside the scores, too.
+    With `patch` nothing is retrained: the rows are read in so many steps more (RUN/validation/tail-patch).
     `trainer` is the training that made the model from the run's base, where the run has none of its own.
 
     Raises UsageError where it isn't known how the model was trained, or there are no scores.
     """
     shop = Workshop.of(resolved)
-    request, home = repeatable_request(shop, trainer), resolved.out / "scores"
+    request, home = (trained_request if patch else repeatable_request)(shop, trainer), resolved.out / "scores"
     scores, held_out = open_scores(home), None if trainer else _held_out(shop)
     training = request.training
     assert training is not None
-    name = f"lds-{subsets[0]}" if subsets else "removal"
+    name = f"lds-{subsets[0]}" if subsets else "tail-patch" if patch else "removal"
     place = out or resolved.out / "validation" / name
 
     def made_from() -> dict[str, object]:
         known = {"training": training.identity(), "queries": request.asked.fingerprint, "scores": scores.about}
-        return {"stage": name, "settings": asdict(chosen), "subsets": subsets, **known, "code": fingerprint_code()}
+        return {
+            "stage": name,
+            "settings": asdict(chosen),
+            "subsets": subsets,
+            "steps": patch,
+            **known,
+            "code": fingerprint_code(),
+        }
 
     with work(place, made_from, rerun=rerun):
-        if subsets is None:
+        if patch:
+            result = check_patch(request, scores, chosen, steps=patch, held_out=held_out, out=place)
+        elif subsets is None:
             result = check_without(request, scores, chosen, held_out=held_out, out=place)
             dist.on_first(keep_removal, result, home)
         else:
@@ -108,18 +119,33 @@ def mirror(
 
 def repeatable_request(shop: Workshop, trainer: Elsewhere | None) -> Request:
     """What a finished run asks about its rows, with a training that can be repeated: its own, or that of a Trainer."""
-    if (shop.config.train is None) == (trainer is None) or shop.config.stages or not shop.config.model.base:
-        raise UsageError(
-            f"It is not known how the model of {shop.out} was trained, or from what.",
-            given="several trainings" if shop.config.stages else f"train {shop.config.train}, model {shop.config.model}"[:120],
-            accepted="a run with one training of its own, or one whose model a Trainer made from the base that it names",
-            fix="train in the run (whence init --train), or model.base, and --training CHECKPOINT --argument NAME=VALUE ...",
-        )
+    if not shop.config.model.base:
+        raise _unknown(shop)
+    request = trained_request(shop, trainer)
+    if trainer is None:
+        return request
+    state: Any = request.training
+    return replace(request, training=repeatable(state, request.point, shop.base()[0], trainer.arguments))
+
+
+def trained_request(shop: Workshop, trainer: Elsewhere | None) -> Request:
+    """What a finished run asks about its rows, with what is known of the training: its own, or that of a Trainer."""
+    if (shop.config.train is None) == (trainer is None) or shop.config.stages:
+        raise _unknown(shop)
     request = request_of(shop)
     if trainer is None:
         return request
-    state = read_state(trainer.checkpoint, request.point)
-    return replace(request, training=repeatable(state, request.point, shop.base()[0], trainer.arguments))
+    clip = {"max_grad_norm": float(trainer.arguments["max_grad_norm"])} if "max_grad_norm" in trainer.arguments else {}
+    return replace(request, training=read_state(trainer.checkpoint, request.point, **clip))
+
+
+def _unknown(shop: Workshop) -> UsageError:
+    return UsageError(
+        f"It is not known how the model of {shop.out} was trained, or from what.",
+        given="several trainings" if shop.config.stages else f"train {shop.config.train}, model {shop.config.model}"[:120],
+        accepted="a run with one training of its own, or one whose model a Trainer made from the base that it names",
+        fix="train in the run (whence init --train), or model.base, and --training CHECKPOINT --argument NAME=VALUE ...",
+    )
 
 
 def _held_out(shop: Workshop) -> Examples | None:

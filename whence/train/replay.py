@@ -185,11 +185,10 @@ def _copies(parameters: Parameters) -> Parameters:
 class Run:
     """A training at work on a copy of the model, in its dtype or in `dtype`; the model's own trained weights play no part.
 
-    Raises UsageError where a row of the training is not among the examples, or where the model has random parts.
+    Raises UsageError where a row of the training is not among the examples.
     """
 
     def __init__(self, model: nn.Module, task: Task, examples: Examples, how: Replay, dtype: torch.dtype | None = None):
-        refuse_random_parts(model)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         if dtype is not None:
             self.model.to(dtype)
@@ -222,7 +221,8 @@ class Run:
         return len(self.rows)
 
     def start(self) -> Tensor:
-        """The state before the first step, `[X, P]`."""
+        """The state before the first step, `[X, P]`. Raises UsageError where random parts of the model forbid to repeat it."""
+        refuse_random_parts(self.model)
         return self.how.descent.optimizer.begin(self.vector(self.how.start))
 
     def step(self, number: int, state_XP: Tensor, g_P: Tensor) -> Tensor:

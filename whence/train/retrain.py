@@ -134,7 +134,7 @@ def retrain(
                 begun_KXP = run.start()[None].expand(len(counts), -1, -1)
                 end_KXP = repeat_steps(run, begun_KXP, range(len(run)), lambda steps: None, counts)
                 found = torch.full((side, len(queries) + 1), math.nan, dtype=torch.float64)
-                found[: len(counts)] = _measured(run, end_KXP[:, 0], queries, held_out)
+                found[: len(counts)] = measured_at(run, end_KXP[:, 0], queries, held_out)
                 return found
 
             made = place / "retrainings" if place else None
@@ -165,7 +165,7 @@ def _control(run: Run, queries: Queries, held_out: Examples | None, together: in
         begun_1XP = run.start()[None]
         end_1XP = repeat_steps(run, begun_1XP, range(len(run)), advance, told=lambda number, loss_1: losses.append(loss_1))
     with notes_only():
-        whole = _measured(run, end_1XP[:, 0], queries, held_out)[0]
+        whole = measured_at(run, end_1XP[:, 0], queries, held_out)[0]
     return {"end": end_1XP[0, 0], "losses": torch.cat(losses).cpu(), "whole": whole, "together": torch.tensor(side)}
 
 
@@ -185,7 +185,7 @@ def _compared(run: Run, training: History, point: Point, control: dict[str, Tens
 
 
 @torch.no_grad()
-def _measured(run: Run, theta_KP: Tensor, queries: Queries, held_out: Examples | None) -> Tensor:
+def measured_at(run: Run, theta_KP: Tensor, queries: Queries, held_out: Examples | None) -> Tensor:
     """What is measured of the queries and, last, the loss of the held-out rows per prediction, `[K, Q + 1]`."""
     found = torch.zeros(len(theta_KP), len(queries) + 1, dtype=torch.float64)
 

@@ -24,6 +24,7 @@ from whence.progress import note
 from whence.store.files import atomic
 from whence.store.intact import read_json, sealed
 from whence.store.scores import Scores
+from whence.train.patch import patch
 from whence.train.replay import Run
 from whence.train.replicas import announce, quickest
 from whence.train.retrain import Retrained, retrain
@@ -43,6 +44,9 @@ CHOSEN = {
     "gradient-norm": "the norm of the gradient",
 }
 """What chooses rows without attribution."""
+
+TRIALS = {"fall": "retrainings", "rise": "sets of rows"}
+"""What is counted, by how what is measured moves."""
 
 QUERIES, DRAWS = 8, 4
 """Queries whose rows are left out, and random sets of rows, where it is not said otherwise."""
@@ -85,60 +89,72 @@ def check_without(
     Raises UsageError where the training can't be repeated, or where there are not that many rows.
     """
     began, point, asked = time.monotonic(), request.point, request.asked
-    rows = chosen.count(len(point.examples))
-    sign = -1.0 if scores.about.get("measurement") == "loss" else 1.0  # so that what falls is always the log-probability
-    rankings = {SCORES: sign * scores.values, **other_rankings(request)}
-    queries = np.array(spread(len(asked), chosen.queries))
-    sets = _sets(rankings, queries, chosen, rows)
-    weights_KN, places = _weights(sets, len(point.examples))
-    parts = _retrained(request, weights_KN, chosen, held_out, out)
-    falls_OKQ, rises_OK = sign * np.stack([part.falls for part in parts]), np.stack([part.rises for part in parts])
-    falls = {name: falls_OKQ[:, places_DQ, queries] for name, places_DQ in places.items()}  # [O, D, Q]
-
-    table, stands = [], {}
-    for name, falls_ODQ in falls.items():
-        row: dict[str, Any] = {"rows chosen by": name, "retrainings": len(np.unique(places[name])) * chosen.orders}
-        row |= _interval(falls_ODQ).columns("fall")
-        if name != SCORES:
-            more = _interval(falls[SCORES] - falls_ODQ)
-            stands[name] = None if np.isnan(more.low) else bool(more.low > 0)
-            row |= more.columns("scores_more") | {"stands_out": {True: "yes", False: "no", None: "can't tell"}[stands[name]]}
-        table.append(row | {"held_out_rise": float(rises_OK[:, places[name]].mean())})
-    recorded = sign * measured_of(point, asked).numpy()
-    away = recorded - sign * parts[0].whole[:-1]
+    tried = _choose(request, scores, chosen)
+    parts = _retrained(request, tried.weights_KN, chosen, held_out, out)
+    falls_OKQ, rises_OK = tried.sign * np.stack([part.falls for part in parts]), np.stack([part.rises for part in parts])
+    recorded_Q = tried.sign * measured_of(point, asked).numpy()
+    table, per_query, stands = _compared(tried, "fall", falls_OKQ, rises_OK, recorded_Q, asked.ids)
+    away_Q = recorded_Q - tried.sign * parts[0].whole[:-1]
     control = {"rows chosen by": "nothing: repeated as it was", "retrainings": 1}
-    table.append(control | bootstrap(away[queries]).columns("fall"))
-    per_query = [
-        {"query": asked.ids[query], "log_p": float(recorded[query])}
-        | {name: float(falls_ODQ[..., place].mean()) for name, falls_ODQ in falls.items()}
-        for place, query in enumerate(queries)
-    ]
-    sentence = _sentence(table[0], stands, rows, len(queries))
-    calibration = calibrated((1 - weights_KN) @ rankings[SCORES].T, falls_OKQ.mean(0), scores)
+    table.append(control | bootstrap(away_Q[tried.queries]).columns("fall"))
+    sentence = _sentence(f"Retrained without the {tried.what}", "falls", tried, table[0], stands)
+    calibration = calibrated((1 - tried.weights_KN) @ tried.rankings[SCORES].T, falls_OKQ.mean(0), scores)
     says = [
         sentence,
         str(parts[0].repeated),
-        f"repeated as it was, it changes what is measured by {np.abs(away).max():.1e} nats at most",
+        f"repeated as it was, it changes what is measured by {np.abs(away_Q).max():.1e} nats at most",
         calibration["says"],
     ]
-    says += [] if held_out else ["no held-out rows are at hand: the rise of their loss was not measured"]
     about = {
-        "rows": rows,
-        "of": len(point.examples),
-        "retrainings": len(weights_KN) * chosen.orders,
-        "orders": chosen.orders,
-        "queries": len(queries),
         "repeated": asdict(parts[0].repeated) if parts[0].repeated else None,
-        "stands_out": stands,
-        "sentence": sentence,
         "calibration": calibration,
-        "seconds": round(time.monotonic() - began, 1),
+        "orders": chosen.orders,
+        "retrainings": len(tried.weights_KN) * chosen.orders,
     }
-    titles = (f"Fall of log p without {rows} of {len(point.examples)} rows, nats", "Query by query")
-    arrays = {"left_out": [np.flatnonzero(row == 0) for row in weights_KN], "falls": falls_OKQ, "rises": rises_OK}
-    return Result(
-        "removal", about, dict(zip(titles, (table, per_query), strict=True)), says, [], arrays, "Retrained without rows"
-    )
+    about |= _about(tried, stands, sentence, began)
+    titles = (f"Fall of log p without {tried.rows} of {len(point.examples)} rows, nats", "Query by query")
+    arrays = {"left_out": tried.sets, "falls": falls_OKQ, "rises": rises_OK}
+    says += [] if held_out else [NOT_HELD_OUT]
+    tables = dict(zip(titles, (table, per_query), strict=True))
+    return Result("removal", about, tables, says, [], arrays, "Retrained without rows")
+
+
+def check_patch(
+    request: Request,
+    scores: Scores,
+    chosen: Removals,
+    *,
+    steps: int = 1,
+    held_out: Examples | None = None,
+    out: Path | None = None,
+) -> Result:
+    """The same question of a model that is too large to be trained again: a few steps more on these rows (tail-patch).
+
+    Of each query it is told how much more is measured of it than before the steps, which begin at the final weights for each
+    set of rows, and whether the scores' own rows do more than those of every control (Chang et al. 2024).
+
+    Raises UsageError where it isn't known how the training moved the weights, or where there are not that many rows.
+    """
+    began, point, asked = time.monotonic(), request.point, request.asked
+    assert request.training is not None
+    tried = _choose(request, scores, chosen)
+    found = patch(request.training, tried.sets, point, asked, steps=steps, held_out=held_out, out=out and out / "patched")
+    rises_OKQ, losses_OK = -tried.sign * found.falls[None], found.rises[None]
+    before_Q = tried.sign * found.whole[:-1]
+    table, per_query, stands = _compared(tried, "rise", rises_OKQ, losses_OK, before_Q, asked.ids)
+    many = "one step" if steps == 1 else f"{steps} steps"
+    sentence = _sentence(f"After {many} more on the {tried.what}", "rises", tried, table[0], stands)
+    rate = float(request.training.learning_rates.mean())
+    says = [
+        sentence,
+        f"each set of rows had {many} of the training's optimizer from the final weights, at its mean rate {rate:.2g}",
+    ]
+    says += [] if held_out else [NOT_HELD_OUT]
+    about = {"steps": steps, "learning_rate": rate, "sets": len(tried.sets), **_about(tried, stands, sentence, began)}
+    titles = (f"Rise of log p after {many} on {tried.rows} of {len(point.examples)} rows, nats", "Query by query")
+    arrays = {"rows": tried.sets, "rises_of_log_p": rises_OKQ[0], "rises": losses_OK[0]}
+    tables = dict(zip(titles, (table, per_query), strict=True))
+    return Result("tail-patch", about, tables, says, [], arrays, "A step more on rows")
 
 
 def check_subsets(
@@ -225,6 +241,7 @@ def calibrated(predicted_KQ: np.ndarray, measured_KQ: np.ndarray, scores: Scores
 
 
 NOT_CALIBRATED = "not calibrated: slope at these weights"
+NOT_HELD_OUT = "no held-out rows are at hand: the rise of their loss was not measured"
 
 
 def keep_removal(result: Result, scores: Path) -> None:
@@ -258,33 +275,94 @@ def _retrained(
     ]
 
 
-def _sets(rankings: Mapping[str, np.ndarray], queries: np.ndarray, chosen: Removals, rows: int) -> dict[str, np.ndarray]:
-    """The rows that each way chooses, `[D, Q, rows]`."""
+@dataclass(frozen=True)
+class _Tried:
+    """Sets of rows, chosen in several ways for each of some queries."""
+
+    rankings: Mapping[str, np.ndarray]
+    """What chooses them, `[Q, N]`; the highest come first."""
+    queries: np.ndarray
+    """For which queries."""
+    rows: int
+    """In a set."""
+    weights_KN: np.ndarray
+    """How often rows count without a set, each different one once."""
+    places: Mapping[str, np.ndarray]
+    """Which of these each way has, `[D, Q]`."""
+    sign: float
+    """Of what is measured, so that more is always a higher log-probability."""
+
+    @property
+    def sets(self) -> list[list[int]]:
+        """Their rows."""
+        return [np.flatnonzero(weights_N == 0).tolist() for weights_N in self.weights_KN]
+
+    @property
+    def what(self) -> str:
+        """What the scores put on top."""
+        return f"{'row' if self.rows == 1 else f'{self.rows} rows'} that the scores put on top"
+
+
+def _choose(request: Request, scores: Scores, chosen: Removals) -> _Tried:
+    """The rows on top of the scores and of all other rankings, of another query, and by chance."""
+    sign = -1.0 if scores.about.get("measurement") == "loss" else 1.0
+    rankings = {SCORES: sign * scores.values, **other_rankings(request)}
+    queries, rows = np.array(spread(len(request.asked), chosen.queries)), chosen.count(len(request.point.examples))
 
     def tops(ranking_QN: np.ndarray) -> np.ndarray:
         own = ranking_QN[queries]
         own = np.tile(own.sum(0), (len(queries), 1)) if chosen.jointly else own
         return np.argsort(-own, axis=1, kind="stable")[None, :, :rows]
 
-    found = {name: tops(ranking) for name, ranking in rankings.items()}
+    sets = {name: tops(ranking) for name, ranking in rankings.items()}  # [D, Q, rows] each
     if len(queries) > 1 and not chosen.jointly:
-        found[OTHERS] = np.stack([np.roll(found[SCORES][0], shift, axis=0) for shift in range(1, len(queries))])
+        sets[OTHERS] = np.stack([np.roll(sets[SCORES][0], shift, axis=0) for shift in range(1, len(queries))])
     draw, of = np.random.default_rng(chosen.seed), rankings[SCORES].shape[1]
     drawn = np.stack([draw.choice(of, rows, replace=False) for _ in range(chosen.draws)])
-    found[RANDOM] = np.tile(drawn[:, None], (1, len(queries), 1))
-    return found
-
-
-def _weights(sets: Mapping[str, np.ndarray], rows: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """How often rows count, each different set once `[K, N]`, and which of these each way has, `[D, Q]`."""
-    every = np.concatenate([rows_DQR.reshape(-1, rows_DQR.shape[2]) for rows_DQR in sets.values()])
-    weights_LN = np.ones((len(every), rows))
+    sets[RANDOM] = np.tile(drawn[:, None], (1, len(queries), 1))
+    every = np.concatenate([rows_DQR.reshape(-1, rows) for rows_DQR in sets.values()])
+    weights_LN = np.ones((len(every), of))
     np.put_along_axis(weights_LN, every, 0.0, axis=1)
     weights_KN, found_L = np.unique(weights_LN, axis=0, return_inverse=True)
     ends_of = np.cumsum([rows_DQR.shape[0] * rows_DQR.shape[1] for rows_DQR in sets.values()])
     parts = np.split(found_L.reshape(-1), ends_of[:-1])
-    return weights_KN, {
-        name: part.reshape(rows_DQR.shape[:2]) for (name, rows_DQR), part in zip(sets.items(), parts, strict=True)
+    places = {name: part.reshape(rows_DQR.shape[:2]) for (name, rows_DQR), part in zip(sets.items(), parts, strict=True)}
+    return _Tried(rankings, queries, rows, weights_KN, places, sign)
+
+
+def _compared(
+    tried: _Tried, what: str, moves_OKQ: np.ndarray, rises_OK: np.ndarray, before_Q: np.ndarray, ids: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, bool | None]]:
+    """A row for each way of choosing, a row for each query, and above which ways the scores stand out; None: can't tell.
+
+    `what` (a fall, a rise) is what the moves are, of the measurements and of the held-out loss.
+    """
+    moves = {name: moves_OKQ[:, places_DQ, tried.queries] for name, places_DQ in tried.places.items()}  # [O, D, Q]
+    table, stands, orders = [], {}, len(moves_OKQ)
+    for name, moves_ODQ in moves.items():
+        row: dict[str, Any] = {"rows chosen by": name, TRIALS[what]: len(np.unique(tried.places[name])) * orders}
+        row |= _interval(moves_ODQ).columns(what)
+        if name != SCORES:
+            more = _interval(moves[SCORES] - moves_ODQ)
+            stands[name] = None if np.isnan(more.low) else bool(more.low > 0)
+            row |= more.columns("scores_more") | {"stands_out": {True: "yes", False: "no", None: "can't tell"}[stands[name]]}
+        table.append(row | {"held_out_rise": float(rises_OK[:, tried.places[name]].mean())})
+    per_query = [
+        {"query": ids[query], "log_p": float(before_Q[query])}
+        | {name: float(moves_ODQ[..., place].mean()) for name, moves_ODQ in moves.items()}
+        for place, query in enumerate(tried.queries)
+    ]
+    return table, per_query, stands
+
+
+def _about(tried: _Tried, stands: Mapping[str, bool | None], sentence: str, began: float) -> dict[str, Any]:
+    return {
+        "rows": tried.rows,
+        "of": tried.weights_KN.shape[1],
+        "queries": len(tried.queries),
+        "stands_out": stands,
+        "sentence": sentence,
+        "seconds": round(time.monotonic() - began, 1),
     }
 
 
@@ -294,21 +372,19 @@ def _interval(values_ODQ: np.ndarray) -> Interval:
     return bootstrap(groups[0]) if len(groups) == 1 else bootstrap_groups(list(groups))
 
 
-def _sentence(own: Mapping[str, Any], stands: Mapping[str, bool | None], rows: int, queries: int) -> str:
+def _sentence(began: str, moves: str, tried: _Tried, own: Mapping[str, Any], stands: Mapping[str, bool | None]) -> str:
     """What was found."""
-    fall = Interval(own["fall"], own["fall_low"], own["fall_high"], queries)
+    queries, what = len(tried.queries), moves.removesuffix("s")
+    moved = Interval(own[what], own[f"{what}_low"], own[f"{what}_high"], queries)
     above = [name for name, out in stands.items() if out]
     below = [name for name, out in stands.items() if out is False]
     unsure = [name for name, out in stands.items() if out is None]
     asked = "the answer" if queries == 1 else f"the answers to {queries} queries"
     parts = [f"stands out above rows chosen by {_joined(above)}"] if above else []
     parts += [f"does not stand out above those chosen by {_joined(below)}"] if below else []
-    parts += [f"can't be told from those chosen by {_joined(unsure)} (more queries, or --orders 3)"] if unsure else []
-    what = "row" if rows == 1 else f"{rows} rows"
-    return (
-        f"Retrained without the {what} that the scores put on top, log p of {asked} falls by {_shown(fall)} nats on average, "
-        f"which {', but '.join(parts)}."
-    )
+    more = "more queries, or --orders 3" if what == "fall" else "more queries"
+    parts += [f"can't be told from those chosen by {_joined(unsure)} ({more})"] if unsure else []
+    return f"{began}, log p of {asked} {moves} by {_shown(moved)} nats on average, which {', but '.join(parts)}."
 
 
 def spread(count: int, most: int) -> list[int]:
