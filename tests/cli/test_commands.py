@@ -210,7 +210,7 @@ def test_what_is_more_than_log_p_can_rise_is_marked(run, tiny_model_folder, tiny
     assert query["room"] == -query["log_p"] > 0 and first["beyond_first_order"] and first["value"] > query["room"]
     shown = run("show", tmp_path / "run").stdout
     assert f"nats (at most {three_digits(query['room'])})" in shown and "(p = " in shown
-    assert "nats at most: a larger effect is beyond first order" in shown and "--measurement margin" in shown
+    assert "a larger effect is beyond first order" in shown and "--measurement margin" in shown
     odds = json.loads(run(*given, "--measurement", "margin", "--json").stdout)["queries"][0]
     assert odds["room"] is None and not any(row["beyond_first_order"] for row in odds["rows"])
 

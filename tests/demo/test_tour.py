@@ -1,15 +1,18 @@
 """The whole offline tour, as `make demo` runs it."""
 
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from whence.cli.demo import show_measured, show_removal
 from whence.data import as_rows
 from whence.demo import model
-from whence.demo.tour import METHODS, _lead, _measured, take_tour
+from whence.demo.tour import METHODS, _lead, _trained_again, take_tour
 from whence.demo.world import make_world
 from whence.errors import StaleArtifact
 from whence.operators import Identity
@@ -61,29 +64,56 @@ def test_a_row_is_measured_by_training_again(tour):
     assert (measured.question, measured.row) == (first.question, first.raises[0]["text"])
     assert measured.slope == scores.top(0, 1)["value"][0] and measured.once == scores.queries["measured"][0]
     assert measured.twice != measured.once != measured.without
-    assert read_json(tour.folder / "measured.json") == json.loads((tour.folder / "summary.json").read_text())["measured"]
+    kept = read_json(tour.folder / "measured.json")["measured"]
+    assert [kept[0][0], kept[1][0]] == [measured.twice, measured.without]
+
+
+def test_predicted_stands_beside_measured_for_every_other_question(tour):
+    scores, removal = open_scores(tour.folder / "scores"), tour.removal
+    kept = np.array(read_json(tour.folder / "measured.json")["measured"])
+    before, first = scores.queries["measured"].to_numpy(), scores.raw.argmax(1)
+    assert [row.question for row in removal.rows] == [finding.question for finding in tour.findings[1:]]
+    for number, row in enumerate(removal.rows, start=1):
+        group = list(range(2 - number % 2, len(tour.findings), 2))
+        assert number in group and row.row == scores.top(number, 1)["text"][0]
+        np.testing.assert_allclose(row.predicted, -scores.values[number, list({*first[group]})].sum(), rtol=1e-5)
+        np.testing.assert_allclose(row.measured, kept[3 - number % 2, number] - before[number], rtol=1e-6)
+    assert removal.calibration["retrainings"] == 2 and removal.calibration["says"] in (tour.folder / "summary.md").read_text()
+    console = Console(width=120, file=io.StringIO())
+    show_measured(tour.measured, console)
+    show_removal(removal, console)
+    printed = console.file.getvalue()
+    assert removal.says in printed and removal.calibration["says"] in printed and removal.rows[0].row in printed
+
+
+def test_no_predicted_change_takes_log_p_past_0_without_a_word(tour):
+    for log_p, change, said in [
+        (tour.measured.once, tour.measured.slope, tour.measured.beyond),
+        *((row.log_p, row.predicted, row.beyond) for row in tour.removal.rows),
+        *((each.log_p, row["nats"], row["limit"]) for each in tour.findings for row in [*each.raises, *each.lowers]),
+    ]:
+        assert said.startswith("beyond first order: at most +") == (log_p + change > 0) and bool(said) == (log_p + change > 0)
 
 
 def test_one_more_copy_of_the_row_raises_the_answer_and_none_lowers_it(tmp_path, monkeypatch):
     """Training with every row counted once is the demo's own training, to the bit."""
     monkeypatch.setattr(model, "SETTINGS", shortened(epochs=12, width=32, inner=64))
     world = make_world(people=12, questions=2)
-    rows, question = as_rows(world.rows), world.questions[0]
+    rows, queries = as_rows(world.rows), as_rows([question.row for question in world.questions])
     (taught, tokenizer), (same, _) = model.taught(rows, 0, [{}, dict.fromkeys(range(len(rows)), 1.0)])
     assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), same.parameters(), strict=True))
     names = [name for name, _ in taught.named_modules() if name.endswith("_proj")]
-    influence = score(taught, model.task_of(tokenizer), [question.row], rows, Identity(names))
-    measured = _measured(tmp_path, 0, rows, question.row, influence)
+    influence = score(taught, model.task_of(tokenizer), queries, rows, Identity(names))
+    measured, removal = _trained_again(tmp_path, 0, rows, queries, influence)
+    assert [row.measured < 0 for row in removal.rows] == [True] * (len(queries) - 1)
     assert measured.once == influence.queries["measured"][0]
     assert measured.without < measured.once < measured.twice < 0
 
 
-def test_slopes_beyond_what_log_p_can_rise_are_marked(tour):
-    for finding in tour.findings:
-        for row in finding.raises + finding.lowers:
-            assert bool(row["limit"]) == (row["nats"] > -finding.log_p)
+def test_the_pages_say_what_was_measured_and_what_is_impossible(tour):
     page = (tour.folder / "summary.md").read_text()
-    assert "at most +" in page and "Measured by training again" in page and ", p = " in page
+    assert "beyond first order: at most +" in page and ", from p = " in page
+    assert "Measured by training again" in page and "The first row left out" in page and ", p = " in page
 
 
 def test_pages_name_every_question_and_both_signs(tour):

@@ -23,6 +23,7 @@ from whence.train.record import read_training
 from whence.train.retrain import retrain
 from whence.validate.bank import Spec, open_bank
 from whence.validate.without import (
+    NOT_CALIBRATED,
     OTHERS,
     RANDOM,
     SCORES,
@@ -57,6 +58,16 @@ def truth(request_):
     """What leaving out each row lowers each query by: the best scores that there are."""
     found = retrain(request_.training, 1 - np.eye(N), request_.point, request_.asked, together=4)
     return request_.scores_of(found.falls.T, "leaving one out", "nats per copy", measured=True)
+
+
+def test_a_gain_is_not_known_whose_interval_is_wide(truth):
+    """Three queries: of the same gain, of gains that differ sixfold, and of one that is a hundred times the others."""
+    predicted_KQ = np.ones((2, 3))
+    for gains, certain in (([0.2, 0.2, 0.2], True), ([0.1, 0.3, 0.6], True), ([0.01, 0.01, 1.0], False)):
+        found = calibrated(predicted_KQ, predicted_KQ * gains, truth)
+        assert found["certain"] == certain and found["gain"] == pytest.approx(np.mean(gains))
+        assert found["says"].startswith("calibrated on 2" if certain else NOT_CALIBRATED)
+    assert "0.01 to 1 times as much" in found["says"]
 
 
 def test_scores_that_are_right_stand_out_and_others_do_not(request_, truth):

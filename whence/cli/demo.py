@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from whence.demo.tour import Measured
+    from whence.demo.tour import Measured, Removal
 
 
 def demo(
@@ -25,7 +25,8 @@ def demo(
 
     The true sources are known, and some facts are planted wrong: see how often influence, a plain gradient dot product and
     TF-IDF put a true source first. Positive = more copies of the row raise log p(answer | question); the number is its slope at
-    these weights, in nats per copy. For one row the demo also trains again, with the row twice and without it.
+    these weights, in nats per copy. The demo also trains again, with one row twice and without it, and without the first rows
+    of the other questions: predicted beside measured.
     """
     from whence.cli.console import out as stdout
     from whence.cli.console import print_json, reporting
@@ -51,7 +52,6 @@ def demo(
             kind = "planted source" if finding.planted else "source"
             mark = f"  [bold]<- {kind}[/]" if row["is_source"] else ""
             stdout.print(f"  {row['rank']:>3}  {effect}  {escape(row['text'])}{mark}", highlight=False, soft_wrap=True)
-    show_measured(tour.measured, stdout)
     table = Table(title="\nWhere is the true source?", title_justify="left", box=None)
     for column in ("method", "at rank 1", "median rank", "median lead"):
         table.add_column(column, justify="left" if column == "method" else "right")
@@ -62,6 +62,8 @@ def demo(
     stdout.print(table)
     stdout.print("lead: the source's score over that of the best other row")
     left_out = f", {tour.unanswered} left out that the model answers otherwise" if tour.unanswered else ""
+    show_measured(tour.measured, stdout)
+    show_removal(tour.removal, stdout)
     stdout.print(f"\n{len(tour.findings)} questions, {tour.rows} rows{left_out}. Slopes and their order, not proof.")
     stdout.print(f"Summary: {tour.folder / 'summary.html'}   Next: your own question", markup=False, soft_wrap=True)
     corpus, question = tour.folder / "corpus.jsonl", tour.findings[0].question
@@ -83,7 +85,7 @@ def show_measured(measured: Measured, stdout: Console) -> None:
     stdout.print(f"  {escape(measured.row)}", highlight=False, soft_wrap=True)
     stdout.print(f"  {escape(measured.question)} [bold]{escape(measured.answer)}[/]", highlight=False, soft_wrap=True)
     table = Table(box=None)
-    for column in ("the row", "log p", "p", "change", "by the slope"):
+    for column in ("the row", "log p", "p", "change", "by the slope", ""):
         table.add_column(column, justify="left" if column == "the row" else "right")
     for name, log_p, sign in (
         ("as it is", measured.once, 0),
@@ -91,9 +93,36 @@ def show_measured(measured: Measured, stdout: Console) -> None:
         ("left out", measured.without, -1),
     ):
         change = [three_digits(log_p - measured.once), three_digits(sign * measured.slope)] if sign else ["", ""]
-        table.add_row(name, f"{log_p:.3f}", probability(log_p), *change)
+        mark = "  *" if measured.beyond and sign > 0 else ""
+        table.add_row(name, f"{log_p:.3f}", probability(log_p), *change, mark)
     stdout.print(table)
-    stdout.print(
-        '  in nats. A row\'s slope is its direction and rank; "at most" marks slopes beyond what log p can rise.',
-        highlight=False,
-    )
+    if measured.beyond:
+        stdout.print(f"  * {measured.beyond}", highlight=False, soft_wrap=True)
+
+
+FEW = 6
+"""Rows left out that are printed; the summary has all."""
+
+
+def show_removal(removal: Removal, stdout: Console) -> None:
+    """Print what training again without rows did to answers, beside what the scores predict."""
+    from whence.report.words import probability
+    from whence.show.numbers import three_digits
+
+    rows, calibration = removal.rows[:FEW], removal.calibration
+    if not rows:
+        return
+    gain = calibration["gain"] if calibration.get("certain") else None
+    stdout.print("\nThe first row left out, and trained again: change of log p(answer), in nats", highlight=False)
+    table = Table(box=None)
+    for column in ("the row", "p before", "by the slopes", *(["calibrated"] if gain else []), "measured"):
+        table.add_column(column, justify="left" if column == "the row" else "right", no_wrap=column != "the row")
+    for row in rows:
+        predicted = three_digits(row.predicted) + ("*" if row.beyond else "")
+        scaled = [three_digits(gain * row.predicted)] if gain else []
+        table.add_row(escape(row.row), probability(row.log_p), predicted, *scaled, three_digits(row.measured))
+    stdout.print(table)
+    for text in dict.fromkeys(row.beyond for row in rows if row.beyond):
+        stdout.print(f"  * {text}", highlight=False, soft_wrap=True)
+    stdout.print(f"{removal.says}.", highlight=False, soft_wrap=True)
+    stdout.print(f"{calibration['says']}.", highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,16 +25,19 @@ from whence.demo.world import Question, World, make_world
 from whence.errors import StaleArtifact, WhenceError
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import fit
+from whence.linalg.stats import spearman
 from whence.models import load_model
 from whence.operators import Identity
 from whence.progress import note
-from whence.report.words import SLOPE, bound, probability
+from whence.report.words import SLOPE, impossible, probability
 from whence.scoring import score
+from whence.store.digest import digest
 from whence.store.files import atomic
 from whence.store.intact import read_json, sealed
 from whence.store.scores import Scores
 from whence.train.reading import RECORD
 from whence.validate.controls import best_rank
+from whence.validate.without import calibrated
 
 METHODS = ("EK-FAC influence", "gradient dot product", "gradient cosine", "TF-IDF")
 
@@ -74,6 +77,46 @@ class Measured:
     """With one more copy of the row."""
     without: float
     """With the row left out."""
+    beyond: str
+    """What to make of its slope where log p can't rise by that much; else empty."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """The change of an answer's log p in a training without its first row, and without those of every second question."""
+
+    question: str
+    answer: str
+    row: str
+    log_p: float
+    """Before, in nats."""
+    predicted: float
+    """Less the slopes of all rows that are left out together."""
+    measured: float
+    beyond: str
+    """What to make of the prediction where log p can't rise by that much; else empty."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Trainings without first rows, beside what the scores predict of them."""
+
+    rows: list[LeftOut]
+    others: float
+    """The mean change of the answers whose own first row stayed, in nats."""
+    calibration: dict[str, Any]
+    """What a nat of the slopes is worth: `whence.validate.without.calibrated`."""
+
+    @property
+    def says(self) -> str:
+        """What was found, in a sentence."""
+        change = np.array([row.measured for row in self.rows])
+        rho = spearman(np.array([row.predicted for row in self.rows]), change)
+        return (
+            f"Without its first row log p fell for {int((change < 0).sum())} of {len(self.rows)} answers, by "
+            f"{-change.mean():.2g} nats on average, and by {-self.others:.2g} for those whose first row stayed; rank "
+            f"correlation of predicted and measured changes: {float(rho):.2f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +130,7 @@ class Tour:
     coverage: str
     findings: list[Finding]
     measured: Measured
+    removal: Removal
     unanswered: int
     seconds: dict[str, float]
 
@@ -119,6 +163,7 @@ class Tour:
             "unit": "nats per copy",
             "meaning": SLOPE,
             "measured": asdict(self.measured),
+            "left_out": asdict(self.removal),
             "findings": [asdict(finding) for finding in self.findings],
         }
 
@@ -158,7 +203,7 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
     with _timed(seconds, "TF-IDF"):
         overlap = tfidf_scores(queries, corpus)
     with _timed(seconds, "training again"):
-        measured = _measured(folder, seed, corpus, queries[0], influence)
+        measured, removal = _trained_again(folder, seed, corpus, queries, influence)
     matrices: dict[str, np.ndarray] = dict(
         zip(METHODS, (influence.raw, dot.raw, dot.normalised("cosine").raw, overlap.raw), strict=True)
     )
@@ -170,6 +215,7 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
         coverage=str(curvature.about["coverage"]),
         findings=[_finding(number, question, influence, matrices) for number, question in enumerate(asked)],
         measured=measured,
+        removal=removal,
         unanswered=len(given) - len(asked),
         seconds={name: round(value, 1) for name, value in seconds.items()},
     )
@@ -193,30 +239,48 @@ def _keep_corpus(folder: Path, world: World) -> Rows:
     return load_data(path)
 
 
-def _measured(folder: Path, seed: int, corpus: Rows, query: Mapping[str, str], influence: Scores) -> Measured:
-    """Train again with the first row of the first question twice, and without it; kept in `measured.json`."""
-    path, top = folder / "measured.json", influence.top(0, 1).iloc[0]
-    found = {
-        "question": query["prompt"],
-        "answer": query["completion"].strip(),
-        "row": str(top["text"]),
-        "slope": float(top["value"]),
-    }
-    if path.exists():
-        kept = read_json(path)
-        if found.items() <= kept.items():
-            return Measured(**kept)
-    index = influence.example_ids.index(str(top["id"]))
-    log_p = [float(influence.queries["measured"].iloc[0])]
-    for model, tokenizer in taught(corpus, seed, [{index: 2.0}, {index: 0.0}], "train again"):
-        task = task_of(tokenizer)
-        ((item, _),) = task.encode_queries([query])[0]
-        with torch.no_grad():
-            log_p.append(float(task.measurements(model, task.collate([item]))))
-    measured = Measured(**found, **dict(zip(("once", "twice", "without"), log_p, strict=True)))
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(sealed(asdict(measured)), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return measured
+def _trained_again(folder: Path, seed: int, corpus: Rows, queries: Rows, influence: Scores) -> tuple[Measured, Removal]:
+    """Train again with the first row of the first question twice, and without it; then without those of the other questions.
+
+    Those of every second question are left out together: their people differ, and two trainings measure all of them. What is
+    measured is kept in `measured.json`.
+    """
+    path, before_Q = folder / "measured.json", influence.queries["measured"].to_numpy(float)
+    first_Q = influence.raw.argmax(1)
+    groups = [[int(first_Q[number]) for number in range(start, len(queries), 2)] for start in (1, 2)]
+    variants = [{int(first_Q[0]): 2.0}, {int(first_Q[0]): 0.0}, *(dict.fromkeys(rows, 0.0) for rows in groups if rows)]
+    made_from = {"scores": digest(influence.raw.tobytes()), "queries": influence.query_ids}
+    if not path.exists() or (kept := read_json(path)).get("made_from") != made_from:
+        measured = []
+        for model, tokenizer in taught(corpus, seed, variants, "train again"):
+            task = task_of(tokenizer)
+            items = [item for ((item, _),) in task.encode_queries(queries)]
+            with torch.no_grad():
+                measured.append([float(value) for item in items for value in task.measurements(model, task.collate([item]))])
+        kept = {"made_from": made_from, "measured": measured}
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(sealed(kept), indent=2) + "\n", encoding="utf-8")
+    after_KQ = np.array(kept["measured"])
+    without_KN = np.array([[row in rows for row in range(len(corpus))] for rows in groups if rows], float)
+    predicted_KQ = -without_KN @ influence.values.T
+    changed_KQ = after_KQ[2:] - before_Q
+
+    def of(number: int) -> dict[str, Any]:
+        text = str(influence.examples["text"].iloc[first_Q[number]])
+        return {"question": queries[number]["prompt"], "answer": queries[number]["completion"].strip(), "row": text}
+
+    slope = float(influence.values[0, first_Q[0]])
+    once, twice, without = float(before_Q[0]), *after_KQ[:2, 0].tolist()
+    one = Measured(**of(0), slope=slope, once=once, twice=twice, without=without, beyond=impossible(influence, 0, slope))
+    rows, stayed = [], np.ones(changed_KQ.shape, bool)
+    for number in range(1, len(queries)):
+        place = 0 if number % 2 else 1
+        stayed[place, number] = False
+        predicted, change = float(predicted_KQ[place, number]), float(changed_KQ[place, number])
+        known = {"log_p": float(before_Q[number]), "predicted": predicted, "measured": change}
+        rows.append(LeftOut(**of(number), **known, beyond=impossible(influence, number, predicted)))
+    calibration = calibrated(-predicted_KQ, -changed_KQ, influence)
+    return one, Removal(rows, float(changed_KQ[stayed].mean()), calibration)
 
 
 def _finding(number: int, question: Question, influence: Scores, matrices: dict[str, np.ndarray]) -> Finding:
@@ -229,7 +293,7 @@ def _finding(number: int, question: Question, influence: Scores, matrices: dict[
             {
                 "rank": int(row["rank"]),
                 "nats": float(row["value"]),
-                "limit": bound(influence, number) if row["beyond_first_order"] else "",
+                "limit": impossible(influence, number, row["value"]),
                 "text": row["text"],
                 "source": row["source"],
                 "is_source": row["id"] in sources,
@@ -270,7 +334,8 @@ def _write(tour: Tour) -> None:
     pages = Environment(loader=PackageLoader("whence.demo"), autoescape=lambda name: name is not None and ".html" in name)
     pages.trim_blocks = pages.lstrip_blocks = True
     pages.filters["probability"] = probability
-    given = {"tour": tour, "methods": METHODS, "slope": SLOPE}
+    gain = tour.removal.calibration["gain"] if tour.removal.calibration.get("certain") else None
+    given = {"tour": tour, "methods": METHODS, "slope": SLOPE, "gain": gain}
     texts = {"summary.json": json.dumps(tour.summary(), indent=2, ensure_ascii=False) + "\n"}
     texts |= {name: pages.get_template(f"{name}.j2").render(given) for name in ("summary.md", "summary.html")}
     for name, text in texts.items():

@@ -122,7 +122,7 @@ def measured(scores: Scores, number: int) -> str:
         name += " over that of the contrast"
     tokens = f" over {query['tokens']:.0f} token{'s' * (query['tokens'] != 1)}" if query.get("tokens") else ""
     source = f", {query['source']}" if query.get("source") else ""
-    log_p = scores.log_p(number) if scores.about.get("likelihood", "probability") == "probability" else None
+    log_p = _chance(scores, number)
     likely = "" if log_p is None else f" (p = {probability(log_p)})"
     return f"{name} {two_places(query['measured'])} nats{tokens}{likely}{source}"
 
@@ -144,9 +144,30 @@ def ceiling(scores: Scores, number: int) -> str:
         return ""
     what = "the loss can fall" if scores.about.get("measurement") == "loss" else "log p can rise"
     return (
-        f"{what} by {two_places(room)} nats at most: a larger effect is beyond first order, so read its order and not its "
-        f"size; log-odds have no such bound (score with --measurement margin)"
+        f"{what} by {two_places(room)} nats at most{_before(scores, number)}: a larger effect is beyond first order, so read "
+        f"its order and not its size; log-odds have no such bound (score with --measurement margin)"
     )
+
+
+def impossible(scores: Scores, number: int, change: float) -> str:
+    """That what was measured can't change by so much, with the probability before and the bound; empty where it can.
+
+    "beyond first order: at most +0.120, from p = 0.887".
+    """
+    if not scores.exceeds(np.array([change]), number)[0]:
+        return ""
+    return f"beyond first order: {bound(scores, number)}{_before(scores, number)}"
+
+
+def _before(scores: Scores, number: int) -> str:
+    """From which probability an answer's rises, where it has one: ", from p = 0.887"."""
+    log_p = _chance(scores, number)
+    return "" if log_p is None else f", from p = {probability(log_p)}"
+
+
+def _chance(scores: Scores, number: int) -> float | None:
+    """The log-probability of a query's answer where it is that of something discrete, in nats."""
+    return scores.log_p(number) if scores.about.get("likelihood", "probability") == "probability" else None
 
 
 SHARE = (

@@ -313,11 +313,15 @@ class Scores:
 
     def beyond(self, query: int | str = 0) -> np.ndarray:
         """Which examples' values are more than what was measured can change by, `[N]`: slopes that are no effects of a copy."""
-        room, values = self.room(query), self.values_of(query)
+        values = self.values_of(query)
+        return self.exceeds(values * self.examples["tokens"].to_numpy() if self.unit == PER_TOKEN else values, query)
+
+    def exceeds(self, changes_N: np.ndarray, query: int | str = 0) -> np.ndarray:
+        """Which of these changes of what was measured would take log p of the query's answer past 0, `[N]`."""
+        room = self.room(query)
         if room is None:
-            return np.zeros(len(values), dtype=bool)
-        copies = values * self.examples["tokens"].to_numpy() if self.unit == PER_TOKEN else values
-        return (-copies if self.about.get("measurement") == "loss" else copies) > room
+            return np.zeros(len(changes_N), dtype=bool)
+        return (-changes_N if self.about.get("measurement") == "loss" else changes_N) > room
 
     def hubs(self, k: int = 10) -> list[str]:
         """Ids of the examples in the top `k` of more than half of the queries: what they raise is no answer in particular.

@@ -216,8 +216,8 @@ def other_rankings(request: Request) -> dict[str, np.ndarray]:
 def calibrated(predicted_KQ: np.ndarray, measured_KQ: np.ndarray, scores: Scores) -> dict[str, Any]:
     """What is measured for each nat that the scores predict: least squares through 0 over all retrainings and queries.
 
-    The interval is of queries drawn again; `held_out_slope` is the regression of what was measured of each query on what the
-    others' gain predicts.
+    The interval is of queries drawn again, and the gain is `certain` where that is above 0 and no wider than `WIDEST` says;
+    `held_out_slope` is the regression of what was measured of each query on what the others' gain predicts.
     """
     both_Q, own_Q = (predicted_KQ * measured_KQ).sum(0), np.square(predicted_KQ).sum(0)
     rho = spearman(predicted_KQ.T, measured_KQ.T)
@@ -230,9 +230,14 @@ def calibrated(predicted_KQ: np.ndarray, measured_KQ: np.ndarray, scores: Scores
         low, high = ends(both_Q[drawn].sum(1) / own_Q[drawn].sum(1).clip(np.finfo(float).tiny))
         others_Q = (both_Q.sum() - both_Q) / (own_Q.sum() - own_Q).clip(np.finfo(float).tiny)
         slope = float((others_Q * both_Q).sum() / max((others_Q**2 * own_Q).sum(), np.finfo(float).tiny))
-    known |= {"gain": gain, "low": low, "high": high, "held_out_slope": slope, "certain": bool(low > 0)}
-    if not low > 0:
-        return {**known, "says": f"{NOT_CALIBRATED} ({len(predicted_KQ)} retrainings leave open what a nat of it is worth)"}
+    certain = bool(low > 0 and high < WIDEST * low)
+    known |= {"gain": gain, "low": low, "high": high, "held_out_slope": slope, "certain": certain}
+    if not certain:
+        between = "" if np.isnan(low) else f": {low:.3g} to {high:.3g} times as much"
+        return {
+            **known,
+            "says": f"{NOT_CALIBRATED} ({len(predicted_KQ)} retrainings leave open what a nat of it is worth{between})",
+        }
     return {
         **known,
         "says": f"calibrated on {len(predicted_KQ)} retrainings: leaving rows out changed log p by {gain:.3g} "
@@ -242,6 +247,9 @@ def calibrated(predicted_KQ: np.ndarray, measured_KQ: np.ndarray, scores: Scores
 
 NOT_CALIBRATED = "not calibrated: slope at these weights"
 NOT_HELD_OUT = "no held-out rows are at hand: the rise of their loss was not measured"
+
+WIDEST = 10
+"""A gain is not known whose interval ends at more than this many times where it begins."""
 
 
 def keep_removal(result: Result, scores: Path) -> None:
