@@ -42,6 +42,22 @@ def test_a_finding_holds_the_exact_scores_of_its_candidates(run):
     assert finding.as_json()["rows"][0]["text"] == finding.rows[0].text
 
 
+def test_candidates_are_rows_of_the_filter(run):
+    """A source's rows are ranked among themselves: as many come as there are candidates, however far down all they stand."""
+    sources = ["rare" if number % 10 == 0 else "common" for number in range(40)]
+    rows = as_rows([{**row, "source": source} for row, source in zip(ROWS, sources, strict=True)])
+    other = whence.open((run.model, tokenizer()), data=rows, task=whence.CausalLM(tokenizer()))
+    other.fit(modules="all", examples="all")
+    other.build_index(bytes=0.25)
+    finding = other.find("w1 w2", " w3 w4", candidates=4, where=["source=rare"])
+    exact = whence.score(run.model, run.task(), [{"prompt": "w1 w2", "completion": " w3 w4"}], ROWS, run.inverse()).values[0]
+    assert [row.index for row in finding.rows] == sorted(range(0, 40, 10), key=lambda row: -exact[row])
+    assert {row.source for row in finding.rows} == {"rare"} and finding.scanned == 4
+    assert len(other.find("w1 w2", " w3 w4", candidates=30, where=["source=common", "tokens>=1"]).rows) == 30
+    with pytest.raises(UsageError, match="No row meets source=none"):
+        other.find("w1 w2", " w3 w4", where=["source=none"])
+
+
 def test_without_landmarks_nothing_is_found(run):
     other = whence.open((run.model, tokenizer()), data=ROWS, task=whence.CausalLM(tokenizer()))
     with pytest.raises(UsageError, match="There are no index yet"):

@@ -20,6 +20,7 @@ import numpy as np
 
 from whence.data import Rows, as_rows
 from whence.engine.point import Point
+from whence.filter.where import matching
 from whence.indexing import Index
 from whence.operators import Operator
 from whence.scoring.score import score_points
@@ -67,11 +68,13 @@ class Finding:
     answer_tokens: list[str]
     """What is measured."""
     recall: Mapping[str, float]
-    """Share of a question's best 10 and 100 rows that as many candidates hold: the mean of questions held out of the index."""
+    """Share of a question's best 10 and 100 rows that as many candidates hold: the mean of questions held out of the index.
+    Candidates among fewer rows hold at least that."""
     recall_questions: int
     seconds: Mapping[str, float]
     """Wall time of the answer, the query's gradient, the scan, the exact scores, and those by token of the answer."""
     scanned: int
+    """Rows that could have been found: all, or those that meet the conditions."""
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the scores themselves, as plain values."""
@@ -81,16 +84,24 @@ class Finding:
 
 
 def find(
-    index: Index, point: Point, operator: Operator, asked: Rows, candidates: int = 100, per_answer_token: int = 0
+    index: Index,
+    point: Point,
+    operator: Operator,
+    asked: Rows,
+    candidates: int = 100,
+    per_answer_token: int = 0,
+    where: Sequence[str] = (),
 ) -> Finding:
     """Scan the index for one question, and score the `candidates` exactly, per token where the modules have such scores.
 
     Nine tenths of them have the highest estimates, the others the lowest. Of the best `per_answer_token` rows there are also
-    scores by token of the answer.
+    scores by token of the answer. Candidates are rows that meet the conditions `where` (`whence.filter.where`).
     """
+    meant = matching(index.examples, where)
     estimates = index.search(point.model, point.task, asked, operator)
     seconds, began = dict(index.seconds), time.perf_counter()
     order = np.argsort(-estimates.raw[0], kind="stable")
+    order = order[meant[order]]
     last = min(round(candidates * LOWERING), max(0, len(order) - 1))
     first = min(candidates - last, len(order) - last)
     places = [*order[:first].tolist(), *order[len(order) - last :].tolist()]
@@ -126,7 +137,7 @@ def find(
             )
         )
     recall = {str(k): index.recall(k, first) for k in DEPTHS}
-    return Finding(scores, found, asked, pieces, recall, len(index.measured["places"]), seconds, len(index))
+    return Finding(scores, found, asked, pieces, recall, len(index.measured["places"]), seconds, int(meant.sum()))
 
 
 def _answer_tokens(point: Point, item: Any) -> list[str]:

@@ -17,7 +17,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -548,14 +548,17 @@ class Run:
         max_new_tokens: int = 64,
         candidates: int = 100,
         per_answer_token: int = 0,
+        where: Sequence[str] = (),
         asking: Measured | None = None,
     ) -> Finding:
         """Find the rows behind an answer in about a second: a scan of the index for candidates, and their exact scores.
 
             finding = run.find("Where was Ada Velt born?")
             finding.rows[0].text, finding.recall, finding.seconds
+            finding = run.find("Where was Ada Velt born?", where=["source=wiki", "tokens>=20"])
 
-        Without a completion the model answers. Everything that the next question needs stays in memory. Of the best
+        Without a completion the model answers. `where` are conditions that rows must meet to be found at all
+        (`whence.filter.where`). Everything that the next question needs stays in memory. Of the best
         `per_answer_token` rows there are also scores for each token of the answer by itself.
 
         Raises UsageError where there is no index of landmarks, StaleArtifact where it is of another model.
@@ -570,7 +573,8 @@ class Run:
         asked = self.question(prompt, completion, **words)
         self._answers.pop()  # a long session shall not keep them all
         answering = time.perf_counter() - began
-        found = find(index, self.point(asking.measurement), self._operator(asking.damping), asked, candidates, per_answer_token)
+        point, operator = self.point(asking.measurement), self._operator(asking.damping)
+        found = find(index, point, operator, asked, candidates, per_answer_token, where)
         return replace(found, seconds={"answer": answering, **found.seconds})
 
     @functools.cached_property

@@ -68,7 +68,13 @@ def test_asking_builds_what_is_missing_once(run, tiny_model_folder, data, querie
     (folder,) = tmp_path.glob("runs/*/factors")
     operator = open_factors(folder).inverse(0.1)
     scores = whence.score(model, whence.CausalLM(tokenizer), [question], load_data(data), operator)
-    assert document["queries"][0]["rows"][0]["value"] == pytest.approx(scores.top(0, 1)["value"].iloc[0], rel=1e-3)
+    best = scores.top(0, 12)
+    assert document["queries"][0]["rows"][0]["value"] == pytest.approx(best["value"].iloc[0], rel=1e-3)
+    filtered = run(*given, "--where", "text~cleo", "--json")
+    left = [name for name, text in zip(best["id"], best["text"], strict=True) if "Cleo" in text]
+    assert [row["id"] for row in json.loads(filtered.stdout)["rows"]] == left and 2 < len(left) < 12
+    assert f"{len(left)} of {len(left)} rows with text~cleo" in run(*given, "--where", "text~cleo").stdout
+    assert "not a condition" in run(*given, "--where", "red", code=2).stderr
 
 
 @pytest.mark.parametrize("curved", [True, False])

@@ -185,6 +185,26 @@ def test_from_a_prompt_to_a_file_that_opens_alone(browser, address, tmp_path):
         assert page.locator("#prompt").count() == 0 and "Made " in page.locator("main").inner_text()
 
 
+def test_a_filter_ranks_the_rows_that_it_leaves(browser, address):
+    with opened(browser, address) as page:
+        ask(page)
+        every = {text.split("\n")[0] for text in page.locator(".rows .meta").all_inner_texts()}
+        page.get_by_role("button", name="Riga", exact=True).click()
+        page.wait_for_selector("text=the first of 2 rows")
+        shown = page.locator(".rows .meta").all_inner_texts()
+        assert shown and all("Riga" in text for text in shown)
+        assert [int(text) for text in page.locator(".rows .rank").all_inner_texts()] == list(range(1, len(shown) + 1))
+        page.get_by_role("button", name="Remove the filter source=Riga").click()
+        page.wait_for_selector("text=the first of 2 rows", state="detached")
+        assert {text.split("\n")[0] for text in page.locator(".rows .meta").all_inner_texts()} == every
+        for typed, said in (("cleo", "“cleo” ✕"), ("copies>=2", "copies>=2 ✕")):
+            page.locator("#find").fill(typed)
+            page.keyboard.press("Enter")
+            page.get_by_role("button", name=f"Remove the filter {'text~' if typed.isalpha() else ''}{typed}").wait_for()
+            assert said in page.locator(".listhead").inner_text()
+        assert all("Cleo" in text for text in page.locator(".rows .snippet").all_inner_texts())
+
+
 def test_everything_by_keyboard(browser, address):
     with opened(browser, address) as page:
         page.wait_for_selector("#prompt")

@@ -73,6 +73,34 @@ def test_rows_that_the_index_finds_are_scored_exactly(client, asked, monkeypatch
     assert refused["error"]["job"] == "score"
 
 
+@pytest.mark.parametrize("method", ["exact", "index", "bm25"])
+def test_rows_of_a_filter_are_ranked_among_themselves(client, asked, method, monkeypatch):
+    monkeypatch.setattr("whence.serve.asking.FIRST", 2)
+    monkeypatch.setattr("whence.serve.asking.LAST", 2)
+    body = {"prompt": PROMPT, "completion": ANSWER, "top": 2, "method": method}
+    every = client("POST", "/api/ask", body | {"top": 9})
+    oslo = client("POST", "/api/ask", body | {"where": ["source=Oslo"]})
+    assert oslo["key"] == every["key"] and oslo["where"] == ["source=Oslo"] and oslo["of"] == 2 and every["of"] == 9
+    assert oslo["query"]["histogram"] == every["query"]["histogram"] and oslo["verdict"] == every["verdict"]
+    for side in ("raises", "lowers"):
+        shown, own = oslo["query"][side], [row for row in every["query"][side] if row["source"] == "Oslo"]
+        assert [abs(row["rank"]) for row in shown] == list(range(1, len(shown) + 1))
+        assert [row["id"] for row in shown] == [row["id"] for row in own] or method == "index"
+        for row, same in zip(shown, own, strict=False):
+            alike = ("value", "percentile", "share", "times_median", "word", "pieces")
+            assert method == "index" or {name: row[name] for name in alike} == {
+                name: pytest.approx(same[name]) if isinstance(same[name], float) else same[name] for name in alike
+            }
+    assert {row["id"] for side in ("raises", "lowers") for row in oslo["query"][side]} <= {"row-1", "row-4"}
+    if method != "bm25":
+        assert {row["id"] for side in ("raises", "lowers") for row in oslo["query"][side]} == {"row-1", "row-4"}
+    again = client("GET", f"/api/ask/{every['key']}?where=source=Oslo&where=tokens>=1&top=2")
+    assert again["query"]["raises"] == oslo["query"]["raises"]
+    more = client("GET", f"/api/ask/{every['key']}/rows?where=source=Oslo&side=raises&offset=0&limit=9")
+    assert [row["id"] for row in more["rows"]] == [row["id"] for row in oslo["query"]["raises"]] and more["of"] <= 2
+    assert "No row meets" in client("GET", f"/api/ask/{every['key']}?where=source=X", status=400)["error"]["what"]
+
+
 def test_a_span_by_characters_is_where_it_stands(client):
     answer = " In Oslo, in Oslo."
     whole = client("POST", "/api/complete", {"prompt": PROMPT, "completion": answer})["tokens"]

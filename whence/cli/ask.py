@@ -26,6 +26,10 @@ def ask(
     question: Annotated[str, typer.Argument(help="The prompt; a chat model gets it as a user's turn.")],
     asked: Answer,
     searched: Searched,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Only such rows: source=web, tokens>=20, text~word; repeat for more."),
+    ] = None,
     top: options.Top = 5,
     measured: Measured,
     path: Annotated[
@@ -47,6 +51,7 @@ def ask(
     Examples
       whence ask runs/a "Where was Ada Velt born?"
       whence ask ./model --data train.jsonl "The capital of France is" --answer " Paris"
+      whence ask runs/a "Where was Ada Velt born?" --where source=wiki --where "tokens>=20"
     """
     from whence.cli.console import coloured, print_json, say, start
     from whence.cli.ranking import Ranking
@@ -63,7 +68,12 @@ def ask(
             run.build_index(kind="landmarks")
         answer = asked.as_json()
         finding = run.find(
-            question, answer.pop("answer"), **answer, candidates=searched.candidates, asking=None if finished else measured
+            question,
+            answer.pop("answer"),
+            **answer,
+            candidates=searched.candidates,
+            where=where or (),
+            asking=None if finished else measured,
         )
     ranking = Ranking(finding.scores, None, top, LOWERING, coloured())
     if session.as_json:
@@ -72,8 +82,6 @@ def ask(
     display(ranking, [0], by="source" if any(finding.scores.examples["source"].notna()) else None)
     known = [f"{share:.0%} of the exact top {k}" for k, share in finding.recall.items() if share == share]
     held_out = f"; of {finding.recall_questions} questions held out, scans found {' and '.join(known)}" if known else ""
-    say(
-        f"exact scores of {len(finding.rows):,} of {finding.scanned:,} rows, which a scan of the index proposed{held_out}",
-        "dim",
-    )
+    rows = " with ".join([f"{finding.scanned:,} rows", *filter(None, [" and ".join(where or ())])])
+    say(f"exact scores of {len(finding.rows):,} of {rows}, which a scan of the index proposed{held_out}", "dim")
     say(", ".join(f"{name} {seconds:.2f} s" for name, seconds in finding.seconds.items()), "dim")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request, Response
@@ -36,6 +36,7 @@ STATUS: tuple[tuple[type[WhenceError], int], ...] = (
 Offset = Annotated[int, Query(ge=0, le=10**9)]
 Limit = Annotated[int, Query(ge=1, le=500)]
 Damping = Annotated[float, Query(ge=0, le=1e9)]
+Where = Annotated[Sequence[Annotated[str, Query(max_length=1000)]], Query(max_length=20)]
 Decided = Literal["any", "yes", "no", "drop", "keep", "fix", "unsure"]
 
 
@@ -123,8 +124,8 @@ def application(opening: Opening, said: Callable[[str], None] = lambda line: Non
         """A question by its key, in the worker's thread."""
         return warm.asking.known(key, warm.state.question)  # type: ignore[union-attr]
 
-    def document(key: str, top: int) -> Any:
-        return warm.asking.document(found(key), top, current())  # type: ignore[union-attr]
+    def document(key: str, top: int, where: list[str]) -> Any:
+        return warm.asking.document(found(key), top, current(), where)  # type: ignore[union-attr]
 
     # errors
 
@@ -189,15 +190,15 @@ def application(opening: Opening, said: Callable[[str], None] = lambda line: Non
 
     @app.post("/api/ask")
     async def ask(request: Request, body: Question) -> Json:
-        return await work(request, lambda: warm.asking.document(warm.ask(body), body.top, current()))  # type: ignore[union-attr]
+        return await work(request, lambda: warm.asking.document(warm.ask(body), body.top, current(), body.where))  # type: ignore[union-attr]
 
     @app.get("/api/asked")
     async def asked() -> Json:
         return Json({"asked": ready("state").asked()})
 
     @app.get("/api/ask/{key}")
-    async def again(request: Request, key: str, top: Annotated[int, Query(ge=1, le=200)] = 20) -> Json:
-        return await work(request, document, key, top)
+    async def again(request: Request, key: str, top: Annotated[int, Query(ge=1, le=200)] = 20, where: Where = ()) -> Json:
+        return await work(request, document, key, top, list(where))
 
     @app.delete("/api/ask/{key}")
     async def forget(key: str) -> Json:
@@ -213,9 +214,14 @@ def application(opening: Opening, said: Callable[[str], None] = lambda line: Non
 
     @app.get("/api/ask/{key}/rows")
     async def rows(
-        request: Request, key: str, side: Literal["raises", "lowers"] = "raises", offset: Offset = 0, limit: Limit = 20
+        request: Request,
+        key: str,
+        side: Literal["raises", "lowers"] = "raises",
+        offset: Offset = 0,
+        limit: Limit = 20,
+        where: Where = (),
     ) -> Json:
-        return await work(request, lambda: ready("asking").more(found(key), side, offset, limit, current()))
+        return await work(request, lambda: ready("asking").more(found(key), side, offset, limit, current(), list(where)))
 
     @app.get("/api/scores")
     async def scores() -> Json:
@@ -224,8 +230,10 @@ def application(opening: Opening, said: Callable[[str], None] = lambda line: Non
         return Json({"scores": await run_in_threadpool(saved, ready("run").kept_scores())})
 
     @app.get("/api/scores/{name}/{number}")
-    async def score(request: Request, name: str, number: int, top: Annotated[int, Query(ge=1, le=200)] = 20) -> Json:
-        return await work(request, document, f"scores:{name}:{number}", top)
+    async def score(
+        request: Request, name: str, number: int, top: Annotated[int, Query(ge=1, le=200)] = 20, where: Where = ()
+    ) -> Json:
+        return await work(request, document, f"scores:{name}:{number}", top, list(where))
 
     @app.post("/api/pair")
     async def pair(request: Request, body: Pair) -> Json:

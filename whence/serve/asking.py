@@ -25,6 +25,7 @@ from whence.engine.point import Point
 from whence.engine.stream import to_device
 from whence.errors import UsageError
 from whence.escapes import command
+from whence.filter.where import matching
 from whence.finding import DEPTHS
 from whence.indexing import Index
 from whence.methods.base import recipe_named, recipes, request_scores
@@ -331,15 +332,43 @@ class Asking:
 
     # what is shown of it
 
-    def document(self, found: Asked, top: int = 20, decisions: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Everything about one question, as JSON values."""
+    def document(
+        self, found: Asked, top: int = 20, decisions: Mapping[str, Any] | None = None, where: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Everything about one question, as JSON values; the rows are the first that meet the conditions `where`."""
         if top not in found.documents:
             found.documents[top] = self._document(found, top)
         document = found.documents[top]
         if found.key.startswith("scores:") and document["answer_tokens"] is None:  # of a model that was not loaded yet
             del found.documents[top]
-        query = document["query"] | {side: [decided(row, decisions or {}) for row in document["query"][side]] for side in SIDES}
-        return {**document, "query": query}
+        rows = self.rows(found, top, where) if where else document["query"]
+        query = document["query"] | {side: [decided(row, decisions or {}) for row in rows[side]] for side in SIDES}
+        return {**document, "query": query, "where": list(where), "of": len(found.values) if not where else rows["of"]}
+
+    def rows(self, found: Asked, top: int, where: Sequence[str] = ()) -> dict[str, Any]:
+        """The first rows on either side, of those that meet the conditions; "of" says how many do, "counts" on which side.
+
+        Where the index knows all rows, the first of these are scored exactly. What is said of a row is beside all rows.
+        """
+        scores, places = found.scores, found.columns or list(range(found.scores.shape[1]))
+        known = scores.examples if found.estimates is None else self._index().examples
+        values, of = found.values, len(known)
+        counts = {"raises": int((values > 0).sum()), "lowers": int((values < 0).sum())}
+        if where:
+            meant = np.flatnonzero(matching(known, where))
+            of, counts = len(meant), {"raises": int((values[meant] > 0).sum()), "lowers": int((values[meant] < 0).sum())}
+            if found.estimates is None:
+                scores, places = these_rows(scores, meant), meant.tolist()
+            else:
+                order = meant[np.argsort(-values[meant], kind="stable")]
+                places = list(dict.fromkeys([*order[: max(FIRST, top)].tolist(), *order[-max(LAST, top) :].tolist()]))
+                point, operator, n_train = self._as_scored(found)
+                settings = Score().changed(per=self._per(), n_train=n_train, check=False)
+                scores = score_points(point, point, self.queries_of(found), operator, settings, rows=places)
+        query = build_report(scores, top=top).queries[0]
+        estimates = None if found.estimates is None else dict(zip(scores.example_ids, found.estimates[places], strict=True))
+        shown = {side: [self._row(row, found, values, estimates) for row in plain(getattr(query, side))] for side in SIDES}
+        return {**shown, "of": of, "counts": counts}
 
     def _document(self, found: Asked, top: int) -> dict[str, Any]:
         scores, values, loaded = found.scores, found.values, "loaded" in vars(self.run)
@@ -349,14 +378,19 @@ class Asking:
             query = replace(query, sources=self._by_source(values), overlap=None, **spread(values))
         document = plain(replace(query, parts=()))
         del document["parts"], document["number"]
+        estimates = None
+        if found.estimates is not None:
+            estimates = dict(zip(scores.example_ids, found.estimates[found.columns], strict=True))
         for side in SIDES:
-            document[side] = [self._row(row, found, values) for row in document[side]]
+            document[side] = [self._row(row, found, values, estimates) for row in document[side]]
         queries, tokens = self.queries_of(found) if loaded else None, None
         if queries is not None and isinstance(self.run.task(), CausalLM):
             tokens = [{**token, "top": []} for token in self.answer_tokens(queries[0])[0]]
         return {
             "key": found.key,
-            "asked": found.question.model_dump() if found.question else {name: getattr(query, name) for name in PARTS},
+            "asked": found.question.model_dump(exclude={"where"})
+            if found.question
+            else {name: getattr(query, name) for name in PARTS},
             "scan": found.scan,
             "seconds": found.seconds,
             "unit": report.unit,
@@ -373,21 +407,23 @@ class Asking:
             "stages": found.stages,
         }
 
-    def more(self, found: Asked, side: str, offset: int, limit: int, decisions: Mapping[str, Any]) -> dict[str, Any]:
-        """Further rows of a side."""
-        report, values = build_report(found.scores, top=offset + limit), found.values
-        rows = plain(getattr(report.queries[0], side))[offset:]
-        count = int((found.scores.raw[0] > 0).sum() if side == "raises" else (found.scores.raw[0] < 0).sum())
-        return {"rows": [decided(self._row(row, found, values), decisions) for row in rows], "of": count}
+    def more(
+        self, found: Asked, side: str, offset: int, limit: int, decisions: Mapping[str, Any], where: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Further rows of a side, of those that meet the conditions."""
+        rows = self.rows(found, offset + limit, where)
+        return {"rows": [decided(row, decisions) for row in rows[side][offset:]], "of": rows["counts"][side]}
 
-    def _row(self, row: dict[str, Any], found: Asked, values: np.ndarray) -> dict[str, Any]:
+    def _row(
+        self, row: dict[str, Any], found: Asked, values: np.ndarray, estimates: Mapping[str, float] | None
+    ) -> dict[str, Any]:
         sizes = np.abs(values)
+        row |= {"percentile": 100 * float((values < row["value"]).sum()) / max(1, len(values) - 1)}
+        row |= {"times_median": abs(row["value"]) / float(np.median(sizes)) if np.median(sizes) else None}
+        row |= {"share": abs(row["value"]) / max(float(sizes.sum()), np.finfo(float).tiny)}
         estimate = None
-        if found.estimates is not None:  # beside all rows, and not only those that were scored again
-            row |= {"percentile": 100 * float((values < row["value"]).sum()) / max(1, len(values) - 1)}
-            row |= {"times_median": abs(row["value"]) / float(np.median(sizes)) if np.median(sizes) else None, "exact": True}
-            row |= {"share": abs(row["value"]) / float(sizes.sum())}
-            estimate = float(found.estimates[found.columns[found.scores.column_of(row["id"])]])
+        if estimates is not None:
+            row["exact"], estimate = True, float(estimates[row["id"]])
         window = strongest(row["pieces"], np.array(row["token_values"]), WINDOW) if row["pieces"] else None
         return row | {
             "word": strength(row["value"], values),
@@ -649,6 +685,24 @@ def one_query(scores: Scores, number: int) -> Scores:
         modules={name: part[only] for name, part in scores.modules.items()},
         tokens=None if scores.tokens is None else scores.tokens[only],
         exact=None if scores.exact is None else scores.exact[only],
+    )
+
+
+def these_rows(scores: Scores, columns: np.ndarray) -> Scores:
+    """The scores of these rows alone, with all that belongs to them."""
+    stops = np.cumsum(scores.examples["tokens"].to_numpy())
+    starts = stops - scores.examples["tokens"].to_numpy()
+    tokens = None
+    if scores.tokens is not None:
+        tokens = np.concatenate([scores.tokens[:, starts[n] : stops[n]] for n in columns], axis=1)
+    return replace(
+        scores,
+        raw=scores.raw[:, columns],
+        examples=scores.examples.iloc[columns].reset_index(drop=True),
+        norms={name: norms[columns] for name, norms in scores.norms.items()},
+        modules={name: part[:, columns] for name, part in scores.modules.items()},
+        tokens=tokens,
+        exact=None if scores.exact is None else scores.exact[:, columns],
     )
 
 

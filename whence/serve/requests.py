@@ -12,6 +12,7 @@ Text = Annotated[str, Field(max_length=200_000)]
 Name = Annotated[str, Field(max_length=1000)]
 Key = Annotated[str, Field(max_length=300)]
 Top = Annotated[int, Field(ge=1, le=200)]
+Where = Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length=20)]
 
 
 class Body(BaseModel):
@@ -42,11 +43,13 @@ class Question(Body):
     measurement: Literal["logprob", "margin", "loss"] = "logprob"
     damping: Annotated[float, Field(ge=0, le=1e9)] = 0.1
     top: Top = 20
+    where: Where = []
+    """Conditions on the rows that are shown, as `whence.filter.where` reads them."""
 
     @property
     def key(self) -> str:
-        """What the question is called; how many rows are shown does not matter."""
-        return fingerprint_settings(self.model_dump(exclude={"top"}))[:12]
+        """What the question is called; which rows are shown, and how many, does not matter."""
+        return fingerprint_settings(self.model_dump(exclude={"top", "where"}))[:12]
 
 
 class Pair(Body):

@@ -65,20 +65,21 @@ async function post<T>(path: string, body: unknown = {}, signal?: AbortSignal): 
 const part = encodeURIComponent;
 
 /** A query string of what is neither empty nor null. */
-function query(values: Record<string, string | number | null | undefined>): string {
-  const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined && value !== "");
+function query(values: Record<string, string | number | string[] | null | undefined>): string {
+  const each = Object.entries(values).flatMap(([name, value]) => (Array.isArray(value) ? value : [value]).map((one) => [name, one] as const));
+  const given = each.filter(([, value]) => value !== null && value !== undefined && value !== "");
   return given.length ? "?" + given.map(([name, value]) => `${name}=${part(String(value))}`).join("&") : "";
 }
 
-async function saved(key: string): Promise<Asked> {
+async function saved(key: string, where: string[] = []): Promise<Asked> {
   if (shared) {
     const found = shared.asked.find((asked) => asked.key === key);
     if (!found) throw new Failure({ what: "This question is not in the file." });
     return found;
   }
-  if (!key.startsWith("scores:")) return get(`ask/${part(key)}`);
+  if (!key.startsWith("scores:")) return get(`ask/${part(key)}${query({ where })}`);
   const at = key.lastIndexOf(":");
-  return get(`scores/${part(key.slice("scores:".length, at))}/${key.slice(at + 1)}`);
+  return get(`scores/${part(key.slice("scores:".length, at))}/${key.slice(at + 1)}${query({ where })}`);
 }
 
 async function pair(key: string, row: string): Promise<Pair> {
@@ -93,8 +94,8 @@ export const api = {
   complete: (prompt: string, completion: string | null, signal?: AbortSignal) => post<Completion>("complete", { prompt, completion }, signal),
   ask: (question: Question, signal?: AbortSignal) => post<Asked>("ask", question, signal),
   saved,
-  more: (key: string, side: string, offset: number) =>
-    get<{ rows: Row[]; of: number }>(`ask/${part(key)}/rows${query({ side, offset, limit: 20 })}`),
+  more: (key: string, side: string, offset: number, where: string[]) =>
+    get<{ rows: Row[]; of: number }>(`ask/${part(key)}/rows${query({ side, offset, limit: 20, where })}`),
   asked: async (): Promise<AskedEntry[]> => (shared ? [] : (await get<{ asked: AskedEntry[] }>("asked")).asked),
   scores: async (): Promise<SavedScores[]> => (shared ? [] : (await get<{ scores: SavedScores[] }>("scores")).scores),
   pin: async (key: string, body: { pinned: boolean; note: string; rows: { id: string; note: string }[] }) =>

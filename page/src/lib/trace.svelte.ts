@@ -20,11 +20,14 @@ export const trace = $state({
   side: "raises" as "raises" | "lowers",
   find: "",
   source: "",
+  narrowing: false,
+  refused: null as Trouble | null,
   open: null as string | null,
   tab: "tokens" as "tokens" | "layers" | "whatif" | "about",
   pairs: {} as Record<string, Pair | Trouble>,
   grids: {} as Record<string, Grid | Trouble>,
   more: {} as Record<string, Row[]>,
+  ended: {} as Record<string, boolean>,
   at: null as { side: "row" | "answer"; token: number } | null,
   history: [] as AskedEntry[],
 });
@@ -83,7 +86,7 @@ async function find(span: [number, number] | null, signal: AbortSignal): Promise
 }
 
 function forget(): void {
-  Object.assign(trace, { asked: null, span: null, open: null, pairs: {}, grids: {}, more: {}, at: null });
+  Object.assign(trace, { asked: null, span: null, open: null, pairs: {}, grids: {}, more: {}, ended: {}, at: null, refused: null, source: "", find: "" });
 }
 
 function show(asked: Asked): void {
@@ -113,6 +116,35 @@ export function showSaved(key: string, row?: string): Promise<void> {
   });
 }
 
+/** Shows the first rows that meet these conditions, of all that there are. */
+export async function narrow(where: string[]): Promise<void> {
+  const key = trace.asked!.key;
+  trace.refused = null;
+  trace.narrowing = true;
+  try {
+    const found = await api.saved(key, where);
+    if (trace.asked?.key === key) {
+      Object.assign(trace, { asked: found, more: {}, ended: {}, find: "" });
+      if (trace.open && !rowOf(trace.open)) open(null);
+      say(where.length ? `${count(found.of)} rows meet ${where.join(" and ")}` : "All rows");
+    }
+  } catch (error) {
+    trace.refused = troubleOf(error);
+  }
+  trace.narrowing = false;
+}
+
+/** The source whose rows are shown. */
+export function sourceShown(): string {
+  return trace.source || (trace.asked?.where.find((each) => each.startsWith("source=")) ?? "").slice("source=".length);
+}
+
+/** Shows the rows of one source: all of them, or those in this file. */
+export function showSource(name: string): void {
+  if (shared) trace.source = name;
+  else void narrow([...trace.asked!.where.filter((each) => !each.startsWith("source=")), ...(name ? [`source=${name}`] : [])]);
+}
+
 export async function loadHistory(): Promise<void> {
   trace.history = await api.asked().catch(() => trace.history);
 }
@@ -139,8 +171,10 @@ export async function loadMore(): Promise<void> {
   const side = trace.side;
   const key = trace.asked!.key;
   try {
-    const { rows } = await api.more(key, side, rowsOf(side).length);
-    if (trace.asked?.key === key) trace.more[side] = [...(trace.more[side] ?? []), ...rows];
+    const { rows } = await api.more(key, side, rowsOf(side).length, trace.asked!.where);
+    if (trace.asked?.key !== key) return;
+    trace.more[side] = [...(trace.more[side] ?? []), ...rows];
+    trace.ended[side] = !rows.length;
   } catch (error) {
     trace.trouble = troubleOf(error);
   }

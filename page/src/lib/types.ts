@@ -169,6 +169,9 @@ export interface Asked {
   verdict: { word: Word; words: string };
   query: Query;
   answer_tokens: AnswerToken[] | null;
+  /** Conditions that the rows meet, and how many rows do. */
+  where: string[];
+  of: number;
   /** Of training, which the rows are from; empty where there is one, or where they are from all. */
   stage: string;
   stages: StagePart[];
