@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import os
@@ -174,6 +175,23 @@ def _load_adapter(model: Any, name: str, adapter: str) -> nn.Module:
     config.base_model_name_or_path = base
     set_adapter(adapted, saved, adapter)
     return adapted
+
+
+def fresh_adapter(model: nn.Module, like: Any, seed: int) -> nn.Module:
+    """Put an untrained adapter on a base, drawn as `get_peft_model` draws it after `torch.manual_seed(seed)`.
+
+    It is of the config of the adapted model `like`. Raises UsageError where that is no single adapter of PEFT.
+    """
+    from peft import PeftModel, get_peft_model
+
+    if not isinstance(like, PeftModel) or len(like.peft_config) != 1:
+        raise UsageError(
+            "It is not known which adapter to begin with.", given=type(like).__name__, accepted="one adapter of PEFT"
+        )
+    ((name, config),) = like.peft_config.items()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, copy.deepcopy(config), name)  # type: ignore[arg-type]
 
 
 def adapter_file(adapter: str) -> dict[str, torch.Tensor]:

@@ -9,14 +9,15 @@ import pytest
 import torch
 import yaml
 from models import llama, randomised, texts, tokenizer
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
+import whence
 from whence.config import read_config
 from whence.data import as_rows
 from whence.engine.point import Point
 from whence.engine.queries import encode_queries
-from whence.errors import NumericalError, UsageError
-from whence.models import load_model
+from whence.errors import NumericalError, StaleArtifact, UsageError
+from whence.models import fresh_adapter, load_model
 from whence.pipeline import run_pipeline
 from whence.pipeline.retraining import Elsewhere, check_run
 from whence.tasks import CausalLM
@@ -36,12 +37,37 @@ ARGUMENTS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    home = base_of(tmp_path_factory)
+    trained_plainly(load_model(home / "base")[0], home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """Of an adapter that was drawn after a seed was set, as scripts do at their top, and saved before it was trained."""
+    from peft import LoraConfig, get_peft_model
+
+    home = base_of(tmp_path_factory)
+    with torch.random.fork_rng():
+        set_seed(5)
+        model = load_model(home / "base")[0]
+        chosen = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+        model = get_peft_model(model, chosen)
+        model.save_pretrained(str(home / "before"))
+        trained_plainly(model, home, learning_rate=0.05)
+    return home
+
+
+def base_of(tmp_path_factory):
     home = tmp_path_factory.mktemp("plain")
     base: Any = randomised(llama())
     base.save_pretrained(home / "base")
     tokenizer().save_pretrained(home / "base")
-    items = TASK.encode(ROWS)
-    model: Any = load_model(home / "base")[0]
+    return home
+
+
+def trained_plainly(model: Any, home, learning_rate=1e-2):
+    """Train with the Trainer, in HOME/out."""
 
     def collate(chosen):
         """As a plain collator pads: labels are the ids, which the model shifts."""
@@ -58,7 +84,7 @@ def folder(tmp_path_factory):
         str(home / "out"),
         per_device_train_batch_size=2,
         num_train_epochs=3,
-        learning_rate=1e-2,
+        learning_rate=learning_rate,
         logging_steps=1,
         save_steps=100,
         report_to="none",
@@ -69,8 +95,7 @@ def folder(tmp_path_factory):
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Trainer(model, given, collate, list(items)).train()  # type: ignore[arg-type]
-    return home
+        Trainer(model, given, collate, list(TASK.encode(ROWS))).train()  # type: ignore[arg-type]
 
 
 def point_of(folder):
@@ -110,9 +135,10 @@ def test_other_arguments_are_noticed(folder, changes, said):
         repeatable(read_state(checkpoint, point), point, load_model(folder / "base")[0], {**ARGUMENTS, **changes})
 
 
-def test_a_run_of_such_a_model_is_retrained(folder, tmp_path):
+def run_of(folder, place):
+    """A run with scores of what the Trainer made."""
     checkpoint, _ = point_of(folder)
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     config = {
         "run": "plain",
         "model": {"base": str(folder / "base"), "path": str(checkpoint)},
@@ -122,13 +148,48 @@ def test_a_run_of_such_a_model_is_retrained(folder, tmp_path):
         "score": {"queries": "prompts", "check": False},
         "evaluate": None,
     }
-    (tmp_path / "whence.yaml").write_text(yaml.safe_dump(config))
-    resolved = read_config(tmp_path / "whence.yaml", environment={})
+    (place / "whence.yaml").write_text(yaml.safe_dump(config))
+    resolved = read_config(place / "whence.yaml", environment={})
     run_pipeline(resolved, ["score"])
+    return checkpoint, resolved
+
+
+def test_a_run_of_such_a_model_is_retrained(folder, tmp_path):
+    checkpoint, resolved = run_of(folder, tmp_path)
     with pytest.raises(UsageError, match="not known how the model"):
         check_run(resolved, Removals(rows=1))
-    result, _ = check_run(resolved, Removals(rows=1, draws=1), trainer=Elsewhere(checkpoint, ARGUMENTS))
+    elsewhere = Elsewhere(checkpoint, ARGUMENTS)
+    result, _ = check_run(resolved, Removals(rows=1, draws=1), trainer=elsewhere)
     assert result.about["repeated"]["drift"] < 1e-3 and "stand" in result.says[0]
+    scores = whence.mirror(resolved.out, training=checkpoint, arguments=ARGUMENTS, together=1)
+    assert scores.shape == (2, len(ROWS)) and scores.about["own gain"] > 0
+    patched, _ = check_run(resolved, Removals(rows=1, draws=1), patch=1, trainer=Elsewhere(checkpoint))
+    assert "rises by" in patched.says[0] and patched.about["learning_rate"] < 1e-2
+
+
+def test_an_adapter_is_retrained_from_how_it_began(adapted, tmp_path):
+    checkpoint, resolved = run_of(adapted, tmp_path)
+    drifts = []
+    for began in (str(adapted / "before"), "5"):
+        elsewhere = Elsewhere(checkpoint, ARGUMENTS, began)
+        result, _ = check_run(resolved, Removals(rows=1, draws=1), trainer=elsewhere, out=tmp_path / f"from-{len(drifts)}")
+        drifts.append(result.about["repeated"]["drift"])
+    assert max(drifts) < 1e-3 and drifts[0] == drifts[1]
+    given: Any = {"training": checkpoint, "arguments": ARGUMENTS, "together": 1}
+    assert whence.mirror(resolved.out, initial_adapter=5, **given).about["own gain"] > 0
+    with pytest.raises(NumericalError, match="does not end at the model"):
+        whence.mirror(resolved.out, initial_adapter=6, out=tmp_path / "wrong", **given)
+    with pytest.raises(UsageError, match="which weights the training began with") as raised:
+        whence.mirror(resolved.out, out=tmp_path / "none", **given)
+    assert "--initial-adapter" in raised.value.fix
+    with pytest.raises(StaleArtifact, match="training"):
+        check_run(resolved, Removals(rows=1, draws=1), trainer=Elsewhere(checkpoint, ARGUMENTS, 6), out=tmp_path / "from-0")
+
+
+def test_an_adapter_is_drawn_for_one_only(folder):
+    _, point = point_of(folder)
+    with pytest.raises(UsageError, match="which adapter"):
+        fresh_adapter(load_model(folder / "base")[0], point.model, 5)
 
 
 def test_without_arguments_it_says_what_to_add(folder):

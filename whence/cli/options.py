@@ -65,6 +65,11 @@ class OfTrainer(Section):
 
     training: Path | None = setting(None, "RUN without a training: checkpoint-N of the Trainer that made its model.")
     arguments: dict[str, Any] = setting({}, "What this Trainer was given.", "--argument", metavar="NAME=VALUE")
+    initial_adapter: str | None = setting(
+        None,
+        "If it trained an adapter: how that began, its folder or the seed that was set before get_peft_model.",
+        metavar="FOLDER|SEED",
+    )
 
 
 def require_run(path: Path) -> None:

@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from whence import dist
 from whence.config import Resolved, read_config
 from whence.engine.stream import Examples, encode
 from whence.errors import UsageError
 from whence.methods.base import Request, recipe_named
+from whence.models import fresh_adapter
 from whence.pipeline.comparison import request_of, score_by
 from whence.pipeline.work import Workshop
 from whence.store.digest import fingerprint_code
@@ -29,6 +32,15 @@ class Elsewhere:
 
     checkpoint: Path
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    initial_adapter: str | int | None = None
+    """Of an adapter, how it began: its folder, or the seed that it was drawn with."""
+
+    def start(self, shop: Workshop) -> nn.Module:
+        """The model that it began with."""
+        began = self.initial_adapter
+        if isinstance(began, int) or (began is not None and began.isdecimal() and not Path(began).exists()):
+            return fresh_adapter(shop.base()[0], shop.model, int(began))
+        return shop.base(began)[0]
 
 
 def check_run(
@@ -89,6 +101,7 @@ def mirror(
     queries: int | None = None,
     training: str | Path | None = None,
     arguments: Mapping[str, Any] | None = None,
+    initial_adapter: str | int | None = None,
     out: str | Path | None = None,
     rerun: bool = False,
     **own: Any,
@@ -99,7 +112,8 @@ def mirror(
 
     `queries` is how many of the run's are taken, spread evenly; default: all. `own` are the method's settings
     (`whence.settings.Mirrored`). `training` is the checkpoint of the Trainer that made the model from the run's base, with the
-    `arguments` that it was given, where whence did not train it. The scores are kept in `out`, default RUN/methods/mirror, and
+    `arguments` that it was given, where whence did not train it; of an adapter also how that began (`initial_adapter`: its
+    folder, or the seed that was set before `get_peft_model`). The scores are kept in `out`, default RUN/methods/mirror, and
     killed work resumes. The plan is told before it begins; `scores.about` has each query's `own gain`, as a median, and the
     rank `correlation with EK-FAC` where the run has factors.
 
@@ -108,7 +122,7 @@ def mirror(
     Raises UsageError where it isn't known how the model was trained, NumericalError where the training repeated ends elsewhere.
     """
     resolved = read_config(Path(run))
-    elsewhere = Elsewhere(Path(training), arguments or {}) if training is not None else None
+    elsewhere = Elsewhere(Path(training), arguments or {}, initial_adapter) if training is not None else None
     request = repeatable_request(Workshop.of(resolved), elsewhere)
     if queries is not None:
         request = replace(request, queries=request.queries.take(spread(len(request.queries), queries)))
@@ -125,7 +139,7 @@ def repeatable_request(shop: Workshop, trainer: Elsewhere | None) -> Request:
     if trainer is None:
         return request
     state: Any = request.training
-    return replace(request, training=repeatable(state, request.point, shop.base()[0], trainer.arguments))
+    return replace(request, training=repeatable(state, request.point, trainer.start(shop), trainer.arguments))
 
 
 def trained_request(shop: Workshop, trainer: Elsewhere | None) -> Request:

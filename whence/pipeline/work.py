@@ -77,14 +77,19 @@ class Workshop(Run):
         assert self.resolved is not None
         return self.resolved.place(name)
 
-    def base(self) -> tuple[Any, Any]:
-        """The model before it was tuned; not kept, because few stages need it, and training changes it."""
+    def base(self, adapter: str | None = None) -> tuple[Any, Any]:
+        """The model before it was tuned, or that with an adapter; not kept: few stages need it, and training changes it."""
         if self.before is not None:
             return self.before.load()
         model, place = self.config.model, self.place
         tokenizer = place(model.tokenizer) if model.tokenizer else None
         return load_model(
-            place(model.base), dtype=model.dtype, device=model.device, tokenizer=tokenizer, attention=model.attention
+            place(model.base),
+            dtype=model.dtype,
+            device=model.device,
+            adapter=adapter,
+            tokenizer=tokenizer,
+            attention=model.attention,
         )
 
     @functools.cached_property

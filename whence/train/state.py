@@ -23,7 +23,7 @@ from whence.coverage import trained
 from whence.engine.point import Point
 from whence.errors import UsageError
 from whence.linalg.descent import Optimizer
-from whence.store.digest import canonical_json, digest
+from whence.store.digest import canonical_json, digest, plain
 from whence.store.fingerprint import fingerprint_tensors
 from whence.store.intact import read_json, reading
 from whence.train.replay import Descent, Kept, Replay
@@ -92,7 +92,10 @@ class State:
         """What decides numbers that are made from it."""
         moments = {str(each.step): fingerprint_tensors(each.moments) for each in self.checkpoints}
         known = {"rates": digest(self.learning_rates.tobytes()), "moments": moments, "loss_scale": self.loss_scale}
-        return known if self.how is None else {**known, "steps": digest(canonical_json(self.how.steps))}
+        if self.how is None:
+            return known
+        steps, start = digest(canonical_json(self.how.steps)), fingerprint_tensors(self.how.start)
+        return {**known, "steps": steps, "start": start, "descent": plain(self.known)}
 
     def descent(self) -> Descent:
         """How it moved the weights; raises UsageError where the optimizer's state is missing, or another than is known."""
@@ -166,6 +169,8 @@ def repeatable(state: State, point: Point, base: nn.Module, arguments: Mapping[s
             "It is not known which weights the training began with.",
             given=f"no {absent[0]} in the base model",
             accepted="a base with every weight that was trained; of an adapter, one with the adapter as it began",
+            fix="of an adapter: --initial-adapter FOLDER, saved before the training, or --initial-adapter SEED, which was set "
+            "before get_peft_model (Python: whence.models.fresh_adapter)",
         )
     descent = replace(descent, optimizer=replace(descent.optimizer, clip=given.max_grad_norm))
     size = given.per_device_train_batch_size
