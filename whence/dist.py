@@ -44,7 +44,7 @@ LEAVING = 60.0
 PATIENCE = 5.0
 """Seconds in which the first process says why it failed before another one says it instead."""
 
-SEVERAL = "fit, score, self-influence and trace"
+SEVERAL = "fit, score, self-influence, trace, mirror and the retraining of a run"
 """What is shared out over the processes."""
 
 

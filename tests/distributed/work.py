@@ -231,6 +231,27 @@ def mirrored(folder: Path, out: Path) -> np.ndarray:
     return whence.mirror(folder, queries=2, together=1, out=out).raw
 
 
+def retrained(training: Path, queries: Any, rows: Any, out: Path | None) -> dict[str, np.ndarray]:
+    """What is measured of the queries after retrainings without a row each, two side by side, and after a step on each."""
+    from models import tokenizer
+
+    from whence.engine.point import Point
+    from whence.engine.queries import encode_queries
+    from whence.models import load_model
+    from whence.tasks import CausalLM
+    from whence.train.patch import patch
+    from whence.train.record import read_training
+    from whence.train.retrain import retrain
+
+    record, task = read_training(training), CausalLM(tokenizer())
+    point = Point(load_model(record.model)[0], task, rows)
+    asked = encode_queries(task, queries, point.model)
+    without = 1 - np.eye(len(rows))[:5]
+    found = retrain(record, without, point, asked, together=2, out=out and out / "retrained")
+    stepped = patch(record, [[row] for row in range(5)], point, asked, out=out and out / "patched")
+    return {"whole": found.whole, "measured": found.measured, "stepped": stepped.measured}
+
+
 def solved(rows: Any, queries: Any) -> np.ndarray:
     """Scores with the Gauss-Newton matrix, inverted by conjugate gradients."""
     from engine.test_products import language_model

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from distributed.processes import run
+from distributed.work import command
 
 from whence.config import read_config
 from whence.errors import UsageError
@@ -40,3 +42,25 @@ def test_a_run_is_retrained(settings):
     lds, _ = check_run(resolved, Removals(fraction=0.2), subsets=("removals", 4))
     bank = open_bank(resolved.out / "bank-removals.npz")
     assert lds.check == "lds" and bank.kept.shape == (4, 16) and (bank.kept.sum(1) == 13).all()
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_check(settings):
+    train = {"max_steps": 4, "batch_size": 4, "learning_rate": 0.01, "save_steps": 9, "evaluation": 0.2}
+    asked = {"self_influence": False, "check": False, "queries": "prompts"}
+    resolved = read_config(settings(evaluate=None, train=train, score=asked), environment={})
+    run_pipeline(resolved, ["score"])
+    words = ("validate", resolved.out, "--removal", "--rows", "1", "--queries", "2", "--draws", "1", "--quiet")
+    for more in ((), ("--tail-patch",)):
+        out = resolved.out.parent / f"two{len(more)}"
+        (code, said, wrong), (other, silent, _) = run(command, *words, *more, "--out", out)
+        assert (code, other, silent) == (0, 0, ""), wrong
+        kept, one = json.loads((out / "result.json").read_text()), command(*words, *more, "--json")[1]
+        assert kept["sentence"] in said
+        for mine, theirs in zip(json.loads(one)[0]["tables"].values(), kept["tables"].values(), strict=True):
+            assert [row.keys() for row in mine] == [row.keys() for row in theirs]
+            numbers = [[value for value in row.values() if isinstance(value, float)] for row in mine]
+            others = [[value for value in row.values() if isinstance(value, float)] for row in theirs]
+            np.testing.assert_allclose(np.concatenate(numbers), np.concatenate(others), rtol=1e-2, atol=1e-4)
+    refused = run(command, "validate", resolved.out, "--quick")
+    assert all(code == 2 for code, *_ in refused) and "runs in one process" in refused[0][2]

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from distributed.processes import run
+from distributed.work import retrained
 from models import llama, randomised, texts, tokenizer
 from oracle import agree
 
@@ -151,3 +153,12 @@ def test_a_killed_run_resumes_to_the_same_bits(base, tmp_path, monkeypatch):
     assert files < 2000
     with pytest.raises(StaleArtifact):
         retrain(training, weights * 2, point, queries, out=tmp_path / "kept", **given)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_two_processes_give_the_bits_of_one(base, tmp_path, kept):
+    given = (base / "full", as_rows(texts(6, seed=2)[::2]), ROWS)
+    expected = retrained(*given, None)
+    for found in run(retrained, *given, tmp_path if kept else None):
+        for name, values in expected.items():
+            np.testing.assert_array_equal(found[name], values, err_msg=name)

@@ -65,8 +65,8 @@ COMMANDS = {
 }
 """Where each command lives; a name of two words ("data preview") makes a group."""
 
-SHARED = {"fit", "score", "compare", "mirror", "trace", "run", "index build", "index add"}
-"""Commands whose work several processes share out."""
+SHARED = {"fit", "score", "compare", "mirror", "trace", "run", "index build", "index add", "validate"}
+"""Commands whose work several processes share out; of validate that of a run's retraining."""
 
 HELP = """Which training examples made the model say that, by how much, and how far can you trust the answer?
 

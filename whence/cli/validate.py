@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from whence import dist
 from whence.cli.from_settings import said
 from whence.cli.options import OfTrainer, Session, require_run
 from whence.errors import UsageError
@@ -107,6 +108,8 @@ def validate(
     from whence.cli.console import print_json, say, start
 
     mode = _mode([name for name, wanted in modes.as_json().items() if wanted], path)
+    if mode == "quick" or path is None:
+        dist.only_one_process(f"whence validate --{mode}")
     with start(session):
         if mode == "quick":
             assert path is not None
