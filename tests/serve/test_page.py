@@ -194,15 +194,34 @@ def test_a_filter_ranks_the_rows_that_it_leaves(browser, address):
         shown = page.locator(".rows .meta").all_inner_texts()
         assert shown and all("Riga" in text for text in shown)
         assert [int(text) for text in page.locator(".rows .rank").all_inner_texts()] == list(range(1, len(shown) + 1))
-        page.get_by_role("button", name="Remove the filter source=Riga").click()
+        page.get_by_title("Remove this filter").click()
         page.wait_for_selector("text=the first of 2 rows", state="detached")
         assert {text.split("\n")[0] for text in page.locator(".rows .meta").all_inner_texts()} == every
         for typed, said in (("cleo", "“cleo” ✕"), ("copies>=2", "copies>=2 ✕")):
             page.locator("#find").fill(typed)
             page.keyboard.press("Enter")
-            page.get_by_role("button", name=f"Remove the filter {'text~' if typed.isalpha() else ''}{typed}").wait_for()
-            assert said in page.locator(".listhead").inner_text()
-        assert all("Cleo" in text for text in page.locator(".rows .snippet").all_inner_texts())
+            page.get_by_role("button", name=said).wait_for()
+        assert all("Cleo" in text for text in page.locator(".rows .snippet").all_inner_texts()) and not serious(page)
+
+
+def test_a_cell_of_the_map_orders_the_rows(browser, address):
+    with opened(browser, address) as page:
+        ask(page)
+        before = page.locator(".rows .meta .mono").all_inner_texts()
+        page.get_by_text("Through which layers").click()
+        cells = page.get_by_role("region", name="Layers and modules").get_by_role("button")
+        cells.first.wait_for()
+        orders = set()
+        for number in range(cells.count()):
+            cells.nth(number).click()
+            page.wait_for_function("at => document.querySelectorAll('td button')[at].ariaPressed === 'true'", arg=number)
+            parts = page.locator(".rows .value b").all_inner_texts()
+            assert len(parts) == page.locator(".rows .value").count() > 0 and all(part[0] == "+" for part in parts)
+            orders.add(tuple(page.locator(".rows .meta .mono").all_inner_texts()))
+        assert len(orders) > 1 and not serious(page)
+        page.get_by_title("Order by the whole effect again").click()
+        page.wait_for_selector(".by", state="detached")
+        assert page.locator(".rows .meta .mono").all_inner_texts() == before
 
 
 def test_everything_by_keyboard(browser, address):

@@ -73,6 +73,31 @@ def test_rows_that_the_index_finds_are_scored_exactly(client, asked, monkeypatch
     assert refused["error"]["job"] == "score"
 
 
+@pytest.mark.parametrize("method", ["exact", "index"])
+def test_a_cell_of_the_map_ranks_the_rows(client, opening, asked, method):
+    """What goes through one module alone is what the library's scores per module say."""
+    run = whence.open(opening.model, data=opening.data, factors=f"{opening.out}/factors", **opening.settings)
+    scores = run.score([{"prompt": PROMPT, "completion": ANSWER}], per="module")
+    name = next(name for name in scores.modules if name.endswith("layers.1.mlp.down_proj"))
+    values = dict(zip(scores.example_ids, (scores.modules[name][0] / scores.n_train).tolist(), strict=True))
+    key = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "method": method})["key"]
+    body = {"key": key, "layer": "layer 1", "module": "mlp.down_proj", "top": 9}
+    found = client("POST", "/api/cell", body)
+    assert len(found["raises"] + found["lowers"]) == 9
+    for side, sign in (("raises", 1), ("lowers", -1)):
+        best = sorted((name for name in values if sign * values[name] > 0), key=lambda name: -sign * values[name])
+        assert [row["id"] for row in found[side]] == best
+        assert [row["rank"] for row in found[side]] == [sign * rank for rank in range(1, len(best) + 1)]
+        for row in found[side]:
+            assert row["part"] == pytest.approx(values[row["id"]], rel=1e-3, abs=1e-9)
+            whole = scores.values[0, scores.column_of(row["id"])]
+            assert row["value"] == pytest.approx(whole, rel=1e-3, abs=1e-9) and row["pieces"]
+    ghent = client("POST", "/api/cell", body | {"where": ["source=Ghent"]})
+    assert [row["source"] for row in ghent["raises"] + ghent["lowers"]] == ["Ghent"]
+    assert ("scored exactly" in found["words"]) == (method == "index")
+    assert "layer 1 mlp.down_proj" in client("POST", "/api/cell", body | {"layer": "layer 7"}, status=404)["error"]["accepted"]
+
+
 @pytest.mark.parametrize("method", ["exact", "index", "bm25"])
 def test_rows_of_a_filter_are_ranked_among_themselves(client, asked, method, monkeypatch):
     monkeypatch.setattr("whence.serve.asking.FIRST", 2)

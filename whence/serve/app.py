@@ -20,7 +20,7 @@ from whence.serve.jobs import OVER, Jobs
 from whence.serve.lacking import Lacking, NotThere
 from whence.serve.opening import Opening
 from whence.serve.plain import encoded
-from whence.serve.requests import Compare, Complete, Decision, Demo, Export, Map, NewJob, Pair, Pin, Question, WhatIf
+from whence.serve.requests import Cell, Compare, Complete, Decision, Demo, Export, Map, NewJob, Pair, Pin, Question, WhatIf
 from whence.serve.warm import Busy, Warm
 from whence.shortage import shortage
 from whence.version import __version__
@@ -242,6 +242,10 @@ def application(opening: Opening, said: Callable[[str], None] = lambda line: Non
     @app.post("/api/map")
     async def layers(request: Request, body: Map) -> Json:
         return await work(request, lambda: ready("asking").map(found(body.key), body.rows))
+
+    @app.post("/api/cell")
+    async def cell(request: Request, body: Cell) -> Json:
+        return await work(request, lambda: ready("asking").by_cell(found(body.key), body, current()))
 
     @app.post("/api/whatif")
     async def what_if(request: Request, body: WhatIf) -> Json:

@@ -31,7 +31,7 @@ from whence.indexing import Index
 from whence.methods.base import recipe_named, recipes, request_scores
 from whence.operators import Identity, Operator
 from whence.report import build_report, words
-from whence.report.build import grid, spread, strength
+from whence.report.build import grid, layer_and_module, spread, strength
 from whence.report.gather import has_stages, open_all
 from whence.report.html import WINDOW
 from whence.run import Run
@@ -39,7 +39,7 @@ from whence.scoring.score import score_points
 from whence.serve.lacking import Lacking, NotThere
 from whence.serve.neighbours import STAGE, stages_of
 from whence.serve.plain import plain
-from whence.serve.requests import Question, WhatIf
+from whence.serve.requests import Cell, Question, WhatIf
 from whence.settings import Measured, Score
 from whence.show.tokens import strongest
 from whence.stages import open_stages
@@ -97,6 +97,8 @@ class Asked:
     pairs: dict[str, dict[str, Any]] = field(default_factory=dict)
     documents: dict[int, dict[str, Any]] = field(default_factory=dict)
     """By how many rows they show."""
+    parts: Scores | None = None
+    """The same by module, once somebody asked for a cell of the map."""
     stage: str = ""
     """Of training, which the rows are from; empty where there is one, or where they are from all."""
     stages: Sequence[Mapping[str, Any]] = ()
@@ -575,6 +577,39 @@ class Asking:
         scores = score_points(point, point, self.queries_of(found), operator, settings, rows=list(names))
         return plain(grid(scores, 0, range(len(names))))
 
+    def by_cell(self, found: Asked, asked: Cell, decisions: Mapping[str, Any]) -> dict[str, Any]:
+        """The rows in the order of what they do through one layer and module, their `part`, in the unit of the values.
+
+        All rows are scored by module for it, at the price of the question itself; behind an index, those that were scored
+        exactly. Raises NotThere where there is no such cell.
+        """
+        if not found.scores.modules and found.parts is None:
+            point, operator, n_train = self._as_scored(found)
+            settings = Score().changed(per="module", n_train=n_train, check=False)
+            found.parts = score_points(point, point, self.queries_of(found), operator, settings, rows=found.columns or None)
+        parts = found.parts or found.scores
+        cells = {name: layer_and_module(name) for name in parts.modules}
+        names = [name for name, cell in cells.items() if cell == (asked.layer, asked.module)]
+        if not names:
+            known = sorted({" ".join(filter(None, cell)) for cell in cells.values()})
+            raise NotThere(f"There is no {asked.module!r} in {asked.layer or 'the model'!r}.", accepted=", ".join(known[:10]))
+        through = replace(parts, raw=sum(parts.modules[name] for name in names), modules={}, tokens=None, exact=None)
+        meant = np.flatnonzero(matching(parts.examples, asked.where))
+        estimates = None if found.estimates is None else dict.fromkeys(found.scores.example_ids, np.nan)
+        shown: dict[str, Any] = {}
+        for side, sign in (("raises", 1), ("lowers", -1)):
+            table = these_rows(through, meant).top(0, asked.top, lowest=sign < 0)
+            of = dict(zip(table["id"], table["value"], strict=True))
+            ordered = [name for name in table["id"] if sign * of[name] > 0]
+            whole = these_rows(found.scores, np.array([found.scores.column_of(name) for name in ordered], dtype=int))
+            query = build_report(whole, top=len(ordered)).queries[0] if ordered else None
+            rows = {row.id: plain(row) for row in (*query.raises, *query.lowers)} if query else {}
+            kept = [self._row(rows[name], found, found.values, estimates) for name in ordered if name in rows]
+            ranked = (row | {"rank": sign * rank, "part": of[row["id"]]} for rank, row in enumerate(kept, 1))
+            shown[side] = [decided(row, decisions) for row in ranked]
+        scope = f"{len(meant):,} rows" if found.estimates is None else f"the {len(meant):,} rows that were scored exactly"
+        return plain({**shown, "words": f"by what goes through {asked.layer} {asked.module}, of {scope}".replace("  ", " ")})
+
     def what_if(self, found: Asked, asked: WhatIf) -> dict[str, Any]:
         """The effect of a text that nobody trained on, and of the row that it would be instead of."""
         started, original = time.perf_counter(), None
@@ -690,18 +725,15 @@ def one_query(scores: Scores, number: int) -> Scores:
 
 def these_rows(scores: Scores, columns: np.ndarray) -> Scores:
     """The scores of these rows alone, with all that belongs to them."""
-    stops = np.cumsum(scores.examples["tokens"].to_numpy())
-    starts = stops - scores.examples["tokens"].to_numpy()
-    tokens = None
-    if scores.tokens is not None:
-        tokens = np.concatenate([scores.tokens[:, starts[n] : stops[n]] for n in columns], axis=1)
+    stops = [0, *np.cumsum(scores.examples["tokens"].to_numpy()).tolist()]
+    positions = [position for n in columns.tolist() for position in range(stops[n], stops[n + 1])]
     return replace(
         scores,
         raw=scores.raw[:, columns],
         examples=scores.examples.iloc[columns].reset_index(drop=True),
         norms={name: norms[columns] for name, norms in scores.norms.items()},
         modules={name: part[:, columns] for name, part in scores.modules.items()},
-        tokens=tokens,
+        tokens=None if scores.tokens is None else scores.tokens[:, positions],
         exact=None if scores.exact is None else scores.exact[:, columns],
     )
 

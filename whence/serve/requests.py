@@ -66,6 +66,16 @@ class Map(Body):
     rows: Annotated[list[Name], Field(min_length=1, max_length=200)] | None = None
 
 
+class Cell(Body):
+    """A cell of the map of layers and modules, by which rows are put in order."""
+
+    key: Key
+    layer: Name
+    module: Name
+    top: Top = 20
+    where: Where = []
+
+
 class WhatIf(Body):
     """Another text, instead of a row or besides all."""
 

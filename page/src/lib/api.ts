@@ -1,4 +1,4 @@
-import type { Asked, AskedEntry, Comparison, Completion, DataPage, FactorModule, Factors, FullRow, Job, JobKind, OtherRun } from "./types";
+import type { Asked, AskedEntry, ByCell, Comparison, Completion, DataPage, FactorModule, Factors, FullRow, Job, JobKind, OtherRun } from "./types";
 import type { Pair, Progress, Question, Row, Run, SavedScores, Shared, Trouble, Verdict, WhatIf, Decision, DataRow, Grid } from "./types";
 
 /** What went wrong, in the four sentences of the server's errors. */
@@ -102,6 +102,8 @@ export const api = {
     (await request("PUT", `ask/${part(key)}/pin`, body)).json() as Promise<AskedEntry>,
   pair,
   map: (key: string, rows: string[] | null) => post<Grid>("map", { key, rows }),
+  cell: (key: string, layer: string, module: string, where: string[]) =>
+    post<Omit<ByCell, "layer" | "module">>("cell", { key, layer, module, where }),
   whatIf: (key: string, row: string | null, text: string) => post<WhatIf>("whatif", { key, row, text }),
   compare: (a: string, b: string) => post<Comparison>("compare", { a, b, top: 20 }),
   factors: (damping: number) => get<Factors>(`factors${query({ damping })}`),

@@ -4,7 +4,7 @@ import { api, shared, troubleOf } from "./api";
 import { app, rename, say } from "./app.svelte";
 import { scaleOf } from "./tokens";
 import { count } from "./words";
-import type { AnswerToken, Asked, AskedEntry, Grid, Pair, Row, Trouble } from "./types";
+import type { AnswerToken, Asked, AskedEntry, ByCell, Grid, Pair, Row, Trouble } from "./types";
 
 export const trace = $state({
   prompt: "",
@@ -21,6 +21,7 @@ export const trace = $state({
   find: "",
   source: "",
   narrowing: false,
+  cell: null as ByCell | null,
   refused: null as Trouble | null,
   open: null as string | null,
   tab: "tokens" as "tokens" | "layers" | "whatif" | "about",
@@ -86,7 +87,7 @@ async function find(span: [number, number] | null, signal: AbortSignal): Promise
 }
 
 function forget(): void {
-  Object.assign(trace, { asked: null, span: null, open: null, pairs: {}, grids: {}, more: {}, ended: {}, at: null, refused: null, source: "", find: "" });
+  Object.assign(trace, { asked: null, span: null, open: null, pairs: {}, grids: {}, more: {}, ended: {}, at: null, refused: null, source: "", find: "", cell: null });
 }
 
 function show(asked: Asked): void {
@@ -124,10 +125,28 @@ export async function narrow(where: string[]): Promise<void> {
   try {
     const found = await api.saved(key, where);
     if (trace.asked?.key === key) {
-      Object.assign(trace, { asked: found, more: {}, ended: {}, find: "" });
+      Object.assign(trace, { asked: found, more: {}, ended: {}, find: "", cell: null });
       if (trace.open && !rowOf(trace.open)) open(null);
       say(where.length ? `${count(found.of)} rows meet ${where.join(" and ")}` : "All rows");
     }
+  } catch (error) {
+    trace.refused = troubleOf(error);
+  }
+  trace.narrowing = false;
+}
+
+/** Puts the rows in the order of what they do through one layer and module; again, in that of the whole effect. */
+export async function orderBy(layer: string, module: string): Promise<void> {
+  const { key, where } = trace.asked!;
+  const again = trace.cell?.layer === layer && trace.cell.module === module;
+  trace.cell = null;
+  trace.refused = null;
+  if (again) return;
+  trace.narrowing = true;
+  try {
+    const found = await api.cell(key, layer, module, where);
+    if (trace.asked?.key === key) trace.cell = { layer, module, ...found };
+    say(`Rows ${found.words}`);
   } catch (error) {
     trace.refused = troubleOf(error);
   }
@@ -151,11 +170,15 @@ export async function loadHistory(): Promise<void> {
 
 /** All rows that are there of one side, with those that were loaded later. */
 export function rowsOf(side: "raises" | "lowers"): Row[] {
+  return trace.cell ? trace.cell[side] : wholeRowsOf(side);
+}
+
+function wholeRowsOf(side: "raises" | "lowers"): Row[] {
   return trace.asked ? [...trace.asked.query[side], ...(trace.more[side] ?? [])] : [];
 }
 
 export function rowOf(id: string | null): Row | undefined {
-  return [...rowsOf("raises"), ...rowsOf("lowers")].find((row) => row.id === id);
+  return [...rowsOf("raises"), ...rowsOf("lowers"), ...wholeRowsOf("raises"), ...wholeRowsOf("lowers")].find((row) => row.id === id);
 }
 
 /** The unit of one effect: "nats" of "nats per copy". */

@@ -106,6 +106,17 @@ export interface Row {
   window: [number, number] | null;
   decision: Verdict | null;
   estimate: number | null;
+  /** What goes through the cell of the map that rows are ordered by. */
+  part?: number;
+}
+
+/** Rows in the order of one cell of the map of layers and modules. */
+export interface ByCell {
+  layer: string;
+  module: string;
+  raises: Row[];
+  lowers: Row[];
+  words: string;
 }
 
 export interface Histogram {
