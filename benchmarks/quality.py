@@ -31,7 +31,7 @@ from whence.errors import CoverageError, NumericalError, UsageError
 from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import Curvature
-from whence.linalg.stats import Interval
+from whence.linalg.stats import RANK_RESAMPLES, Interval, ends
 from whence.methods.base import attribute, recipes
 from whence.methods.damping import stopped_early
 from whence.progress import Silent, Stage, report_to
@@ -254,12 +254,43 @@ MEASURES = {
 """Banks with the seed of the attributed model, and with another: what a user who retrains sees."""
 
 
+def held_out_slope(scores_QN: np.ndarray, bank: Bank, seed: int = 0) -> Interval:
+    """What was measured, regressed on calibrated predictions of it: 1 where sizes are right, with a 95 % interval over queries.
+
+    The gain is made on half of the queries and half of the subsets (least squares through 0), and applied to the other queries
+    on the other subsets; the regression is over all four ways to do so.
+    """
+    counts_KN = bank.spec.weights(bank.kept) - 1
+    predicted_QK, measured_QK = np.asarray(scores_QN, np.float64) @ counts_KN.T, bank.of(seed).T.astype(np.float64)
+    both, own = (
+        np.array([(predicted_QK * other)[:, half::2].sum(1) for half in (0, 1)]) for other in (measured_QK, predicted_QK)
+    )
+
+    def slope(drawn: Sequence[np.ndarray]) -> np.ndarray:
+        """Of queries with even places and with odd ones, `[R, Q / 2]` each."""
+        found = [[(both[half][queries].sum(1), own[half][queries].sum(1)) for queries in drawn] for half in (0, 1)]
+        top = bottom = np.zeros(len(drawn[0]))
+        for half, side in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            (made_both, made_own), (held_both, held_own) = found[half][side], found[1 - half][1 - side]
+            gain = made_both / np.maximum(made_own, np.finfo(float).tiny)
+            top, bottom = top + gain * held_both, bottom + gain**2 * held_own
+        return top / np.maximum(bottom, np.finfo(float).tiny)
+
+    sides, draw = [np.arange(len(predicted_QK))[side::2] for side in (0, 1)], np.random.default_rng(0)
+    drawn = [side[draw.integers(len(side), size=(RANK_RESAMPLES, len(side)))] for side in sides]
+    return Interval(float(slope([side[None] for side in sides])[0]), *ends(slope(drawn)), len(predicted_QK))
+
+
+SLOPES = {f"held-out slope, {kind}": kind for kind in SPECS}
+"""Measures of size beside those of order."""
+
+
 def evaluate(chosen: Setting, banks: dict[str, Bank], methods: dict[str, Method] = METHODS) -> tuple[list[Row], dict[str, Any]]:
     """Rows of one setting: every method's LDS on every measure, and how far the reference is ahead of it (paired).
 
     Then what is known of the setting: the seconds of one training, and why some methods do not apply.
     """
-    work, found, seconds = Work(chosen), {}, {}
+    work, found, slopes, seconds = Work(chosen), {}, {}, {}
     unit = work.training and work.training_seconds  # made before anything is timed
     for name, method in methods.items():
         scores, took = work.measure(method)
@@ -270,6 +301,7 @@ def evaluate(chosen: Setting, banks: dict[str, Bank], methods: dict[str, Method]
         seconds[name] = took
         scores = np.nan_to_num(scores, nan=0.0)  # rows that a method did not score say nothing
         found[name] = {measure: each.of(scores, banks[each.kind]) for measure, each in MEASURES.items()}
+        slopes[name] = {measure: held_out_slope(scores, banks[kind]) for measure, kind in SLOPES.items()}
         print(f"  {name:36s} {' '.join(f'{value.mean:7.3f}' for value in found[name].values())}  {took:6.2f} s", flush=True)
     rows = []
     for name, values in found.items():
@@ -279,6 +311,8 @@ def evaluate(chosen: Setting, banks: dict[str, Bank], methods: dict[str, Method]
                 if name != other and other in found:
                     gap = found[other][measure].minus(value)
                     rows.append(row(chosen.name, name, measure.replace("lds", f"{other} ahead,"), gap, seconds[name], unit))
+        for measure, slope in slopes[name].items():
+            rows.append(row(chosen.name, name, measure, slope, seconds[name], unit))
     for kind, bank in banks.items():
         half = bank.seconds / len(bank.spec.seeds)
         rows.append(row(chosen.name, CEILING, f"lds {kind}", ceiling(bank, 0).interval, half, unit))
@@ -329,6 +363,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--settings", default=",".join(SETTINGS), help="some of them, separated by commas")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for quality.* and banks/")
     parser.add_argument("--methods", help="some of them, by name, separated by semicolons; the others' rows are kept")
+    parser.add_argument("--slopes", action="store_true", help="write held-out slopes only; all other rows are kept")
     parser.add_argument("--recheck", action="store_true", help="retrain one subset of every bank again first")
     return parser.parse_args(given)
 
@@ -363,7 +398,7 @@ def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, met
                 print("  the bank is not what this machine trains; delete it and make it again")
                 return 1
         measured_rows, known = evaluate(own, banks, _chosen(methods, chosen.methods))
-        rows += measured_rows
+        rows += [row for row in measured_rows if not chosen.slopes or row["measure"] in SLOPES]
         about[own.name] = {
             **known,
             "about": own.about,
@@ -373,20 +408,20 @@ def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, met
             "subsets": {kind: bank.spec.subsets for kind, bank in banks.items()},
             "bank_seconds": round(sum(bank.seconds for bank in banks.values()), 1),
         }
-    if chosen.methods or chosen.settings != ",".join(SETTINGS):
-        rows, about = _with_others(chosen.out / "quality.json", rows, about)
+    if chosen.methods or chosen.slopes or chosen.settings != ",".join(SETTINGS):
+        rows, about = _with_others(chosen.out / "quality.json", rows, {} if chosen.slopes else about)
     write(chosen.out, rows, about)
     print(f"{time.perf_counter() - started:.0f} s in all; see {chosen.out / 'quality.md'}")
     return 0
 
 
 def _with_others(file: Path, rows: list[Row], about: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
-    """With what the file has of other settings and methods."""
+    """With what the file has of other settings, methods and measures."""
     if not file.exists():
         return rows, about
     before = json.loads(file.read_text(encoding="utf-8"))
-    again = {(row["setting"], row["method"]) for row in rows}
-    others = [row for row in before["rows"] if (row["setting"], row["method"]) not in again]
+    again = {(row["setting"], row["method"], row["measure"]) for row in rows}
+    others = [row for row in before["rows"] if (row["setting"], row["method"], row["measure"]) not in again]
     known = before["settings"] | about
     for name in set(about) & set(before["settings"]):
         known[name] = about[name] | {"refused": before["settings"][name].get("refused", {}) | about[name]["refused"]}

@@ -53,6 +53,7 @@ def markdown(rows: Sequence[Row], about: Mapping[str, Mapping[str, Any]]) -> str
         )
     for measure, title in KINDS.items():
         lines += ["", f"## {title}", "", *_table(rows, measure, list(about))]
+    lines += _slopes(rows, list(about))
     lines += ["", "## Ahead of EK-FAC and of BM25, or behind", "", *_verdicts(rows)]
     lines += ["", "## Price in trainings", "", "Seconds of fit and scores, divided by those of one training.", ""]
     lines += _prices(rows, list(about))
@@ -74,6 +75,36 @@ def _table(rows: Sequence[Row], measure: str, settings: Sequence[str]) -> list[s
             text = f"{own['value']:.3f} ± {(own['ci_high'] - own['ci_low']) / 2:.3f}" if own else ""
             cells.append(f"**{text}**" if method == ranked[name] else text)
         lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+NEAR = 0.15
+"""How far from 1 a held-out slope may be for calibrated sizes to be called right."""
+
+
+def _slopes(rows: Sequence[Row], settings: Sequence[str]) -> list[str]:
+    """Whether calibrated predictions have the size of what was measured, for the methods where that was asked."""
+    found = {
+        (row["measure"], row["method"], row["setting"]): row for row in rows if row["measure"].startswith("held-out slope")
+    }
+    if not found:
+        return []
+    lines = ["", "## Held-out slope: are calibrated predictions as large as what was measured?", ""]
+    lines += [
+        "The gain (measured change for each nat that the scores predict) is made on half of the queries and half of the",
+        "subsets, and applied to the other queries on the other subsets; what was measured there is regressed on that through",
+        f"0. 1: the sizes are right; in brackets 95 % over queries. **Bold**: not within {NEAR} of 1.",
+        "",
+        f"| bank | method | {' | '.join(settings)} |",
+        "| --- | --- |" + " ---: |" * len(settings),
+    ]
+    for measure, method in dict.fromkeys((measure, method) for measure, method, _ in found):
+        cells = []
+        for name in settings:
+            own = found.get((measure, method, name))
+            text = f"{own['value']:.2f} [{own['ci_low']:.2f}, {own['ci_high']:.2f}]" if own else ""
+            cells.append(f"**{text}**" if own and abs(own["value"] - 1) > NEAR else text)
+        lines.append(f"| {measure.removeprefix('held-out slope, ')} | {method} | {' | '.join(cells)} |")
     return lines
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import quality, quality_report
-from benchmarks.quality import CEILING, METHODS, REFERENCE, Work, by, main, of_training
+from benchmarks.quality import CEILING, METHODS, REFERENCE, SLOPES, Work, by, held_out_slope, main, of_training
 from whence.errors import UsageError
 from whence.validate import bank as bank_module
-from whence.validate.bank import Spec, open_bank
+from whence.validate.bank import Bank, Spec, open_bank, plain_spec
 from whence.validate.settings import setting
 from whence.validate.trainer import Recipe
 
@@ -39,6 +39,41 @@ def test_every_method_has_a_row_per_measure(written):
     (gap,) = [r for r in rows if r["method"] == "random" and r["measure"] == f"{REFERENCE} ahead, removals"]
     values = {row["method"]: row["value"] for row in rows if row["measure"] == "lds removals"}
     assert gap["value"] == pytest.approx(values[REFERENCE] - values["random"], abs=2e-4) and gap["ci_low"] > 0
+
+
+@pytest.mark.parametrize("kind", ["removals", "halves"])
+def test_a_held_out_slope_is_1_where_others_say_how_large_effects_are(kind):
+    spec = Spec(kind, subsets=40, seeds=(0,), share=0.1)
+    draw, kept = np.random.default_rng(0), spec.masks(30)
+    scores = draw.normal(size=(20, 30))
+    effects = (spec.weights(kept) - 1) @ scores.T * 0.05
+
+    def slope(changes):
+        bank = Bank(kept, changes[None], np.zeros((1, 20)), {"spec": plain_spec(spec)})
+        return held_out_slope(scores, bank)
+
+    assert slope(effects).mean == pytest.approx(1) and slope(effects).low == pytest.approx(1)
+    noisy = slope(effects + draw.normal(size=effects.shape) * effects.std())
+    assert noisy.low < 1 < noisy.high and abs(noisy.mean - 1) < 0.15
+    twice = slope(effects * np.where(np.arange(20) % 2, 2, 1))  # a gain of 1 for half of the queries, of 2 for the others
+    own = np.square(effects).sum(0)
+    even, odd = own[::2].sum(), own[1::2].sum()
+    assert twice.mean == pytest.approx((2 * odd + 2 * even) / (odd + 4 * even), abs=0.05)
+    assert slope(draw.normal(size=effects.shape)).low < 0.5
+
+
+def test_slopes_alone_leave_all_other_rows_as_they_are(written, tmp_path):
+    folder, found = written
+    (tmp_path / "quality.json").write_text((folder / "quality.json").read_text())
+    (tmp_path / "banks").symlink_to(folder / "banks")
+    given = ["--settings", "diabetes", "--out", str(tmp_path), "--slopes", "--methods", "gradient dot"]
+    assert main(given, SPECS, SOME) == 0
+    again = json.loads((tmp_path / "quality.json").read_text())
+    lds = [[row for row in each["rows"] if row["measure"] not in SLOPES] for each in (found, again)]
+    assert lds[0] == lds[1] and again["settings"] == found["settings"]
+    assert {row["method"] for row in again["rows"] if row["measure"] in SLOPES} == set(SOME)
+    near = {row["method"]: abs(row["value"] - 1) for row in again["rows"] if row["measure"] == "held-out slope, removals"}
+    assert near[REFERENCE] < 0.15 and "Held-out slope" in (tmp_path / "quality.md").read_text()
 
 
 def test_tables_and_plot_show_the_rows(written):
