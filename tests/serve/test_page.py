@@ -31,6 +31,7 @@ HOSTILE = [
     "</script><script>alert('row')</script><img src=x onerror=alert(1)> was born in Oslo.",
     "שלום עולם، مرحبا 世界 こんにちは 🦜 \u202egnikcat",
 ]
+NOTE = "Look at <b>this</b> row."
 ASKED, ANSWER = "Where was Ada Velt born?", " In Oslo, they say."
 PAGES = {
     "trace": "#prompt",
@@ -172,9 +173,13 @@ def test_from_a_prompt_to_a_file_that_opens_alone(browser, address, tmp_path):
         page.locator(".rows .pin").first.click()
         page.wait_for_selector(".rows .pin[aria-pressed=true]")
         page.get_by_role("button", name=re.compile("Share 1 pinned")).click()
-        with page.expect_download() as download:
-            page.get_by_role("button", name="Export HTML").click()
-        download.value.save_as(tmp_path / "shared.html")
+        page.get_by_label(re.compile("^Note on")).fill(NOTE)
+        page.keyboard.press("Tab")
+        for name in ("shared", "redacted"):
+            with page.expect_download() as download:
+                page.get_by_role("button", name="Export HTML").click()
+            download.value.save_as(tmp_path / f"{name}.html")
+            page.get_by_label("leave out the rows' text").check()
 
     with opened(browser, (tmp_path / "shared.html").as_uri()) as page:
         page.wait_for_selector(".rows .opener")
@@ -183,6 +188,25 @@ def test_from_a_prompt_to_a_file_that_opens_alone(browser, address, tmp_path):
         page.locator(f"{row} >> [data-token='{links[0]}']").hover()
         assert shades(page, answer) == linked
         assert page.locator("#prompt").count() == 0 and "Made " in page.locator("main").inner_text()
+        assert (
+            NOTE in page.locator(".rows .meta").first.inner_text()
+            and "pinned" in page.locator(".rows .meta").first.inner_text()
+        )
+        assert not page.locator("noscript > *").count() and not serious(page)
+
+    with opened(browser, (tmp_path / "shared.html").as_uri(), java_script_enabled=False) as page:
+        plain = page.locator("section.query").first
+        assert "Where was Ada Velt born?" in plain.inner_text() and " Oslo, they say." in plain.inner_text()
+        assert plain.locator(".rows li.row").count() >= len(ranks) and NOTE in plain.locator(".rows li.row").first.inner_text()
+        plain.get_by_text("Whole row").first.click()
+        assert plain.get_by_text("raw score").first.is_visible()
+        assert plain.locator("svg.bar").first.bounding_box()["height"] < 20 and page.locator("#app > *").count() == 0
+
+    assert "was born in" in (tmp_path / "shared.html").read_text(encoding="utf-8")
+    with opened(browser, (tmp_path / "redacted.html").as_uri()) as page:
+        page.wait_for_selector(".rows .opener")
+        page.locator(".rows .opener").first.click()
+        assert "left out" in page.locator(".detail").inner_text() and "was born in" not in page.content()
 
 
 def test_a_filter_ranks_the_rows_that_it_leaves(browser, address):

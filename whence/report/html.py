@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +91,26 @@ def render(report: Report, whole: int = WHOLE[0]) -> str:
     )
 
 
+def as_elements(documents: Sequence[Mapping[str, Any]], pins: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
+    """Questions as the page of `whence serve` has them in JSON, drawn as the report draws them: HTML, and the style it needs.
+
+    `pins` has the notes of pinned rows by the key of the question and the id of the row.
+    """
+    drawn = []
+    for number, document in enumerate(documents):
+        query = _attributes({**document["query"], "number": number, "parts": []})
+        unit, known = document["unit"], ("slope", "unit")
+        about = SimpleNamespace(**{name: document[name] for name in known}, queries=documents, rows=document["of"])
+        view = _View(query, unit.removesuffix(" per copy"), WHOLE[0], pins.get(document["key"]))
+        drawn.append(filled("questions.html.j2", about, views=[view]))
+    return "".join(drawn), filled("report.css", SimpleNamespace(unit=""))
+
+
+def _attributes(value: Any) -> Any:
+    """A JSON document read by its names as the dataclasses are that it was made from."""
+    return json.loads(json.dumps(value), object_hook=lambda entries: SimpleNamespace(**entries))
+
+
 def made_from(report: Report) -> list[tuple[str, str]]:
     """What readers want to know before anything else: model, data, method and date, as far as there is a record."""
     known, training = dict(report.provenance), dict(report.training)
@@ -111,7 +133,7 @@ def _packed(text: str) -> str:
     return base64.b64encode(zlib.compress(text.encode("utf-8", "replace"), 9)).decode()
 
 
-def filled(template: str, report: Report, **more: Any) -> str:
+def filled(template: str, report: Any, **more: Any) -> str:
     """A template of this package filled in with a report and `more` values, of which functions are filters as well."""
     given = {
         "report": report,
@@ -138,7 +160,7 @@ def _compiled(template: str, **filters: Callable[..., Any]) -> Template:
         "times": numbers.times,
         "plain": numbers.plain_number,
         "clean": clean,
-        "csp": _csp,
+        "csp": csp,
         **filters,
     }
     return pages.get_template(template)
@@ -147,8 +169,8 @@ def _compiled(template: str, **filters: Callable[..., Any]) -> Template:
 class _View:
     """One query as the page needs it: with its colours, charts and words."""
 
-    def __init__(self, query: Query, unit: str, whole: int):
-        self.query, self.whole = query, whole
+    def __init__(self, query: Query, unit: str, whole: int, notes: Mapping[str, str] | None = None):
+        self.query, self.whole, self.notes = query, whole, notes or {}
         self.rows = [*query.raises, *query.lowers]
         self.scale = max((abs(value) for row in self.rows for value in row.token_values), default=0.0)
         self.largest = max((abs(row.value) for row in self.rows), default=0.0)
@@ -214,9 +236,9 @@ def clean(text: str) -> str:
     return known.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _csp(script: str) -> str:
-    """What a Content-Security-Policy calls a script by, so that no other one runs."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+def csp(text: str) -> str:
+    """What a Content-Security-Policy calls a script or a style by, so that no other one counts."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _line(text: str, one_line: bool) -> str:

@@ -265,10 +265,11 @@ def application(opening: Opening, said: Callable[[str], None] = lambda line: Non
         from whence.serve.export import page
 
         def made() -> bytes:
-            answers = [found(key) for key in body.keys]
-            documents = [warm.asking.document(each, 20, current()) for each in answers]  # type: ignore[union-attr]
+            documents = [warm.asking.document(found(key), 20, current()) for key in body.keys]  # type: ignore[union-attr]
             pairs = {f"{each.key} {each.row}": warm.asking.pair(found(each.key), each.row) for each in body.pairs}  # type: ignore[union-attr]
-            return page(warm.facts() | ({"title": body.title} if body.title else {}), documents, pairs, answers, body.redact)
+            pinned = [entry for entry in warm.state.asked() if entry["key"] in body.keys and entry["pinned"]]  # type: ignore[union-attr]
+            facts = warm.facts() | ({"title": body.title} if body.title else {})
+            return page(facts, documents, pairs, pinned, body.redact)
 
         ready("asking")
         content = await warm.work(made, gone=request.is_disconnected)

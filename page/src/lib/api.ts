@@ -96,7 +96,7 @@ export const api = {
   saved,
   more: (key: string, side: string, offset: number, where: string[]) =>
     get<{ rows: Row[]; of: number }>(`ask/${part(key)}/rows${query({ side, offset, limit: 20, where })}`),
-  asked: async (): Promise<AskedEntry[]> => (shared ? [] : (await get<{ asked: AskedEntry[] }>("asked")).asked),
+  asked: async (): Promise<AskedEntry[]> => (shared ? shared.pins : (await get<{ asked: AskedEntry[] }>("asked")).asked),
   scores: async (): Promise<SavedScores[]> => (shared ? [] : (await get<{ scores: SavedScores[] }>("scores")).scores),
   pin: async (key: string, body: { pinned: boolean; note: string; rows: { id: string; note: string }[] }) =>
     (await request("PUT", `ask/${part(key)}/pin`, body)).json() as Promise<AskedEntry>,

@@ -408,6 +408,7 @@ export interface Shared {
   run: Run;
   asked: Asked[];
   pairs: Record<string, Pair>;
+  pins: AskedEntry[];
   redacted: boolean;
   made: string;
 }
