@@ -226,7 +226,7 @@ def rankings(
 
     from whence.gradients import Dense
     from whence.indexing.rows import compress, expand
-    from whence.linalg.scan import digits, int8_products, planes, sign_products
+    from whence.linalg.scan import Questions, int8_products, sign_products
 
     inverse = curvature.inverse(0.1)
     root = {name: block.lam_OI.sqrt().clamp(min=1e-30) for name, block in inverse.blocks.items()}
@@ -244,9 +244,9 @@ def rankings(
         kept = compress(codes["along"][:, : len(each)], "int8", [len(each)])
 
         def scan(questions: Any, each: Any = each, kept: Any = kept, size: float = size) -> tuple[Any, Any]:
-            along, rest = each.coded(questions)
-            first = int8_products(kept["codes"], digits(along)) * kept["scale"][:, 0]
-            return first.numpy(), (sign_products(codes[f"signs {size}"], planes(rest)) * codes[f"size {size}"]).numpy()
+            rounded = Questions.of(*each.coded(questions))
+            first = int8_products(kept["codes"], rounded) * kept["scale"][:, 0]
+            return first.numpy(), (sign_products(codes[f"signs {size}"], rounded) * codes[f"size {size}"]).numpy()
 
         first, second = scan(directions.held_out)
         weight = float(((codes["held"].T.numpy() - first) * second).sum() / np.square(second).sum())
@@ -255,7 +255,7 @@ def rankings(
         alone = cut(directions, min(int(1024 * size) - 4, len(directions)), 64)
         if size <= 1:
             kept = compress(codes["along"][:, : len(alone)], "int8", [len(alone)])
-            estimates = int8_products(kept["codes"], digits(alone.coded(exact)[0])) * kept["scale"][:, 0]
+            estimates = int8_products(kept["codes"], Questions.of(*alone.coded(exact))) * kept["scale"][:, 0]
             yield "landmarks, no signs", size, len(alone) + 4, estimates.numpy()
             a = expand(kept["codes"], kept["scale"], [len(alone)], torch.empty(0, dtype=torch.float64))
             weights = torch.linalg.lstsq(a, torch.from_numpy(truth.T).double()).solution

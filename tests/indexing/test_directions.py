@@ -1,5 +1,7 @@
 """Indices of landmarks: codes and estimates against their dense definitions, additions, kills, processes, what is refused."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,6 @@ from whence.indexing.build import _fitting
 from whence.indexing.directions import RIDGE, Whitened, settled
 from whence.indexing.index import ROWS
 from whence.indexing.rows import LandmarkRows
-from whence.linalg.scan import digits, int8_products, planes, sign_bits, sign_products
 
 CASE = CASES["llama"]
 ROWS_OF = CASE.train(60)
@@ -93,6 +94,26 @@ def test_recall_is_that_of_a_search_for_the_questions_held_out(curvature):
         mean = np.mean([len({*best[q, :k]} & {*first[q, :among]}) / k for q in range(10)])
         assert index.recall(k, among) == pytest.approx(mean)
     assert index.recall(10, 40) == 1 and 0 < index.recall(10, 10) < 1
+
+
+def test_large_indices_are_scanned_by_numba_or_it_is_said(curvature, notes, monkeypatch):
+    index = built(curvature, bytes=0.25)
+    rest = torch.randn(2, index.about["signs"])
+    asked = torch.randn(2, index.about["landmarks"])
+    expected = index.scan_parts(asked, rest)
+    assert index._kernel is None and not any("numba" in each for each in notes)
+    monkeypatch.setattr("whence.indexing.index.COMPILED_BYTES", index.scanned_bytes)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    plain = copy.copy(index)
+    del plain._kernel
+    assert plain._kernel is None and "pip install 'whence[scan]'" in notes[-1]
+    monkeypatch.undo()
+    pytest.importorskip("numba")
+    monkeypatch.setattr("whence.indexing.index.COMPILED_BYTES", index.scanned_bytes)
+    del index._kernel
+    assert index._kernel is not None
+    for found, wanted in zip(index.scan_parts(asked, rest), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_a_landmark_gets_its_exact_scores(curvature):
@@ -189,18 +210,6 @@ def test_low_ranks_keep_the_landmarks_small(curvature, notes):
     found = index.search(CASE.model(), CASE.task(), CASE.queries(), curvature.inverse(0.1))
     exact = whence.score(CASE.model(), CASE.task(), CASE.queries(), ROWS_OF[:40], curvature.inverse(0.1))
     assert np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(found.raw, exact.raw, strict=True)]) > 0.8
-
-
-def test_scans_are_inner_products():
-    torch.manual_seed(0)
-    codes, rows = torch.randint(-127, 128, (300, 61), dtype=torch.int8), torch.randn(3, 61)
-    expected = rows @ codes.float().T
-    torch.testing.assert_close(int8_products(codes, digits(rows)), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
-    signs, rows = torch.randn(2500, 1000), torch.randn(2, 1000)
-    bits, step = planes(rows)
-    rounded = (rows / step.unsqueeze(1)).round() * step.unsqueeze(1)
-    expected = rounded @ (2 * (signs > 0).float() - 1).T
-    torch.testing.assert_close(sign_products(sign_bits(signs), (bits, step)), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_long_rows_give_short_questions():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,10 +20,11 @@ from whence.engine.queries import Queries, encode_queries, precondition, refuse_
 from whence.errors import StaleArtifact, TokenizerMismatch, UsageError
 from whence.indexing.directions import AT_A_TIME, Directions, Whitened, open_directions
 from whence.indexing.rows import expand
-from whence.linalg.scan import digits, in_blocks, int8_products, planes, sign_products
+from whence.linalg.scan import Kernel, Questions, scan
 from whence.operators import BlockDiagonal, Operator, Projection
 from whence.operators.projection import random_projection
 from whence.precision import multiplying
+from whence.progress import note
 from whence.scoring.checks import check_operator, check_scores
 from whence.scoring.results import measured
 from whence.settings import Count, valid
@@ -37,10 +39,14 @@ if TYPE_CHECKING:
     import pandas
 
 MAPS, ROWS, EXAMPLES, RECALL = "query-projection", "rows", "examples.parquet", "recall.json"
+SCANNED = ("codes", "scale", "signs", "size")
 ADDED = "added"
 """Rows that came later lie in folders of this name with a number, in that of the index."""
 WEIGHT = 0.5
 """Of what signs say, where no question was held out to measure it."""
+
+COMPILED_BYTES = 2**28
+"""From this size on, scans are compiled where numba is installed: importing it takes longer than scanning less without."""
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 64 * 2**20}
 """Memory for the rows that a search holds at a time: what stays in a core's cache, or keeps a GPU busy."""
@@ -70,6 +76,8 @@ class Index:
         """The model and the task that were searched with last, and what they looked like."""
         self.seconds: dict[str, float] = {}
         """What the gradients of the last search's queries took, and the scan."""
+        self._resident: tuple[torch.device, list[dict[str, Tensor]]] | None = None
+        """A GPU that searches took place on, and the shards as they are there."""
         self._operator: Operator | None = None
         """The one that was last found to be that of the landmarks."""
         shapes, dim = about["modules"].values(), about.get("dim", 0)
@@ -241,7 +249,7 @@ class Index:
             host = {name: gradient.to("cpu") for name, gradient in found.gradients.items()}
             coded = self._directions.coded(host)
             known = time.perf_counter()
-            along, rest = self.scan_parts(*coded)
+            along, rest = self.scan_parts(*coded, point.device)
             raw[start : start + len(along)] = along + np.float32(self.measured["weight"]) * rest
             self.seconds["query"] += known - began
             self.seconds["scan"] += time.perf_counter() - known
@@ -251,20 +259,43 @@ class Index:
         joined = {key: torch.cat([part[key] for part in parts]) for key in ("measured", "norm")}
         return raw, norms, joined | {"energy": float("nan")}
 
-    def scan_parts(self, along_QJ: Tensor, rest_QK: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """What the landmarks say of every row, `[Q, N]`, and what the signs say of the rest."""
-        found = np.zeros((2, len(along_QJ), len(self)), np.float32)
-        numbers, bits = digits(along_QJ), planes(rest_QK)
-        for shard in self._shards:
-            places = shard["indices"].numpy()
-
-            def scan(block: slice, shard: dict[str, Tensor] = shard, places: np.ndarray = places) -> None:
-                along = int8_products(shard["codes"][block], numbers) * shard["scale"][block, 0]
-                found[0][:, places[block]] = along.numpy()
-                found[1][:, places[block]] = (sign_products(shard["signs"][block], bits) * shard["size"][block]).numpy()
-
-            in_blocks(scan, len(places))
+    def scan_parts(
+        self, along_QJ: Tensor, rest_QK: Tensor, device: torch.device | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the landmarks say of every row, `[Q, N]`, and what the signs say of the rest; computed on a CPU or a GPU."""
+        found, questions = np.zeros((2, len(along_QJ), len(self)), np.float32), Questions.of(along_QJ, rest_QK)
+        if device is not None and device.type == "cuda":
+            questions, shards, kernel = questions.to(device), self._shards_on(device), None
+        else:
+            shards, kernel = self._shards, self._kernel
+        for shard in shards:
+            scan(shard, questions, shard["indices"].numpy(), found[0], found[1], kernel)
         return found[0], found[1]
+
+    @functools.cached_property
+    def scanned_bytes(self) -> int:
+        """What a scan reads."""
+        return sum(shard[key].nbytes for shard in self._shards for key in SCANNED)
+
+    @functools.cached_property
+    def _kernel(self) -> Kernel | None:
+        """What scans this index on a CPU, if it is large and numba is installed."""
+        if self.scanned_bytes < COMPILED_BYTES:
+            return None
+        if importlib.util.find_spec("numba") is None:
+            note("an index of this size is scanned several times as fast with numba: pip install 'whence[scan]'")
+            return None
+        from whence.linalg.compiled import scan_rows
+
+        return scan_rows
+
+    def _shards_on(self, device: torch.device) -> list[dict[str, Tensor]]:
+        """The shards with what is scanned on a GPU, if half of its free memory holds it; it stays there."""
+        if self._resident is None or self._resident[0] != device:
+            fits = 2 * self.scanned_bytes <= torch.cuda.mem_get_info(device)[0]
+            moved = [shard | {key: shard[key].to(device) for key in SCANNED if fits} for shard in self._shards]
+            self._resident = device, moved
+        return self._resident[1]
 
     def check_operator(self, operator: Operator | None) -> BlockDiagonal:
         """Raise StaleArtifact unless it is the operator in whose coordinates the landmarks are."""

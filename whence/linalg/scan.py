@@ -1,16 +1,24 @@
-"""Inner products of rows in int8, or of signs, with a few others, at the speed of memory."""
+"""Rows of influences in int8 and of signs, against questions: inner products at the speed of memory.
+
+    questions = Questions.of(along_QJ, rest_QK)
+    scan(rows, questions, places, along_QN, rest_QN, kernel)
+
+There are three ways to the same numbers: torch and numpy, block by block; a kernel that numba compiles
+(`whence.linalg.compiled`); and torch alone, where the questions are on a GPU.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-LOW = 254
-"""What the second digit of a number counts: 1/254 of the first, so that both are in -127 ... 127."""
+LARGEST_CODE = 127
 
 PLANES, WEIGHTS = 4, (1, 2, 4, -8)
 """Bits of a number that meets signs, and what they stand for."""
@@ -19,13 +27,88 @@ BLOCK_ROWS = 2**16
 """Rows that a thread works at."""
 
 STEP = 1024
-"""Rows whose bits are counted at a time, in the cache."""
+"""Rows that torch and numpy take at a time, in the cache."""
+
+DEVICE_BYTES = 2**28
+"""Memory of a GPU for the signs that are numbers at a time."""
+
+Rows = Mapping[str, Tensor]
+"""int8 "codes" `[n, J]` and their "scale" `[n, 1]`, "signs" `[n, K / 8]` and their "size" `[n]`."""
+
+Kernel = Callable[..., None]
 
 
-def in_blocks(work: Callable[[slice], None], count: int) -> None:
-    """Do the work for all of so many rows, block by block, on as many threads as torch has."""
-    blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, count, BLOCK_ROWS)]
-    threads = min(torch.get_num_threads(), len(blocks))
+@dataclass(frozen=True)
+class Questions:
+    """What rows are multiplied with, as whole numbers in units of their own."""
+
+    whole_QJ: Tensor
+    """int16, for codes; sums of products fit 32 bits."""
+    unit_Q: Tensor
+    steps_QK: Tensor
+    """-7 ... 7 in int8, for signs."""
+    step_Q: Tensor
+
+    @classmethod
+    def of(cls, along_QJ: Tensor, rest_QK: Tensor) -> Questions:
+        """Round what rows are to be multiplied with; K is a multiple of 64."""
+        most = min(2**15 - 1, (2**31 - 1) // (LARGEST_CODE * along_QJ.shape[1]))
+        return cls(*_rounded(along_QJ, most, torch.int16), *_rounded(rest_QK, 7, torch.int8))
+
+    @functools.cached_property
+    def planes_QPK(self) -> np.ndarray:
+        """The bits of each step, in words of 64, `[Q, PLANES, K / 64]`."""
+        steps_QK = self.steps_QK.numpy()
+        bits = np.stack([(steps_QK >> plane) & 1 for plane in range(PLANES)], 1)
+        return np.packbits(bits, axis=2, bitorder="little").view(np.uint64)
+
+    @functools.cached_property
+    def total_Q(self) -> Tensor:
+        """What the steps add up to."""
+        return self.steps_QK.sum(1, dtype=torch.int64)
+
+    def to(self, device: torch.device) -> Questions:
+        """The same on a device."""
+        return Questions(*(each.to(device) for each in (self.whole_QJ, self.unit_Q, self.steps_QK, self.step_Q)))
+
+
+def _rounded(rows_QD: Tensor, most: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows in whole numbers up to `most`, and the unit of each row."""
+    unit_Q = rows_QD.abs().amax(1).clamp(min=torch.finfo(rows_QD.dtype).tiny) / most
+    return (rows_QD / unit_Q.unsqueeze(1)).round().to(dtype), unit_Q
+
+
+def scan(
+    rows: Rows,
+    questions: Questions,
+    places: np.ndarray,
+    along_QN: np.ndarray,
+    rest_QN: np.ndarray,
+    kernel: Kernel | None = None,
+) -> None:
+    """Write what codes and signs of the rows say of the questions to the rows' places in `along_QN` and `rest_QN`.
+
+    Block by block, on CPUs with as many threads as torch has. `kernel` is `whence.linalg.compiled.scan_rows`.
+    """
+    device = questions.whole_QJ.device
+    on_host = device.type == "cpu"
+    if kernel is not None:
+        of_questions = [each.numpy() for each in (questions.whole_QJ, questions.unit_Q)]
+        of_questions += [questions.planes_QPK, questions.total_Q.numpy(), questions.step_Q.numpy()]
+
+    def work(block: slice) -> None:
+        codes, scale, signs, size = (rows[key][block].to(device) for key in ("codes", "scale", "signs", "size"))
+        if kernel is not None:
+            of_rows = codes.numpy(), scale[:, 0].numpy(), _words(signs), size.numpy()
+            kernel(*of_rows, *of_questions, places[block], along_QN, rest_QN)
+            return
+        rest = sign_products(signs, questions) if on_host else unpacked_products(signs, questions)
+        along_QN[:, places[block]] = (int8_products(codes, questions) * scale[:, 0]).cpu().numpy()
+        rest_QN[:, places[block]] = (rest * size).cpu().numpy()
+
+    size = BLOCK_ROWS if on_host else max(1, DEVICE_BYTES // (4 * questions.steps_QK.shape[1]))
+    blocks = [slice(start, start + size) for start in range(0, len(places), size)]
+    threads = min(torch.get_num_threads(), len(blocks)) if on_host else 1
     if threads < 2:
         for block in blocks:
             work(block)
@@ -34,25 +117,15 @@ def in_blocks(work: Callable[[slice], None], count: int) -> None:
         list(pool.map(work, blocks))
 
 
-def digits(rows_QD: Tensor, count: int = 2) -> tuple[list[Tensor], Tensor]:
-    """Rows as one or two digits of int8 `[D, Q]`, and the unit of the first one, `[Q]`; two keep 15 bits, one keeps 8."""
-    unit_Q = rows_QD.abs().amax(1).clamp(min=torch.finfo(rows_QD.dtype).tiny) / 127
-    first_QD = (rows_QD / unit_Q.unsqueeze(1)).round()
-    second_QD = ((rows_QD / unit_Q.unsqueeze(1) - first_QD) * LOW).round()
-    found = [digit.to(torch.int8).T.contiguous() for digit in (first_QD, second_QD)[:count]]
-    return found, unit_Q
-
-
-def int8_products(codes_nD: Tensor, rows: tuple[Sequence[Tensor], Tensor]) -> Tensor:
-    """Inner products of codes with rows as `digits` gives them, `[Q, n]` in float32; sums are exact up to 2^31."""
-    (first_DQ, *rest), unit_Q = rows
-    found = []
-    for query in range(len(unit_Q)):  # a product with one vector takes a third of the time of one with two
-        product_n = torch.ops.aten._int_mm(codes_nD, first_DQ[:, query : query + 1]).float()
-        for second_DQ in rest:
-            product_n += torch.ops.aten._int_mm(codes_nD, second_DQ[:, query : query + 1]) / LOW
-        found.append(product_n[:, 0] * unit_Q[query])
-    return torch.stack(found)
+def int8_products(codes_nJ: Tensor, questions: Questions) -> Tensor:
+    """Inner products of codes with questions, `[Q, n]` in float32."""
+    step = max(1, min(len(codes_nJ), STEP) if codes_nJ.device.type == "cpu" else len(codes_nJ))
+    whole_JQ, found_nQ = questions.whole_QJ.T.float(), questions.unit_Q.new_empty(len(codes_nJ), len(questions.unit_Q))
+    held_nJ = whole_JQ.new_empty(step, codes_nJ.shape[1])  # the same for all blocks: fresh memory takes ten times as long
+    for start in range(0, len(codes_nJ), step):
+        part_nJ = codes_nJ[start : start + step]
+        torch.mm(held_nJ[: len(part_nJ)].copy_(part_nJ), whole_JQ, out=found_nQ[start : start + step])
+    return found_nQ.T * questions.unit_Q.unsqueeze(1)
 
 
 def sign_bits(x_BK: Tensor) -> Tensor:
@@ -60,44 +133,37 @@ def sign_bits(x_BK: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits((x_BK > 0).numpy(), axis=1, bitorder="little"))
 
 
-def planes(rows_QK: Tensor) -> tuple[np.ndarray, Tensor]:
-    """Rows in steps from -8 to 7, as the `PLANES` bits of each number, `[Q, PLANES, K / 64]`, and the step of each row."""
-    step_Q = rows_QK.abs().amax(1).clamp(min=torch.finfo(rows_QK.dtype).tiny) / 7
-    whole_QK = (rows_QK / step_Q.unsqueeze(1)).round().to(torch.int8).numpy()
-    bits = np.stack([(whole_QK >> plane) & 1 for plane in range(PLANES)], 1)
-    return _words(np.packbits(bits, axis=2, bitorder="little")), step_Q
-
-
-def sign_products(bits_nW: Tensor, rows: tuple[np.ndarray, Tensor]) -> Tensor:
-    """Inner products of signs, as `sign_bits` packs them, with rows as `planes` gives them: `[Q, n]` in float32.
+def sign_products(bits_nB: Tensor, questions: Questions) -> Tensor:
+    """Inner products of signs, as `sign_bits` packs them, with questions, `[Q, n]` in float32.
 
     Of a number `-8 b3 + 4 b2 + 2 b1 + b0` and a sign `2 c - 1` the product is twice the number where `c` is set, less the
     number: bits that both have are counted plane by plane (as in RaBitQ: Gao & Long 2024, section 3.3).
     """
-    planes_QPW, step_Q = rows
-    words_nW, (_, _, count) = _words(bits_nW.numpy()), planes_QPW.shape
-    found, some = torch.empty(len(step_Q), len(words_nW)), min(len(words_nW), STEP)
-    ones, weights = torch.ones(count, 1, dtype=torch.int8), torch.tensor(WEIGHTS, dtype=torch.int32).unsqueeze(1)
+    words_nK, planes_QPK = _words(bits_nB), questions.planes_QPK
+    some, count = min(len(words_nK), STEP), words_nK.shape[1]
     both = np.empty((PLANES, some, count), np.uint64)
     counted = np.empty(both.shape, np.uint8)
-    for query, planes_PW in enumerate(planes_QPW):
-        total = sum(weight * int(np.bitwise_count(plane).sum()) for weight, plane in zip(WEIGHTS, planes_PW, strict=True))
-        planes_PnW = np.repeat(planes_PW[:, None], some, 1)  # numpy is slow at a row for each of many rows
-        for start in range(0, len(words_nW), STEP):
-            rows_nW = words_nW[start : start + STEP]
-            here = slice(len(rows_nW))
-            np.bitwise_and(rows_nW, planes_PnW[:, here], out=both[:, here])
+    counts, ones, weights_P = torch.empty(PLANES * some, count), torch.ones(count), torch.tensor(WEIGHTS, dtype=torch.float32)
+    found = torch.empty(len(planes_QPK), len(words_nK))
+    for query, planes_PK in enumerate(planes_QPK):
+        planes_PnK = np.repeat(planes_PK[:, None], some, 1)  # numpy is slow at a row for each of many rows
+        for start in range(0, len(words_nK), STEP):
+            rows_nK = words_nK[start : start + STEP]
+            here = slice(len(rows_nK))
+            np.bitwise_and(rows_nK, planes_PnK[:, here], out=both[:, here])
             np.bitwise_count(both[:, here], out=counted[:, here])
-            flat = torch.from_numpy(counted.reshape(-1, count).view(np.int8))
-            sums_Pn = torch.ops.aten._int_mm(flat, ones).view(PLANES, some)[:, here]
-            found[query, start : start + STEP] = (sums_Pn * weights).sum(0)
-        found[query] = (2 * found[query] - total) * step_Q[query]
-    return found
+            sums_Pn = (counts.copy_(torch.from_numpy(counted).view(-1, count)) @ ones).view(PLANES, some)[:, here]
+            found[query, start : start + STEP] = weights_P @ sums_Pn
+    return (2 * found - questions.total_Q.unsqueeze(1)) * questions.step_Q.unsqueeze(1)
 
 
-def _words(bytes_nW: np.ndarray) -> np.ndarray:
-    """Bytes as words of 64 bits, zeros added."""
-    short = -bytes_nW.shape[-1] % 8
-    if short:
-        bytes_nW = np.concatenate([bytes_nW, np.zeros((*bytes_nW.shape[:-1], short), np.uint8)], -1)
-    return np.ascontiguousarray(bytes_nW).view(np.uint64)
+def unpacked_products(bits_nB: Tensor, questions: Questions) -> Tensor:
+    """The same of signs that are numbers first, on any device."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits_nB.device)
+    c_nK = ((bits_nB.unsqueeze(2) >> places) & 1).flatten(1).float()
+    return questions.steps_QK.float() @ (2 * c_nK - 1).T * questions.step_Q.unsqueeze(1)
+
+
+def _words(bits_nB: Tensor) -> np.ndarray:
+    """Bytes as words of 64 bits."""
+    return np.ascontiguousarray(bits_nB.numpy()).view(np.uint64)
