@@ -11,6 +11,7 @@ from whence.data import load_data
 from whence.fitting import open_factors
 from whence.indexing import open_index
 from whence.operators import Identity
+from whence.store.intact import sealed
 
 SIZES = ("--dim", "4", "--chunks", "2")
 
@@ -75,6 +76,14 @@ def test_asking_builds_what_is_missing_once(run, tiny_model_folder, data, querie
     assert [row["id"] for row in json.loads(filtered.stdout)["rows"]] == left and 2 < len(left) < 12
     assert f"{len(left)} of {len(left)} rows with text~cleo" in run(*given, "--where", "text~cleo").stdout
     assert "not a condition" in run(*given, "--where", "red", code=2).stderr
+    known = {name: scores.about[name] for name in ("operator", "measurement")}
+    known |= {"gain": 0.25, "low": 0.2, "high": 0.3, "certain": True, "retrainings": 7, "says": "calibrated on 7 retrainings"}
+    (folder.parent / "scores").mkdir()
+    removal = {"sentence": "What was found.", "calibration": known}
+    (folder.parent / "scores" / "removal.json").write_text(json.dumps(sealed({"removal": removal})))
+    row = json.loads(run(*given, "--json").stdout)["queries"][0]["rows"][0]
+    assert row["value"] == pytest.approx(0.25 * row["slope"]) and row["slope"] == document["queries"][0]["rows"][0]["value"]
+    assert "calibrated on 7 retrainings (0.25 x the slope)" in run(*given).stdout
 
 
 @pytest.mark.parametrize("curved", [True, False])

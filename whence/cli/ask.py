@@ -59,6 +59,7 @@ def ask(
     from whence.progress import note
     from whence.run import SETTINGS, Run
     from whence.run import open as open_run
+    from whence.validate.without import read_calibration
 
     with start(session):
         finished = not path and (folder / SETTINGS).is_file()
@@ -75,13 +76,14 @@ def ask(
             where=where or (),
             asking=None if finished else measured,
         )
-    ranking = Ranking(finding.scores, None, top, LOWERING, coloured())
+    known = read_calibration(run.out / "scores") if run.out is not None else None
+    ranking = Ranking(finding.scores.calibrated(known), None, top, LOWERING, coloured())
     if session.as_json:
         print_json({**document(ranking, [0], None), **finding.as_json()})
         return
     display(ranking, [0], by="source" if any(finding.scores.examples["source"].notna()) else None)
-    known = [f"{share:.0%} of the exact top {k}" for k, share in finding.recall.items() if share == share]
-    held_out = f"; of {finding.recall_questions} questions held out, scans found {' and '.join(known)}" if known else ""
+    recall = [f"{share:.0%} of the exact top {k}" for k, share in finding.recall.items() if share == share]
+    held_out = f"; of {finding.recall_questions} questions held out, scans found {' and '.join(recall)}" if recall else ""
     rows = " with ".join([f"{finding.scanned:,} rows", *filter(None, [" and ".join(where or ())])])
     say(f"exact scores of {len(finding.rows):,} of {rows}, which a scan of the index proposed{held_out}", "dim")
     say(", ".join(f"{name} {seconds:.2f} s" for name, seconds in finding.seconds.items()), "dim")

@@ -19,7 +19,6 @@ from whence.show.numbers import three_digits
 from whence.show.tokens import BREAK, strong_runs, strongest
 from whence.store.scores import Normalisation, Scores
 from whence.validate.results import Result
-from whence.validate.without import NOT_CALIBRATED
 
 TEXT, SHORT, GAP = 24, 12, 2
 """Columns that a row's text has where names can give way, those that a name keeps, and those between two columns."""
@@ -62,7 +61,9 @@ class Ranking:
         shown = {row["id"] for row in found}
         lowest = self.scores.top(number, self.lowest, lowest=True).iloc[::-1].to_dict("records")
         found += [row for row in lowest if row["id"] not in shown]
-        rows = [{key: _plain(value) for key, value in row.items()} | {"hub": row["id"] in self.hubs} for row in found]
+        gain, hubs = self.scores.gain, self.hubs
+        known = ({"hub": row["id"] in hubs, "slope": float(row["value"]) / gain} for row in found)
+        rows = [{key: _plain(value) for key, value in row.items()} | more for row, more in zip(found, known, strict=True)]
         if self.plain.tokens is not None:
             rows = [row | {"token_values": self.plain.token_scores(number, row["id"]).tolist()} for row in rows]
         return rows
@@ -144,8 +145,8 @@ class Ranking:
     def doubts(self) -> list[str]:
         """What the reader should know before believing the order."""
         *doubts, unchecked = words.doubts(self.plain, len(self.hubs))
-        size = [NOT_CALIBRATED] if words.is_slope(self.plain) else []
-        retrained = [self.removal["sentence"], self.removal["calibration"]["says"]] if self.removal else size
+        retrained = [self.removal["sentence"]] if self.removal else []
+        retrained += filter(None, [words.size(self.plain)])
         if self.trust is None:
             return [*doubts, *retrained, *([] if self.removal else [unchecked])]
         return [*doubts, self.trust.about["badge"], *(f"warning: {text}" for text in self.trust.flags), *retrained]

@@ -51,7 +51,7 @@ def show(
     from whence.stages import open_stages
     from whence.store.scores import open_scores
     from whence.validate.quick import read_quick
-    from whence.validate.without import read_removal
+    from whence.validate.without import read_calibration, read_removal
 
     if scores_in(path) == [path] and (runs := runs_in(path)):
         _show_runs(runs, as_json)
@@ -63,6 +63,7 @@ def show(
     for name, scores in found.items():
         home = folder / name / "scores" if staged else folder
         known = read_quick(home), read_removal(home)
+        scores = scores.calibrated(read_calibration(home))
         rankings[name] = Ranking(scores, norm, top, top if lowest else 0, coloured(), *known)
     ranking = rankings[list(rankings)[-1]]
     scores = ranking.plain
@@ -155,7 +156,7 @@ def newest(path: Path) -> Path:
 
 def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, Any]:
     """Everything as JSON; numbers come with their unit and sign."""
-    from whence.report.words import direction, meaning
+    from whence.report.words import direction, meaning, size
 
     scores = ranking.scores
     found = []
@@ -170,6 +171,8 @@ def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, 
         "made_by": scores.made_by,
         "sign": direction(scores),
         "meaning": meaning(scores),
+        "size": size(scores),
+        "gain": scores.gain,
         "n_train": scores.n_train,
         "trust": {"checks": trust.about["checks"], "warnings": trust.flags} if (trust := ranking.trust) else None,
         "retraining": ranking.removal,
@@ -278,6 +281,6 @@ def _rows(ranking: Ranking, number: int, *, by: str | None, tokens: bool) -> Non
     if by:
         groups = scores.by(by, number).head(8)
         say(
-            f"{'slopes' if is_slope(scores) else 'scores'} added up by {by}  "
+            f"{'effects' if scores.gain != 1 else 'slopes' if is_slope(scores) else 'scores'} added up by {by}  "
             + "   ".join(f"{name} {three_digits(value)} {ranking.unit}" for name, value in groups.items())
         )

@@ -112,6 +112,7 @@ def build_report(
         rows=scores.shape[1],
         method=scores.made_by,
         slope=words.is_slope(scores),
+        gain=scores.gain,
         meaning=words.meaning(scores),
         limits=words.limits(scores),
         queries=queries,
@@ -224,12 +225,13 @@ class _Builder:
         raw, values = scores.raw[number], scores.values_of(number)
         median = float(np.median(np.abs(values)))
         pieces, token_values = self._tokens(number, record, place)
-        parts = {name: float(raw[number, place]) / scores.n_train for name, raw in scores.modules.items()}
+        parts = scores.module_values(number, place)
         return Row(
             rank=rank,
             effect=record["effect"],
             value=float(record["value"]),
             limit=words.bound(scores, number) if record["beyond_first_order"] else "",
+            slope=float(record["value"]) / scores.gain,
             raw=float(record["raw"]),
             share=float(record["share"]),
             percentile=100 * float((raw < raw[place]).sum()) / max(1, len(raw) - 1),
@@ -338,8 +340,8 @@ def strength(value: float, values: np.ndarray) -> str:
 def grid(scores: Scores, number: int, columns: Sequence[int]) -> Grid:
     """The effects of these rows on a query, added up by layer and module; the scores have parts by module."""
     cells: dict[tuple[str, str], float] = {}
-    for name, raw in scores.modules.items():
-        cells[layer_and_module(name)] = float(raw[number, columns].sum()) / scores.n_train
+    for name, value in scores.module_values(number, columns).items():
+        cells[layer_and_module(name)] = value
     layers, modules = (list(dict.fromkeys(part)) for part in zip(*cells, strict=True))
     layers.sort(key=lambda layer: (layer.rpartition(" ")[0], int(layer.rpartition(" ")[2] or -1)))
     values = tuple(tuple(cells.get((layer, module)) for module in modules) for layer in layers)
@@ -382,9 +384,10 @@ CHECKS = {
 """Validations that a report has a place for: name and question."""
 
 
-def _checks(scores: Scores, queries: Sequence[Query], health: Mapping[str, Any], given: Mapping[str, str]) -> list[Check]:
+def _checks(scores: Scores, queries: Sequence[Query], health: Mapping[str, Any], known: Mapping[str, str]) -> list[Check]:
     """What can be told from what is here, then what only an experiment could tell."""
-    found = []
+    found, size = [], words.size(scores)
+    given = ({"size": size} if size else {}) | dict(known)
     ranks = [query.copy_rank for query in queries if query.copy_rank is not None]
     result = None
     if ranks:
@@ -412,8 +415,8 @@ def _checks(scores: Scores, queries: Sequence[Query], health: Mapping[str, Any],
         result = f"{had / drawn:.0%} of top rows have one, {np.mean([part.share for part in keywords]):.0%} of all rows"
         found.append(Check("Keywords", result, "do the rows that raise an answer most have rare words of question or answer?"))
     found += [Check(name, given.get(key), meaning) for key, (name, meaning) in CHECKS.items()]
-    known = {"self-retrieval", *CHECKS}
-    return [*found, *(Check(name, result, "") for name, result in given.items() if name not in known)]
+    listed = {"self-retrieval", *CHECKS}
+    return [*found, *(Check(name, result, "") for name, result in given.items() if name not in listed)]
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

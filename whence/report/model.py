@@ -19,7 +19,9 @@ class Row:
     effect: str
     """"raises" or "lowers"."""
     value: float
-    """The slope per copy, in the report's unit."""
+    """The effect per copy, in the report's unit: the slope, times the gain where retrainings have said what it is."""
+    slope: float
+    """Before any gain."""
     limit: str
     """The most that what was measured can change, where `value` is beyond that: "at most +0.0047"; else empty."""
     raw: float
@@ -179,6 +181,8 @@ class Report:
     method: str
     slope: bool
     """Whether values are slopes per copy of the row; other methods' have a unit of their own."""
+    gain: float
+    """What effects are slopes times of, as retrainings found; 1 where nobody knows."""
     meaning: str
     """What a value is."""
     limits: tuple[str, ...]

@@ -12,6 +12,7 @@ from whence.filter.keywords import Keywords
 from whence.show.numbers import three_digits
 from whence.stages.names import PASSES
 from whence.store.scores import Scores
+from whence.store.shown import NOT_CALIBRATED as NOT_CALIBRATED
 from whence.store.shown import bound as bound
 
 MEASURED = {"logprob": "log p(answer)", "loss": "the loss of the answer", "margin": "the log-odds of the answer's tokens"}
@@ -26,6 +27,13 @@ SLOPE = (
     "order, not a size."
 )
 """What an effect is, wherever effects are shown."""
+
+CALIBRATED = (
+    "A value is {gain:.3g} times the slope of what was measured at these weights, per copy of the row: the run was trained "
+    "again without some of its rows, and that is what a nat of slope was worth on average [{low:.3g}, {high:.3g}]. It is a "
+    "size for leaving out rows such as were left out there, and varies from row to row."
+)
+"""What an effect is where retrainings have said how large slopes are."""
 
 SCORE = (
     "A value is the method's own score of the row, in {unit}, and no slope per copy of it: it puts rows in an order, and its "
@@ -46,6 +54,12 @@ LIMITS = (
     "Effects of many rows do not simply add up, and the order of the rows in training is not considered.",
 )
 """What no reader of scores should forget."""
+
+CALIBRATED_LIMIT = (
+    "Sizes are calibrated on retrainings of this run that left out a few rows at a time. Another model, other rows or many "
+    "rows at once are another question, and adding copies of a row does not do the opposite of leaving it out."
+)
+"""The first of these where effects are calibrated."""
 
 OTHER_LIMITS = (
     "Scores are in a unit of the method's own: they put rows in an order, and no size of an effect can be read off them.",
@@ -85,13 +99,25 @@ def is_slope(scores: Scores) -> bool:
     return bool(scores.about.get("normalised")) or " per copy" in scores.unit
 
 
+def size(scores: Scores) -> str:
+    """Whether values are as large as retrainings say ("calibrated on 23 retrainings: ..."), or slopes; else empty."""
+    known = scores.about.get("calibration")
+    if not is_slope(scores) or known is None or (known.get("certain") and scores.gain == 1.0):
+        return NOT_CALIBRATED if is_slope(scores) else ""
+    return known["says"]
+
+
 def meaning(scores: Scores) -> str:
     """What a value is."""
+    if scores.gain != 1.0:
+        return CALIBRATED.format(**scores.about["calibration"])
     return SLOPE if is_slope(scores) else SCORE.format(unit=scores.unit)
 
 
 def limits(scores: Scores) -> tuple[str, ...]:
     """What no reader of these scores should forget."""
+    if scores.gain != 1.0:
+        return (CALIBRATED_LIMIT, *LIMITS[1:])
     return LIMITS if is_slope(scores) else OTHER_LIMITS
 
 
@@ -109,6 +135,9 @@ def sign(scores: Scores, number: int) -> str:
         return f"raises / lowers {what}, by {scores.made_by}, in {scores.unit}: read the order, not the size"
     if scores.about.get("normalised"):
         return f"raises / lowers: the slope of {what} per copy of the row, as {unit(scores)}"
+    if scores.gain != 1.0:
+        retrained = f"calibrated on {scores.about['calibration']['retrainings']} retrainings ({scores.gain:.3g} x the slope)"
+        return f"raises / lowers {what}, {retrained}, in {scores.unit} of the row, N = {scores.n_train:,} rows"
     return f"raises / lowers: the slope of {what} at these weights, in {scores.unit} of the row, N = {scores.n_train:,} rows"
 
 

@@ -49,6 +49,7 @@ from whence.tasks.forward import in_mode
 from whence.tasks.measurements import IGNORED
 from whence.tasks.questions import answer_of, with_answer
 from whence.validate.agreement import agreement
+from whence.validate.without import read_calibration
 
 FIRST, LAST = 40, 20
 """Rows that the index puts first, and last, which are scored again, exactly."""
@@ -327,6 +328,11 @@ class Asking:
         return task
 
     def _keep(self, found: Asked) -> Asked:
+        """Remember it, its values as large as retrainings of the run say where they are of such scores."""
+        if self.run.out is not None:
+            found.scores = found.scores.calibrated(read_calibration(self.run.out / "scores"))
+        if found.estimates is not None:
+            found.estimates = found.estimates * found.scores.gain
         self.asked[found.key] = found
         while len(self.asked) > KEPT:
             self.asked.popitem(last=False)
@@ -398,10 +404,11 @@ class Asking:
             "unit": report.unit,
             "method": report.method,
             "slope": report.slope,
+            "gain": report.gain,
             "directed": scores.directed,
             "n_train": report.n_train,
             "meaning": report.meaning,
-            "notes": report.notes,
+            "notes": [*report.notes, *filter(None, [words.size(scores)])],
             "verdict": _verdict(document, values),
             "query": document,
             "answer_tokens": tokens,
@@ -505,7 +512,7 @@ class Asking:
         scores = score_points(point, point, with_ids, operator, settings, rows=[self.run.all_rows.ids[number]])
         if scores.tokens is None:
             raise UsageError("This model's modules have no parts by token.")
-        matrix, pieces = scores.tokens / n_train, list(scores.examples["pieces"][0])
+        matrix, pieces = scores.tokens / n_train * found.scores.gain, list(scores.examples["pieces"][0])
         if contrast is not None:
             matrix[-1] *= -1
         head = build_report(one_query(scores, 0), top=1).queries[0]
@@ -575,6 +582,7 @@ class Asking:
         for name in names:
             self.number(name)
         scores = score_points(point, point, self.queries_of(found), operator, settings, rows=list(names))
+        scores = scores.calibrated(found.scores.about.get("calibration"))
         return plain(grid(scores, 0, range(len(names))))
 
     def by_cell(self, found: Asked, asked: Cell, decisions: Mapping[str, Any]) -> dict[str, Any]:
@@ -619,9 +627,11 @@ class Asking:
 
         def of(rows: Any) -> dict[str, Any]:
             scores = score_points(point, Point(point.model, point.task, rows), queries, operator, settings)
+            scores = scores.calibrated(found.scores.about.get("calibration"))
             report = build_report(scores, top=1).queries[0]
             row = next(iter([*report.raises, *report.lowers]), None)
-            shown = {"value": float(scores.values[0, 0]), "limit": words.bound(scores, 0) if scores.beyond(0)[0] else ""}
+            value = float(scores.values[0, 0])
+            shown = {"value": value, "limit": words.bound(scores, 0) if scores.beyond(0)[0] else ""}
             shown |= {"pieces": row.pieces if row else (), "token_values": row.token_values if row else ()}
             return shown | {"tokens": int(scores.examples["tokens"].iloc[0]), "word": strength(shown["value"], values)}
 
@@ -633,7 +643,9 @@ class Asking:
         what = words.measurement(found.scores, 0)
         instead = "With this text instead of the row" if original else "With one copy of this text more"
         direction = "higher" if change >= 0 else "lower"
-        said = f"{instead}, {what} would be about {abs(change):.3g} nats {direction}, to first order; nothing was trained."
+        limit = words.impossible(found.scores, 0, change)
+        how = f"which is {limit}" if limit else words.size(found.scores) if found.scores.gain != 1 else "to first order"
+        said = f"{instead}, {what} would be about {abs(change):.3g} nats {direction}, {how}; nothing was trained."
         result = {"original": original, "edited": edited, "difference": change, "words": said}
         return plain(result | {"seconds": time.perf_counter() - started})
 

@@ -279,9 +279,15 @@ def _bytes(folder: Path | None) -> int:
 
 def _trust(folder: Path | None) -> dict[str, Any] | None:
     from whence.validate.quick import read_quick
+    from whence.validate.without import read_calibration, read_removal
 
     found = read_quick(folder) if folder is not None else None
-    return found and {"badge": found.about["badge"], "checks": found.about["checks"], "warnings": found.flags}
+    if folder is None or found is None:
+        return None
+    removal, known = read_removal(folder), read_calibration(folder)
+    retrained = {"Removal": removal["sentence"]} if removal else {}
+    retrained |= {"Size": known["says"]} if known else {}
+    return {"badge": found.about["badge"], "checks": found.about["checks"] | retrained, "warnings": found.flags}
 
 
 def _of_index(index: Any, home: Path | None) -> dict[str, Any]:

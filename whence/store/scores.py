@@ -27,8 +27,8 @@ Normalisation = Literal["cosine", "relatif", "length"]
 
 SHARD = "scores"
 EXAMPLES, QUERIES = "examples.parquet", "queries.parquet"
-PER_TOKEN = "nats per copy and token"
-"""The unit of values that are divided by the length of the rows."""
+PER_COPY, PER_TOKEN = "nats per copy", "nats per copy and token"
+"""The units of slopes, as they are and divided by the length of the rows."""
 
 
 class _Table:
@@ -98,17 +98,37 @@ class Scores:
     @property
     def unit(self) -> str:
         """Of `values`."""
-        return self.about.get("unit", "nats per copy")
+        return self.about.get("unit", PER_COPY)
 
     @property
     def values(self) -> np.ndarray:
-        """Slope per copy, `[Q, N]`, in `unit`: the effect of one more copy to first order."""
-        return self.raw if self.about.get("normalised") else self.raw / self.n_train
+        """Slope per copy, `[Q, N]`, in `unit`: the effect of one more copy to first order; `gain` times that where known."""
+        return self._in_unit(self.raw)
 
     def values_of(self, query: int | str) -> np.ndarray:
         """The values of one query, `[N]`."""
-        raw = self.raw[self.row_of(query)]
-        return raw if self.about.get("normalised") else raw / self.n_train
+        return self._in_unit(self.raw[self.row_of(query)])
+
+    @property
+    def gain(self) -> float:
+        """What retrainings measured for each nat of a slope (see `calibrated`); 1 where nobody knows, or values are no nats."""
+        known = self.about.get("calibration") or {}
+        return known["gain"] if known.get("certain") and self.unit in (PER_COPY, PER_TOKEN) else 1.0
+
+    def calibrated(self, known: Mapping[str, Any] | None) -> Scores:
+        """The same with values as large as retrainings say: `gain` times the slopes. `raw` and the order of the rows stay.
+
+        `known` is what `whence.validate.without.calibrated` found; without it, or where it is of scores that another operator
+        or measurement made, these scores. A gain that is not certain is kept in `about` and not applied.
+        """
+        if known is None or any(known.get(key) != self.about.get(key) for key in ("operator", "measurement")):
+            return self
+        return self.noted({"calibration": dict(known)})
+
+    def _in_unit(self, raw: np.ndarray) -> np.ndarray:
+        """Raw scores as values."""
+        slopes = raw if self.about.get("normalised") else raw / self.n_train
+        return slopes if self.gain == 1.0 else slopes * np.asarray(self.gain, slopes.dtype)
 
     @property
     def made_by(self) -> str:
@@ -307,7 +327,7 @@ class Scores:
 
     def room(self, query: int | str = 0) -> float | None:
         """How far log p of a query's answer can still rise, in nats: it ends at 0. None where values have no such bound."""
-        bounded = self.about.get("measurement") in ("logprob", "loss") and self.unit in ("nats per copy", PER_TOKEN)
+        bounded = self.about.get("measurement") in ("logprob", "loss") and self.unit in (PER_COPY, PER_TOKEN)
         log_p = self.log_p(query)
         return -log_p if bounded and log_p is not None else None
 
@@ -346,7 +366,12 @@ class Scores:
         column = self.column_of(example)
         stops = np.cumsum(self.examples["tokens"].to_numpy())
         start = stops[column] - self.examples["tokens"].iloc[column]
-        return self.tokens[self.row_of(query), start : stops[column]] / self.n_train
+        return self._in_unit(self.tokens[self.row_of(query), start : stops[column]])
+
+    def module_values(self, query: int | str, examples: Sequence[int] | int) -> dict[str, float]:
+        """The values of some examples, by their columns, summed module by module."""
+        row, scale = self.row_of(query), self.n_train
+        return {name: float(raw[row, examples].sum()) / scale * self.gain for name, raw in self.modules.items()}
 
     def by(self, column: str = "source", query: int | str = 0) -> pandas.Series:
         """The values summed over groups of examples, largest first."""

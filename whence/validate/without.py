@@ -24,6 +24,7 @@ from whence.progress import note
 from whence.store.files import atomic
 from whence.store.intact import read_json, sealed
 from whence.store.scores import Scores
+from whence.store.shown import NOT_CALIBRATED
 from whence.train.patch import patch
 from whence.train.replay import Run
 from whence.train.replicas import announce, quickest
@@ -222,6 +223,7 @@ def calibrated(predicted_KQ: np.ndarray, measured_KQ: np.ndarray, scores: Scores
     both_Q, own_Q = (predicted_KQ * measured_KQ).sum(0), np.square(predicted_KQ).sum(0)
     rho = spearman(predicted_KQ.T, measured_KQ.T)
     known: dict[str, Any] = {"retrainings": len(predicted_KQ), "correlation": float(np.nanmean(rho)), "unit": scores.unit}
+    known |= {name: scores.about.get(name) for name in ("operator", "measurement")}
     if not own_Q.any():
         return {**known, "gain": None, "says": NOT_CALIBRATED + ": the scores predict nothing"}
     gain, (low, high), slope = float(both_Q.sum() / own_Q.sum()), (np.nan, np.nan), None
@@ -241,11 +243,10 @@ def calibrated(predicted_KQ: np.ndarray, measured_KQ: np.ndarray, scores: Scores
     return {
         **known,
         "says": f"calibrated on {len(predicted_KQ)} retrainings: leaving rows out changed log p by {gain:.3g} "
-        f"[{low:.3g}, {high:.3g}] times what these slopes say",
+        f"[{low:.3g}, {high:.3g}] times the slope at these weights",
     }
 
 
-NOT_CALIBRATED = "not calibrated: slope at these weights"
 NOT_HELD_OUT = "no held-out rows are at hand: the rise of their loss was not measured"
 
 WIDEST = 10
@@ -262,6 +263,12 @@ def keep_removal(result: Result, scores: Path) -> None:
 def read_removal(scores: Path) -> dict[str, Any] | None:
     """What retraining found of the scores in a folder; None where nobody asked. Raises StaleArtifact for a damaged file."""
     return read_json(scores / FILE)["removal"] if (scores / FILE).is_file() else None
+
+
+def read_calibration(scores: Path) -> dict[str, Any] | None:
+    """What a nat of scores in a folder is worth, by retrainings for these or else for those of its run; None without any."""
+    found = read_removal(scores) or read_removal(scores.parent / "scores")
+    return found["calibration"] if found else None
 
 
 def _retrained(

@@ -82,6 +82,7 @@ export interface Row {
   rank: number;
   effect: string;
   value: number;
+  slope: number;
   limit: string;
   raw: number;
   share: number;
@@ -173,6 +174,7 @@ export interface Asked {
   unit: string;
   method: string;
   slope: boolean;
+  gain: number;
   directed: boolean;
   n_train: number;
   meaning: string;
