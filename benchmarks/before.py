@@ -61,7 +61,8 @@ def main(given: list[str] | None = None) -> int:
         git = ["git", "-C", str(root), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(checkout), options.commit], check=True)
         try:
-            sides = {name: Side(code, Path(scratch) / name, options.alike) for name, code in (("then", checkout), ("now", root))}
+            checkouts = {"then": checkout, "now": root}
+            sides = {name: Side(code, Path(scratch) / name, options.alike) for name, code in checkouts.items()}
             worst = max(compared(sides, workload, options) for workload in options.workloads)
             for side in sides.values():
                 side.close()
