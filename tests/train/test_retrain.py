@@ -21,7 +21,7 @@ from whence.settings import Train
 from whence.tasks import CausalLM
 from whence.train.finetune import finetune
 from whence.train.record import read_training
-from whence.train.retrain import in_order, retrain
+from whence.train.retrain import in_order, retrain, with_rows
 
 ROWS, HELD_OUT = as_rows(texts(7, seed=1)), as_rows(texts(4, seed=4))
 SETTINGS = {"learning_rate": 1e-2, "epochs": 2, "batch_size": 2, "evaluation": 0, "log_steps": 2, "save_steps": 3, "keep": None}
@@ -70,13 +70,39 @@ def test_rows_left_out_or_twice(base, way):
         assert found.held_out[k] == pytest.approx(losses / sum(map(TASK.predictions, held_out.items)), rel=1e-4)
 
 
+def test_rows_are_added(base):
+    """The oracle reads them in the same steps, whose losses are divided by what they were."""
+    training, point, queries, _ = asked(base / "full")
+    extra = encode(TASK, as_rows([*texts(2, seed=9), ROWS[3]]), point.model)
+    weights = np.ones((2, 10))
+    weights[0, 7:], weights[1] = [2, 0, 1], [1, 0, 1, 1, 1, 1, 1, 0, 0, 0]
+    found = retrain(training, weights, point, queries, extra=extra, together=2)
+    plain = retrain(training, weights[:, :7], point, queries, together=2)
+    np.testing.assert_array_equal(found.whole, plain.whole)
+    assert found.repeated == plain.repeated, "the control reads none of them"
+    np.testing.assert_array_equal(found.measured[1], plain.measured[1])
+    examples, how = with_rows(extra, point.examples, training.replay())
+    assert [len(step) for step in how.added] == [1, 1, 1] * 2 and sorted(how.added[0] + how.added[1]) == sorted(
+        how.added[3] + how.added[4]
+    )
+    model = _by_torch(training, point, weights[0], (examples, how))
+    agree(
+        found.measured[0],
+        np.array([sum(w * model_measures(model, item) for item, w in query) for query in queries.weighted]),
+        1e-4,
+    )
+    with pytest.raises(UsageError, match="no weights of the rows") as raised:
+        retrain(training, np.ones(7), point, queries, extra=extra)
+    assert "[K, 10]" in raised.value.accepted
+
+
 def model_measures(model, item):
     with torch.no_grad():
         return -float(TASK.losses(model, TASK.collate([item])))
 
 
-def _by_torch(training, point, weights_N):
-    how, model = training.replay(), load_model(training.model)[0].eval()
+def _by_torch(training, point, weights_N, with_others=None):
+    (examples, how), model = with_others or (point.examples, training.replay()), load_model(training.model)[0].eval()
     named = {name: weight for name, weight in model.named_parameters() if name in how.start}
     with torch.no_grad():
         for name, weight in named.items():
@@ -87,12 +113,12 @@ def _by_torch(training, point, weights_N):
         for name in named
     ]
     optimizer = torch.optim.AdamW(groups, betas=rule.betas, eps=rule.eps)
-    for names, rate in zip(how.steps, how.learning_rates, strict=True):
-        rows = [point.examples.ids.index(name) for name in names]
-        items = [point.examples.items[row] for row in rows]
+    for names, added, rate in zip(how.steps, how.added or [[]] * len(how.steps), how.learning_rates, strict=True):
+        rows = [examples.ids.index(name) for name in (*names, *added)]
+        items = [examples.items[row] for row in rows]
         losses = TASK.losses(model, TASK.collate(items)) * torch.tensor(weights_N[rows])
         optimizer.zero_grad()
-        (losses.sum() / sum(map(TASK.predictions, items))).backward()
+        (losses.sum() / sum(map(TASK.predictions, items[: len(names)]))).backward()
         if rule.clip:
             torch.nn.utils.clip_grad_norm_(list(named.values()), rule.clip)
         for group in optimizer.param_groups:

@@ -94,6 +94,8 @@ class Replay:
     """What a step's summed loss is divided by: the number of its rows, or of its tokens in the loss."""
     batch_size: int | None = None
     """Rows that went through the model at a time; None: those of a step."""
+    added: Sequence[Sequence[str]] = ()
+    """Ids of rows that each step reads besides; what its summed loss is divided by stays."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class Run:
                 accepted="the model that was trained",
                 fix="load the model from the training's folder",
             )
-        if unknown := sorted({name for step in how.steps for name in step if name not in places}):
+        if unknown := sorted({name for step in (*how.steps, *how.added) for name in step if name not in places}):
             raise UsageError(
                 f"{len(unknown):,} rows that the training read are not among the rows.",
                 given=f"{unknown[0]} is the first; {len(examples):,} rows",
@@ -215,6 +217,7 @@ class Run:
         self.decay_P = torch.tensor(decays).repeat_interleave(sizes).to(like)
         self.rows = [[places[name] for name in step] for step in how.steps]
         """Places of the rows of each step."""
+        self.added = [[places[name] for name in step] for step in how.added] or [[]] * len(self.rows)
         self.device = like.device
 
     def __len__(self) -> int:
@@ -282,9 +285,10 @@ class Run:
         share = 1 / (
             len(rows) if self.how.per == "row" else sum(self.task.predictions(self.examples.items[row]) for row in rows)
         )
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            yield part, self.batch([self.examples.items[row] for row in part]), share
+        for read in (rows, self.added[number]):  # those that were added in batches of their own: the others stay to the bit
+            for start in range(0, len(read), size):
+                part = read[start : start + size]
+                yield part, self.batch([self.examples.items[row] for row in part]), share
 
     def batch(self, items: Sequence[Any]) -> Batch:
         """What the model reads of encoded items, on its device and in its dtype."""

@@ -89,6 +89,7 @@ def retrain(
     point: Point,
     queries: Queries,
     *,
+    extra: Examples | None = None,
     held_out: Examples | None = None,
     order: int = 0,
     together: int | None = None,
@@ -99,6 +100,8 @@ def retrain(
 
     Order, batches, number and learning rates of the steps, and what each is divided by, stay as they were recorded; with
     another `order` than 0, rows change places, the same for all. The control, in which each row counts once, is made first.
+    `extra` are `M` further rows, whose weights are the last columns, `[K, N + M]`: each is read once an epoch, evenly over its
+    steps, in addition to the rows of the step. The control reads none of them.
     Retrainings go `together` side by side (default: what a timed step finds quicker), and of several processes each takes the
     next. With `out` what was measured is kept in that folder, a few numbers for each, and killed work resumes to the same bits.
 
@@ -106,25 +109,31 @@ def retrain(
     ends further from the model than `drift`, as a share of its way.
     """
     weights_KN = np.atleast_2d(np.asarray(weights_KN, dtype=np.float64))
-    if weights_KN.shape[1:] != (len(point.examples),) or not np.isfinite(weights_KN).all():
+    count = len(point.examples) + (len(extra) if extra else 0)
+    if weights_KN.shape[1:] != (count,) or not np.isfinite(weights_KN).all():
         raise UsageError(
             "These are no weights of the rows.",
             given=f"shape {weights_KN.shape}, {int((~np.isfinite(weights_KN)).sum())} not finite",
-            accepted=f"[K, {len(point.examples)}]: how often each row counts, 0 leaves it out",
+            accepted=f"[K, {count}]: how often each row counts, 0 leaves it out",
         )
-    how = training.replay()
-    run = Run(point.model, point.task, point.examples, in_order(how, order))
+    examples, how = point.examples, in_order(training.replay(), order)
+    once_N = torch.ones(count, dtype=torch.float64)
+    if extra is not None:
+        once_N[len(examples) :] = 0
+        examples, how = with_rows(extra, examples, how)
+    run = Run(point.model, point.task, examples, how)
 
     def made_from() -> dict[str, Any]:
         known = {"training": training.identity(), "queries": queries.fingerprint, "order": order, "code": fingerprint_code()}
         known |= {"held_out": held_out.fingerprint if held_out else None, "weights": digest(weights_KN.tobytes())}
+        known |= {"extra": extra.fingerprint} if extra else {}
         return {"stage": "retrain", **point.provenance(), **known}
 
     with work(out, made_from) as folder:
         place = Path(out) if out is not None else None
         if not folder.finished:
             if not folder.has("control"):
-                keep(folder, "control", _control(run, queries, held_out, together))
+                keep(folder, "control", _control(run, once_N, queries, held_out, together))
             control = folder.load("control")
             repeated = None if order else _compared(run, training, point, control, drift)
             side, counts_KN = int(control["together"]), torch.from_numpy(weights_KN)
@@ -157,13 +166,29 @@ def in_order(how: Replay, order: int) -> Replay:
     return replace(how, steps=[[other[name] for name in step] for step in how.steps])
 
 
-def _control(run: Run, queries: Queries, held_out: Examples | None, together: int | None) -> dict[str, Tensor]:
+def with_rows(extra: Examples, examples: Examples, how: Replay) -> tuple[Examples, Replay]:
+    """The rows followed by others, and the training that reads each of these once an epoch, evenly over the epoch's steps."""
+    names = [f"{extra.fingerprint}/{place}" for place in range(len(extra))]  # a row may be a copy of one that is there
+    steps, distinct = len(how.steps), len({name for step in how.steps for name in step})
+    epochs = max(1, round(sum(map(len, how.steps)) / distinct))
+    added: list[list[str]] = [[] for _ in how.steps]
+    for epoch in range(epochs):
+        for place, name in enumerate(names):
+            added[int((epoch + (place + 0.5) / len(names)) * steps / epochs)].append(name)
+    items, rows = [*examples.items, *extra.items], [*examples.rows, *extra.rows]
+    fingerprint = digest(examples.fingerprint, extra.fingerprint)
+    joined = Examples(items, examples.ids + tuple(names), rows, examples.sizes + extra.sizes, fingerprint)
+    return joined, replace(how, added=added)
+
+
+def _control(run: Run, once_N: Tensor, queries: Queries, held_out: Examples | None, together: int | None) -> dict[str, Tensor]:
     """The training repeated with every row counting once: where it ends, its losses, and what is measured then."""
     side = together or quickest(run)[0]
     losses: list[Tensor] = []
     with stage("repeat", len(run), "steps") as advance:
         begun_1XP = run.start()[None]
-        end_1XP = repeat_steps(run, begun_1XP, range(len(run)), advance, told=lambda number, loss_1: losses.append(loss_1))
+        steps = range(len(run))
+        end_1XP = repeat_steps(run, begun_1XP, steps, advance, once_N, told=lambda number, loss_1: losses.append(loss_1))
     with notes_only():
         whole = measured_at(run, end_1XP[:, 0], queries, held_out)[0]
     return {"end": end_1XP[0, 0], "losses": torch.cat(losses).cpu(), "whole": whole, "together": torch.tensor(side)}
