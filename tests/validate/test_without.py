@@ -119,7 +119,7 @@ def test_a_step_more_tells_good_scores_from_bad_ones(request_):
     made = check_patch(request_, right, Removals(rows=1, draws=3))
     assert made.check == "tail-patch" and made.about["stands_out"][RANDOM] and made.about["stands_out"][OTHERS]
     assert made.says[0].startswith(
-        "After one step more on the row that the scores put on top, log p of the answers to 5 queries rises by"
+        "After one more step on the row that the scores put on top, log p of the answers to 5 queries rises by"
     )
     own = made.row(**{"rows chosen by": SCORES})
     assert own["rise"] == pytest.approx(right.raw.max(1).mean(), rel=1e-5) and own["sets of rows"] <= 5
@@ -127,7 +127,7 @@ def test_a_step_more_tells_good_scores_from_bad_ones(request_):
     assert [len(rows) for rows in made.as_json()["rows"]] == [1] * made.about["sets"]
     bad = check_patch(request_, right * -1, Removals(rows=1, draws=3), steps=2)
     assert not any(bad.about["stands_out"].values()) and "does not stand out above" in bad.says[0]
-    assert bad.says[0].startswith("After 2 steps more") and bad.row(**{"rows chosen by": SCORES})["rise"] < own["rise"]
+    assert bad.says[0].startswith("After 2 more steps") and bad.row(**{"rows chosen by": SCORES})["rise"] < own["rise"]
     json.dumps(made.as_json(), allow_nan=False)
 
 

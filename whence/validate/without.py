@@ -143,13 +143,10 @@ def check_patch(
     rises_OKQ, losses_OK = -tried.sign * found.falls[None], found.rises[None]
     before_Q = tried.sign * found.whole[:-1]
     table, per_query, stands = _compared(tried, "rise", rises_OKQ, losses_OK, before_Q, asked.ids)
-    many = "one step" if steps == 1 else f"{steps} steps"
-    sentence = _sentence(f"After {many} more on the {tried.what}", "rises", tried, table[0], stands)
+    many = "one more step" if steps == 1 else f"{steps} more steps"
+    sentence = _sentence(f"After {many} on the {tried.what}", "rises", tried, table[0], stands)
     rate = float(request.training.learning_rates.mean())
-    says = [
-        sentence,
-        f"each set of rows had {many} of the training's optimizer from the final weights, at its mean rate {rate:.2g}",
-    ]
+    says = [sentence, f"from the final weights for each set of rows, with the training's optimizer at its mean rate {rate:.2g}"]
     says += [] if held_out else [NOT_HELD_OUT]
     about = {"steps": steps, "learning_rate": rate, "sets": len(tried.sets), **_about(tried, stands, sentence, began)}
     titles = (f"Rise of log p after {many} on {tried.rows} of {len(point.examples)} rows, nats", "Query by query")
