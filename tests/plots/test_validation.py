@@ -74,7 +74,28 @@ def test_removal_has_a_band_per_method_and_random_dashed():
     lines = plots.removal_lines(rows)
     assert lines.curves["EK-FAC"] == [pytest.approx((1.0, 0.03)), pytest.approx((5.0, 0.15))], "in order, in percent"
     axes = panels.lines_figure(lines).axes[0]
+    assert [line.get_linestyle() for line in axes.lines] == ["None", "None"], "no line joins two points"
+    assert [len(part.get_segments()) for part in axes.collections] == [2, 2]
+    rows += [{**row, "share": 0.1} for row in rows if row["share"] == 0.05]
+    axes = panels.lines_figure(plots.removal_lines(rows)).axes[0]
     assert [line.get_linestyle() for line in axes.lines] == ["-", "--"] and len(axes.collections) == 2
+
+
+def test_bars_of_an_auc_begin_at_guessing():
+    table = [
+        {"method": name, "auc": auc, "auc_low": auc - 0.05, "auc_high": auc + 0.05} for name, auc in (("a", 0.9), ("b", 0.4))
+    ]
+    bars = plots.interval_bars(table, "auc", "AUC", base=0.5)
+    axes = panels.bars_figure([bars]).axes[0]
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(0.5, pytest.approx(0.4)), (0.5, pytest.approx(-0.1))]
+    assert "0.5 is guessing" in axes.get_xlabel() and [text.get_text() for text in axes.texts] == ["0.9", "0.4"]
+
+
+def test_a_point_at_zero_is_whole():
+    points = panels.Points("p", "share", ["a"], {"base": [(0.0, 0.0, 0.1)]})
+    axes = panels.points_figure([points]).axes[0]
+    (marker,) = (line for line in axes.lines if line.get_marker() == "s")
+    assert axes.get_xlim()[0] == 0 and not marker.get_clip_on()
 
 
 def test_bars_with_given_ends(tmp_path):

@@ -82,3 +82,30 @@ def test_in_a_browser(scores, pairs, tmp_path, dark):
         assert page["first"] < 844, "the answer and its first row are on the first screen of a phone"
         assert page["closed"] < 0.5 * page["height"], "of five questions one is open"
         assert page["height"] > 5000 and page["paper"] == ("rgb(19, 22, 25)" if dark else "rgb(250, 249, 246)")
+
+
+def test_rows_are_sorted_and_copied(scores, tmp_path):
+    """Another order keeps all rows and the five that are open at once; the first order comes back."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    file = write_html(build_report(scores, top=8), tmp_path / "report.html")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(file.as_uri())
+
+        def shown(name):
+            lists = page.locator("#q0 ol.rows.raises").all()
+            return [[row.get_attribute(name) for row in each.locator("> li").all()] for each in lists]
+
+        before = shown("data-rank")
+        assert [len(each) for each in before] == [5, 3] and sum(before, []) == [str(rank) for rank in range(1, 9)]
+        page.get_by_label("Order of the rows").select_option("tokens")
+        lengths = [int(tokens) for tokens in sum(shown("data-tokens"), [])]
+        assert lengths == sorted(lengths, reverse=True) and [len(each) for each in shown("data-rank")] == [5, 3]
+        assert sorted(sum(shown("data-rank"), []), key=int) == sum(before, []) != sum(shown("data-rank"), [])
+        page.get_by_label("Order of the rows").select_option("effect")
+        assert shown("data-rank") == before
+        copy = page.get_by_role("button", name="copy the text of row 1", exact=True).first
+        copy.click()
+        page.wait_for_function("button => /copied|selected/.test(button.textContent)", arg=copy.element_handle())
+        browser.close()

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from dataclasses import replace
+from urllib.parse import unquote
 
 import pytest
 import torch
@@ -76,7 +78,12 @@ def test_a_layer_has_a_folder_per_module(curvature, tmp_path):
     for folder in folders:
         assert files(tmp_path / "seen" / folder) == PICTURES | {"summary.md", "summary.txt"}
         assert all(png(tmp_path / "seen" / folder / name) for name in PICTURES)
-    assert len(written) == len(set(written)) == 2 + 3 * 7 and all(file.exists() for file in written)
+    assert len(written) == len(set(written)) == 3 + 3 * 7 and all(file.exists() for file in written)
+    page = (tmp_path / "seen" / "index.html").read_text()
+    shown = re.findall(r'<img src="([^"]+)"', page)
+    assert len(shown) == 3 * 5 and all((tmp_path / "seen" / unquote(name)).is_file() for name in shown)
+    assert page.count("<tr>") == 1 + len(curvature.blocks) and all(f'href="#{name}"' in page for name in folders)
+    assert "script" not in page and "http" not in page.replace("http-equiv", "")
 
 
 @pytest.mark.usefixtures("quick")

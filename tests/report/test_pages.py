@@ -69,7 +69,7 @@ def test_two_hundred_questions_are_one_page_below_5_mb_that_shows_ten(many):
     pages = unpacked(text)
     assert len(text.encode()) < LIMIT and len(pages) == MANY // PAGE - 1
     every = [re.sub(r"<template.*?</template>", "", text, flags=re.S), *pages]
-    values = [[float(value) for value in re.findall(r'<li class="row" id="[^"]+" data-value="(.*?)">', page)] for page in every]
+    values = [[float(value) for value in re.findall(r'<li class="row" id="[^"]+" data-value="(.*?)"', page)] for page in every]
     assert [len(found) for found in values] == [20 * PAGE] * len(every)
     assert sum(values, []) == [row.value for query in report.queries for row in query.raises + query.lowers]
     ids = [name for page in every for name in re.findall(r'<\w[^>]* id="(.*?)"', page)]

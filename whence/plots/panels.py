@@ -21,6 +21,8 @@ Point = tuple[float, float, float] | None
 LOOK = {"base": ("s", NEUTRAL), "tuned": ("o", RAISES)}
 """Markers and colours of models."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COURSE = 3
+"""Points from which on a line joins them: between two it would show a course that nobody measured."""
 MANY = 400
 """Points above which a scatter is drawn smaller and paler."""
 
@@ -63,6 +65,8 @@ class Bars:
     ends: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     logarithmic: bool = False
     """For sizes that differ by orders of magnitude: dots instead of bars, which would begin nowhere."""
+    base: float = 0.0
+    """Where bars begin: what guessing would give."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +103,13 @@ def lines_figure(lines: Lines) -> Figure:
     for number, (name, points) in enumerate(lines.curves.items()):
         x, y = zip(*points, strict=True)
         style = "--" if name == "random" else "-"
+        style = style if len(points) >= COURSE else ""
         axes.plot(x, y, MARKERS[number % len(MARKERS)] + style, color=colours[number], label=name, markersize=5, linewidth=1.6)
-        if name in lines.bands:
+        if name in lines.bands and style:
             low, high = zip(*lines.bands[name], strict=True)
             axes.fill_between(x, low, high, color=colours[number], alpha=0.14, linewidth=0)
+        elif name in lines.bands:
+            axes.vlines(x, *zip(*lines.bands[name], strict=True), color=colours[number], alpha=0.5)
     for axis, wanted in zip("xy", lines.logarithmic, strict=True):
         if wanted:
             getattr(axes, f"set_{axis}scale")("log")
@@ -154,7 +161,7 @@ def _points(axes: Axes, panel: Points) -> None:
             if point is not None:
                 mean, low, high = point
                 axes.plot([low, high], [row + offset] * 2, color=colour, linewidth=2, solid_capstyle="butt")
-                axes.plot([mean], [row + offset], marker, color=colour, markersize=6, label=label)
+                axes.plot([mean], [row + offset], marker, color=colour, markersize=6, label=label, clip_on=False)
                 label = None
     for row, chance in enumerate(panel.chance):
         label = "guessing" if row == 0 else None
@@ -174,18 +181,18 @@ def _bars(axes: Axes, panel: Bars) -> None:
         if panel.logarithmic:
             axes.plot(values, at, MARKERS[number], color=SERIES[number], label=name, markersize=7)
         else:
-            drawn = [0.0 if math.isnan(value) else value for value in values]
-            axes.barh(at, drawn, 0.88 * thick, color=SERIES[number], label=name)
+            drawn = [0.0 if math.isnan(value) else value - panel.base for value in values]
+            axes.barh(at, drawn, 0.88 * thick, left=panel.base, color=SERIES[number], label=name)
         for place, (low, high) in zip(at, panel.ends.get(name, []), strict=False):
             axes.plot([low, high], [place, place], color="black", linewidth=1.3, solid_capstyle="butt")
         for place, value, (_, high) in zip(at, values, panel.ends.get(name, [(0.0, v) for v in values]), strict=True):
             if not math.isnan(value):
-                end = max(0.0, value, high if math.isfinite(high) else value)
+                end = max(panel.base, value, high if math.isfinite(high) else value)
                 shift = (6 if panel.logarithmic else 3, 0)
                 axes.annotate(f"{value:.3g}", (end, place), shift, textcoords="offset points", va="center", fontsize=7)
     if panel.logarithmic:
         axes.set_xscale("log")
     else:
-        axes.axvline(0, color="black", linewidth=0.9)
+        axes.axvline(panel.base, color="black", linewidth=0.9)
     axes.margins(x=0.09)
     axes.set_yticks(range(len(panel.labels)), panel.labels, fontsize=8)

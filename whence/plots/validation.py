@@ -58,12 +58,16 @@ def convergence_lines(table: Sequence[Mapping[str, Any]]) -> Lines:
     return Lines(title, "change, copies of the row", "relative error", curves, logarithmic=(True, True))
 
 
-def interval_bars(table: Sequence[Mapping[str, Any]], value: str, unit: str, title: str = "") -> Bars:
-    """One bar per method of a table with the columns method, `value`, and `value`_low and `value`_high (or low and high)."""
+def interval_bars(table: Sequence[Mapping[str, Any]], value: str, unit: str, title: str = "", base: float = 0.0) -> Bars:
+    """One bar per method of a table with the columns method, `value`, and `value`_low and `value`_high (or low and high).
+
+    Bars begin at `base`, what guessing gives.
+    """
     low, high = (f"{value}_{end}" if f"{value}_{end}" in table[0] else end for end in ("low", "high"))
     labels, values = [row["method"] for row in table], [row[value] for row in table]
     ends = [(row[low], row[high]) for row in table]
-    return Bars(title or unit[:1].upper() + unit[1:], f"{unit}; lines: 95 % intervals", labels, {unit: values}, {unit: ends})
+    told = f"{unit}{f', where {base:g} is guessing' if base else ''}; lines: 95 % intervals"
+    return Bars(title or unit[:1].upper() + unit[1:], told, labels, {unit: values}, {unit: ends}, base=base)
 
 
 def removal_lines(table: Sequence[Mapping[str, Any]]) -> Lines:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from whence.errors import NumericalError, UsageError
@@ -14,6 +15,7 @@ from whence.fitting.health import Health, choose_modules, condition_words, healt
 from whence.plots import factors as plots
 from whence.plots.style import save
 from whence.progress import note, stage
+from whence.report.html import filled
 from whence.settings import Inspect
 from whence.store.digest import canonical_json, digest
 from whence.store.files import atomic
@@ -77,6 +79,9 @@ def inspect_factors(
                 if entry.module in names:
                     written += inspect_module(curvature, entry, folder.path, settings)
                     advance(1)
+        drawn = {entry.module: folder_of(folder.path, entry) for entry in found if entry.module in names}
+        _write(folder.path / "index.html", pictures_page(found, drawn, damping, curvature.about))
+        written.insert(2, folder.path / "index.html")
         if broken := [entry for entry in found if entry.not_finite or _broken_sides(entry)]:
             raise NumericalError(
                 f"The eigenvalues of {broken[0].module} are not finite",
@@ -89,7 +94,7 @@ def inspect_factors(
 
 def inspect_module(curvature: Curvature, found: Health, out: Path, settings: Inspect) -> list[Path]:
     """Write one module's pictures and summary to a folder of its own; pictures that are there already are kept."""
-    folder = out / (found.module.replace("/", "_") or "model")
+    folder = folder_of(out, found)
     sides = curvature.sides.get(found.module)
     marks: dict[float, int] = {}
     written: list[Path] = []
@@ -114,6 +119,27 @@ def inspect_module(curvature: Curvature, found: Health, out: Path, settings: Ins
     _write(folder / "summary.md", summary_markdown(found, facts, guide))
     _write(folder / "summary.txt", summary_text(found, facts, guide))
     return [*written, folder / "summary.md", folder / "summary.txt"]
+
+
+def folder_of(out: Path, found: Health) -> Path:
+    """Where a module's pictures are."""
+    return out / (found.module.replace("/", "_") or "model")
+
+
+def pictures_page(found: Sequence[Health], drawn: Mapping[str, Path], damping: float, about: dict[str, Any]) -> str:
+    """A page with the health of all modules and the pictures of those that were `drawn`, which are by name in these folders."""
+    without = without_sides(about)
+    pictures = {
+        module: [
+            (f"{folder.name}/{name}", name.removesuffix(".png"), text)
+            for name, text in GUIDE.items()
+            if (folder / name).is_file()
+        ]
+        for module, folder in drawn.items()
+    }
+    made = [(name.replace("_", " "), str(about[name])) for name in ("method", "examples", "labels") if name in about]
+    rows = [_row(entry, without) for entry in found]
+    return filled("inspect.html.j2", SimpleNamespace(unit=""), rows=rows, drawn=pictures, damping=damping, made=made)
 
 
 def module_facts(found: Health, sides: Sides | None, marks: dict[float, int], about: dict[str, Any]) -> dict[str, str]:

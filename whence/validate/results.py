@@ -147,9 +147,9 @@ def figures(result: Result) -> dict[str, Figure]:
             best_first = sorted(rows, key=lambda row: -row["lds"])
             title = f"{result.about['setting']} lds {result.about['kind']}"
             drawn["lds"] = panels.bars_figure([plots.interval_bars(best_first, "lds", "LDS", title)])
-        for value, name in (("auc", "AUC"), ("mrr", "mean reciprocal rank")):
+        for value, name, base in (("auc", "AUC", 0.5), ("mrr", "mean reciprocal rank", 0.0)):
             if value in names:
-                drawn[value] = panels.bars_figure([plots.interval_bars(rows, value, name)])
+                drawn[value] = panels.bars_figure([plots.interval_bars(rows, value, name, base=base)])
     return drawn
 
 

@@ -12,6 +12,37 @@
   show(themes.includes(theme) ? theme : "auto");
   button.addEventListener("click", () => show(themes[(themes.indexOf(root.dataset.theme || "auto") + 1) % 3]));
 
+  // what needs a script: copying a row, and another order of the rows
+  const copy = async (button, text) => {
+    try { await navigator.clipboard.writeText(text); button.textContent = "copied"; }
+    catch (error) { getSelection().selectAllChildren(button.closest("li.row").querySelector(".text, .words")); button.textContent = "selected: press Ctrl-C"; }
+    setTimeout(() => { button.textContent = "copy"; }, 2000);
+  };
+  const order = document.getElementById("order");
+  const keys = { effect: (row) => Number(row.dataset.rank), source: (row) => row.dataset.source, tokens: (row) => -Number(row.dataset.tokens), words: (row) => -Number(row.dataset.overlap) };
+  const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
+  const sort = () => {
+    const key = keys[order.value];
+    for (const list of document.querySelectorAll("#questions ol.rows:not(details.rest ol)")) {
+      const more = list.nextElementSibling?.matches("details.rest") ? list.nextElementSibling.querySelector(":scope > ol.rows") : null;
+      const rows = [...list.children, ...(more ? more.children : [])].sort((a, b) => compare(key(a), key(b)) || compare(keys.effect(a), keys.effect(b)));
+      const first = list.children.length;
+      rows.forEach((row, at) => (at < first || !more ? list : more).append(row));
+    }
+  };
+  const dress = () => {
+    for (const row of document.querySelectorAll("#questions li.row")) {
+      if (row.querySelector("button.copy")) continue;
+      const button = document.createElement("button");
+      Object.assign(button, { type: "button", className: "copy", textContent: "copy" });
+      button.setAttribute("aria-label", "copy the text of row " + row.dataset.rank);
+      button.addEventListener("click", () => copy(button, row.querySelector(".text").textContent));
+      row.querySelector(".meta").append(button);
+    }
+    if (order.value !== "effect") sort();
+  };
+  order.addEventListener("change", sort);
+
   // questions come in pages: the first as elements, the others compressed until somebody turns to them
   const home = document.getElementById("questions"), size = Number(home.dataset.size), total = document.querySelectorAll("#asked li").length;
   const packed = [null, ...[...document.querySelectorAll("template.packed")].map((part) => part.content.textContent)];
@@ -29,6 +60,7 @@
     if (page !== shown && page >= 0 && page < packed.length) {
       if (page === 0) home.replaceChildren(...first); else home.innerHTML = await unpack(page);
       shown = page;
+      dress();
       search();
     }
     if (!before) return;
@@ -78,6 +110,7 @@
     after.addEventListener("click", () => go(shown + 1));
   }
   addEventListener("hashchange", follow);
+  dress();
   turn(0);
   follow();
 })();
