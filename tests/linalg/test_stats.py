@@ -11,6 +11,7 @@ from whence.linalg.stats import (
     paired_shares,
     pearson,
     ranks,
+    resampled_pearson,
     resampled_spearman,
     spearman,
     student,
@@ -118,6 +119,17 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         low, high = ends(resampled_spearman(x, y))
         covered += low <= expected <= high
     assert covered >= 50
+
+
+def test_resamples_of_a_linear_correlation_are_those_of_what_is_drawn():
+    draw = np.random.default_rng(0)
+    x = 5 + draw.standard_normal((6, 60))
+    y = x + draw.standard_normal((6, 60))
+    slow = []
+    for _ in range(400):
+        k, q = draw.integers(60, size=60), draw.integers(6, size=6)
+        slow.append(pearson(x[q][:, k], y[q][:, k]).mean())
+    np.testing.assert_allclose(ends(resampled_pearson(x, y)), ends(np.array(slow)), atol=0.03)
 
 
 def test_resamples_agree_with_recomputing_the_ranks():

@@ -4,7 +4,7 @@ import pytest
 from whence.errors import UsageError
 from whence.linalg.stats import ranks
 from whence.validate.bank import Bank, Spec, plain_spec
-from whence.validate.lds import ceiling, compare, correlate, lds, predictions
+from whence.validate.lds import ceiling, compare, correlate, lds, leave_one_out, predictions
 
 ROWS, QUERIES = 80, 12
 
@@ -26,6 +26,20 @@ def test_the_true_effects_have_a_score_of_one(kind):
     effects, bank = linear_bank(kind=kind)
     found = lds(effects, bank)
     assert found.mean > 0.999 and found.interval.low > 0.99 and found.beats_chance
+
+
+def test_leaving_one_row_out_is_judged_by_pearsons_correlation():
+    spec = Spec("removals", subsets=30, seeds=(0,), share=1 / ROWS)
+    draw = np.random.default_rng(0)
+    effects_QN, kept = draw.standard_normal((QUERIES, ROWS)), spec.masks(ROWS)
+    rows = (~kept).argmax(1)
+    changes = (-effects_QN[:, rows].T + draw.standard_normal((30, QUERIES)))[None].astype(np.float32)
+    found = leave_one_out(effects_QN, Bank(kept, changes, np.zeros((1, QUERIES)), {"spec": plain_spec(spec)}))
+    expected = [np.corrcoef(-effects_QN[q, rows], changes[0, :, q])[0, 1] for q in range(QUERIES)]
+    np.testing.assert_allclose(found.per_query, expected, atol=1e-6)
+    assert found.interval.low < np.mean(expected) < found.interval.high
+    constant = leave_one_out(np.zeros_like(effects_QN), Bank(kept, changes, np.zeros((1, QUERIES)), {"spec": plain_spec(spec)}))
+    assert constant.mean == 0 and not constant.beats_chance
 
 
 def test_negated_scores_are_negative():

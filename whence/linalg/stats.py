@@ -168,8 +168,13 @@ def resampled_spearman(x_QK: np.ndarray, y_QK: np.ndarray, seed: int = 0) -> np.
 
     A subset that is drawn twice counts twice in the correlation of the ranks, which are those among all subsets.
     """
+    return resampled_pearson(ranks(x_QK), ranks(y_QK), seed)
+
+
+def resampled_pearson(x_QK: np.ndarray, y_QK: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Mean over queries of Pearson's correlation over subsets in each resample of both, `[R]`; 0 where either is constant."""
     queries, subsets = x_QK.shape
-    x, y = ranks(x_QK), ranks(y_QK)
+    x, y = x_QK - x_QK.mean(-1, keepdims=True), y_QK - y_QK.mean(-1, keepdims=True)
     drawn_RK, drawn_RQ = _counts(subsets, seed) / subsets, _counts(queries, seed + 1) / queries
     mean_x, mean_y = drawn_RK @ x.T, drawn_RK @ y.T
     covariance = drawn_RK @ (x * y).T - mean_x * mean_y

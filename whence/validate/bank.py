@@ -1,8 +1,9 @@
 """Retraining banks: what queries measure after training on many subsets of the rows, made once and kept in kilobytes.
 
-Two kinds, which answer different questions. `halves` train on a random half at a time, its rows counting twice, so that a
-step's objective stays a mean over the rows that are kept: training differs a lot. `removals` leave a few per cent out, with
-the order of the rows, what stands in which batch and the number of steps unchanged: first-order theory must hold.
+Three kinds, which answer different questions. `halves` train on a random half at a time, its rows counting twice, so that a
+step's objective stays a mean over the rows that are kept: training differs a lot. `alone` train on a random half as if there
+were no other rows: in another order and in half as many steps, as most published protocols do. `removals` leave a few per cent
+out, with the order of the rows, what stands in which batch and the number of steps unchanged: first-order theory must hold.
 
 A file holds the subsets, the measurements as changes from the model trained on all rows (16 bits each, on a scale of their
 own per seed and query), where they come from, and a hash of all this. `S` seeds, `K` subsets, `N` rows, `Q` queries.
@@ -15,7 +16,7 @@ import json
 import shlex
 import time
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,7 @@ SOURCES = ("validate/trainer", "validate/settings", "validate/bank", "engine/str
 class Spec:
     """Which subsets are trained on, and with which seeds."""
 
-    kind: Literal["halves", "removals"]
+    kind: Literal["halves", "alone", "removals"]
     subsets: int = 128
     seeds: tuple[int, ...] = (0, 1)
     """Of the first weights and of the order of the rows; the first is that of the model whose scores are asked about."""
@@ -54,7 +55,7 @@ class Spec:
     def masks(self, rows: int) -> np.ndarray:
         """Which rows each subset keeps, bool `[K, N]`."""
         draw = np.random.default_rng([self.seed, self.subsets, rows])
-        removed = rows - rows // 2 if self.kind == "halves" else max(1, round(self.share * rows))
+        removed = max(1, round(self.share * rows)) if self.kind == "removals" else rows - rows // 2
         kept = np.ones((self.subsets, rows), bool)
         for mask in kept:
             mask[draw.choice(rows, removed, replace=False)] = False
@@ -122,11 +123,12 @@ def make_bank(setting: Setting, spec: Spec, path: str | Path) -> Bank:
     # the model of all rows is one more subset, the last
     weights_KN = np.concatenate([spec.weights(kept_KN), np.ones((1, len(setting.train)))])
     behind = int((~np.isnan(found).any(2)).sum())
+    trained = measured_alone if spec.kind == "alone" else measured
     with stage(f"bank {setting.name} {spec.kind}", found.shape[0] * found.shape[1], "retrainings", done=behind) as advance:
         for s, members in todo:
             if not np.isnan(found[s, members]).any():
                 continue
-            measured_KQ, took = measured(setting, weights_KN[members], spec.seeds[s])
+            measured_KQ, took = trained(setting, weights_KN[members], spec.seeds[s])
             found[s, members], seconds = measured_KQ, seconds + took
             write_arrays(unfinished, {"measured": found}, wanted | {"seconds": seconds})
             advance(len(members))
@@ -220,6 +222,13 @@ def measured(setting: Setting, weights_KN: np.ndarray, seed: int) -> tuple[np.nd
             fix="a smaller learning rate in its recipe",
         )
     return measured_KQ, time.process_time() - before
+
+
+def measured_alone(setting: Setting, kept_KN: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
+    """The same after training on the rows that are kept alone."""
+    subsets = [replace(setting, train=[setting.train[int(n)] for n in np.flatnonzero(kept_N)]) for kept_N in kept_KN]
+    found = [measured(own, np.ones((1, len(own.train))), seed) for own in subsets]
+    return np.concatenate([measured_1Q for measured_1Q, _ in found]), sum(seconds for _, seconds in found)
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from whence.errors import UsageError
-from whence.linalg.stats import Interval, ends, resampled_spearman, spearman
+from whence.linalg.stats import Interval, ends, pearson, resampled_pearson, resampled_spearman, spearman
 from whence.validate.bank import Bank, Spec, make_bank
 from whence.validate.methods import scored
 from whence.validate.results import Result
@@ -110,6 +110,15 @@ def lds(scores_QN: np.ndarray, bank: Bank, seeds: int | slice = 0) -> LDS:
     `slice(None)` the mean over all.
     """
     return correlate(predictions(np.asarray(scores_QN), bank), bank.of(seeds).T)
+
+
+def leave_one_out(scores_QN: np.ndarray, bank: Bank, seeds: int | slice = 0) -> LDS:
+    """The same by Pearson's correlation, as leaving out one row at a time is judged (Koh & Liang 2017, figure 2).
+
+    The bank's subsets lack one row each; 0 for a query whose scores or effects are constant.
+    """
+    predicted_QK, measured_QK = predictions(np.asarray(scores_QN), bank), bank.of(seeds).T.astype(np.float64)
+    return LDS(np.nan_to_num(pearson(predicted_QK, measured_QK)), resampled_pearson(predicted_QK, measured_QK))
 
 
 def ceiling(bank: Bank, seed: int = 0) -> LDS:
