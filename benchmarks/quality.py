@@ -15,7 +15,7 @@ import functools
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,11 +238,12 @@ class Measure:
     """What scores are held against."""
 
     kind: str
-    seeds: int | slice
+    seeds: int = 0
+    correlation: Callable[[np.ndarray, Bank, int], LDS] = lds
 
     def of(self, scores: np.ndarray, bank: Bank) -> LDS:
-        """The LDS."""
-        return lds(scores, bank, self.seeds)
+        """Of scores `[Q, N]` with what the bank measured."""
+        return self.correlation(scores, bank, self.seeds)
 
 
 MEASURES = {
@@ -285,7 +286,9 @@ SLOPES = {f"held-out slope, {kind}": kind for kind in SPECS}
 """Measures of size beside those of order."""
 
 
-def evaluate(chosen: Setting, banks: dict[str, Bank], methods: dict[str, Method] = METHODS) -> tuple[list[Row], dict[str, Any]]:
+def evaluate(
+    chosen: Setting, banks: Mapping[str, Bank], methods: dict[str, Method] = METHODS, measures: Mapping[str, Measure] = MEASURES
+) -> tuple[list[Row], dict[str, Any]]:
     """Rows of one setting: every method's LDS on every measure, and how far the reference is ahead of it (paired).
 
     Then what is known of the setting: the seconds of one training, and why some methods do not apply.
@@ -300,8 +303,8 @@ def evaluate(chosen: Setting, banks: dict[str, Bank], methods: dict[str, Method]
             continue
         seconds[name] = took
         scores = np.nan_to_num(scores, nan=0.0)  # rows that a method did not score say nothing
-        found[name] = {measure: each.of(scores, banks[each.kind]) for measure, each in MEASURES.items()}
-        slopes[name] = {measure: held_out_slope(scores, banks[kind]) for measure, kind in SLOPES.items()}
+        found[name] = {measure: each.of(scores, banks[each.kind]) for measure, each in measures.items()}
+        slopes[name] = {measure: held_out_slope(scores, banks[kind]) for measure, kind in SLOPES.items() if kind in banks}
         print(f"  {name:36s} {' '.join(f'{value.mean:7.3f}' for value in found[name].values())}  {took:6.2f} s", flush=True)
     rows = []
     for name, values in found.items():
@@ -310,13 +313,15 @@ def evaluate(chosen: Setting, banks: dict[str, Bank], methods: dict[str, Method]
             for other in (REFERENCE, WORDS):
                 if name != other and other in found:
                     gap = found[other][measure].minus(value)
-                    rows.append(row(chosen.name, name, measure.replace("lds", f"{other} ahead,"), gap, seconds[name], unit))
+                    ahead = f"{other} ahead, {measure.removeprefix('lds ')}"
+                    rows.append(row(chosen.name, name, ahead, gap, seconds[name], unit))
         for measure, slope in slopes[name].items():
             rows.append(row(chosen.name, name, measure, slope, seconds[name], unit))
-    for kind, bank in banks.items():
-        half = bank.seconds / len(bank.spec.seeds)
-        rows.append(row(chosen.name, CEILING, f"lds {kind}", ceiling(bank, 0).interval, half, unit))
-        rows.append(row(chosen.name, CEILING, f"lds {kind}, other seed", ceiling(bank, 1).interval, half, unit))
+    for measure, each in measures.items():
+        bank = banks[each.kind]
+        if each.correlation is lds and len(bank.spec.seeds) > 1:
+            half = bank.seconds / len(bank.spec.seeds)
+            rows.append(row(chosen.name, CEILING, measure, ceiling(bank, each.seeds).interval, half, unit))
     return rows, {"training_seconds": round(unit, 2), "refused": work.refused}
 
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 import whence
+from benchmarks.command import run
 from benchmarks.methods import in_place
-from replication.command import run
 from replication.tinystories import Size, make_world, opening
 from whence.data.rows import make_rows
 from whence.engine.matrices import GaussNewton
@@ -390,7 +390,7 @@ def figure(rows: Sequence[Row]) -> Any:
 
 def main(given: Sequence[str] | None = None) -> int:
     """See the module."""
-    return run("e1", __doc__ or "", replica, given)
+    return run("replication.e1", __doc__ or "", replica, given)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from replication.command import run
+from benchmarks.command import run
 from replication.e2b import REFERENCE, Before, Case
 from replication.two_stage import Truth, Tuning, World, interval, make_truth, table_of
 from whence.data.rows import make_rows
@@ -278,7 +278,7 @@ def tracing(name: str, ranks: Sequence[np.ndarray], recalls: Sequence[np.ndarray
 
 def main(given: Sequence[str] | None = None) -> int:
     """See the module."""
-    return run("e2", __doc__ or "", replica, given)
+    return run("replication.e2", __doc__ or "", replica, given)
 
 
 if __name__ == "__main__":

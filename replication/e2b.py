@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import whence
-from replication.command import run
+from benchmarks.command import run
 from replication.tinystories import SMALL, TINY, make_world
 from replication.two_stage import (
     Trained,
@@ -252,7 +252,7 @@ def figure(agreements: Mapping[str, Mapping[str, list[np.ndarray]]]) -> Any:
 
 def main(given: Sequence[str] | None = None) -> int:
     """See the module."""
-    return run("e2b", __doc__ or "", replica, given)
+    return run("replication.e2b", __doc__ or "", replica, given)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import whence
-from replication.command import run
+from benchmarks.command import run
 from replication.tinystories import ASKED, question
 from whence.data.rows import make_rows
 from whence.engine.point import Point
@@ -294,7 +294,7 @@ def rectangle(x: float, y: float, width: float, colour: Any) -> Any:
 
 def main(given: Sequence[str] | None = None) -> int:
     """See the module."""
-    return run("e3", __doc__ or "", replica, given)
+    return run("replication.e3", __doc__ or "", replica, given)
 
 
 if __name__ == "__main__":
