@@ -57,7 +57,7 @@ from whence.tasks import CausalLM
 from whence.tasks.base import Task
 from whence.train.evidence import evidence_of_training
 from whence.train.reading import READING, as_trained, record_of
-from whence.train.record import ROWS, Training, read_training
+from whence.train.record import ROWS, START, Training, read_training
 from whence.validate.quick import quick
 from whence.validate.results import Result
 
@@ -643,7 +643,8 @@ class Run:
             raise UsageError(f"The checks that take seconds are of scores by factors, not by {method}.")
         task = self.task(scores.about.get("measurement", "logprob"))
         curvature = self._at_hand() or self.curvature
-        return quick(scores, self.model, task, self.rows, curvature, out=self.folder_of(scores), **settings)
+        known = {"out": self.folder_of(scores), "update": self._update()}
+        return quick(scores, self.model, task, self.rows, curvature, **known, **settings)
 
     def report(self, path: str | Path, scores: Scores | None = None, *, top: int = 10, title: str | None = None) -> list[Path]:
         """Write what scores (default: the newest) have to say, with their checks: one page, or a folder with everything.
@@ -692,6 +693,13 @@ class Run:
         return [home for home in homes if _finished(home)]
 
     # parts of the above
+
+    def _update(self) -> float | None:
+        """How far the training moved the weights, as a share of their length; None where no record tells."""
+        record = record_of(self.name) if self.name is not None else None
+        home = self._training or (record[0].parent if record is not None else None)
+        known = home is not None and (Path(home) / f"{START}.safetensors").is_file()
+        return read_training(home).update(self.model) if known else None
 
     @functools.cached_property
     def _warn_if_untrained(self) -> None:

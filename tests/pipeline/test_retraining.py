@@ -19,6 +19,7 @@ from whence.report import build_report, gather
 from whence.report.html import render
 from whence.report.markdown import as_markdown
 from whence.serve.asking import Asking
+from whence.serve.warm import _trust
 from whence.store.scores import open_scores
 from whence.validate.bank import open_bank
 from whence.validate.without import Removals, keep_removal
@@ -83,6 +84,10 @@ def test_a_run_is_retrained(settings):
         known = {**found, "gain": gain, "low": low, "high": high, "certain": applied, "says": f"{applied}: said"}
         keep_removal(replace(result, about={**result.about, "calibration": known}), resolved.out / "scores")
         shown_everywhere(resolved.out, gain if applied else 1.0, f"{applied}: said")
+    moved = whence.open(resolved.out).check().about
+    assert 0 < moved["update"] < 1 and "training moved the weights by" in moved["checks"]["Update"]
+    trusted = _trust(resolved.out / "scores")["checks"]
+    assert trusted["Removal"] == result.says[0] and trusted["Size"] == "False: said" and trusted["Update"]
 
     lds, _ = check_run(resolved, Removals(fraction=0.2), subsets=("removals", 4))
     bank = open_bank(resolved.out / "bank-removals.npz")

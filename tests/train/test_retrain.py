@@ -52,6 +52,16 @@ def asked(folder):
     return training, Point(model, TASK, ROWS), queries, encode(TASK, HELD_OUT, model)
 
 
+def test_how_far_the_training_moved_the_weights(base):
+    before, training = load_model(base / "base")[0], read_training(base / "full")
+    after = load_model(training.model)[0]
+    start, end = (torch.cat([weight.detach().flatten() for weight in model.parameters()]) for model in (before, after))
+    assert training.update(after) == pytest.approx(float((end - start).norm() / start.norm()), rel=1e-5) and start.norm() > 0
+    assert training.update(before) == 0
+    adapted = read_training(base / "lora")
+    assert adapted.update(load_model(adapted.model)[0]) is None
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_rows_left_out_or_twice(base, way):
     """The oracle puts the weights into the loss of torch's own optimizer, row by row."""

@@ -49,7 +49,9 @@ def test_sound_scores_pass(made):
     assert all(0.3 < check["correlation"] < 1 for check in found["dampings"])
     assert 0.3 < found["seeds"]["correlation"] < 1 and "with seed 1" in found["seeds_note"]
     assert found["badge"].startswith("trust  self-retrieval 2/2, damping rho .")
-    assert found["badge"].endswith("LDS not measured") and "batch" in found["badge"]
+    assert found["badge"].endswith("LDS not measured") and "batch" in found["badge"] and "Update" not in found["checks"]
+    moved = made.check(sample=2, update=0.0312)
+    assert moved.about["checks"]["Update"].startswith("training moved the weights by 0.031 of their length")
 
 
 def test_dampings_are_those_that_the_scores_say(made):

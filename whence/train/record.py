@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch import nn
 
 from whence.errors import UsageError
 from whence.linalg.descent import Optimizer
@@ -117,6 +119,17 @@ class Training:
             )
         start = Folder.open(self.path).load(START)
         return Replay(start, self.steps, self.learning_rates, descent, per="token", batch_size=chosen["batch_size"])
+
+    def update(self, model: nn.Module) -> float | None:
+        """How far the training moved the weights, as a share of their length before; `model` is where it ended.
+
+        None where those weights were not kept, or an adapter was trained, which begins at next to nothing.
+        """
+        if self.about["settings"].get("lora") or not (self.path / f"{START}.safetensors").exists():
+            return None
+        own, start = dict(model.named_parameters()), Folder.open(self.path).load(START)
+        moved = sum(float((own[name].detach().cpu().float() - before.float()).square().sum()) for name, before in start.items())
+        return math.sqrt(moved / sum(float(before.float().square().sum()) for before in start.values()))
 
     @property
     def rows(self) -> Path:

@@ -63,18 +63,20 @@ def quick(
     asked: int = QUERIES,
     seed: int = 0,
     lds: str | None = None,
+    update: float | None = None,
 ) -> Result:
     """Check scores of `model` on its training `rows`, made with the inverse of `curvature`.
 
     The damping is what the scores say they were made with, unless given. `queries` are needed only where the scores don't
     hold their text: conversations and tensors. With `out`, the folder of the scores, the result is kept there as
-    `quick.json`. `sample` rows at most are scored again; on models where that takes more than seconds, fewer.
+    `quick.json`. `sample` rows at most are scored again; on models where that takes more than seconds, fewer. `lds` and
+    `update` are said along with them: what an LDS found, and how far training moved the weights, as a share of their length.
 
     Raises UsageError where model, rows or queries are others than those that were scored.
     """
     started = time.monotonic()
     checker = _Checker(scores, model, task, rows, curvature, damping, queries, sample, asked, seed)
-    found = quick_result({**checker.run(), "seconds": round(time.monotonic() - started, 2), "lds": lds})
+    found = quick_result({**checker.run(), "seconds": round(time.monotonic() - started, 2), "lds": lds, "update": update})
     if out is not None:
         with atomic(Path(out) / FILE) as temporary:
             temporary.write_text(json.dumps(sealed(found.as_json()), indent=2) + "\n", encoding="utf-8")
@@ -131,6 +133,8 @@ def _checks(about: Mapping[str, Any]) -> dict[str, str]:
         f"the stored scores differ from those in float32 at full rank by {about['precision']:.1e} of the largest, "
         f"rank correlation {about['precision_correlation']:.3f}"
     )
+    if (update := about.get("update")) is not None:
+        found["Update"] = f"training moved the weights by {update:.2g} of their length: scores are slopes at its end"
     return found
 
 
