@@ -2,6 +2,7 @@
 
     nice -n -5 python -m benchmarks.codes             # 20,000 rows: some ten minutes of one processor
     python -m benchmarks.codes --rows 2000 --sizes .5,1
+    python -m benchmarks.codes --sizes 16 --add       # these sizes anew, the others as they are in the results
 
 Rows and model are those of `benchmarks.funnel`. There are three sets of questions that share nothing with the rows: held-out
 stories as they begin, with the model's own continuation; stretches of held-out stories; stretches of articles. The truth is
@@ -58,12 +59,15 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--sizes", default=",".join(f"{size:g}" for size in SIZES), help="KiB per row")
     parser.add_argument("--work", type=Path, help="folder that keeps factors and codes, for a run that was killed")
     parser.add_argument("--out", type=Path, default=RESULTS / "codes.json")
+    parser.add_argument("--add", action="store_true", help="keep the results of other sizes")
     options = parser.parse_args(given)
     os.environ |= ONE_THREAD
     with tempfile.TemporaryDirectory(prefix="whence-codes-") as scratch:
         work = options.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         found = measure(options, work, [float(size) for size in options.sizes.split(",")])
+    if options.add:
+        found = joined(json.loads(options.out.read_text(encoding="utf-8")), found)
     options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     options.out.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
     draw(found, options.out.with_suffix(".png"))
@@ -122,6 +126,16 @@ def measure(options: argparse.Namespace, work: Path, sizes: list[float]) -> dict
             table.append(line("landmarks and BM25", size, bytes_, estimates, truth, owners, words))
     found = {"rows": len(rows), "questions": {name: len(each) for name, each in sets.items()}, "table": table}
     return {**found, "seconds": time.process_time() - began, "targets": targets(table)}
+
+
+def joined(earlier: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The results of all sizes, by size; of the same rows and questions."""
+    if (earlier["rows"], earlier["questions"]) != (found["rows"], found["questions"]):
+        raise SystemExit(f"--add: the results are of {earlier['rows']:,} rows, these of {found['rows']:,}")
+    again = {row["KiB"] for row in found["table"]}
+    kept = [row for row in earlier["table"] if row["KiB"] not in again]
+    table = sorted([*kept, *found["table"]], key=lambda row: row["KiB"] or 0)
+    return found | {"table": table, "seconds": earlier["seconds"] + found["seconds"], "targets": targets(table)}
 
 
 def questions(data: Path, rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -225,6 +239,7 @@ def rankings(
     import torch
 
     from whence.gradients import Dense
+    from whence.indexing.index import weight_of_signs
     from whence.indexing.rows import compress, expand
     from whence.linalg.scan import Questions, int8_products, sign_products
 
@@ -249,7 +264,7 @@ def rankings(
             return first.numpy(), (sign_products(codes[f"signs {size}"], rounded) * codes[f"size {size}"]).numpy()
 
         first, second = scan(directions.held_out)
-        weight = float(((codes["held"].T.numpy() - first) * second).sum() / np.square(second).sum())
+        weight = weight_of_signs(codes["held"].T.numpy(), first, second)
         first, second = scan(exact)
         yield "landmarks", size, len(each) + each.signs // 8 + 8, first + weight * second
         alone = cut(directions, min(int(1024 * size) - 4, len(directions)), 64)
@@ -308,6 +323,8 @@ def targets(table: Sequence[Row]) -> list[Row]:
             name = f"times the recall{part.removeprefix('all')} of random signs at 1 KiB >= {BETTER} (at most {1 / other:.2f})"
             found.append({"name": name, "value": times, "met": times >= BETTER})
     best = [(row["KiB"], row[key]) for row in table if row["codes"] == "landmarks" and row["KiB"] < 8]
+    if not best:
+        return found
     enough = [size for size, value in best if value >= RECALLED]
     name = (
         f"recall@10 inside 2 % >= {RECALLED} below 8 KiB (first at {min(enough):g})"

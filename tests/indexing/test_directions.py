@@ -15,9 +15,9 @@ from whence.engine.point import Point
 from whence.engine.queries import encode_queries, precondition
 from whence.errors import StaleArtifact, UsageError
 from whence.indexing import add_rows
-from whence.indexing.build import _fitting
+from whence.indexing.build import _fitting, _questions
 from whence.indexing.directions import RIDGE, Whitened, settled
-from whence.indexing.index import ROWS
+from whence.indexing.index import ROWS, weight_of_signs
 from whence.indexing.rows import LandmarkRows
 
 CASE = CASES["llama"]
@@ -210,6 +210,28 @@ def test_low_ranks_keep_the_landmarks_small(curvature, notes):
     found = index.search(CASE.model(), CASE.task(), CASE.queries(), curvature.inverse(0.1))
     exact = whence.score(CASE.model(), CASE.task(), CASE.queries(), ROWS_OF[:40], curvature.inverse(0.1))
     assert np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(found.raw, exact.raw, strict=True)]) > 0.8
+
+
+def test_half_of_the_questions_are_given_and_recall_is_measured_with_these():
+    point, given = Point(CASE.model(), CASE.task(), ROWS_OF), [{"text": f"w{number} w1 w2"} for number in range(40)]
+    some = _questions(point, given, 64, seed=0)
+    assert sum(row in given for row in some) == 32 and len({whence.data.content.content_id(row) for row in some}) == 64
+    assert all(row in given for row in some[-16:]) and any(row not in given for row in some[:24])
+    assert some != _questions(point, given, 64, seed=1)
+    few = _questions(point, given[:6], 64, seed=0)  # half of those given stay landmarks
+    assert sum(row in given for row in few[-16:]) >= 3 and all(row in given for row in few[-3:])
+    assert not any(row in given for row in _questions(point, [], 20, seed=0))
+
+
+def test_one_question_of_large_scores_does_not_decide_what_signs_count():
+    draw = np.random.default_rng(0)
+    true, noise = draw.standard_normal((8, 500)), draw.standard_normal((8, 500))
+    signs = true + 2 * noise  # the best weight is 1 / 5
+    assert weight_of_signs(true, 0 * true, signs) == pytest.approx(0.2, abs=0.03)
+    large = np.array([[100.0], *[[1.0]] * 7])
+    signs[0] = true[0]  # of this question signs say everything
+    assert weight_of_signs(large * true, 0 * true, large * signs) < 0.4
+    assert weight_of_signs(-true, 0 * true, signs) == 0
 
 
 def test_long_rows_give_short_questions():

@@ -47,7 +47,7 @@ DAMPING = 0.1
 DIM = 16
 
 HELD_OUT = 16
-"""Questions like the landmarks that recall is measured with; of few questions a quarter."""
+"""Questions like the landmarks that recall is measured with."""
 
 MOST = 1024
 """Landmarks; the other bytes of a row are signs."""
@@ -291,20 +291,20 @@ def _write_landmarks(
     count, _ = shares(size)
     questions = dist.from_first(_questions(point, given, count + HELD_OUT, settings.seed))
     asked = encode_queries(point.task, questions, point.model)
-    held_out = min(HELD_OUT, len(asked) // 4)
-    landmarks = len(asked) - held_out
+    spared = held_out(len(asked))
+    landmarks = len(asked) - spared
     if landmarks < count:
         note(f"{landmarks:,} landmarks instead of {count:,}: there are no more rows and questions")
     signs, seed = 64 * ((size - landmarks) // 8), settings.seed
     with multiplying("float32", point.device):
-        directions = make_directions(folder, point, sites, asked, held_out, operator, signs, settings.rank, seed)
+        directions = make_directions(folder, point, sites, asked, spared, operator, signs, settings.rank, seed)
     with multiplying(products, point.device):
         _code(saved, point, sites, directions, operator)
     return {
         "bytes": size + SCALES,
         "landmarks": landmarks,
         "signs": signs,
-        "held_out": held_out,
+        "held_out": spared,
         "rank": settled(settings.rank, landmarks, sites),
         "damping": settings.damping,
         "operator": fingerprint_operator(operator),
@@ -325,17 +325,29 @@ def shares(size: int) -> tuple[int, int]:
 
 
 def _questions(point: Point, given: Sequence[Any], count: int, seed: int) -> list[Any]:
-    """So many different questions in random order: half of them given, if there are so many, and training rows that fit."""
-    draw = random.Random(seed)
-    rows = [point.rows[place] for place in point.examples.usable]
-    found: dict[str, Any] = {}
-    every = [(row, count // 2) for row in draw.sample(list(given), len(given))]
-    for row, most in (*every, *((row, count) for row in draw.sample(rows, len(rows)))):
-        if len(found) >= most:
-            continue
-        if (fitting := _fitting(point.task, row)) is not None:
-            found.setdefault(content_id(fitting), fitting)
-    return draw.sample(list(found.values()), len(found))
+    """So many different questions: half of them given, if there are so many, and training rows that fit.
+
+    The order is random, but the last `held_out(...)` are given ones, at most half of these: rows, and what is asked like them,
+    are found more easily than what people ask.
+    """
+    draw, found = random.Random(seed), dict[str, Any]()
+
+    def take(some: Sequence[Any], most: int) -> int:
+        for row in draw.sample(some, len(some)):
+            if len(found) < most and (fitting := _fitting(point.task, row)) is not None:
+                found.setdefault(content_id(fitting), fitting)
+        return len(found)
+
+    asked = take(list(given), count // 2)
+    take([point.rows[place] for place in point.examples.usable], count)
+    questions = list(found.values())
+    last = min(held_out(len(questions)), asked // 2)
+    return [*draw.sample(questions[last:], len(questions) - last), *questions[:last]]
+
+
+def held_out(questions: int) -> int:
+    """How many of so many questions recall is measured with: of few a quarter."""
+    return min(HELD_OUT, questions // 4)
 
 
 def _fitting(task: Task, row: Any) -> Any:

@@ -1,0 +1,30 @@
+"""What the benchmarks of an index make of their numbers."""
+
+import numpy as np
+import pytest
+
+from benchmarks.codes import joined, targets
+from benchmarks.few_rows import recalled
+
+
+def result(*rows, count=20_000):
+    """Results of (codes, KiB, recall)."""
+    columns = ("all @10 in 2%", "all @100 in 2%")
+    table = [{"codes": codes, "KiB": size, **dict.fromkeys(columns, recall)} for codes, size, recall in rows]
+    return {"rows": count, "questions": {"stories": 16}, "table": table, "seconds": 60.0, "targets": targets(table)}
+
+
+def test_sizes_are_added_to_earlier_results():
+    earlier = result(("BM25", None, 0.5), ("landmarks", 1.0, 0.9), ("random signs", 1.0, 0.3), ("landmarks", 4.0, 0.97))
+    both = joined(earlier, result(("BM25", None, 0.5), ("landmarks", 16.0, 1.0), ("landmarks", 4.0, 0.99)))
+    assert [(row["KiB"], row["all @10 in 2%"]) for row in both["table"]] == [
+        (None, 0.5), (1.0, 0.9), (1.0, 0.3), (4.0, 0.99), (16.0, 1.0),
+    ]  # fmt: skip
+    assert both["seconds"] == 120 and [each["met"] for each in both["targets"]] == [True, True, True]
+    with pytest.raises(SystemExit, match=r"of 20,000 rows, these of 500"):
+        joined(earlier, result(("landmarks", 16.0, 1.0), count=500))
+
+
+def test_recall_counts_the_best_rows_that_are_among_the_first():
+    exact, estimates = np.array([[5.0, 4, 3, 2, 1]]), np.array([[5.0, 1, 4, 3, 2]])
+    assert recalled(estimates, exact, 2, 2) == 0.5 and recalled(estimates, exact, 2, 5) == 1
