@@ -211,6 +211,10 @@ def test_what_is_more_than_log_p_can_rise_is_marked(run, tiny_model_folder, tiny
     shown = run("show", tmp_path / "run").stdout
     assert f"nats (at most {three_digits(query['room'])})" in shown and "(p = " in shown
     assert "a larger effect is beyond first order" in shown and "--measurement margin" in shown
+    (summed,) = json.loads(run("show", tmp_path / "run", "--by", "source", "--json").stdout)["queries"]
+    impossible = [name for name, value in summed["by_source"].items() if value > query["room"]]
+    printed = run("show", tmp_path / "run", "--by", "source").stdout
+    assert impossible and printed.count("nats (beyond first order)") == len(impossible)
     odds = json.loads(run(*given, "--measurement", "margin", "--json").stdout)["queries"][0]
     assert odds["room"] is None and not any(row["beyond_first_order"] for row in odds["rows"])
 

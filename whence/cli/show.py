@@ -260,7 +260,7 @@ def _head(ranking: Ranking, number: int) -> None:
 def _rows(ranking: Ranking, number: int, *, by: str | None, tokens: bool) -> None:
     """Print the ranked rows of a query."""
     from whence.cli.console import WIDTH, out, say, show_table
-    from whence.report.words import is_slope, rare_words
+    from whence.report.words import impossible, is_slope, rare_words
     from whence.show.numbers import three_digits
 
     width, scores = out.width if out.is_terminal else WIDTH, ranking.scores
@@ -279,8 +279,9 @@ def _rows(ranking: Ranking, number: int, *, by: str | None, tokens: bool) -> Non
             out.print(ranking.whole(number, row), soft_wrap=True)
         out.print()
     if by:
-        groups = scores.by(by, number).head(8)
+        groups = {name: float(value) for name, value in scores.by(by, number).head(8).items()}
+        marks = {name: " (beyond first order)" if impossible(scores, number, value) else "" for name, value in groups.items()}
         say(
             f"{'effects' if scores.gain != 1 else 'slopes' if is_slope(scores) else 'scores'} added up by {by}  "
-            + "   ".join(f"{name} {three_digits(value)} {ranking.unit}" for name, value in groups.items())
+            + "   ".join(f"{name} {three_digits(value)} {ranking.unit}{marks[name]}" for name, value in groups.items())
         )
