@@ -19,6 +19,7 @@ from whence.report import build_report, gather
 from whence.report.html import render
 from whence.report.markdown import as_markdown
 from whence.serve.asking import Asking
+from whence.serve.requests import WhatIf
 from whence.serve.warm import _trust
 from whence.store.scores import open_scores
 from whence.validate.bank import open_bank
@@ -84,10 +85,23 @@ def test_a_run_is_retrained(settings):
         known = {**found, "gain": gain, "low": low, "high": high, "certain": applied, "says": f"{applied}: said"}
         keep_removal(replace(result, about={**result.about, "calibration": known}), resolved.out / "scores")
         shown_everywhere(resolved.out, gain if applied else 1.0, f"{applied}: said")
+    predicted = {}
+    for gain in (1e-3, 1e6):
+        known = {**found, "gain": gain, "low": gain, "high": gain, "certain": True, "says": "calibrated on 9 retrainings: more"}
+        keep_removal(replace(result, about={**result.about, "calibration": known}), resolved.out / "scores")
+        opened = whence.open(resolved.out)
+        assert opened.curvature, "a page has loaded the factors before anybody asks what if"
+        asking = Asking(opened)
+        asked = asking.saved("scores", 0)
+        row = asked.scores.top(0, 1)["text"][0]
+        predicted[gain] = asking.what_if(asked, WhatIf(key=asked.key, prompt="", completion=row))["words"]
+    assert "nats higher, calibrated on 9 retrainings; nothing was trained" in predicted[1e-3]
+    assert ", which is beyond first order: at most +" in predicted[1e6] and ", from p = " in predicted[1e6]
+
     moved = whence.open(resolved.out).check().about
     assert 0 < moved["update"] < 1 and "training moved the weights by" in moved["checks"]["Update"]
     trusted = _trust(resolved.out / "scores")["checks"]
-    assert trusted["Removal"] == result.says[0] and trusted["Size"] == "False: said" and trusted["Update"]
+    assert trusted["Removal"] == result.says[0] and trusted["Size"] == known["says"] and trusted["Update"]
 
     lds, _ = check_run(resolved, Removals(fraction=0.2), subsets=("removals", 4))
     bank = open_bank(resolved.out / "bank-removals.npz")

@@ -643,8 +643,9 @@ class Asking:
         what = words.measurement(found.scores, 0)
         instead = "With this text instead of the row" if original else "With one copy of this text more"
         direction = "higher" if change >= 0 else "lower"
+        size = words.size(found.scores).partition(":")[0] if found.scores.gain != 1 else "to first order"
         limit = words.impossible(found.scores, 0, change)
-        how = f"which is {limit}" if limit else words.size(found.scores) if found.scores.gain != 1 else "to first order"
+        how = f"which is {limit}" if limit else size
         said = f"{instead}, {what} would be about {abs(change):.3g} nats {direction}, {how}; nothing was trained."
         result = {"original": original, "edited": edited, "difference": change, "words": said}
         return plain(result | {"seconds": time.perf_counter() - started})
