@@ -7,6 +7,7 @@ from models import llama, randomised, texts, tokenizer
 import whence
 from whence.data import as_rows
 from whence.errors import UsageError
+from whence.finding import _ends
 
 ROWS = as_rows(texts(40, seed=1))
 
@@ -65,3 +66,11 @@ def test_without_landmarks_nothing_is_found(run):
     other.build_index(modules="all", dim=2)
     with pytest.raises(UsageError, match="an index of landmarks"):
         other.find("w1 w2", " w3")
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 0), (90, 10), (0, 1), (150, 50), (7, 193)])
+def test_the_ends_are_those_of_the_sorted_estimates(first, last):
+    values = np.random.default_rng(0).standard_normal(200).astype(np.float32)
+    order = np.argsort(values, kind="stable").tolist()
+    assert _ends(values, first, last) == [*order[:first], *order[200 - last :]]
+    assert _ends(values[:1], 1, 0) == [0]

@@ -97,14 +97,12 @@ def find(
     Nine tenths of them have the highest estimates, the others the lowest. Of the best `per_answer_token` rows there are also
     scores by token of the answer. Candidates are rows that meet the conditions `where` (`whence.filter.where`).
     """
-    meant = matching(index.examples, where)
+    meant = np.flatnonzero(matching(index.examples, where))
     estimates = index.search(point.model, point.task, asked, operator)
     seconds, began = dict(index.seconds), time.perf_counter()
-    order = np.argsort(-estimates.raw[0], kind="stable")
-    order = order[meant[order]]
-    last = min(round(candidates * LOWERING), max(0, len(order) - 1))
-    first = min(candidates - last, len(order) - last)
-    places = [*order[:first].tolist(), *order[len(order) - last :].tolist()]
+    last = min(round(candidates * LOWERING), max(0, len(meant) - 1))
+    first = min(candidates - last, len(meant) - last)
+    places = meant[_ends(-estimates.raw[0][meant], first, last)].tolist()
     whole = any(site.layer.whole for site in point.cover(operator.names).sites.values())
     settings = Score().changed(per="example" if whole else "token", n_train=index.n_train, check=False, products="float32")
     scores = score_points(point, point, asked, operator, settings, rows=places)
@@ -137,7 +135,16 @@ def find(
             )
         )
     recall = {str(k): index.recall(k, first) for k in DEPTHS}
-    return Finding(scores, found, asked, pieces, recall, len(index.measured["places"]), seconds, int(meant.sum()))
+    return Finding(scores, found, asked, pieces, recall, len(index.measured["places"]), seconds, len(meant))
+
+
+def _ends(values_N: np.ndarray, first: int, last: int) -> list[int]:
+    """Places of the `first` lowest values and of the `last` highest, in order; a tenth of the time of sorting a million."""
+    count = len(values_N)
+    bounds = sorted({max(0, first - 1), min(count - 1, count - last)})
+    parted = np.argpartition(values_N, bounds)
+    ends = parted[:first], parted[count - last :]
+    return [place for end in ends for place in end[np.lexsort((end, values_N[end]))].tolist()]
 
 
 def _answer_tokens(point: Point, item: Any) -> list[str]:
