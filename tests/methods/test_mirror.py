@@ -137,10 +137,11 @@ def test_a_killed_run_resumes(trainings, tmp_path, monkeypatch):
     assert {file.name for file in (tmp_path / "killed").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
 
 
-def test_a_model_that_the_training_did_not_end_with_is_refused(trainings):
-    training = read_training(trainings / "adamw")
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_model_that_the_training_did_not_end_with_is_refused(trainings, share):
+    training, own = read_training(trainings / "adamw"), {"share": share, "together": 1}
     with pytest.raises(NumericalError, match="does not end at the model"):
-        attribute("mirror", load_model(trainings / "base")[0], CausalLM(tokenizer()), QUERIES, ROWS, training=training)
+        attribute("mirror", load_model(trainings / "base")[0], CausalLM(tokenizer()), QUERIES, ROWS, training=training, **own)
 
 
 @pytest.mark.parametrize("start", [0.0, 0.5])

@@ -182,6 +182,8 @@ def test_an_adapter_is_retrained_from_how_it_began(adapted, tmp_path):
     with pytest.raises(UsageError, match="which weights the training began with") as raised:
         whence.mirror(resolved.out, out=tmp_path / "none", **given)
     assert "--initial-adapter" in raised.value.fix
+    with pytest.raises(UsageError, match="not which checkpoint"):
+        whence.mirror(resolved.out, initial_adapter=5)
     with pytest.raises(StaleArtifact, match="training"):
         check_run(resolved, Removals(rows=1, draws=1), trainer=Elsewhere(checkpoint, ARGUMENTS, 6), out=tmp_path / "from-0")
 

@@ -179,9 +179,7 @@ def _of_run(mode: str, path: Path, check: Check, of_run: OfRun, of_trainer: OfTr
         drift=of_run.drift,
     )
     out, patch = check.out if "out" in said() else None, of_run.steps if of_run.tail_patch else None
-    trainer = None
-    if of_trainer.training:
-        trainer = Elsewhere(of_trainer.training, of_trainer.arguments, of_trainer.initial_adapter)
+    trainer = Elsewhere.of(of_trainer.training, of_trainer.arguments, of_trainer.initial_adapter)
     return check_run(read_config(path), chosen, subsets=subsets, patch=patch, trainer=trainer, out=out, rerun=rerun)
 
 

@@ -8,6 +8,7 @@ nothing is differentiated: optimizer, schedule, curvature and an early stop are 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -27,7 +28,7 @@ from whence.store.digest import fingerprint_code
 from whence.store.memory import work
 from whence.store.scores import Scores
 from whence.train.replay import Run
-from whence.train.replicas import Lesson, announce, own_query, quickest, repeat_steps
+from whence.train.replicas import announce, own_query, quickest, repeat_steps
 
 UNLIKE = 0.4
 """Mean rank correlation with EK-FAC below which one of both is wrong; about .8 is usual."""
@@ -45,7 +46,12 @@ def mirror(request: Request, settings: Mirrored) -> Scores:
     order = torch.randperm(len(point.examples), generator=torch.Generator().manual_seed(settings.seed))
     read_N = order < round(settings.share * len(order))
     parts = [read_N, ~read_N] if settings.complement else [read_N]
-    found = torch.stack([_mirrored(request, run, settings, part, each_N) for part, each_N in enumerate(parts)]).mean(0)
+    side = _plan(request, run, settings, len(parts), bool(read_N.all()))
+    if not read_N.all():  # a training on fewer rows ends elsewhere, and would not notice a wrong record
+        _base(request, run, settings, "whole", torch.ones_like(read_N), side)
+    found = torch.stack([_mirrored(request, run, settings, str(part), rows_N, side) for part, rows_N in enumerate(parts)]).mean(
+        0
+    )
     gains_Q = found[:, -1].numpy()
     note(f"training along with a query raises it by {np.median(gains_Q):.2g} (median); {(gains_Q <= 0).sum()} are not raised")
     label = f"mirrored run, {settings.share:.0%} of the rows{' and the others' * settings.complement}"
@@ -59,54 +65,75 @@ def mirror(request: Request, settings: Mirrored) -> Scores:
     return scores.noted(known)
 
 
-def _mirrored(request: Request, run: Run, settings: Mirrored, part: int, read_N: Tensor) -> Tensor:
-    """What a copy of each query gives each row, and in the last column itself, `[Q, N + 1]`, of the training on some rows."""
-    point, asked, first = request.point, request.asked, math.floor(settings.start * len(run))
-    epochs = sum(map(len, run.rows)) / len(set().union(*run.rows))
+def _plan(request: Request, run: Run, settings: Mirrored, parts: int, whole: bool) -> int:
+    """Say what it will take; how many queries go side by side."""
+    asked, rows, unread = request.asked, len(request.point.examples), _unread(run, settings)
+    side, seconds = quickest(run, len(asked), lambda count: own_query(run, asked.weighted[:count], settings.eps))
+    side, bases = settings.together or side, parts + (not whole)
+    steps = bases * len(run) + parts * len(asked) * (len(run) - unread)
+    steps += parts * (len(asked) + 1) * len(run) / (3 * _epochs(run))  # rows read after each: a third of what an epoch takes
+    numbers = bases * (run.start().numel() + len(run.decay_P)) + parts * len(asked) * (rows + 1)
+    announce(run, bases + parts * len(asked), steps, side, seconds, numbers * run.decay_P.element_size())
+    return side
 
-    def made_from() -> dict[str, Any]:
-        known = {"training": request.training.identity(), "settings": settings.as_json(), "part": part}  # type: ignore[union-attr]
-        return {"stage": "mirror", **point.provenance(), "queries": asked.fingerprint, **known, "code": fingerprint_code()}
+
+def _mirrored(request: Request, run: Run, settings: Mirrored, part: str, read_N: Tensor, side: int) -> Tensor:
+    """What a copy of each query gives each row, and in the last column itself, `[Q, N + 1]`, of the training on some rows."""
+    point, asked, unread = request.point, request.asked, _unread(run, settings)
+    begun_1XP, end_1P, side = _base(request, run, settings, part, read_N, side)
 
     def losses(theta_P: Tensor) -> Tensor:
         return values_of(point, point.examples, lambda _, batch: run.at(theta_P, run.task.losses, batch), "losses")
 
-    def lessons(count: int) -> Lesson:
-        return own_query(run, asked.weighted[:count], settings.eps)
-
-    with work(request.place(f"base-{part}"), made_from) as folder:
-        if not folder.has("base"):
-            side, seconds = quickest(run, len(asked), lessons)
-            side = settings.together or side
-            if not part:
-                steps = len(run) + len(asked) * (len(run) - first)
-                steps += (len(asked) + 1) * len(run) / (3 * epochs)  # rows read after each: a third of what an epoch takes
-                numbers = run.start().numel() + len(run.decay_P) + len(asked) * (len(point.examples) + 1)
-                count = 1 + settings.complement
-                announce(run, count * (len(asked) + 1), count * steps, side, seconds, 4 * count * numbers)
-            with stage("repeat", len(run), "steps") as advance:
-                begun_1XP = repeat_steps(run, run.start()[None], range(first), advance, read_N)
-                end_1XP = repeat_steps(run, begun_1XP, range(first, len(run)), advance, read_N)
-            # how many go together changes the last bits, so that a resumed run must not decide it anew
-            keep(folder, "base", {"begun": begun_1XP, "end": end_1XP[:, 0], "together": torch.tensor(side)})
-        base = folder.load("base", run.device)
-    side = int(base["together"])
-    if read_N.all():
-        run.drift(base["end"][0], point.model, settings.drift)
-    before_N = losses(base["end"][0])
+    before_N = losses(end_1P[0])
 
     def trial(number: int) -> Tensor:
         queries = asked.weighted[number * side : (number + 1) * side]
         lesson, found = own_query(run, queries, settings.eps), before_N.new_zeros(side, len(before_N) + 1)
-        begun_KXP = base["begun"].expand(len(queries), -1, -1)
-        end_KP = repeat_steps(run, begun_KXP, range(first, len(run)), lambda steps: None, read_N, lesson)[:, 0]
+        begun_KXP = begun_1XP.expand(len(queries), -1, -1)
+        end_KP = repeat_steps(run, begun_KXP, range(unread, len(run)), lambda steps: None, read_N, lesson)[:, 0]
         with torch.no_grad():
-            found[: len(queries), -1] = (lesson(base["end"].expand_as(end_KP)) - lesson(end_KP)) / settings.eps
+            found[: len(queries), -1] = (lesson(end_1P.expand_as(end_KP)) - lesson(end_KP)) / settings.eps
         found[: len(queries), :-1] = before_N - torch.stack([losses(theta_P) for theta_P in end_KP])
         return found
 
-    found = trials(math.ceil(len(asked) / side), trial, "mirror", made_from, out=request.place(f"mirrored-{part}"))
-    return found.flatten(0, 1)[: len(asked)] * epochs / (settings.eps * (len(run) - first))
+    made_from, place = functools.partial(_made_from, request, settings, part), request.place(f"mirrored-{part}")
+    found = trials(math.ceil(len(asked) / side), trial, "mirror", made_from, out=place)
+    return found.flatten(0, 1)[: len(asked)] * _epochs(run) / (settings.eps * (len(run) - unread))
+
+
+def _base(request: Request, run: Run, settings: Mirrored, part: str, read_N: Tensor, side: int) -> tuple[Tensor, Tensor, int]:
+    """The training on these rows without a query: the state when one would first be read, its end, and what goes together.
+
+    Raises NumericalError where the training on all rows does not end at the model.
+    """
+    unread = _unread(run, settings)
+    with work(request.place(f"base-{part}"), functools.partial(_made_from, request, settings, part)) as folder:
+        if not folder.has("base"):
+            with stage("repeat", len(run), "steps") as advance:
+                begun_1XP = repeat_steps(run, run.start()[None], range(unread), advance, read_N)
+                end_1XP = repeat_steps(run, begun_1XP, range(unread, len(run)), advance, read_N)
+            # how many go together changes the last bits, so that a resumed run must not decide it anew
+            keep(folder, "base", {"begun": begun_1XP, "end": end_1XP[:, 0], "together": torch.tensor(side)})
+        base = folder.load("base", run.device)
+    if read_N.all():
+        run.drift(base["end"][0], request.point.model, settings.drift)
+    return base["begun"], base["end"], int(base["together"])
+
+
+def _made_from(request: Request, settings: Mirrored, part: str) -> dict[str, Any]:
+    known = {"training": request.training.identity(), "settings": settings.as_json(), "part": part}  # type: ignore[union-attr]
+    known |= {"queries": request.asked.fingerprint, "code": fingerprint_code()}
+    return {"stage": "mirror", **request.point.provenance(), **known}
+
+
+def _unread(run: Run, settings: Mirrored) -> int:
+    """Steps before a query is read."""
+    return math.floor(settings.start * len(run))
+
+
+def _epochs(run: Run) -> float:
+    return sum(map(len, run.rows)) / len(set().union(*run.rows))
 
 
 RECIPES = (

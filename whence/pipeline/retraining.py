@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import nn
 
@@ -34,6 +34,17 @@ class Elsewhere:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     initial_adapter: str | int | None = None
     """Of an adapter, how it began: its folder, or the seed that it was drawn with."""
+
+    @classmethod
+    def of(cls, training: str | Path | None, arguments: Mapping[str, Any], initial_adapter: str | int | None) -> Self | None:
+        """The training whose checkpoint is named, if one is; raises UsageError where it is only said how that was made."""
+        if training is not None:
+            return cls(Path(training), arguments, initial_adapter)
+        if arguments or initial_adapter is not None:
+            given = "initial_adapter" if initial_adapter is not None else ", ".join(arguments)
+            fix = "--training CHECKPOINT (Python: training=...)"
+            raise UsageError("It is said how a Trainer trained, and not which checkpoint it made.", given=given, fix=fix)
+        return None
 
     def start(self, shop: Workshop) -> nn.Module:
         """The model that it began with."""
@@ -122,7 +133,7 @@ def mirror(
     Raises UsageError where it isn't known how the model was trained, NumericalError where the training repeated ends elsewhere.
     """
     resolved = read_config(Path(run))
-    elsewhere = Elsewhere(Path(training), arguments or {}, initial_adapter) if training is not None else None
+    elsewhere = Elsewhere.of(training, arguments or {}, initial_adapter)
     request = repeatable_request(Workshop.of(resolved), elsewhere)
     if queries is not None:
         request = replace(request, queries=request.queries.take(spread(len(request.queries), queries)))
