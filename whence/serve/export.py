@@ -39,7 +39,9 @@ def page(
     notes = {entry["key"]: {row["id"]: row["note"] for row in entry["rows"]} for entry in pinned}
     elements, style = as_elements(answers, notes)
     about = [entry["note"] for entry in pinned if entry["note"]]
-    head = Markup("<h1>{}</h1><p class=soft>Made {} with whence {} of {}. Estimates, not proof.</p>{}").format(
+    head = Markup(
+        "<header class=top><h1>{}</h1><p class=soft>Made {} with whence {} of {}. Estimates, not proof.</p>{}</header>"
+    ).format(
         run.get("title") or "Which training rows made the model say this?",
         made[:10],
         run["version"],
