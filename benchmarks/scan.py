@@ -83,7 +83,7 @@ def real_index(options: argparse.Namespace) -> Any:
     import whence
 
     model, tokenizer = whence.load_model(str(options.data / MODEL), device="cpu")
-    stories = whence.load_data(options.data / STORIES, limit=600)
+    stories = whence.load_data(options.data / STORIES, limit=getattr(options, "stories", 600))
     task = whence.CausalLM(tokenizer, 64)
     curvature = whence.fit(model, task, stories, examples=60)
     return whence.build_index(model, task, stories, curvature=curvature, bytes=1, out=options.codes)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import lists
 from benchmarks.codes import joined, targets
 from benchmarks.few_rows import recalled
 
@@ -28,3 +29,12 @@ def test_sizes_are_added_to_earlier_results():
 def test_recall_counts_the_best_rows_that_are_among_the_first():
     exact, estimates = np.array([[5.0, 4, 3, 2, 1]]), np.array([[5.0, 1, 4, 3, 2]])
     assert recalled(estimates, exact, 2, 2) == 0.5 and recalled(estimates, exact, 2, 5) == 1
+
+
+def test_lists_hold_the_best_rows_where_rows_cluster_and_not_where_they_do_not():
+    draw = np.random.default_rng(0)
+    centres = 10 * np.eye(20)
+    near = np.repeat(centres, 20, 0) + draw.standard_normal((400, 20)) / 10
+    apart = draw.standard_normal((400, 20))
+    clustered, scattered = (lists.recalled(rows, centres, centres @ rows.T, 20) for rows in (near, apart))
+    assert clustered[0.05] == 1 and scattered[0.05] < 0.8 < scattered[0.5]
