@@ -1,0 +1,1 @@
+"""Tables of others, remade: their data, models and measures, with the methods of whence on them."""
