@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import html
 import importlib.util
+import json
 import re
 import sys
+import tempfile
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,47 @@ def on_files(files: Any, config: Any) -> Any:
     page, notebook = tutorial((ROOT / "docs" / "tutorial.py").read_text(encoding="utf-8"))
     files.append(File.generated(config, "tutorial.md", content=page))
     files.append(File.generated(config, "tutorial.ipynb", content=notebook))
+    files.append(File.generated(config, "gallery.html", content=gallery()))
     return files
+
+
+@functools.cache
+def gallery(people: int = 24, questions: int = 3) -> bytes:
+    """The page of `whence serve` with questions to a small world, as one file: what its export gives."""
+    import whence
+    from whence.data import as_rows
+    from whence.demo.model import teach
+    from whence.demo.world import make_world
+    from whence.serve import Opening
+    from whence.serve.export import page
+    from whence.serve.requests import Question
+    from whence.serve.warm import Warm
+
+    with tempfile.TemporaryDirectory(prefix="whence-gallery-") as scratch:
+        home, world = Path(scratch), make_world(people=people, questions=questions)
+        (home / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in world.rows), encoding="utf-8")
+        teach(as_rows(world.rows), home / "model")
+        reading = {"max_length": 32, "append_eos": True}
+        whence.open(home / "model", data=home / "corpus.jsonl", out=home / "demo", **reading).fit(examples="all")
+        warm = Warm(Opening(str(home / "model"), str(home / "corpus.jsonl"), str(home / "demo"), reading), lambda: None)
+        warm.start().result()
+        assert warm.asking is not None, warm.error
+
+        def made() -> bytes:
+            asked = [warm.ask(Question(prompt=question.prompt, top=10)) for question in world.questions]
+            documents = [warm.asking.document(each, 10) for each in asked]
+            firsts = [(each, document["query"]["raises"][0]["id"]) for each, document in zip(asked, documents, strict=True)]
+            pairs = {f"{each.key} {row}": warm.asking.pair(each, row) for each, row in firsts}
+            said = {"folder": "runs/demo", "title": "Questions to a small made-up world"}
+            facts = warm.facts() | said
+            facts["model"] |= {"name": "the demo's model"}
+            facts["data"] |= {"path": "corpus.jsonl"}
+            return page(facts, documents, pairs, [], False)
+
+        try:
+            return warm.worker.submit(made).result()
+        finally:
+            warm.close()
 
 
 @functools.cache

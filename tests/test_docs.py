@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import re
+import tempfile
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
@@ -110,6 +111,13 @@ def settings_of(section: type[Section], prefix: str = "") -> dict[str, str]:
         if field.section:
             found |= settings_of(field.section, f"{prefix}{name}.")
     return found
+
+
+def test_the_gallery_is_a_page_with_its_questions(hooks):
+    page = hooks.gallery(people=12, questions=2).decode()
+    assert page.count('<section class="query"') == 2 and page.count('<li class="row"') >= 4
+    assert "runs/demo" in page or "whence-data" not in page
+    assert tempfile.gettempdir() not in page
 
 
 def test_every_setting_is_in_the_tables(hooks):
