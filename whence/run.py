@@ -698,8 +698,9 @@ class Run:
         """How far the training moved the weights, as a share of their length; None where no record tells."""
         record = record_of(self.name) if self.name is not None else None
         home = self._training or (record[0].parent if record is not None else None)
-        known = home is not None and (Path(home) / f"{START}.safetensors").is_file()
-        return read_training(home).update(self.model) if known else None
+        if home is None or not (Path(home) / f"{START}.safetensors").is_file():
+            return None
+        return read_training(home).update(self.model)
 
     @functools.cached_property
     def _warn_if_untrained(self) -> None:

@@ -23,7 +23,10 @@ def mirror(
     some: Some,
     mirrored: Mirrored,
     of_trainer: OfTrainer,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the scores; default: RUN/methods/mirror.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for the scores; default: RUN/methods/mirror, or mirror-QUERIES."),
+    ] = None,
     session: Session,
 ) -> None:
     """Score the rows of a run by repeating its training along with each question: what the question does to each row's loss.
@@ -49,7 +52,7 @@ def mirror(
     from whence.report.words import direction
 
     require_run(run)
-    place = out or run / FOLDER / "mirror"
+    place = out or run / FOLDER / retraining.place_of(some.queries)
     given = some.as_json() | mirrored.as_json() | of_trainer.as_json()
     with start(session):
         scores = retraining.mirror(run, out=place, rerun=session.rerun, **given)

@@ -245,7 +245,7 @@ def _trained_again(folder: Path, seed: int, corpus: Rows, queries: Rows, influen
     Those of every second question are left out together: their people differ, and two trainings measure all of them. What is
     measured is kept in `measured.json`.
     """
-    path, before_Q = folder / "measured.json", influence.queries["measured"].to_numpy(float)
+    path, before_Q = folder / "measured.json", influence.queries["measured"].to_list()
     first_Q = influence.raw.argmax(1)
     groups = [[int(first_Q[number]) for number in range(start, len(queries), 2)] for start in (1, 2)]
     variants = [{int(first_Q[0]): 2.0}, {int(first_Q[0]): 0.0}, *(dict.fromkeys(rows, 0.0) for rows in groups if rows)]
@@ -263,22 +263,22 @@ def _trained_again(folder: Path, seed: int, corpus: Rows, queries: Rows, influen
     after_KQ = np.array(kept["measured"])
     without_KN = np.array([[row in rows for row in range(len(corpus))] for rows in groups if rows], float)
     predicted_KQ = -without_KN @ influence.values.T
-    changed_KQ = after_KQ[2:] - before_Q
+    changed_KQ = after_KQ[2:] - np.array(before_Q)
 
     def of(number: int) -> dict[str, Any]:
         text = str(influence.examples["text"].iloc[first_Q[number]])
         return {"question": queries[number]["prompt"], "answer": queries[number]["completion"].strip(), "row": text}
 
     slope = float(influence.values[0, first_Q[0]])
-    once, twice, without = float(before_Q[0]), *after_KQ[:2, 0].tolist()
+    once, twice, without = before_Q[0], *after_KQ[:2, 0].tolist()
     one = Measured(**of(0), slope=slope, once=once, twice=twice, without=without, beyond=impossible(influence, 0, slope))
     rows, stayed = [], np.ones(changed_KQ.shape, bool)
     for number in range(1, len(queries)):
         place = 0 if number % 2 else 1
         stayed[place, number] = False
         predicted, change = float(predicted_KQ[place, number]), float(changed_KQ[place, number])
-        known = {"log_p": float(before_Q[number]), "predicted": predicted, "measured": change}
-        rows.append(LeftOut(**of(number), **known, beyond=impossible(influence, number, predicted)))
+        beyond = impossible(influence, number, predicted)
+        rows.append(LeftOut(**of(number), log_p=before_Q[number], predicted=predicted, measured=change, beyond=beyond))
     calibration = calibrated(-predicted_KQ, -changed_KQ, influence)
     return one, Removal(rows, float(changed_KQ[stayed].mean()), calibration)
 

@@ -6,15 +6,20 @@ a time.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numba.extending import intrinsic
 
 
-@intrinsic
+@intrinsic  # numba gives the context
 def bit_count(context, word):
     """Bits of a word that are set."""
     return word(word), lambda context, builder, signature, arguments: builder.ctpop(arguments[0])
+
+
+counted: Any = bit_count  # of a word alone: numba gives the context
 
 
 @njit(nogil=True)
@@ -32,8 +37,8 @@ def sum_where_set(word_K, planes_PK):
     total = np.int64(0)
     for k in range(len(word_K)):
         word = word_K[k]
-        b0, b1 = bit_count(word & planes_PK[0, k]), bit_count(word & planes_PK[1, k])
-        b2, b3 = bit_count(word & planes_PK[2, k]), bit_count(word & planes_PK[3, k])
+        b0, b1 = counted(word & planes_PK[0, k]), counted(word & planes_PK[1, k])
+        b2, b3 = counted(word & planes_PK[2, k]), counted(word & planes_PK[3, k])
         total += b0 + (b1 << np.uint64(1)) + (b2 << np.uint64(2)) - (b3 << np.uint64(3))
     return total
 

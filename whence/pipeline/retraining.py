@@ -15,7 +15,7 @@ from whence.engine.stream import Examples, encode
 from whence.errors import UsageError
 from whence.methods.base import Request, recipe_named
 from whence.models import fresh_adapter
-from whence.pipeline.comparison import request_of, score_by
+from whence.pipeline.comparison import FOLDER, request_of, score_by
 from whence.pipeline.work import Workshop
 from whence.store.digest import fingerprint_code
 from whence.store.memory import work
@@ -124,9 +124,9 @@ def mirror(
     `queries` is how many of the run's are taken, spread evenly; default: all. `own` are the method's settings
     (`whence.settings.Mirrored`). `training` is the checkpoint of the Trainer that made the model from the run's base, with the
     `arguments` that it was given, where whence did not train it; of an adapter also how that began (`initial_adapter`: its
-    folder, or the seed that was set before `get_peft_model`). The scores are kept in `out`, default RUN/methods/mirror, and
-    killed work resumes. The plan is told before it begins; `scores.about` has each query's `own gain`, as a median, and the
-    rank `correlation with EK-FAC` where the run has factors.
+    folder, or the seed that was set before `get_peft_model`). The scores are kept in `out`, default RUN/methods/mirror, of some
+    queries mirror-QUERIES, and killed work resumes. The plan is told before it begins; `scores.about` has each query's
+    `own gain`, as a median, and the rank `correlation with EK-FAC` where the run has factors.
 
     Of a model and rows that are no run: `whence.attribute("mirror", model, task, queries, train, training=...)`.
 
@@ -138,8 +138,13 @@ def mirror(
     if queries is not None:
         request = replace(request, queries=request.queries.take(spread(len(request.queries), queries)))
     plain = request.settings.changed(per="example", norms=(), rescore=0)
-    given = recipe_named("mirror").own(own)
+    given, out = recipe_named("mirror").own(own), out or resolved.out / FOLDER / place_of(queries)
     return score_by("mirror", given, replace(request, settings=plain), resolved.out, rerun=rerun, out=out)[0]
+
+
+def place_of(queries: int | None) -> str:
+    """Where mirrored runs are kept: those of some queries beside those of all, which are another folder's."""
+    return "mirror" if queries is None else f"mirror-{queries}"
 
 
 def repeatable_request(shop: Workshop, trainer: Elsewhere | None) -> Request:
