@@ -50,9 +50,9 @@ def test_a_run_is_mirrored(finished):
     )
     np.testing.assert_array_equal(scores.raw, expected.raw)
     assert scores.query_ids == list(queries.ids) and scores.about["own gain"] == expected.about["own gain"]
-    with pytest.raises(StaleArtifact, match="queries"):
-        whence.mirror(finished.out, together=1)
-    assert "mirror" in {home.name for home in Run.of(finished).kept_scores()}, "which the page lists"
+    with pytest.raises(StaleArtifact, match="share"):
+        whence.mirror(finished.out, queries=2, together=1, share=0.5)
+    assert "mirror-2" in {home.name for home in Run.of(finished).kept_scores()}, "which the page lists"
 
 
 def test_the_command_tells_gain_and_agreement(finished):
@@ -60,7 +60,7 @@ def test_the_command_tells_gain_and_agreement(finished):
     code, said, _ = command(*words)
     assert code == 0 and "2 x 16 scores (queries x rows), nats per copy" in said
     assert "raises it by" in said and "rank correlation with EK-FAC: " in said
-    made, place = json.loads(command(*words, "--json")[1]), finished.out / "methods" / "mirror"
+    made, place = json.loads(command(*words, "--json")[1]), finished.out / "methods" / "mirror-2"
     assert made["scores"] == str(place) and made["method"] == "mirror" and made["operator"].endswith("and the others")
     assert f"rank correlation with EK-FAC: {made['correlation with EK-FAC']:.2f}" in said
     assert "mirrored run" in command("show", place, "--top", "1")[1]
