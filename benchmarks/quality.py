@@ -15,7 +15,7 @@ import functools
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,8 @@ CHECKPOINTS = 6
 """Of the training that methods look back at, evenly spread."""
 
 DEAR, FEW = {"lm": ("cg", "lissa", "fastif")}, 16
-"""Methods that take hundreds of passes per query where that is too much, and the queries up to which it is borne."""
+"""Methods that take most of an hour in a setting with more than `FEW` queries: measured where they are named (--methods), else
+their rows are kept as they are."""
 
 EXACT = ("concrete", "energy", "diabetes")
 """Settings whose Gauss-Newton matrix can be solved with exactly in seconds (by its dual form, one row per number predicted)."""
@@ -141,9 +142,6 @@ def by(recipe: str, *, seeds: int = 1, draws: int = 1, **settings: Any) -> Metho
     """
 
     def scores(work: Work) -> np.ndarray | None:
-        if recipe in DEAR.get(work.setting.name, ()) and len(work.setting.queries) > FEW:
-            work.refused[recipe] = f"not measured: hundreds of passes for each of {len(work.setting.queries)} queries"
-            return None
         try:
             return np.mean([work.scores(recipe, k, draws, **settings) for k in range(seeds)], axis=0)
         except (UsageError, CoverageError, NumericalError) as error:
@@ -373,6 +371,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def _dear(own: Setting, methods: Mapping[str, Method]) -> set[str]:
+    """The methods that are measured in this setting only where they are named."""
+    kinds = DEAR.get(own.name, ()) if len(own.queries) > FEW else ()
+    return {name for name, method in methods.items() if method.__name__ in kinds}
+
+
 def _chosen(methods: dict[str, Method] | None, wanted: str | None) -> dict[str, Method]:
     """The methods to measure; those that are wanted come with the two that all are held against."""
     found = every_method() if methods is None else methods
@@ -388,7 +392,7 @@ def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, met
     """Make what banks are missing, measure every method, write the results."""
     chosen = arguments(given)
     torch.set_num_threads(1)
-    started, rows, about = time.perf_counter(), [], {}
+    started, rows, about, dear = time.perf_counter(), [], {}, set[tuple[str, str]]()
     for name in chosen.settings.split(","):
         own = setting(name, chosen.data)
         print(f"{name}: {own.about}", flush=True)
@@ -402,7 +406,12 @@ def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, met
             if difference > TOLERANCE:
                 print("  the bank is not what this machine trains; delete it and make it again")
                 return 1
-        measured_rows, known = evaluate(own, banks, _chosen(methods, chosen.methods))
+        named = _chosen(methods, chosen.methods)
+        if chosen.methods is None and (skipped := _dear(own, named)):
+            print(f"  measured by name only (--methods), an hour and more: {', '.join(sorted(skipped))}", flush=True)
+            named = {method: by for method, by in named.items() if method not in skipped}
+            dear |= {(name, method) for method in skipped}
+        measured_rows, known = evaluate(own, banks, named)
         rows += [row for row in measured_rows if not chosen.slopes or row["measure"] in SLOPES]
         about[own.name] = {
             **known,
@@ -413,20 +422,24 @@ def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, met
             "subsets": {kind: bank.spec.subsets for kind, bank in banks.items()},
             "bank_seconds": round(sum(bank.seconds for bank in banks.values()), 1),
         }
-    if chosen.methods or chosen.slopes or chosen.settings != ",".join(SETTINGS):
-        rows, about = _with_others(chosen.out / "quality.json", rows, {} if chosen.slopes else about)
+    part = chosen.methods or chosen.slopes or chosen.settings != ",".join(SETTINGS)
+    if part or dear:
+        rows, about = _with_others(chosen.out / "quality.json", rows, {} if chosen.slopes else about, None if part else dear)
     write(chosen.out, rows, about)
     print(f"{time.perf_counter() - started:.0f} s in all; see {chosen.out / 'quality.md'}")
     return 0
 
 
-def _with_others(file: Path, rows: list[Row], about: dict[str, Any]) -> tuple[list[Row], dict[str, Any]]:
-    """With what the file has of other settings, methods and measures."""
+def _with_others(
+    file: Path, rows: list[Row], about: dict[str, Any], only: Collection[tuple[str, str]] | None = None
+) -> tuple[list[Row], dict[str, Any]]:
+    """With what the file has of other settings, methods and measures, or `only` of these settings' methods."""
     if not file.exists():
         return rows, about
     before = json.loads(file.read_text(encoding="utf-8"))
     again = {(row["setting"], row["method"], row["measure"]) for row in rows}
     others = [row for row in before["rows"] if (row["setting"], row["method"], row["measure"]) not in again]
+    others = [row for row in others if only is None or (row["setting"], row["method"]) in only]
     known = before["settings"] | about
     for name in set(about) & set(before["settings"]):
         known[name] = about[name] | {"refused": before["settings"][name].get("refused", {}) | about[name]["refused"]}

@@ -1,6 +1,7 @@
 """The quality benchmark: what it writes is what it measured, banks are made once, and what is committed is complete."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,19 @@ def test_another_method_is_one_line_and_retrains_nothing(written, monkeypatch):
     assert values["negated"]["ci_high"] < 0
     before = {row["method"]: row["value"] for row in found["rows"] if row["measure"] == "lds removals"}
     assert values[REFERENCE]["value"] == before[REFERENCE]
+
+
+def test_what_takes_an_hour_is_measured_by_name_and_its_rows_are_kept(written, tmp_path, monkeypatch, capsys):
+    shutil.copytree(written[0], tmp_path / "own")
+    before = json.loads((tmp_path / "own" / "quality.json").read_text())
+    monkeypatch.setattr(quality, "SETTINGS", ("diabetes",))
+    monkeypatch.setattr(quality, "DEAR", {"diabetes": ("random",)})
+    again = {name: METHODS[name] for name in (REFERENCE, "random")}
+    assert main(["--out", str(tmp_path / "own")], SPECS, again) == 0
+    assert "measured by name only (--methods), an hour and more: random" in capsys.readouterr().out
+    after = json.loads((tmp_path / "own" / "quality.json").read_text())
+    old, new = ([row for row in found["rows"] if row["method"] == "random"] for found in (before, after))
+    assert old == new and "gradient dot" not in {row["method"] for row in after["rows"]}, "only rows of what is dear are kept"
 
 
 def test_a_truncated_bank_stops_it(written, tmp_path):
