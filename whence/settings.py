@@ -457,6 +457,10 @@ class Mirrored(Section):
     seed: Amount = setting(0, "Seed of which rows are read.")
     together: Count | None = setting(None, "Queries that train side by side; default: up to 16 where that is quicker.")
 
+    def unread(self, steps: int) -> int:
+        """Steps before a query is read."""
+        return math.floor(self.start * steps)
+
 
 class Through(Section):
     """How weights at the end of the training before reach the end of this one."""

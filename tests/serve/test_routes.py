@@ -64,6 +64,8 @@ def test_rows_that_the_index_finds_are_scored_exactly(client, asked, monkeypatch
     assert shown and all(row["value"] == pytest.approx(exact[row["id"]], rel=1e-3) for row in shown if row["id"] in exact)
     assert all(row["exact"] and row["estimate"] is not None and 0 <= row["percentile"] <= 100 for row in shown)
     assert client("POST", "/api/pair", {"key": found["key"], "row": shown[0]["id"]})["scale"] > 0
+    more = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "top": 3, "method": "index"})
+    assert more["scan"]["exact"] == 6, "more rows than were scored exactly"
     assert client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER})["scan"]["how"] == "all"  # they are few
     monkeypatch.setattr("whence.serve.asking.QUICKLY", 0)
     auto = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER + "!"})

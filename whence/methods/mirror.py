@@ -49,9 +49,8 @@ def mirror(request: Request, settings: Mirrored) -> Scores:
     side = _plan(request, run, settings, len(parts), bool(read_N.all()))
     if not read_N.all():  # a training on fewer rows ends elsewhere, and would not notice a wrong record
         _base(request, run, settings, "whole", torch.ones_like(read_N), side)
-    found = torch.stack([_mirrored(request, run, settings, str(part), rows_N, side) for part, rows_N in enumerate(parts)]).mean(
-        0
-    )
+    each = [_mirrored(request, run, settings, str(part), rows_N, side) for part, rows_N in enumerate(parts)]
+    found = torch.stack(each).mean(0)
     gains_Q = found[:, -1].numpy()
     note(f"training along with a query raises it by {np.median(gains_Q):.2g} (median); {(gains_Q <= 0).sum()} are not raised")
     label = f"mirrored run, {settings.share:.0%} of the rows{' and the others' * settings.complement}"
@@ -67,11 +66,11 @@ def mirror(request: Request, settings: Mirrored) -> Scores:
 
 def _plan(request: Request, run: Run, settings: Mirrored, parts: int, whole: bool) -> int:
     """Say what it will take; how many queries go side by side."""
-    asked, rows, unread = request.asked, len(request.point.examples), _unread(run, settings)
+    asked, rows, unread = request.asked, len(request.point.examples), settings.unread(len(run))
     side, seconds = quickest(run, len(asked), lambda count: own_query(run, asked.weighted[:count], settings.eps))
     side, bases = settings.together or side, parts + (not whole)
     steps = bases * len(run) + parts * len(asked) * (len(run) - unread)
-    steps += parts * (len(asked) + 1) * len(run) / (3 * _epochs(run))  # rows read after each: a third of what an epoch takes
+    steps += parts * (len(asked) + 1) * len(run) / (3 * run.epochs)  # rows read after each: a third of what an epoch takes
     numbers = bases * (run.start().numel() + len(run.decay_P)) + parts * len(asked) * (rows + 1)
     announce(run, bases + parts * len(asked), steps, side, seconds, numbers * run.decay_P.element_size())
     return side
@@ -79,7 +78,7 @@ def _plan(request: Request, run: Run, settings: Mirrored, parts: int, whole: boo
 
 def _mirrored(request: Request, run: Run, settings: Mirrored, part: str, read_N: Tensor, side: int) -> Tensor:
     """What a copy of each query gives each row, and in the last column itself, `[Q, N + 1]`, of the training on some rows."""
-    point, asked, unread = request.point, request.asked, _unread(run, settings)
+    point, asked, unread = request.point, request.asked, settings.unread(len(run))
     begun_1XP, end_1P, side = _base(request, run, settings, part, read_N, side)
 
     def losses(theta_P: Tensor) -> Tensor:
@@ -97,9 +96,9 @@ def _mirrored(request: Request, run: Run, settings: Mirrored, part: str, read_N:
         found[: len(queries), :-1] = before_N - torch.stack([losses(theta_P) for theta_P in end_KP])
         return found
 
-    made_from, place = functools.partial(_made_from, request, settings, part), request.place(f"mirrored-{part}")
-    found = trials(math.ceil(len(asked) / side), trial, "mirror", made_from, out=place)
-    return found.flatten(0, 1)[: len(asked)] * _epochs(run) / (settings.eps * (len(run) - unread))
+    made_from = functools.partial(_made_from, request, settings, part)
+    found = trials(math.ceil(len(asked) / side), trial, "mirror", made_from, out=request.place(f"mirrored-{part}"))
+    return found.flatten(0, 1)[: len(asked)] * run.epochs / (settings.eps * (len(run) - unread))
 
 
 def _base(request: Request, run: Run, settings: Mirrored, part: str, read_N: Tensor, side: int) -> tuple[Tensor, Tensor, int]:
@@ -107,7 +106,7 @@ def _base(request: Request, run: Run, settings: Mirrored, part: str, read_N: Ten
 
     Raises NumericalError where the training on all rows does not end at the model.
     """
-    unread = _unread(run, settings)
+    unread = settings.unread(len(run))
     with work(request.place(f"base-{part}"), functools.partial(_made_from, request, settings, part)) as folder:
         if not folder.has("base"):
             with stage("repeat", len(run), "steps") as advance:
@@ -122,18 +121,9 @@ def _base(request: Request, run: Run, settings: Mirrored, part: str, read_N: Ten
 
 
 def _made_from(request: Request, settings: Mirrored, part: str) -> dict[str, Any]:
-    known = {"training": request.training.identity(), "settings": settings.as_json(), "part": part}  # type: ignore[union-attr]
-    known |= {"queries": request.asked.fingerprint, "code": fingerprint_code()}
-    return {"stage": "mirror", **request.point.provenance(), **known}
-
-
-def _unread(run: Run, settings: Mirrored) -> int:
-    """Steps before a query is read."""
-    return math.floor(settings.start * len(run))
-
-
-def _epochs(run: Run) -> float:
-    return sum(map(len, run.rows)) / len(set().union(*run.rows))
+    made = {"stage": "mirror", "settings": settings.as_json(), "part": part, "code": fingerprint_code()}
+    known = {"training": request.training.identity(), "queries": request.asked.fingerprint}  # type: ignore[union-attr]
+    return made | request.point.provenance() | known
 
 
 RECIPES = (

@@ -99,7 +99,7 @@ def as_elements(documents: Sequence[Mapping[str, Any]], pins: Mapping[str, Mappi
     drawn = []
     for number, document in enumerate(documents):
         query = _attributes({**document["query"], "number": number, "parts": []})
-        unit, known = document["unit"], ("slope", "unit")
+        unit, known = document["unit"], ("gain", "slope", "unit")
         about = SimpleNamespace(**{name: document[name] for name in known}, queries=documents, rows=document["of"])
         view = _View(query, unit.removesuffix(" per copy"), WHOLE[0], pins.get(document["key"]))
         drawn.append(filled("questions.html.j2", about, views=[view]))

@@ -189,9 +189,10 @@ class Asking:
         queries = self._queries(question)
         if question.row is None:
             question = question.model_copy(update={"completion": answer_of(queries[0])})
-        if question.key in self.asked:
+        kept = self.asked.get(question.key)
+        if kept and (not kept.columns or (kept.question and kept.question.top >= question.top)):  # else too few were scored
             self.asked.move_to_end(question.key)
-            return self.asked[question.key]
+            return kept
         answered = time.perf_counter()
         asking = Measured(damping=question.damping, measurement=question.measurement)
         if question.method in METHODS:

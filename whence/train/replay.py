@@ -223,6 +223,11 @@ class Run:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def epochs(self) -> float:
+        """How often a row is read, on average."""
+        return sum(map(len, self.rows)) / len(set().union(*self.rows))
+
     def start(self) -> Tensor:
         """The state before the first step, `[X, P]`. Raises UsageError where random parts of the model forbid to repeat it."""
         refuse_random_parts(self.model)
