@@ -410,7 +410,7 @@ def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, met
         if chosen.methods is None and (skipped := _dear(own, named)):
             print(f"  measured by name only (--methods), an hour and more: {', '.join(sorted(skipped))}", flush=True)
             named = {method: by for method, by in named.items() if method not in skipped}
-            dear |= {(name, method) for method in skipped}
+            dear |= {(own.name, method) for method in skipped}
         measured_rows, known = evaluate(own, banks, named)
         rows += [row for row in measured_rows if not chosen.slopes or row["measure"] in SLOPES]
         about[own.name] = {
@@ -425,6 +425,8 @@ def main(given: Sequence[str] | None = None, specs: dict[str, Spec] = SPECS, met
     part = chosen.methods or chosen.slopes or chosen.settings != ",".join(SETTINGS)
     if part or dear:
         rows, about = _with_others(chosen.out / "quality.json", rows, {} if chosen.slopes else about, None if part else dear)
+    for name, method in dear - {(row["setting"], row["method"]) for row in rows}:
+        about[name]["refused"][method] = "takes more than an hour: measured only where it is named (--methods), and was not yet"
     write(chosen.out, rows, about)
     print(f"{time.perf_counter() - started:.0f} s in all; see {chosen.out / 'quality.md'}")
     return 0
@@ -441,7 +443,7 @@ def _with_others(
     others = [row for row in before["rows"] if (row["setting"], row["method"], row["measure"]) not in again]
     others = [row for row in others if only is None or (row["setting"], row["method"]) in only]
     known = before["settings"] | about
-    for name in set(about) & set(before["settings"]):
+    for name in set(about) & set(before["settings"]) if only is None else ():
         known[name] = about[name] | {"refused": before["settings"][name].get("refused", {}) | about[name]["refused"]}
     return [row for name in known for row in [*others, *rows] if row["setting"] == name], known
 

@@ -113,6 +113,9 @@ def test_what_takes_an_hour_is_measured_by_name_and_its_rows_are_kept(written, t
     after = json.loads((tmp_path / "own" / "quality.json").read_text())
     old, new = ([row for row in found["rows"] if row["method"] == "random"] for found in (before, after))
     assert old == new and "gradient dot" not in {row["method"] for row in after["rows"]}, "only rows of what is dear are kept"
+    (tmp_path / "own" / "quality.json").unlink()
+    assert main(["--out", str(tmp_path / "own")], SPECS, again) == 0
+    assert "random: takes more than an hour" in (tmp_path / "own" / "quality.md").read_text()
 
 
 def test_a_truncated_bank_stops_it(written, tmp_path):
