@@ -21,9 +21,9 @@ from whence.errors import StaleArtifact, UsageError
 from whence.progress import note, stage
 from whence.settings import Generate, valid
 from whence.store.digest import canonical_json, digest, fingerprint_code, fingerprint_settings
-from whence.store.files import atomic, locked
+from whence.store.files import locked, write_json
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
-from whence.store.intact import read_json, sealed
+from whence.store.intact import read_json
 from whence.store.manifest import Folder, differences
 from whence.tasks.chat import write
 from whence.tasks.context import context_of
@@ -209,8 +209,7 @@ def _prompt_like(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def save_pairs(path: Path, document: dict[str, Any]) -> None:
     """Write pairs with how they were made and a digest of all, whole or not at all, as a file that `load_data` reads."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(sealed(document), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, document, ensure_ascii=False)
 
 
 def check_vacant(path: Path) -> None:

@@ -32,8 +32,8 @@ from whence.progress import note
 from whence.report.words import SLOPE, impossible, probability
 from whence.scoring import score
 from whence.store.digest import digest
-from whence.store.files import atomic
-from whence.store.intact import read_json, sealed
+from whence.store.files import atomic, write_json
+from whence.store.intact import read_json
 from whence.store.scores import Scores
 from whence.train.reading import RECORD
 from whence.validate.controls import best_rank
@@ -258,8 +258,7 @@ def _trained_again(folder: Path, seed: int, corpus: Rows, queries: Rows, influen
             with torch.no_grad():
                 measured.append([float(value) for item in items for value in task.measurements(model, task.collate([item]))])
         kept = {"made_from": made_from, "measured": measured}
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(sealed(kept), indent=2) + "\n", encoding="utf-8")
+        write_json(path, kept)
     after_KQ = np.array(kept["measured"])
     without_KN = np.array([[row in rows for row in range(len(corpus))] for rows in groups if rows], float)
     predicted_KQ = -without_KN @ influence.values.T

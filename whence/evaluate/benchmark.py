@@ -24,9 +24,9 @@ from whence.evaluate.mmlu import PREFIX, fingerprint_subject, local_task, select
 from whence.linalg.stats import paired_shares, wilson
 from whence.progress import note, stage
 from whence.settings import Benchmark
-from whence.store.files import atomic
+from whence.store.files import write_json
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
-from whence.store.intact import CONFIG, intact, read_json, reading, sealed
+from whence.store.intact import CONFIG, intact, read_json, reading
 from whence.store.manifest import Folder
 from whence.tasks.forward import in_mode
 from whence.version import __version__
@@ -101,8 +101,7 @@ def summarise(out: Path) -> dict[str, Any]:
         "results": results,
         "differences": differences,
     }
-    with atomic(out / SUMMARY) as temporary:
-        temporary.write_text(json.dumps(sealed(document), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(out / SUMMARY, document, ensure_ascii=False)
     return document
 
 

@@ -5,7 +5,6 @@ Each method's scores are in RUN/methods/NAME, claimed and resumed as any scores 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,8 +26,8 @@ from whence.pipeline.work import Workshop
 from whence.plots.methods import Dot, quality_against_cost
 from whence.plots.style import save
 from whence.progress import Reporter, Stage, current, note, report_to
-from whence.store.files import atomic
-from whence.store.intact import MANIFEST, read_json, sealed
+from whence.store.files import write_json
+from whence.store.intact import MANIFEST, read_json
 from whence.store.scores import Scores
 from whence.validate.agreement import agreement
 from whence.validate.bank import Bank, open_bank
@@ -160,18 +159,13 @@ def score_by(
     taken = request.factors is not None and "factors" in recipe.needs + recipe.uses
     fitted = _fitted(run) if taken and not once else 0.0
     cost = Cost(once + fitted, took - once, scores.raw.size, watch.resumed)
-    dist.on_first(_keep, file, cost)
+    dist.on_first(write_json, file, {"cost": asdict(cost)}, None)
     return scores, cost
 
 
 def _made(folder: Path) -> float | None:
     """When the scores in a folder were finished; None where they are not."""
     return (folder / MANIFEST).stat().st_mtime if (folder / MANIFEST).is_file() else None
-
-
-def _keep(file: Path, cost: Cost) -> None:
-    with atomic(file) as temporary:
-        temporary.write_text(json.dumps(sealed({"cost": asdict(cost)})) + "\n", encoding="utf-8")
 
 
 def _fitted(run: Path) -> float:
@@ -211,8 +205,7 @@ def _compared(name: str, scores: Scores, cost: Cost, reference: Scores, bank: Ba
 def keep(found: Sequence[Compared], run: Path, reference: str) -> list[Path]:
     """Write the comparison and its picture into the run: quality, which is LDS where there is a bank, against cost."""
     document = {"reference": reference, "methods": [each.as_json() for each in found]}
-    with atomic(run / FOLDER / "comparison.json") as temporary:
-        temporary.write_text(json.dumps(sealed(document), indent=1) + "\n", encoding="utf-8")
+    write_json(run / FOLDER / "comparison.json", document, indent=1)
     retrained = [each for each in found if each.retraining]
     dots = [_dot(each, bool(retrained)) for each in retrained or found if np.isfinite(each.cost.asked)]
     files = [run / FOLDER / "comparison.json"]

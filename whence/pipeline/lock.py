@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from whence.store.digest import canonical_json, digest
-from whence.store.files import atomic
-from whence.store.intact import RUN_LOCK, Listed, file_digest, read_json, reading, sealed
+from whence.store.files import write_json
+from whence.store.intact import RUN_LOCK, Listed, file_digest, read_json, reading
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ class Lock:
         """Write the lock, whole or not at all."""
         stages = {name: asdict(record) for name, record in self.records.items()}
         content = {"stages": stages, "hashes": self.hashes, "files": self.files, "digests": self.digests}
-        with atomic(self.folder / RUN_LOCK) as temporary:
-            temporary.write_text(json.dumps(sealed(content), indent=1) + "\n", encoding="utf-8")
+        write_json(self.folder / RUN_LOCK, content, indent=1)
 
     def keep(self, name: str) -> None:
         """List a file that no stage makes."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from whence.errors import WhenceError
 from whence.shortage import shortages
-from whence.store.intact import LOCK
+from whence.store.intact import LOCK, sealed
 
 CLOCKS = 2.0
 """Seconds by which the time of a file and that of a process may be wrong."""
@@ -35,6 +37,13 @@ def atomic(path: Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
         _sync(path.parent)
+
+
+def write_json(path: Path, document: Mapping[str, Any], indent: int | None = 2, *, ensure_ascii: bool = True) -> None:
+    """Write a document with the digest of its content, whole or not at all, as `whence.store.intact.read_json` reads it."""
+    with atomic(path) as temporary:
+        text = json.dumps(sealed(document), indent=indent, ensure_ascii=ensure_ascii)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def temporary_for(path: Path) -> Path:

@@ -10,7 +10,6 @@ checkpoint-N/
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -24,8 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from whence.models import adapter_file, set_adapter
-from whence.store.files import atomic
-from whence.store.intact import SEAL, file_digest, intact, read_json, reading, sealed
+from whence.store.files import atomic, write_json
+from whence.store.intact import SEAL, file_digest, intact, read_json, reading
 from whence.store.manifest import load_tensors
 
 MOMENTS, RATES = "second_moments.safetensors", "learning_rates.npy"
@@ -123,8 +122,7 @@ def _write_seal(path: Path, about: dict[str, Any], without: Sequence[str] = (), 
         "files": {name: file.stat().st_size for name, file in files.items()},
         "digests": {name: known.get(name) or file_digest(file) for name, file in files.items()},
     }
-    with atomic(path / SEAL) as temporary:
-        temporary.write_text(json.dumps(sealed(content), indent=2) + "\n", encoding="utf-8")
+    write_json(path / SEAL, content)
 
 
 def _read(path: Path) -> Checkpoint | None:

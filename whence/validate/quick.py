@@ -7,7 +7,6 @@ tell is whether training without a row would change the answer: that is what LDS
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -25,8 +24,8 @@ from whence.linalg.stats import spearman
 from whence.operators import Identity, Operator
 from whence.precision import EXACT
 from whence.scoring import score
-from whence.store.files import atomic
-from whence.store.intact import read_json, sealed
+from whence.store.files import write_json
+from whence.store.intact import read_json
 from whence.store.scores import Scores, row_text
 from whence.tasks.base import Task
 from whence.validate.controls import top_overlap
@@ -78,8 +77,7 @@ def quick(
     checker = _Checker(scores, model, task, rows, curvature, damping, queries, sample, asked, seed)
     found = quick_result({**checker.run(), "seconds": round(time.monotonic() - started, 2), "lds": lds, "update": update})
     if out is not None:
-        with atomic(Path(out) / FILE) as temporary:
-            temporary.write_text(json.dumps(sealed(found.as_json()), indent=2) + "\n", encoding="utf-8")
+        write_json(Path(out) / FILE, found.as_json())
     return found
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,8 +20,8 @@ from whence.errors import UsageError
 from whence.linalg.stats import RANK_RESAMPLES, Interval, bootstrap, bootstrap_groups, ends, spearman
 from whence.methods.base import Request, recipe_named
 from whence.progress import note
-from whence.store.files import atomic
-from whence.store.intact import read_json, sealed
+from whence.store.files import write_json
+from whence.store.intact import read_json
 from whence.store.scores import Scores
 from whence.store.shown import NOT_CALIBRATED
 from whence.train.patch import patch
@@ -253,8 +252,7 @@ WIDEST = 10
 def keep_removal(result: Result, scores: Path) -> None:
     """Say beside the scores what retraining found of them."""
     known = {name: result.about[name] for name in ("sentence", "calibration", "stands_out", "rows", "queries", "retrainings")}
-    with atomic(scores / FILE) as temporary:
-        temporary.write_text(json.dumps(sealed({"removal": values(known)}), indent=2) + "\n", encoding="utf-8")
+    write_json(scores / FILE, {"removal": values(known)})
 
 
 def read_removal(scores: Path) -> dict[str, Any] | None:
