@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from whence.errors import UsageError
-from whence.validate.results import Result, figures, keep, markdown_table, shown, values
+from whence.store.plain import plain
+from whence.validate.results import Result, figures, keep, markdown_table, shown
 
 ROWS = [{"method": "EK-FAC", "lds": 0.5, "low": 0.4, "high": 0.6}, {"method": "random", "lds": 0.01, "low": -0.1, "high": 0.1}]
 
@@ -40,7 +41,7 @@ def test_json_has_everything_and_no_number_that_is_none():
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert list(found) == ["check", "setting", "kind", "summary", "tables", "flags", "effects"]
     assert found["effects"] == {"cold": [[1.0, None]]} and found["flags"] == ["doubtful"]
-    assert values((np.float32(0.5), float("inf"), True, "x")) == [0.5, None, True, "x"]
+    assert plain((np.float32(0.5), float("inf"), True, "x")) == [0.5, None, True, "x"]
 
 
 def test_columns_choose_the_figures(tmp_path):

@@ -19,6 +19,7 @@ from whence.fitting.covariance import Sides
 from whence.fitting.curvature import Curvature
 from whence.fitting.methods import METHODS
 from whence.linalg.rotation import Rotation
+from whence.store.plain import plain
 
 FEW_ROWS = 32
 """Rows below which measured eigenvalues are too noisy not to say so."""
@@ -89,7 +90,7 @@ class Health:
         values = dataclasses.asdict(self) | {"relative_rank": self.relative_rank, "sound": self.sound}
         for key, side in (("inputs", self.inputs), ("outputs", self.outputs)):
             values[key] = side and dataclasses.asdict(side) | {"per_column": side.per_column}
-        return _finite(values)
+        return plain(values)
 
 
 def health(curvature: Curvature, damping: float = 0.1) -> list[Health]:
@@ -240,11 +241,3 @@ def _warnings(found: Health, kept: Sides | None) -> Iterable[str]:
             yield f"fewer {unit} ({side.samples:,}) than columns ({side.columns:,}): rank-deficient {what} covariance"
         elif side.rank < side.width:
             yield f"{what} covariance has rank {side.rank:,} of {side.width:,}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

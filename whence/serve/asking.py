@@ -38,11 +38,11 @@ from whence.run import Run
 from whence.scoring.score import score_points
 from whence.serve.lacking import Lacking, NotThere
 from whence.serve.neighbours import STAGE, stages_of
-from whence.serve.plain import plain
 from whence.serve.requests import Cell, Question, WhatIf
 from whence.settings import Measured, Score
 from whence.show.tokens import strongest
 from whence.stages import open_stages
+from whence.store.plain import plain
 from whence.store.scores import Scores, row_text
 from whence.tasks import CausalLM
 from whence.tasks.forward import in_mode

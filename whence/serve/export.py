@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from whence.report.html import as_elements, csp
 from whence.serve.guard import STATIC
-from whence.serve.plain import plain
 from whence.serve.state import now
+from whence.store.plain import plain
 
 PLACE = '<script type="application/json" id="whence-data">null</script>'
 """Where the data goes, word for word."""

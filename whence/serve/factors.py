@@ -10,7 +10,7 @@ from whence.fitting import Curvature
 from whence.fitting.health import health
 from whence.plots import factors as plots
 from whence.serve.lacking import NotThere
-from whence.serve.plain import plain
+from whence.store.plain import plain
 
 CELLS = 48
 """Rows and columns of a map that a page shows as a table."""

@@ -12,9 +12,9 @@ from whence.report.build import strength
 from whence.report.gather import has_stages, open_all, scores_in
 from whence.report.words import query_of, stage_line
 from whence.run import SETTINGS
-from whence.serve.plain import plain
 from whence.stages import open_stages
 from whence.store.intact import MANIFEST
+from whence.store.plain import plain
 
 STAGE = "@"
 """Between the name of scores of several trainings and the stage whose rows are meant."""

@@ -15,11 +15,11 @@ from whence.errors import UsageError, WhenceError
 from whence.progress import Silent, report_to
 from whence.serve.decisions import FILE, Decisions
 from whence.serve.opening import Opening
-from whence.serve.plain import plain
 from whence.serve.requests import Question
 from whence.serve.state import State
 from whence.shortage import shortage
 from whence.store.intact import MANIFEST
+from whence.store.plain import plain
 from whence.version import __version__
 
 if TYPE_CHECKING:

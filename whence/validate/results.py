@@ -17,6 +17,7 @@ from whence.plots import validation as plots
 from whence.plots.style import save
 from whence.show import markup
 from whence.store.files import atomic
+from whence.store.plain import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +83,7 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """The same as JSON values; what is not a number (never measured, say) is null."""
         said = {"summary": self.says, "tables": self.tables, "flags": self.flags}
-        return values({"check": self.check, **self.about, **said, **self.arrays})
+        return plain({"check": self.check, **self.about, **said, **self.arrays})
 
 
 def keep(result: Result, folder: Path) -> list[Path]:
@@ -96,17 +97,6 @@ def keep(result: Result, folder: Path) -> list[Path]:
             temporary.write_text(text, encoding="utf-8")
     drawn = [save(drawing, folder / f"{name}.png") for name, drawing in figures(result).items()]
     return [*(folder / name for name in texts), *drawn]
-
-
-def values(found: Any) -> Any:
-    """As JSON values that every reader takes."""
-    if isinstance(found, np.ndarray | np.generic):
-        found = found.tolist()
-    if isinstance(found, Mapping):
-        return {str(key): values(value) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [values(value) for value in found]
-    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def columns(rows: Sequence[Row]) -> list[str]:

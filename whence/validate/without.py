@@ -22,6 +22,7 @@ from whence.methods.base import Request, recipe_named
 from whence.progress import note
 from whence.store.files import write_json
 from whence.store.intact import read_json
+from whence.store.plain import plain
 from whence.store.scores import Scores
 from whence.store.shown import NOT_CALIBRATED
 from whence.train.patch import patch
@@ -30,7 +31,7 @@ from whence.train.replicas import announce, quickest
 from whence.train.retrain import Retrained, retrain
 from whence.validate.bank import Bank, Spec, plain_spec, save_bank
 from whence.validate.lds import CEILING, ceiling, compare, lds
-from whence.validate.results import Result, values
+from whence.validate.results import Result
 
 FILE = "removal.json"
 """Beside the scores: what was found, for those who read them."""
@@ -252,7 +253,7 @@ WIDEST = 10
 def keep_removal(result: Result, scores: Path) -> None:
     """Say beside the scores what retraining found of them."""
     known = {name: result.about[name] for name in ("sentence", "calibration", "stands_out", "rows", "queries", "retrainings")}
-    write_json(scores / FILE, {"removal": values(known)})
+    write_json(scores / FILE, {"removal": plain(known)})
 
 
 def read_removal(scores: Path) -> dict[str, Any] | None:
