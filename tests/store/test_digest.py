@@ -27,7 +27,6 @@ OTHERS = {
     "store/intact",  # refuses files that are not what was written
     "store/manifest",  # keeps tensors as they are, and compares provenances
     "store/memory",  # the same without a disk
-    "store/plain",  # how values are written as JSON
     "train",  # an empty package
     "train/metrics",  # columns of a table for people
     "train/order",  # the order of a training that is over
