@@ -28,7 +28,7 @@ from whence.indexing.index import ADDED, EXAMPLES, MAPS, RECALL, ROWS, Index, ad
 from whence.indexing.rows import LandmarkRows, ProjectedRows
 from whence.operators import BlockDiagonal
 from whence.operators.projection import in_eigenbasis, random_projection
-from whence.precision import multiplying
+from whence.precision import Products, multiplying
 from whence.progress import note
 from whence.settings import Index as Settings
 from whence.store.digest import fingerprint_code, plain
@@ -92,15 +92,31 @@ def build_index(
 
     Raises UsageError, CoverageError, NumericalError, OutOfMemory, StaleArtifact.
     """
-    settings = _decided(Settings.of(settings, changes), curvature)
+    settings = Settings.of(settings, changes)
+    if curvature is not None and not isinstance(curvature, Curvature):
+        raise UsageError(
+            f"The curvature can't be a {type(curvature).__name__}.",
+            accepted="what whence.fit or whence.open_factors returned, without .inverse(...), which belongs to searches",
+            fix="curvature=whence.open_factors(FOLDER)",
+        )
+    kind = settings.kind or ("landmarks" if curvature and settings.dim is None else "projections")
+    if kind == "landmarks" and curvature is None:
+        raise UsageError(
+            "Influence on landmarks needs factors.",
+            accepted="factors of the same model",
+            fix="--factors FOLDER (curvature=whence.open_factors(FOLDER)), or --kind projections",
+        )
+    settings = settings.changed(kind=kind, dim=(settings.dim or DIM) if kind == "projections" else None)
     if not out:
         settings = settings.changed(chunks=1)
     point = Point(model, task, data, batch_tokens=settings.batch_tokens)
     coverage = _cover(point, settings.modules, curvature)
     note(str(coverage))
     warn_if_thin(coverage)
-    examples, usable = point.examples, point.examples.some_usable()
-    asked = dist.from_first(landmarks if settings.kind == "landmarks" else ())
+    examples = point.examples
+    if not examples.usable:
+        raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)
+    asked = dist.from_first(landmarks if kind == "landmarks" else ())
 
     def provenance() -> dict[str, Any]:
         return {
@@ -118,22 +134,25 @@ def build_index(
             return open_index(folder.path)
         if settings.check:
             check_rows(folder, point, coverage.sites)
-        saved = ByChunk(data_chunks(usable, examples.sizes, settings.chunks), folder, ROWS)
-        if settings.kind == "landmarks":
+        saved = ByChunk(data_chunks(examples.usable, examples.sizes, settings.chunks), folder, ROWS)
+        if kind == "landmarks":
             assert curvature is not None
-            own = _write_landmarks(folder, saved, point, coverage.sites, settings, curvature, asked)
+            operator = curvature.inverse(settings.damping)
+            if not isinstance(operator, BlockDiagonal):
+                raise UsageError(f"There are no landmarks by {operator.label}.", fix="--kind projections (kind='projections')")
+            own = _write_landmarks(folder, saved, point, coverage, settings, operator, asked)
         else:
-            own = _write_rows(folder, saved, point, coverage.sites, settings, curvature)
+            own = {"dim": settings.dim, "products": _write_rows(folder, saved, point, coverage, settings, curvature)}
         table = _described(point)
         about = {
-            "kind": settings.kind,
+            "kind": kind,
             **own,
             "seed": settings.seed,
             "kept": settings.kept,
             "chunks": len(saved.chunks),
             "curvature": curvature.operator.label if curvature else None,
             "rows": len(examples),
-            "examples": len(usable),
+            "examples": len(examples.usable),
             "positions": sum(examples.sizes),
             **({"n_train": n_train} if n_train else {}),
             "share": coverage.share,
@@ -141,30 +160,12 @@ def build_index(
             "modules": {name: list(site.shape) for name, site in coverage.sites.items()},
         }
         index = Index(folder, table, about)
-        if settings.kind == "landmarks":
+        if kind == "landmarks":
             folder.write_json(RECALL, index.measure())
         if isinstance(folder, Folder):
             folder.save_table(EXAMPLES, table)
         folder.finish({"about": about})
         return index
-
-
-def _decided(settings: Settings, curvature: Curvature | None) -> Settings:
-    """The settings with the kind that they leave open. Raises UsageError where the curvature isn't one for it."""
-    if curvature is not None and not isinstance(curvature, Curvature):
-        raise UsageError(
-            f"The curvature can't be a {type(curvature).__name__}.",
-            accepted="what whence.fit or whence.open_factors returned, without .inverse(...), which belongs to searches",
-            fix="curvature=whence.open_factors(FOLDER)",
-        )
-    kind = settings.kind or ("landmarks" if curvature and settings.dim is None else "projections")
-    if kind == "landmarks" and curvature is None:
-        raise UsageError(
-            "Influence on landmarks needs factors.",
-            accepted="factors of the same model",
-            fix="--factors FOLDER (curvature=whence.open_factors(FOLDER)), or --kind projections",
-        )
-    return settings.changed(kind=kind, dim=(settings.dim or DIM) if kind == "projections" else None)
 
 
 def add_rows(
@@ -194,7 +195,8 @@ def add_rows(
     index.check(model, task)
     point = Point(model, task, data, batch_tokens=batch_tokens)
     examples, sites = point.examples, point.cover(list(index.about["modules"])).sites
-    usable = examples.some_usable()
+    if not examples.usable:
+        raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)
 
     def provenance() -> dict[str, Any]:
         own = {"index": home.identity, "n_train": n_train, "chunks": chunks}
@@ -211,16 +213,16 @@ def add_rows(
         )
     with work(home.path / f"{ADDED}-{len(earlier):04d}", provenance) as folder:
         assert isinstance(folder, Folder)
-        saved = ByChunk(data_chunks(usable, examples.sizes, chunks), folder, ROWS)
+        saved = ByChunk(data_chunks(examples.usable, examples.sizes, chunks), folder, ROWS)
         directions = open_directions(home, index.about["signs"], index.about["seed"])
         with multiplying(index.about["products"], point.device):
             _code(saved, point, sites, directions, operator)
         about = {
             "chunks": len(saved.chunks),
             "rows": len(examples),
-            "examples": len(usable),
+            "examples": len(examples.usable),
             "positions": sum(examples.sizes),
-            "n_train": n_train or index.n_train + len(usable),
+            "n_train": n_train or index.n_train + len(examples.usable),
         }
         folder.save_table(EXAMPLES, _described(point))
         folder.write_json(RECALL, index.with_rows(folder, about).measure())
@@ -254,12 +256,12 @@ def _write_rows(
     folder: Folder | Memory,
     saved: ByChunk,
     point: Point,
-    sites: Mapping[str, Site],
+    coverage: Coverage,
     settings: Settings,
     curvature: Curvature | None,
-) -> dict[str, Any]:
-    """Write the rows that are not there yet, and what queries need to meet them; returns what there is to say of them."""
-    precision = settings.precision
+) -> Products:
+    """Write the rows that are not there yet, and what queries need to meet them; returns what products were taken in."""
+    precision, sites = settings.precision, coverage.sites
     inverse = curvature.inverse(DAMPING) if curvature else None
     products = dist.on_first(settle_products, folder, precision, point, sites, point.examples.usable, inverse)
     projection = random_projection({name: site.shape for name, site in sites.items()}, settings.dim or DIM, settings.seed)
@@ -270,23 +272,21 @@ def _write_rows(
     sink = ProjectedRows(projection, sites, sizes, settings.kept, operands, point.like)
     with multiplying(products, point.device):
         run_pass(point, sites, point.examples, point.likelihood, sink, "index", saved)
-    return {"dim": settings.dim, "products": products}
+    return products
 
 
 def _write_landmarks(
     folder: Folder | Memory,
     saved: ByChunk,
     point: Point,
-    sites: Mapping[str, Site],
+    coverage: Coverage,
     settings: Settings,
-    curvature: Curvature,
+    operator: BlockDiagonal,
     given: Sequence[Any],
 ) -> dict[str, Any]:
     """Write the rows that are not there yet, and the landmarks; returns what there is to say of them."""
-    operator = curvature.inverse(settings.damping)
-    if not isinstance(operator, BlockDiagonal):
-        raise UsageError(f"There are no landmarks by {operator.label}.", fix="--kind projections (kind='projections')")
-    products = dist.on_first(settle_products, folder, settings.precision, point, sites, point.examples.usable, operator)
+    precision, sites = settings.precision, coverage.sites
+    products = dist.on_first(settle_products, folder, precision, point, sites, point.examples.usable, operator)
     size = int(1024 * settings.bytes) - SCALES
     count, _ = shares(size)
     questions = dist.from_first(_questions(point, given, count + HELD_OUT, settings.seed))
