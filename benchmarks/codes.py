@@ -86,7 +86,7 @@ def measure(options: argparse.Namespace, work: Path, sizes: list[float]) -> dict
     from whence.engine.queries import encode_queries
     from whence.filter.bm25 import bm25_scores
     from whence.generation import answered, own_questions
-    from whence.indexing.build import HELD_OUT, MOST, SCALES, _questions, shares
+    from whence.indexing.build import HELD_OUT, MOST, SCALES, landmark_questions, shares
     from whence.indexing.directions import make_directions
     from whence.store.memory import Memory
 
@@ -100,7 +100,7 @@ def measure(options: argparse.Namespace, work: Path, sizes: list[float]) -> dict
     sets["answers"] = list(answered(model, asking.task, as_rows(sets["answers"]), 24))
     queries = as_rows([row for each in sets.values() for row in each])
     landmarks = own_questions(model, asking.task, rows, (MOST + HELD_OUT) // 2, 0)
-    mixed = _questions(point, landmarks, MOST + HELD_OUT, 0)
+    mixed = landmark_questions(task, [rows[place] for place in point.examples.usable], landmarks, MOST + HELD_OUT, 0)
     sites: Any = point.cover(list(curvature.blocks)).sites
     operator: Any = curvature.inverse(0.1)
     print(f"{time.strftime('%H:%M:%S')} {len(mixed)} questions for landmarks", file=sys.stderr, flush=True)

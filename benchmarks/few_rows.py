@@ -27,8 +27,7 @@ def main(given: list[str] | None = None) -> int:
     options = parser.parse_args(given)
     import whence
     from whence.demo.model import task_of
-    from whence.generation import own_questions
-    from whence.run import OWN_QUESTIONS
+    from whence.generation import OWN_QUESTIONS, own_questions
 
     model, tokenizer = whence.load_model(str(options.demo / "model"), device="cpu")
     rows, task = whence.load_data(options.demo / "corpus.jsonl"), task_of(tokenizer)

@@ -25,11 +25,15 @@ from whence.store.files import locked, write_json
 from whence.store.fingerprint import fingerprint, fingerprint_tokenizer
 from whence.store.intact import read_json
 from whence.store.manifest import Folder, differences
+from whence.tasks.causal_lm import CausalLM
 from whence.tasks.chat import write
 from whence.tasks.context import context_of
 from whence.tasks.forward import in_mode
 from whence.tasks.questions import has_answer, with_answer
 from whence.tasks.tokens import pad, without_doubles
+
+OWN_QUESTIONS, ANSWER_TOKENS = 520, 24
+"""Prompts like those of the rows that a model answers for the landmarks of its index, and tokens of an answer at most."""
 
 REPLACEMENT = "\ufffd"
 """What the first bytes of an unfinished character are decoded to."""
@@ -154,7 +158,12 @@ def _answered(model: Any, task: Any, queries: Rows, max_new_tokens: int) -> Rows
 
 
 def own_questions(
-    model: Any, task: Any, rows: Sequence[Mapping[str, Any]], count: int, seed: int = 0, max_new_tokens: int = 24
+    model: Any,
+    task: Any,
+    rows: Sequence[Mapping[str, Any]],
+    count: int,
+    seed: int = 0,
+    max_new_tokens: int = ANSWER_TOKENS,
 ) -> list[dict[str, Any]]:
     """At most `count` prompts like those of the rows, drawn with the seed, with the model's greedy completions.
 
@@ -171,10 +180,7 @@ BEGINNING = 10
 def _own_questions(
     model: Any, task: Any, rows: Sequence[Mapping[str, Any]], count: int, seed: int, max_new_tokens: int
 ) -> list[dict[str, Any]]:
-    drawn = random.Random(seed).sample(range(len(rows)), len(rows))
-    prompts = dict.fromkeys(canonical_json(prompt) for place in drawn if (prompt := _prompt_like(rows[place])))
-    asked = [json.loads(prompt) for prompt in itertools.islice(prompts, count)]
-    template, size = getattr(task, "chat_template", None), Generate().batch_size
+    asked, template, size = prompts_like(rows, count, seed), getattr(task, "chat_template", None), Generate().batch_size
     found = []
     with stage("questions", len(asked), "prompts") as advance:
         for start in range(0, len(asked), size):
@@ -193,6 +199,18 @@ def _own_questions(
                 found += [with_answer(row, answer["completion"]) for row, answer in pairs if answer["completion"]]
             advance(len(some))
     return found
+
+
+def can_answer(model: Any, task: Any) -> bool:
+    """Whether the model writes text that the task reads."""
+    return isinstance(task, CausalLM) and getattr(task, "tokenizer", None) is not None and hasattr(model, "generate")
+
+
+def prompts_like(rows: Sequence[Mapping[str, Any]], count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """At most `count` different prompts like those of the rows, drawn with the seed."""
+    drawn = random.Random(seed).sample(range(len(rows)), len(rows))
+    prompts = dict.fromkeys(canonical_json(prompt) for place in drawn if (prompt := _prompt_like(rows[place])))
+    return [json.loads(prompt) for prompt in itertools.islice(prompts, count)]
 
 
 def _prompt_like(row: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ from whence.engine.point import Point
 from whence.errors import StaleArtifact, UsageError
 from whence.finding import Finding, find
 from whence.fitting import Curvature, open_factors
-from whence.generation import answered, own_questions
+from whence.generation import ANSWER_TOKENS, OWN_QUESTIONS, answered, can_answer, own_questions
 from whence.indexing import Index, add_rows, build_index, open_index
 from whence.loading import in_turns, question_like, rows_of, task_of, trained_on
 from whence.methods.base import Request, recipe_named, request_scores
@@ -66,9 +66,6 @@ if TYPE_CHECKING:
 
 SETTINGS = "whence.yaml"
 """In the folder of a `whence run`."""
-
-OWN_QUESTIONS, ANSWER_TOKENS = 520, 24
-"""Prompts from the rows that a model answers for the landmarks of its index, and tokens of an answer."""
 
 ASKED = "asked"
 """What is asked of a finished run is kept below it, beside what its stages made."""
@@ -521,7 +518,7 @@ class Run:
         """Questions for the landmarks of an index: those that were given, answered, and the model's own."""
         given = list(self.ask(questions, max_new_tokens=ANSWER_TOKENS)) if questions is not None else []
         task = self.task()
-        if not isinstance(task, CausalLM) or getattr(task, "tokenizer", None) is None or not hasattr(self.model, "generate"):
+        if not can_answer(self.model, task):
             return given
         return [*given, *own_questions(self.model, task, self.rows, max(0, OWN_QUESTIONS - len(given)))]
 

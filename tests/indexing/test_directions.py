@@ -15,7 +15,7 @@ from whence.engine.point import Point
 from whence.engine.queries import encode_queries, precondition
 from whence.errors import StaleArtifact, UsageError
 from whence.indexing import add_rows
-from whence.indexing.build import _fitting, _questions
+from whence.indexing.build import _fitting, landmark_questions
 from whence.indexing.directions import RIDGE, Whitened, settled
 from whence.indexing.index import ROWS, weight_of_signs
 from whence.indexing.rows import LandmarkRows
@@ -213,14 +213,14 @@ def test_low_ranks_keep_the_landmarks_small(curvature, notes):
 
 
 def test_half_of_the_questions_are_given_and_recall_is_measured_with_these():
-    point, given = Point(CASE.model(), CASE.task(), ROWS_OF), [{"text": f"w{number} w1 w2"} for number in range(40)]
-    some = _questions(point, given, 64, seed=0)
+    task, given = CASE.task(), [{"text": f"w{number} w1 w2"} for number in range(40)]
+    some = landmark_questions(task, ROWS_OF, given, 64, seed=0)
     assert sum(row in given for row in some) == 32 and len({whence.data.content.content_id(row) for row in some}) == 64
     assert all(row in given for row in some[-16:]) and any(row not in given for row in some[:24])
-    assert some != _questions(point, given, 64, seed=1)
-    few = _questions(point, given[:6], 64, seed=0)  # half of those given stay landmarks
+    assert some != landmark_questions(task, ROWS_OF, given, 64, seed=1)
+    few = landmark_questions(task, ROWS_OF, given[:6], 64, seed=0)  # half of those given stay landmarks
     assert sum(row in given for row in few[-16:]) >= 3 and all(row in given for row in few[-3:])
-    assert not any(row in given for row in _questions(point, [], 20, seed=0))
+    assert not any(row in given for row in landmark_questions(task, ROWS_OF, [], 20, seed=0))
 
 
 def test_signs_count_what_finds_most_whatever_one_question_of_large_scores_says():

@@ -6,7 +6,7 @@ import contextlib
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -99,7 +99,7 @@ def build_index(
             accepted="what whence.fit or whence.open_factors returned, without .inverse(...), which belongs to searches",
             fix="curvature=whence.open_factors(FOLDER)",
         )
-    kind = settings.kind or ("landmarks" if curvature and settings.dim is None else "projections")
+    kind = kind_of(settings, curvature is not None)
     if kind == "landmarks" and curvature is None:
         raise UsageError(
             "Influence on landmarks needs factors.",
@@ -137,10 +137,7 @@ def build_index(
         saved = ByChunk(data_chunks(examples.usable, examples.sizes, settings.chunks), folder, ROWS)
         if kind == "landmarks":
             assert curvature is not None
-            operator = curvature.inverse(settings.damping)
-            if not isinstance(operator, BlockDiagonal):
-                raise UsageError(f"There are no landmarks by {operator.label}.", fix="--kind projections (kind='projections')")
-            own = _write_landmarks(folder, saved, point, coverage, settings, operator, asked)
+            own = _write_landmarks(folder, saved, point, coverage, settings, operator_of(curvature, settings), asked)
         else:
             own = {"dim": settings.dim, "products": _write_rows(folder, saved, point, coverage, settings, curvature)}
         table = _described(point)
@@ -216,7 +213,7 @@ def add_rows(
         saved = ByChunk(data_chunks(examples.usable, examples.sizes, chunks), folder, ROWS)
         directions = open_directions(home, index.about["signs"], index.about["seed"])
         with multiplying(index.about["products"], point.device):
-            _code(saved, point, sites, directions, operator)
+            code_rows(saved, point, sites, directions, operator)
         about = {
             "chunks": len(saved.chunks),
             "rows": len(examples),
@@ -287,35 +284,66 @@ def _write_landmarks(
     """Write the rows that are not there yet, and the landmarks; returns what there is to say of them."""
     precision, sites = settings.precision, coverage.sites
     products = dist.on_first(settle_products, folder, precision, point, sites, point.examples.usable, operator)
-    size = int(1024 * settings.bytes) - SCALES
-    count, _ = shares(size)
-    questions = dist.from_first(_questions(point, given, count + HELD_OUT, settings.seed))
-    asked = encode_queries(point.task, questions, point.model)
-    spared = held_out(len(asked))
-    landmarks = len(asked) - spared
-    if landmarks < count:
-        note(f"{landmarks:,} landmarks instead of {count:,}: there are no more rows and questions")
-    signs, seed = 64 * ((size - landmarks) // 8), settings.seed
+    usable, most = [point.rows[place] for place in point.examples.usable], most_questions(settings)
+    asked = encode_queries(
+        point.task, dist.from_first(landmark_questions(point.task, usable, given, most, settings.seed)), point.model
+    )
+    found = layout(settings, len(asked))
+    if len(asked) < most:
+        note(f"{found.landmarks:,} landmarks instead of {most - HELD_OUT:,}: there are no more rows and questions")
     with multiplying("float32", point.device):
-        directions = make_directions(folder, point, sites, asked, spared, operator, signs, settings.rank, seed)
+        directions = make_directions(
+            folder, point, sites, asked, found.held_out, operator, found.signs, settings.rank, settings.seed
+        )
     with multiplying(products, point.device):
-        _code(saved, point, sites, directions, operator)
+        code_rows(saved, point, sites, directions, operator)
     return {
-        "bytes": size + SCALES,
-        "landmarks": landmarks,
-        "signs": signs,
-        "held_out": spared,
-        "rank": settled(settings.rank, landmarks, sites),
+        "bytes": int(1024 * settings.bytes),
+        **found._asdict(),
+        "rank": settled(settings.rank, found.landmarks, sites),
         "damping": settings.damping,
         "operator": fingerprint_operator(operator),
         "products": products,
     }
 
 
-def _code(saved: ByChunk, point: Point, sites: Mapping[str, Site], directions: Directions, operator: BlockDiagonal) -> None:
+def code_rows(saved: ByChunk, point: Point, sites: Mapping[str, Site], directions: Directions, operator: BlockDiagonal) -> None:
     """Code the rows that are not there yet."""
     sink = LandmarkRows(directions, Whitened(operator), point.examples.sizes, point.like)
     run_pass(point, sites, point.examples, point.likelihood, sink, "index", saved)
+
+
+def kind_of(settings: Settings, factors: bool) -> Literal["landmarks", "projections"]:
+    """What its codes are; where nothing is said, landmarks if there are factors."""
+    return settings.kind or ("landmarks" if factors and settings.dim is None else "projections")
+
+
+def operator_of(curvature: Curvature, settings: Settings) -> BlockDiagonal:
+    """The operator in whose coordinates landmarks are. Raises UsageError where there are no such coordinates."""
+    operator = curvature.inverse(settings.damping)
+    if not isinstance(operator, BlockDiagonal):
+        raise UsageError(f"There are no landmarks by {operator.label}.", fix="--kind projections (kind='projections')")
+    return operator
+
+
+class Layout(NamedTuple):
+    """What the codes of a row are made of, and how many questions are held out beside the landmarks."""
+
+    landmarks: int
+    signs: int
+    held_out: int
+
+
+def layout(settings: Settings, questions: int) -> Layout:
+    """That of an index with so many different questions."""
+    spared = held_out(questions)
+    landmarks = questions - spared
+    return Layout(landmarks, 64 * ((int(1024 * settings.bytes) - SCALES - landmarks) // 8), spared)
+
+
+def most_questions(settings: Settings) -> int:
+    """Landmarks for these bytes, and those held out."""
+    return shares(int(1024 * settings.bytes) - SCALES)[0] + HELD_OUT
 
 
 def shares(size: int) -> tuple[int, int]:
@@ -324,7 +352,7 @@ def shares(size: int) -> tuple[int, int]:
     return landmarks, (size - landmarks) // 8 * 8
 
 
-def _questions(point: Point, given: Sequence[Any], count: int, seed: int) -> list[Any]:
+def landmark_questions(task: Task, rows: Sequence[Any], given: Sequence[Any], count: int, seed: int) -> list[Any]:
     """So many different questions: half of them given, if there are so many, and training rows that fit.
 
     The order is random, but the last `held_out(...)` are given ones, at most half of these: rows, and what is asked like them,
@@ -334,12 +362,12 @@ def _questions(point: Point, given: Sequence[Any], count: int, seed: int) -> lis
 
     def take(some: Sequence[Any], most: int) -> int:
         for row in draw.sample(some, len(some)):
-            if len(found) < most and (fitting := _fitting(point.task, row)) is not None:
+            if len(found) < most and (fitting := _fitting(task, row)) is not None:
                 found.setdefault(content_id(fitting), fitting)
         return len(found)
 
     asked = take(list(given), count // 2)
-    take([point.rows[place] for place in point.examples.usable], count)
+    take(rows, count)
     questions = list(found.values())
     last = min(held_out(len(questions)), asked // 2)
     return [*draw.sample(questions[last:], len(questions) - last), *questions[:last]]

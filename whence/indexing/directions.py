@@ -9,7 +9,7 @@ thousand numbers (Kane & Nelson 2014), of which rows keep the signs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -79,6 +79,8 @@ class Directions:
     signs: int
     """Numbers that the rest is projected to."""
     seed: int
+    deal: Callable[[int, int, str], Sparse] = dealt
+    """Makes what projects a module's part."""
 
     def __len__(self) -> int:
         return len(next(iter(self.landmarks.values())))
@@ -92,7 +94,7 @@ class Directions:
     def sparse(self) -> dict[str, Sparse]:
         """What projects each module's part; the parts are added up."""
         shapes = {name: gradient.shape[1:] for name, gradient in self.landmarks.items()}
-        return {name: dealt(n_out * n_in, self.signs, f"{self.seed}:{name}") for name, (n_out, n_in) in shapes.items()}
+        return {name: self.deal(n_out * n_in, self.signs, f"{self.seed}:{name}") for name, (n_out, n_in) in shapes.items()}
 
     @functools.cached_property
     def sketched(self) -> Tensor:
