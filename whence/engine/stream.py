@@ -83,6 +83,12 @@ class Examples:
         """Indices of the examples that have a loss; the others have no gradient."""
         return [index for index, size in enumerate(self.sizes) if size]
 
+    def some_usable(self) -> list[int]:
+        """The same. Raises UsageError where there are none."""
+        if not self.usable:
+            raise UsageError("No example has anything in the loss", given=f"{len(self)} examples", code=6)
+        return self.usable
+
     def items_of(self, batch: Sequence[int]) -> Sequence[int]:
         """The places in `items` of these examples: their own."""
         return batch

@@ -289,10 +289,7 @@ def _reached(sites: dict[str, Site], sums: Mapping[str, Tensor]) -> list[str]:
 
 def draw_samples(examples: Examples, settings: Fit, widest: int) -> tuple[list[int], list[int]]:
     """The examples of the two passes, drawn with the seed; `widest` is the width of the widest covariance."""
-    usable = examples.usable
-    if not usable:
-        raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)
-    order = sorted(usable, key=lambda index: examples.ids[index])  # the sample is of contents, not of places
+    order = sorted(examples.some_usable(), key=lambda index: examples.ids[index])  # the sample is of contents, not of places
     random.Random(settings.seed).shuffle(order)
     enough = _enough([examples.sizes[index] for index in order], widest)
 
@@ -310,8 +307,8 @@ def draw_samples(examples: Examples, settings: Fit, widest: int) -> tuple[list[i
     if not rest:
         raise UsageError(
             "The two samples can't be disjoint: the first takes all examples",
-            given=f"examples={settings.examples} of {len(usable)}",
-            fix=f"examples={len(usable) // 2}",
+            given=f"examples={settings.examples} of {len(order)}",
+            fix=f"examples={len(order) // 2}",
         )
     return sorted(order[:first]), sorted(rest[:second])
 

@@ -113,9 +113,7 @@ def build_index(
     coverage = _cover(point, settings.modules, curvature)
     note(str(coverage))
     warn_if_thin(coverage)
-    examples = point.examples
-    if not examples.usable:
-        raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)
+    examples, usable = point.examples, point.examples.some_usable()
     asked = dist.from_first(landmarks if kind == "landmarks" else ())
 
     def provenance() -> dict[str, Any]:
@@ -134,7 +132,7 @@ def build_index(
             return open_index(folder.path)
         if settings.check:
             check_rows(folder, point, coverage.sites)
-        saved = ByChunk(data_chunks(examples.usable, examples.sizes, settings.chunks), folder, ROWS)
+        saved = ByChunk(data_chunks(usable, examples.sizes, settings.chunks), folder, ROWS)
         if kind == "landmarks":
             assert curvature is not None
             own = _write_landmarks(folder, saved, point, coverage, settings, operator_of(curvature, settings), asked)
@@ -149,7 +147,7 @@ def build_index(
             "chunks": len(saved.chunks),
             "curvature": curvature.operator.label if curvature else None,
             "rows": len(examples),
-            "examples": len(examples.usable),
+            "examples": len(usable),
             "positions": sum(examples.sizes),
             **({"n_train": n_train} if n_train else {}),
             "share": coverage.share,
@@ -192,8 +190,7 @@ def add_rows(
     index.check(model, task)
     point = Point(model, task, data, batch_tokens=batch_tokens)
     examples, sites = point.examples, point.cover(list(index.about["modules"])).sites
-    if not examples.usable:
-        raise UsageError("No example has anything in the loss", given=f"{len(examples)} examples", code=6)
+    usable = examples.some_usable()
 
     def provenance() -> dict[str, Any]:
         own = {"index": home.identity, "n_train": n_train, "chunks": chunks}
@@ -210,16 +207,16 @@ def add_rows(
         )
     with work(home.path / f"{ADDED}-{len(earlier):04d}", provenance) as folder:
         assert isinstance(folder, Folder)
-        saved = ByChunk(data_chunks(examples.usable, examples.sizes, chunks), folder, ROWS)
+        saved = ByChunk(data_chunks(usable, examples.sizes, chunks), folder, ROWS)
         directions = open_directions(home, index.about["signs"], index.about["seed"])
         with multiplying(index.about["products"], point.device):
             code_rows(saved, point, sites, directions, operator)
         about = {
             "chunks": len(saved.chunks),
             "rows": len(examples),
-            "examples": len(examples.usable),
+            "examples": len(usable),
             "positions": sum(examples.sizes),
-            "n_train": n_train or index.n_train + len(examples.usable),
+            "n_train": n_train or index.n_train + len(usable),
         }
         folder.save_table(EXAMPLES, _described(point))
         folder.write_json(RECALL, index.with_rows(folder, about).measure())
