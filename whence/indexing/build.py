@@ -28,7 +28,7 @@ from whence.indexing.index import ADDED, EXAMPLES, MAPS, RECALL, ROWS, Index, ad
 from whence.indexing.rows import LandmarkRows, ProjectedRows
 from whence.operators import BlockDiagonal
 from whence.operators.projection import in_eigenbasis, random_projection
-from whence.precision import Products, multiplying
+from whence.precision import multiplying
 from whence.progress import note
 from whence.settings import Index as Settings
 from whence.store.digest import fingerprint_code, plain
@@ -92,21 +92,7 @@ def build_index(
 
     Raises UsageError, CoverageError, NumericalError, OutOfMemory, StaleArtifact.
     """
-    settings = Settings.of(settings, changes)
-    if curvature is not None and not isinstance(curvature, Curvature):
-        raise UsageError(
-            f"The curvature can't be a {type(curvature).__name__}.",
-            accepted="what whence.fit or whence.open_factors returned, without .inverse(...), which belongs to searches",
-            fix="curvature=whence.open_factors(FOLDER)",
-        )
-    kind = kind_of(settings, curvature is not None)
-    if kind == "landmarks" and curvature is None:
-        raise UsageError(
-            "Influence on landmarks needs factors.",
-            accepted="factors of the same model",
-            fix="--factors FOLDER (curvature=whence.open_factors(FOLDER)), or --kind projections",
-        )
-    settings = settings.changed(kind=kind, dim=(settings.dim or DIM) if kind == "projections" else None)
+    settings = _decided(Settings.of(settings, changes), curvature)
     if not out:
         settings = settings.changed(chunks=1)
     point = Point(model, task, data, batch_tokens=settings.batch_tokens)
@@ -114,7 +100,7 @@ def build_index(
     note(str(coverage))
     warn_if_thin(coverage)
     examples, usable = point.examples, point.examples.some_usable()
-    asked = dist.from_first(landmarks if kind == "landmarks" else ())
+    asked = dist.from_first(landmarks if settings.kind == "landmarks" else ())
 
     def provenance() -> dict[str, Any]:
         return {
@@ -133,14 +119,15 @@ def build_index(
         if settings.check:
             check_rows(folder, point, coverage.sites)
         saved = ByChunk(data_chunks(usable, examples.sizes, settings.chunks), folder, ROWS)
-        if kind == "landmarks":
+        if settings.kind == "landmarks":
             assert curvature is not None
-            own = _write_landmarks(folder, saved, point, coverage, settings, operator_of(curvature, settings), asked)
+            operator = operator_of(curvature, settings)
+            own = _write_landmarks(folder, saved, point, coverage.sites, settings, operator, asked)
         else:
-            own = {"dim": settings.dim, "products": _write_rows(folder, saved, point, coverage, settings, curvature)}
+            own = _write_rows(folder, saved, point, coverage.sites, settings, curvature)
         table = _described(point)
         about = {
-            "kind": kind,
+            "kind": settings.kind,
             **own,
             "seed": settings.seed,
             "kept": settings.kept,
@@ -155,12 +142,30 @@ def build_index(
             "modules": {name: list(site.shape) for name, site in coverage.sites.items()},
         }
         index = Index(folder, table, about)
-        if kind == "landmarks":
+        if settings.kind == "landmarks":
             folder.write_json(RECALL, index.measure())
         if isinstance(folder, Folder):
             folder.save_table(EXAMPLES, table)
         folder.finish({"about": about})
         return index
+
+
+def _decided(settings: Settings, curvature: Curvature | None) -> Settings:
+    """The settings with the kind that they leave open. Raises UsageError where the curvature is none for it."""
+    if curvature is not None and not isinstance(curvature, Curvature):
+        raise UsageError(
+            f"The curvature can't be a {type(curvature).__name__}.",
+            accepted="what whence.fit or whence.open_factors returned, without .inverse(...), which belongs to searches",
+            fix="curvature=whence.open_factors(FOLDER)",
+        )
+    kind = kind_of(settings, curvature is not None)
+    if kind == "landmarks" and curvature is None:
+        raise UsageError(
+            "Influence on landmarks needs factors.",
+            accepted="factors of the same model",
+            fix="--factors FOLDER (curvature=whence.open_factors(FOLDER)), or --kind projections",
+        )
+    return settings.changed(kind=kind, dim=(settings.dim or DIM) if kind == "projections" else None)
 
 
 def add_rows(
@@ -250,12 +255,12 @@ def _write_rows(
     folder: Folder | Memory,
     saved: ByChunk,
     point: Point,
-    coverage: Coverage,
+    sites: Mapping[str, Site],
     settings: Settings,
     curvature: Curvature | None,
-) -> Products:
-    """Write the rows that are not there yet, and what queries need to meet them; returns what products were taken in."""
-    precision, sites = settings.precision, coverage.sites
+) -> dict[str, Any]:
+    """Write the rows that are not there yet, and what queries need to meet them; returns what there is to say of them."""
+    precision = settings.precision
     inverse = curvature.inverse(DAMPING) if curvature else None
     products = dist.on_first(settle_products, folder, precision, point, sites, point.examples.usable, inverse)
     projection = random_projection({name: site.shape for name, site in sites.items()}, settings.dim or DIM, settings.seed)
@@ -266,21 +271,20 @@ def _write_rows(
     sink = ProjectedRows(projection, sites, sizes, settings.kept, operands, point.like)
     with multiplying(products, point.device):
         run_pass(point, sites, point.examples, point.likelihood, sink, "index", saved)
-    return products
+    return {"dim": settings.dim, "products": products}
 
 
 def _write_landmarks(
     folder: Folder | Memory,
     saved: ByChunk,
     point: Point,
-    coverage: Coverage,
+    sites: Mapping[str, Site],
     settings: Settings,
     operator: BlockDiagonal,
     given: Sequence[Any],
 ) -> dict[str, Any]:
     """Write the rows that are not there yet, and the landmarks; returns what there is to say of them."""
-    precision, sites = settings.precision, coverage.sites
-    products = dist.on_first(settle_products, folder, precision, point, sites, point.examples.usable, operator)
+    products = dist.on_first(settle_products, folder, settings.precision, point, sites, point.examples.usable, operator)
     usable, most = [point.rows[place] for place in point.examples.usable], most_questions(settings)
     asked = encode_queries(
         point.task, dist.from_first(landmark_questions(point.task, usable, given, most, settings.seed)), point.model
