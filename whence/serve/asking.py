@@ -43,7 +43,7 @@ from whence.settings import Measured, Score
 from whence.show.tokens import strongest
 from whence.stages import open_stages
 from whence.store.plain import plain
-from whence.store.scores import Scores, row_text
+from whence.store.scores import Scores, part_of, row_text
 from whence.tasks import CausalLM
 from whence.tasks.forward import in_mode
 from whence.tasks.measurements import IGNORED
@@ -223,7 +223,7 @@ class Asking:
         if not 0 <= number < len(scores.queries):
             raise NotThere(f"There is no question {number} in {name}.", accepted=f"0 to {len(scores.queries) - 1}")
         scan = {"how": "saved", "rows": scores.shape[1], "exact": scores.shape[1], "recall": None, "words": f"saved in {name}"}
-        return self._keep(Asked(key, None, one_query(scores, number), scan, stage=stage, stages=stages_of(folder, number)))
+        return self._keep(Asked(key, None, part_of(scores, [number]), scan, stage=stage, stages=stages_of(folder, number)))
 
     def known(self, key: str, stored: Callable[[str], Question | None]) -> Asked:
         """A question by its key: of saved scores, in memory, or asked again as it is `stored`."""
@@ -367,7 +367,7 @@ class Asking:
             meant = np.flatnonzero(matching(known, where))
             of, counts = len(meant), {"raises": int((values[meant] > 0).sum()), "lowers": int((values[meant] < 0).sum())}
             if found.estimates is None:
-                scores, places = these_rows(scores, meant), meant.tolist()
+                scores, places = part_of(scores, rows=meant.tolist()), meant.tolist()
             else:
                 order = meant[np.argsort(-values[meant], kind="stable")]
                 places = list(dict.fromkeys([*order[: max(FIRST, top)].tolist(), *order[-max(LAST, top) :].tolist()]))
@@ -516,7 +516,7 @@ class Asking:
         matrix, pieces = scores.tokens / n_train * found.scores.gain, list(scores.examples["pieces"][0])
         if contrast is not None:
             matrix[-1] *= -1
-        head = build_report(one_query(scores, 0), top=1).queries[0]
+        head = build_report(part_of(scores, [0]), top=1).queries[0]
         rows = [*head.raises, *head.lowers]
         if rows and len(rows[0].pieces) == len(pieces) + 1:  # the first token, which nothing predicts
             pieces, matrix = list(rows[0].pieces), np.pad(matrix, ((0, 0), (1, 0)))
@@ -607,10 +607,10 @@ class Asking:
         estimates = None if found.estimates is None else dict.fromkeys(found.scores.example_ids, np.nan)
         shown: dict[str, Any] = {}
         for side, sign in (("raises", 1), ("lowers", -1)):
-            table = these_rows(through, meant).top(0, asked.top, lowest=sign < 0)
+            table = part_of(through, rows=meant.tolist()).top(0, asked.top, lowest=sign < 0)
             of = dict(zip(table["id"], table["value"], strict=True))
             ordered = [name for name in table["id"] if sign * of[name] > 0]
-            whole = these_rows(found.scores, np.array([found.scores.column_of(name) for name in ordered], dtype=int))
+            whole = part_of(found.scores, rows=[found.scores.column_of(name) for name in ordered])
             query = build_report(whole, top=len(ordered)).queries[0] if ordered else None
             rows = {row.id: plain(row) for row in (*query.raises, *query.lowers)} if query else {}
             kept = [self._row(rows[name], found, found.values, estimates) for name in ordered if name in rows]
@@ -722,34 +722,6 @@ def decided(row: dict[str, Any], decisions: Mapping[str, Any]) -> dict[str, Any]
 def recall(index: Index, among: int) -> dict[str, float] | None:
     """Share of a question's best rows that a scan has among its first `among`, where that was measured."""
     return {str(k): index.recall(k, among) for k in DEPTHS} if index.measured["places"] else None
-
-
-def one_query(scores: Scores, number: int) -> Scores:
-    """The scores of one query, with all that belongs to them."""
-    only = slice(number, number + 1)
-    return replace(
-        scores,
-        raw=scores.raw[only],
-        queries=scores.queries.iloc[only].reset_index(drop=True),
-        modules={name: part[only] for name, part in scores.modules.items()},
-        tokens=None if scores.tokens is None else scores.tokens[only],
-        exact=None if scores.exact is None else scores.exact[only],
-    )
-
-
-def these_rows(scores: Scores, columns: np.ndarray) -> Scores:
-    """The scores of these rows alone, with all that belongs to them."""
-    stops = [0, *np.cumsum(scores.examples["tokens"].to_numpy()).tolist()]
-    positions = [position for n in columns.tolist() for position in range(stops[n], stops[n + 1])]
-    return replace(
-        scores,
-        raw=scores.raw[:, columns],
-        examples=scores.examples.iloc[columns].reset_index(drop=True),
-        norms={name: norms[columns] for name, norms in scores.norms.items()},
-        modules={name: part[:, columns] for name, part in scores.modules.items()},
-        tokens=None if scores.tokens is None else scores.tokens[:, positions],
-        exact=None if scores.exact is None else scores.exact[:, columns],
-    )
 
 
 def _verdict(query: Mapping[str, Any], values: np.ndarray) -> dict[str, str]:

@@ -483,6 +483,28 @@ class Scores:
         folder.finish({"about": self.about, "n_train": self.n_train})
 
 
+def part_of(scores: Scores, queries: Sequence[int] | None = None, rows: Sequence[int] | None = None) -> Scores:
+    """The scores of these queries and rows, by number and in this order (None: of all), with all that belongs to them."""
+    of_Q, of_N = (
+        np.arange(len(table)) if some is None else np.asarray(some, dtype=int)
+        for some, table in ((queries, scores.queries), (rows, scores.examples))
+    )
+    both, tokens = np.ix_(of_Q, of_N), scores.tokens
+    if tokens is not None:
+        stops = [0, *np.cumsum(scores.examples["tokens"].to_numpy()).tolist()]
+        tokens = tokens[np.ix_(of_Q, [place for n in of_N.tolist() for place in range(stops[n], stops[n + 1])])]
+    return replace(
+        scores,
+        raw=scores.raw[both],
+        queries=scores.queries.iloc[of_Q].reset_index(drop=True),
+        examples=scores.examples.iloc[of_N].reset_index(drop=True),
+        norms={name: norms_N[of_N] for name, norms_N in scores.norms.items()},
+        modules={name: raw_QN[both] for name, raw_QN in scores.modules.items()},
+        tokens=tokens,
+        exact=None if scores.exact is None else scores.exact[both],
+    )
+
+
 def _joined_columns(mine: pandas.DataFrame, theirs: pandas.DataFrame) -> pandas.DataFrame:
     """The table of queries; numbers that differ are not known of the sum."""
     joined = mine.copy()

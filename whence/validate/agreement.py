@@ -13,7 +13,7 @@ import numpy as np
 
 from whence.errors import UsageError
 from whence.linalg.stats import bootstrap, spearman
-from whence.store.scores import Scores
+from whence.store.scores import Scores, part_of
 from whence.validate.controls import top_overlap
 
 if TYPE_CHECKING:
@@ -126,17 +126,8 @@ def only(scores: Scores, queries: Sequence[str], rows: Sequence[str]) -> Scores:
     if list(queries) == scores.query_ids and list(rows) == scores.example_ids:
         return scores
     asked, scored = ({name: place for place, name in enumerate(ids)} for ids in (scores.query_ids, scores.example_ids))
-    of_queries, of_rows = [asked[name] for name in queries], [scored[name] for name in rows]
-    return replace(
-        scores,
-        raw=scores.raw[np.ix_(of_queries, of_rows)],
-        queries=scores.queries.iloc[of_queries].reset_index(drop=True),
-        examples=scores.examples.iloc[of_rows].reset_index(drop=True),
-        norms={name: values[of_rows] for name, values in scores.norms.items()},
-        modules={},
-        tokens=None,
-        exact=None if scores.exact is None else scores.exact[np.ix_(of_queries, of_rows)],
-    )
+    whole = replace(scores, modules={}, tokens=None)
+    return part_of(whole, [asked[name] for name in queries], [scored[name] for name in rows])
 
 
 def _places(raw: np.ndarray) -> np.ndarray:
