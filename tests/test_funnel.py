@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from distributed import work
 from distributed.processes import run
+from killing import Killer, killed_and_resumed
 from models import llama, randomised, texts, tokenizer
 
 import whence
@@ -11,7 +12,7 @@ from whence.data import as_rows
 from whence.errors import StaleArtifact, UsageError
 from whence.funnel import score_candidates
 from whence.indexing.landmarks import Landmarks
-from whence.progress import Silent, report_to
+from whence.progress import report_to
 from whence.tasks import CausalLM
 
 ROWS, QUERIES = as_rows(texts(90, seed=1)), as_rows(texts(6, seed=2)[::2])
@@ -108,40 +109,19 @@ def test_what_does_not_fit_is_refused(setting):
         score_candidates(model, task, QUERIES, ROWS, operator, "bm25:5", aggregate="queries")
 
 
-class Killer(Silent):
-    """Stops at the end of a stage "score", as a kill does."""
-
-    def __init__(self, at):
-        self.at, self.begun = at, 0
-
-    def begin(self, stage):
-        self.begun += stage.name == "score"
-
-    def advance(self, stage):
-        self.at -= stage.name == "score"
-        if not self.at:
-            raise KeyboardInterrupt
-
-
 def test_a_killed_run_resumes_and_other_candidates_are_refused(setting, tmp_path):
     model, task, operator, index, _ = setting
 
-    def found(name, candidates="index:10", **changes):
+    def found(out, candidates="index:10", **changes):
         given = {"index": index, "audit": "20%", "chunks": 4, "batch_tokens": 40, **changes}
-        return score_candidates(model, task, QUERIES, ROWS, operator, candidates, out=tmp_path / name, **given)
+        return score_candidates(model, task, QUERIES, ROWS, operator, candidates, out=out, **given)
 
-    whole = found("whole")
-    with pytest.raises(KeyboardInterrupt), report_to(Killer(3)):
-        found("killed")
-    np.testing.assert_array_equal(found("killed").raw, whole.raw)
-    assert sorted(file.name for file in (tmp_path / "killed").iterdir()) == sorted(
-        file.name for file in (tmp_path / "whole").iterdir()
-    )
-    with report_to(again := Killer(0)):
-        assert found("whole").about == whole.about and again.begun == 0
+    killed_and_resumed(found, tmp_path, "score", 3)
+    with report_to(again := Killer()):
+        assert found(tmp_path / "whole").about == found(tmp_path / "killed").about and "score" not in again.resumed
     for candidates, changes in (("index:11", {}), ("index:10", {"audit": "21%"}), ("index:10", {"at_most": 5})):
         with pytest.raises(StaleArtifact):
-            found("whole", candidates, **changes)
+            found(tmp_path / "whole", candidates, **changes)
 
 
 def test_several_processes_give_the_same(setting):

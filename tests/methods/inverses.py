@@ -12,7 +12,6 @@ from whence.config.schema import Train
 from whence.data import as_rows
 from whence.methods.base import attribute
 from whence.models import load_model
-from whence.progress import Silent
 from whence.tasks import CausalLM
 from whence.train.finetune import finetune
 from whence.train.record import read_training
@@ -39,23 +38,3 @@ def found(method, case=None, **given):
     """The method's scores of the case."""
     case = case or trained()
     return attribute(method, case.model, case.task, case.queries, case.rows, training=case.training, **given)
-
-
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises at the `left`-th step of a search; `resumed` is how many steps each search began with."""
-
-    def __init__(self, left):
-        self.left, self.resumed = left, []
-
-    def begin(self, stage):
-        if stage.name == "solve":
-            self.resumed.append(stage.resumed)
-
-    def advance(self, stage):
-        self.left -= stage.name == "solve"
-        if not self.left:
-            raise Killed

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from inverses import Killed, Killer, found, trained
+from inverses import found, trained
+from killing import killed_and_resumed
 from oracle import agree
 
 from benchmarks.oracles.curvature import ORACLES
 from whence.errors import UsageError
-from whence.progress import report_to
 
 
 @pytest.mark.parametrize("settings", [{}, {"complement": False}, {"matrix": "hessian"}, {"damping": "training"}], ids=str)
@@ -47,9 +47,5 @@ def test_published_it_has_no_damping_and_with_the_complement_needs_one():
 
 def test_a_killed_search_resumes_to_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr("whence.engine.search.SaveTimer.due", True)
-    whole = found("arnoldi", top=10, vectors=24, out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer(4)):
-        found("arnoldi", top=10, vectors=24, out=tmp_path / "killed")
-    with report_to(seen := Killer(-1)):
-        np.testing.assert_array_equal(found("arnoldi", top=10, vectors=24, out=tmp_path / "killed").raw, whole.raw)
-    assert seen.resumed == [3]
+    seen = killed_and_resumed(lambda out: found("arnoldi", top=10, vectors=24, out=out), tmp_path, "solve", 4)
+    assert seen.resumed["solve"] == [3]

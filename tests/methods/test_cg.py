@@ -1,12 +1,12 @@
 """Conjugate gradients for all queries at once, against the dense damped Gauss-Newton matrix in float64."""
 
-import numpy as np
 import pytest
 import torch
 from distributed import work
 from distributed.processes import run
 from engine.test_products import language_model
-from inverses import Killed, Killer, found, trained
+from inverses import found, trained
+from killing import killed_and_resumed
 from models import texts, tokenizer
 from oracle import agree
 
@@ -20,7 +20,6 @@ from whence.gradients import Dense
 from whence.linalg.krylov import cg
 from whence.methods.cg import ConjugateGradients, gauss_newton_inverse
 from whence.operators import Identity
-from whence.progress import report_to
 from whence.scoring import score, self_influence
 from whence.scoring.score import score_points
 from whence.tasks import CausalLM
@@ -114,16 +113,11 @@ def test_matrices():
 def test_a_killed_search_resumes_to_the_same_bits(tmp_path):
     point, curvature = setting("llama")
 
-    def found(name):
-        operator = gauss_newton_inverse(point, curvature, damping=10.0, out=tmp_path / name, save_every=0.0, **TIGHT)
-        return score(point.model, point.task, QUERIES, ROWS, operator, out=tmp_path / f"{name}-scores").raw
+    def found(out):
+        operator = gauss_newton_inverse(point, curvature, damping=10.0, out=out, save_every=0.0, **TIGHT)
+        return score(point.model, point.task, QUERIES, ROWS, operator, out=out.with_suffix(".scores"))
 
-    whole = found("whole")
-    with pytest.raises(Killed), report_to(Killer(4)):
-        found("killed")
-    with report_to(seen := Killer(-1)):
-        np.testing.assert_array_equal(found("killed"), whole)
-    assert seen.resumed == [3]
+    assert killed_and_resumed(found, tmp_path, "solve", 4).resumed["solve"] == [3]
 
 
 def test_several_processes_solve_the_same():

@@ -1,11 +1,11 @@
 """DataInf is the mean of the rows' damped inverses, module by module, however it is computed."""
 
-import numpy as np
 import peft
 import pytest
 import torch
 from distributed import work
 from distributed.processes import run
+from killing import killed_and_resumed
 from models import llama, randomised, texts, tokenizer
 from oracle import agree
 
@@ -14,7 +14,6 @@ from benchmarks.oracles.gradients import ORACLES
 from whence.data import as_rows
 from whence.errors import NumericalError
 from whence.methods.base import attribute
-from whence.progress import Silent, report_to
 from whence.settings import Score
 from whence.tasks import CausalLM
 
@@ -48,32 +47,11 @@ def test_much_damping_makes_it_the_gradient_dot_product():
     agree(1e9 * datainf(case, absolute_damping=1e9).raw, ORACLES["gradient-dot"](case), 1e-5)
 
 
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises when a stage of that name begins, and remembers how much of each stage was done."""
-
-    def __init__(self, name):
-        self.name, self.done = name, {}
-
-    def begin(self, stage):
-        self.done[stage.name] = stage.resumed
-        if stage.name == self.name:
-            raise Killed
-
-
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     case = Case(randomised(llama()).eval(), CausalLM(tokenizer()), ROWS, QUERIES)
-    whole = datainf(case, out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer("score")):
-        datainf(case, out=tmp_path / "killed")
-    with report_to(seen := Killer("")):
-        resumed = datainf(case, out=tmp_path / "killed")
-    np.testing.assert_array_equal(resumed.raw, whole.raw)
+    seen = killed_and_resumed(lambda out: datainf(case, out=out), tmp_path, "score", at="begin")
     positions = sum(case.task.size(item) for item in case.task.encode(ROWS))
-    assert seen.done["squares"] == seen.done["products"] == positions, "both passes were complete"
+    assert seen.resumed["squares"] == seen.resumed["products"] == [positions], "both passes were complete"
     assert not (tmp_path / "killed" / "products").exists()
 
 

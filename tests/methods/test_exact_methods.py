@@ -1,14 +1,13 @@
 """Dense damped inverses are those of autograd's matrices, whatever the matrix and the damping."""
 
-import numpy as np
 import pytest
-from inverses import Killed, Killer, found, trained
+from inverses import found, trained
+from killing import killed_and_resumed
 from oracle import agree
 
 from benchmarks.oracles.curvature import ORACLES
 from whence.errors import NumericalError, StaleArtifact, UsageError
 from whence.methods import dense
-from whence.progress import report_to
 
 KINDS = ("hessian", "gauss-newton", "fisher", "empirical-fisher")
 
@@ -51,12 +50,7 @@ def test_too_many_weights_are_refused_by_name(monkeypatch):
 def test_a_killed_run_resumes_and_another_damping_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("whence.engine.search.SAVE_SECONDS", 0.0)
     monkeypatch.setattr("whence.engine.search.SaveTimer.due", True)
-    whole = found("fisher", out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer(4)):
-        found("fisher", out=tmp_path / "killed")
-    with report_to(seen := Killer(-1)):
-        np.testing.assert_array_equal(found("fisher", out=tmp_path / "killed").raw, whole.raw)
-    assert seen.resumed == [3]
-    assert {file.name for file in (tmp_path / "killed").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
+    seen = killed_and_resumed(lambda out: found("fisher", out=out), tmp_path, "solve", 4)
+    assert seen.resumed["solve"] == [3]
     with pytest.raises(StaleArtifact, match="damping"):
         found("fisher", out=tmp_path / "whole", damping=0.2)

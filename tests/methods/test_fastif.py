@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from distributed import work
 from distributed.processes import run
-from inverses import Killed, Killer
+from killing import killed_and_resumed
 from models import CASES
 from oracle import agree
 
@@ -15,7 +15,6 @@ from benchmarks.oracles.stochastic import ORACLES
 from whence.engine.partition import SaveTimer
 from whence.errors import UsageError
 from whence.methods.base import attribute
-from whence.progress import report_to
 from whence.store.scores import Scores
 
 TINY = CASES["llama"]
@@ -57,15 +56,10 @@ def test_a_killed_run_resumes_and_several_processes_give_the_same(tmp_path, monk
     monkeypatch.setattr(SaveTimer, "due", True)
     tiny, chosen = CASES["mlp"], {**STEPS, "candidates": "3"}
     case = Case(tiny.model(), tiny.task(), tiny.train(), tiny.queries(), modules="all")
-    whole = scores(case, **chosen, out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer(4)):
-        scores(case, **chosen, out=tmp_path / "killed")
-    with report_to(seen := Killer(-1)):
-        again = scores(case, **chosen, out=tmp_path / "killed")
-    assert seen.resumed == [3] and again.about == whole.about
-    np.testing.assert_array_equal(again.raw, whole.raw)
+    seen = killed_and_resumed(lambda out: scores(case, **chosen, out=out), tmp_path, "solve", 4)
+    assert seen.resumed["solve"] == [3]
     for found in run(work.attributed, "fastif", "mlp", chosen):
-        agree(found, whole.values, 1e-10)
+        agree(found, scores(case, **chosen).values, 1e-10)
 
 
 def test_what_can_not_be_a_number_of_rows(case):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from distributed import work
 from distributed.processes import run
-from inverses import Killed, Killer
+from killing import killed_and_resumed
 from models import CASES
 from oracle import agree
 
@@ -18,7 +18,6 @@ from benchmarks.oracles.stochastic import ORACLES
 from whence.engine.partition import SaveTimer
 from whence.errors import NumericalError
 from whence.methods.base import attribute
-from whence.progress import report_to
 from whence.settings import Score
 from whence.store.scores import Scores
 
@@ -97,14 +96,8 @@ def test_a_scale_that_is_too_small_raises_and_names_one_that_converges(case):
 def test_a_killed_search_resumes_to_the_same_bits(case, tmp_path, monkeypatch):
     monkeypatch.setattr(SaveTimer, "due", True)
     chosen = {**SETTINGS, "batch": 4}
-    whole = scores(case, **chosen, out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer(7)):
-        scores(case, **chosen, out=tmp_path / "killed")
-    with report_to(seen := Killer(-1)):
-        again = scores(case, **chosen, out=tmp_path / "killed")
-    assert seen.resumed == [6] and again.about == whole.about
-    np.testing.assert_array_equal(again.raw, whole.raw)
-    assert {file.name for file in (tmp_path / "killed").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
+    seen = killed_and_resumed(lambda out: scores(case, **chosen, out=out), tmp_path, "solve", 7)
+    assert seen.resumed["solve"] == [6]
 
 
 def test_several_processes_give_the_same(case):

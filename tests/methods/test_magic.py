@@ -7,9 +7,11 @@ import pytest
 import torch
 from distributed import work
 from distributed.processes import run
-from models import CASES, gpt2, llama, randomised, texts, tokenizer
+from killing import killed_and_resumed
+from models import CASES, gpt2, texts, tokenizer
 from oracle import agree
 from torch import nn
+from trainings import trained
 
 from benchmarks.oracles.base import Case
 from benchmarks.oracles.unrolled import ORACLES, rerun
@@ -17,10 +19,8 @@ from whence.data import as_rows
 from whence.errors import CoverageError, NumericalError, UsageError
 from whence.methods.base import attribute
 from whence.models import load_model
-from whence.progress import Silent, report_to
-from whence.settings import Score, Train
+from whence.settings import Score
 from whence.tasks import CausalLM, Regression
-from whence.train.finetune import finetune
 from whence.train.record import read_training
 from whence.validate.problem import Problem
 from whence.validate.trainer import Recipe, recorded, retrain
@@ -40,13 +40,8 @@ WAYS = {
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("magic")
-    for name, model in (("base", llama()), ("other", gpt2(**DRY))):
-        randomised(model).save_pretrained(folder / name)
-        tokenizer().save_pretrained(folder / name)
-    for name, changes in WAYS.items():
-        model, chosen = load_model(folder / ("other" if name == "gpt2" else "base"))[0], Train(**{**SETTINGS, **changes})
-        finetune(model, CausalLM(tokenizer()), ROWS, chosen, out=folder / name, seed=0)
-    return folder
+    trained(folder, ROWS, SETTINGS, {"gpt2": WAYS["gpt2"]}, lambda: gpt2(**DRY), "other")
+    return trained(folder, ROWS, SETTINGS, {way: WAYS[way] for way in WAYS if way != "gpt2"})
 
 
 def magic(folder, queries=QUERIES, rows=ROWS, settings=Score(), **options):
@@ -121,35 +116,12 @@ def test_rows_that_no_step_read_did_nothing(trainings):
     assert (found.values[:, -1] == 0).all() and (found.values[:, :-1] != 0).all()
 
 
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises at the `left`-th advance of a stage; counts what was done."""
-
-    def __init__(self, stage, left):
-        self.stage, self.left, self.done = stage, left, {}
-
-    def advance(self, stage):
-        self.done[stage.name] = stage.done - stage.resumed
-        self.left -= stage.name == self.stage
-        if not self.left:
-            raise Killed
-
-
 @pytest.mark.parametrize(
     ("stage", "left", "again"), [("replay", 5, {"replay": 5, "differentiate": 8}), ("differentiate", 2, {"differentiate": 3})]
 )
 def test_a_killed_run_resumes(trainings, tmp_path, stage, left, again):
-    whole = magic(trainings / "adamw", out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer(stage, left)):
-        magic(trainings / "adamw", out=tmp_path / "killed")
-    with report_to(seen := Killer("", -1)):
-        resumed = magic(trainings / "adamw", out=tmp_path / "killed")
+    seen = killed_and_resumed(lambda out: magic(trainings / "adamw", out=out), tmp_path, stage, left)
     assert seen.done == again
-    np.testing.assert_array_equal(resumed.raw, whole.raw)
-    assert {file.name for file in (tmp_path / "killed").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
 
 
 def test_several_processes_give_the_same(trainings, tmp_path):

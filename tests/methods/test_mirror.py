@@ -1,13 +1,13 @@
 """Mirrored runs repeat the recorded training along with a query; checkpoints are averaged."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from models import llama, randomised, texts, tokenizer
+from killing import killed_and_resumed
+from models import texts, tokenizer
 from oracle import agree
 from torch import nn
+from trainings import trained
 
 from benchmarks.oracles.base import Case
 from benchmarks.oracles.training import ORACLES as OF_CHECKPOINTS
@@ -17,10 +17,8 @@ from whence.errors import NumericalError, UsageError
 from whence.fitting import fit
 from whence.methods.base import attribute
 from whence.models import load_model
-from whence.progress import Silent, report_to
-from whence.settings import Score, Train
+from whence.settings import Score
 from whence.tasks import CausalLM, Regression
-from whence.train.finetune import finetune
 from whence.train.record import read_training
 from whence.validate.trainer import Recipe, recorded, retrain
 
@@ -35,14 +33,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mirror")
-    base: Any = randomised(llama())
-    base.save_pretrained(folder / "base")
-    tokenizer().save_pretrained(folder / "base")
-    for name, changes in WAYS.items():
-        model = load_model(folder / "base")[0]
-        finetune(model, CausalLM(tokenizer()), ROWS, Train(**{**SETTINGS, **changes}), out=folder / name, seed=0)
-    return folder
+    return trained(tmp_path_factory.mktemp("mirror"), ROWS, SETTINGS, WAYS)
 
 
 def scored(folder, method="mirror", queries=QUERIES, settings=Score(), **options):
@@ -108,33 +99,10 @@ def test_it_says_how_far_it_is_from_ekfac_and_mixes_with_it(trainings):
         alone.combined(ekfac, -1.0)
 
 
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises at the `left`-th advance of a stage, and counts what was done of it."""
-
-    def __init__(self, stage, left):
-        self.stage, self.left, self.done = stage, left, {}
-
-    def advance(self, stage):
-        self.done[stage.name] = stage.done - stage.resumed
-        self.left -= stage.name == self.stage
-        if not self.left:
-            raise Killed
-
-
 def test_a_killed_run_resumes(trainings, tmp_path, monkeypatch):
     monkeypatch.setattr("whence.engine.trials.SaveTimer.due", True)
-    whole = scored(trainings / "adamw", together=1, out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer("mirror", 3)):
-        scored(trainings / "adamw", together=1, out=tmp_path / "killed")
-    with report_to(seen := Killer("", -1)):
-        resumed = scored(trainings / "adamw", together=1, out=tmp_path / "killed")
+    seen = killed_and_resumed(lambda out: scored(trainings / "adamw", together=1, out=out), tmp_path, "mirror", 3)
     assert "repeat" not in seen.done and seen.done["mirror"] == 1  # of three, the two before the kill are kept
-    np.testing.assert_array_equal(resumed.raw, whole.raw)
-    assert {file.name for file in (tmp_path / "killed").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])

@@ -1,15 +1,14 @@
 """A Nystroem approximation as an inverse, and near the matrix that conjugate gradients solve with."""
 
-import numpy as np
 import pytest
 from distributed import work
 from distributed.processes import run
-from inverses import QUERIES, ROWS, Killed, Killer, found, trained
+from inverses import QUERIES, ROWS, found, trained
+from killing import killed_and_resumed
 from oracle import agree
 
 from benchmarks.oracles.curvature import ORACLES
 from whence.errors import UsageError
-from whence.progress import report_to
 
 
 @pytest.mark.parametrize(
@@ -51,9 +50,5 @@ def test_several_processes_give_what_one_gives():
 
 def test_a_killed_sketch_resumes_to_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr("whence.engine.search.SaveTimer.due", True)
-    whole = found("nystroem", rank=96, out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer(3)):
-        found("nystroem", rank=96, out=tmp_path / "killed")
-    with report_to(seen := Killer(-1)):
-        np.testing.assert_array_equal(found("nystroem", rank=96, out=tmp_path / "killed").raw, whole.raw)
-    assert seen.resumed == [2]
+    seen = killed_and_resumed(lambda out: found("nystroem", rank=96, out=out), tmp_path, "solve", 3)
+    assert seen.resumed["solve"] == [2]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from distributed import work
 from distributed.processes import run
+from killing import killed_and_resumed
 from models import CASES, llama, randomised, texts, tokenizer
 from oracle import agree
 
@@ -17,7 +18,6 @@ from whence.fitting import fit
 from whence.methods.base import attribute
 from whence.models import load_model
 from whence.operators import Identity
-from whence.progress import Silent, report_to
 from whence.settings import Score
 from whence.tasks import CausalLM, Classification, Regression
 from whence.train.finetune import finetune
@@ -144,39 +144,15 @@ def test_units_and_what_is_known(training):
     assert np.abs(found("logra", training, Score(seed=1), dim=3).raw - found("logra", training, dim=3).raw).max() > 0
 
 
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises at the `left`-th advance of the pass."""
-
-    def __init__(self, left):
-        self.left, self.stages = left, []
-
-    def begin(self, stage):
-        self.stages.append((stage.name, stage.resumed))
-
-    def advance(self, stage):
-        self.left -= stage.name == "project"
-        if not self.left:
-            raise Killed
-
-
 @pytest.mark.parametrize(
     ("name", "own"), [("trak", {"over": "checkpoints"}), ("less", {}), ("trackstar", {}), ("sjlt", {"labels": "model"})]
 )
 def test_a_killed_run_resumes_to_the_same_bits_and_leaves_nothing_behind(training, tmp_path, name, own):
-    whole = found(name, training, Score(chunks=3, batch_tokens=8), tmp_path / "whole", **own)
-    with pytest.raises(Killed), report_to(Killer(4)):
-        found(name, training, Score(chunks=3, batch_tokens=8), tmp_path / "killed", **own)
-    with report_to(seen := Killer(-1)):
-        resumed = found(name, training, Score(chunks=3, batch_tokens=8), tmp_path / "killed", **own)
-    np.testing.assert_array_equal(resumed.raw, whole.raw)
-    assert next(resumed for stage, resumed in seen.stages if stage == "project"), "what was done is not done again"
-    assert {file.name for file in (tmp_path / "killed").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
+    settings = Score(chunks=3, batch_tokens=8)
+    seen = killed_and_resumed(lambda out: found(name, training, settings, out, **own), tmp_path, "project", 4)
+    assert seen.resumed["project"][0], "what was done is not done again"
     with pytest.raises(StaleArtifact, match="dim"):
-        found(name, training, Score(chunks=3, batch_tokens=8), tmp_path / "whole", **{**own, "dim": 5})
+        found(name, training, settings, tmp_path / "whole", **{**own, "dim": 5})
 
 
 def test_several_processes_give_the_same(training, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from distributed import work
 from distributed.processes import run
+from killing import killed_and_resumed
 from models import CASES, llama, named, randomised, texts, tokenizer
 from oracle import agree
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,6 @@ from whence.errors import ModelNotFound, NumericalError, StaleArtifact, UsageErr
 from whence.filter.embeddings import embedding_scores
 from whence.methods.base import attribute
 from whence.models import load_encoder
-from whence.progress import Silent, report_to
 from whence.settings import Score
 from whence.tasks import CausalLM
 
@@ -49,34 +49,10 @@ def test_classifiers_are_compared_by_what_their_head_reads(case):
     agree(found.values, unit[:3] @ unit[3:].T, 1e-12)
 
 
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises at the `left`-th advance of the stage, and remembers how much of it was done."""
-
-    def __init__(self, left):
-        self.left, self.done = left, None
-
-    def begin(self, stage):
-        self.done = stage.resumed
-
-    def advance(self, stage):
-        self.left -= 1
-        if not self.left:
-            raise Killed
-
-
 def test_a_killed_pass_resumes_to_the_same_bits(tmp_path):
     given = (randomised(llama()), CausalLM(tokenizer()), QUERIES, ROWS, Score(batch_tokens=8))
-    whole = attribute("cka", *given, out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer(5)):
-        attribute("cka", *given, out=tmp_path / "killed")
-    with report_to(seen := Killer(-1)):
-        resumed = attribute("cka", *given, out=tmp_path / "killed")
-    np.testing.assert_array_equal(resumed.raw, whole.raw)
-    assert seen.done > 0 and not (tmp_path / "killed" / "representations").exists()
+    seen = killed_and_resumed(lambda out: attribute("cka", *given, out=out), tmp_path, "representations", 5)
+    assert seen.resumed["representations"][-1] > 0 and not (tmp_path / "killed" / "representations").exists()
 
 
 def test_several_processes_give_the_same():

@@ -11,6 +11,7 @@ import torch
 from distributed import work
 from distributed.processes import run
 from inverses import QUERIES, ROWS
+from killing import killed_and_resumed
 from models import gpt2, randomised, tokenizer
 from oracle import agree
 from torch import nn
@@ -23,7 +24,6 @@ from whence.fitting.mean import mean_curvature
 from whence.linalg.descent import caught_up
 from whence.methods.base import attribute
 from whence.models import load_model
-from whence.progress import Silent, report_to
 from whence.settings import Score, Train
 from whence.tasks import CausalLM, Regression
 from whence.train.finetune import finetune
@@ -128,35 +128,10 @@ def test_the_mean_of_curvatures_is_the_diagonal_of_the_mean_in_its_bases():
     assert "mean of 2" in mean.label
 
 
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises at the `left`-th end of a stage called "score"; counts what is begun."""
-
-    def __init__(self, left):
-        self.left, self.begun = left, []
-
-    def begin(self, stage):
-        self.begun.append(stage.name)
-
-    def end(self, stage):
-        self.left -= stage.name == "score"
-        if not self.left:
-            raise Killed
-
-
 def test_a_killed_run_resumes(tmp_path):
     case = trained("sgd")
-    whole = source(case, out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer(2)):
-        source(case, out=tmp_path / "killed")
-    with report_to(left := Killer(-1)):
-        resumed = source(case, out=tmp_path / "killed")
-    np.testing.assert_array_equal(resumed.raw, whole.raw)
-    assert left.begun.count("score") == 2 and "covariance" not in left.begun, "nothing that was finished is done again"
-    assert {file.name for file in (tmp_path / "killed").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
+    seen = killed_and_resumed(lambda out: source(case, out=out), tmp_path, "score", 2, at="end")
+    assert len(seen.resumed["score"]) == 2 and "covariance" not in seen.resumed, "nothing that was finished is done again"
 
 
 def test_several_processes_give_the_same(tmp_path):

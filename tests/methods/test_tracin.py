@@ -5,6 +5,7 @@ import pytest
 import torch
 from distributed import work
 from distributed.processes import run
+from killing import killed_and_resumed
 from models import llama, randomised, texts, tokenizer
 from oracle import agree
 
@@ -15,7 +16,6 @@ from whence.data import as_rows
 from whence.errors import StaleArtifact, UsageError
 from whence.methods.base import attribute
 from whence.models import load_model
-from whence.progress import Silent, report_to
 from whence.settings import Score
 from whence.tasks import CausalLM
 from whence.train.finetune import finetune
@@ -42,25 +42,6 @@ def tracin(training, task, queries, rows, settings=Score(), **keep):
     return attribute("tracin", load_model(record.model)[0], task, queries, rows, settings, training=record, **keep)
 
 
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises at the `left`-th end of a stage called "score"."""
-
-    def __init__(self, left):
-        self.left, self.begun = left, 0
-
-    def begin(self, stage):
-        self.begun += stage.name == "score"
-
-    def end(self, stage):
-        self.left -= stage.name == "score"
-        if not self.left:
-            raise Killed
-
-
 def test_it_is_its_oracle(training):
     record = read_training(training)
     assert len(record.checkpoints) == 3 and len({each.learning_rate for each in record.checkpoints}) > 1
@@ -74,15 +55,13 @@ def test_it_is_its_oracle(training):
 
 def test_a_killed_run_resumes_and_another_training_is_refused(training, tmp_path):
     given = (CausalLM(tokenizer()), QUERIES, ROWS)
-    whole = tracin(training, *given, settings=EXACT, out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer(2)):
-        tracin(training, *given, settings=EXACT, out=tmp_path / "killed")
-    with report_to(left := Killer(-1)):
-        resumed = tracin(training, *given, settings=EXACT, out=tmp_path / "killed")
-    np.testing.assert_array_equal(resumed.raw, whole.raw)
-    assert left.begun == 2, "the first checkpoint is not scored again"
-    assert {file.name for file in (tmp_path / "killed").iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
-    again = tracin(training, *given, settings=EXACT, out=tmp_path / "whole")
+
+    def made(out):
+        return tracin(training, *given, settings=EXACT, out=out)
+
+    seen = killed_and_resumed(made, tmp_path, "score", 2, at="end")
+    assert len(seen.resumed["score"]) == 2, "the first checkpoint is not scored again"
+    whole, again = made(None), made(tmp_path / "whole")
     np.testing.assert_array_equal(again.raw, whole.raw)
     assert again.about == whole.about and again.n_train == 1
     with pytest.raises(StaleArtifact, match="rates"):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from distributed import work
 from distributed.processes import run
+from killing import killed_and_resumed
 from models import CASES, llama, randomised, texts, tokenizer
 from oracle import agree
 
@@ -13,7 +14,6 @@ from benchmarks.oracles.unlearning import ORACLES
 from whence.data import as_rows
 from whence.errors import UsageError
 from whence.methods.base import attribute
-from whence.progress import Silent, report_to
 from whence.tasks import CausalLM
 
 QUERIES = as_rows(texts(6, seed=2)[::2])
@@ -72,37 +72,12 @@ def test_short_formats_are_unlearned_in_float32():
         assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.98
 
 
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises at the `left`-th training, and remembers how many were done."""
-
-    def __init__(self, left):
-        self.left, self.resumed = left, None
-
-    def begin(self, stage):
-        if stage.name == "unlearning":
-            self.resumed = stage.resumed
-
-    def advance(self, stage):
-        self.left -= stage.name == "unlearning"
-        if not self.left:
-            raise Killed
-
-
 @pytest.mark.parametrize("method", ["untrac", "untrac-inv"])
 def test_a_killed_run_resumes_to_the_same_bits(method, tmp_path, monkeypatch):
     monkeypatch.setattr("whence.engine.trials.SaveTimer.due", True)
     case = case_of(ROWS)
-    whole = found_by(method, case, out=tmp_path / "whole")
-    with pytest.raises(Killed), report_to(Killer(3)):
-        found_by(method, case, out=tmp_path / "killed")
-    with report_to(seen := Killer(-1)):
-        resumed = found_by(method, case, out=tmp_path / "killed")
-    np.testing.assert_array_equal(resumed.raw, whole.raw)
-    assert seen.resumed == 2 and not (tmp_path / "killed" / "unlearned").exists()
+    seen = killed_and_resumed(lambda out: found_by(method, case, out=out), tmp_path, "unlearning", 3)
+    assert seen.resumed["unlearning"] == [2] and not (tmp_path / "killed" / "unlearned").exists()
 
 
 def test_several_processes_give_the_same():

@@ -1,36 +1,15 @@
 """A run through several stages that is killed in any part resumes to the same bits; several processes give the same scores."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 from distributed import work
 from distributed.processes import killed, run
+from killing import Killed, Killer
 from oracle import agree
 
-from whence.progress import Silent, report_to
+from whence.progress import report_to
 
 PARTS = ("covariance", "eigenvectors", "eigenvalues", "queries", "score")
-
-
-class Killed(Exception):
-    """In place of a kill."""
-
-
-class Killer(Silent):
-    """Raises at the `left`-th advance of a part; counts the advances of each."""
-
-    def __init__(self, part="", left=-1):
-        self.part, self.left, self.advances, self.begun = part, left, Counter(), Counter()
-
-    def begin(self, stage):
-        self.begun[stage.name] += 1
-
-    def advance(self, stage):
-        self.advances[stage.name] += 1
-        self.left -= stage.name == self.part
-        if not self.left:
-            raise Killed
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import llama, randomised, texts, tokenizer
+from models import texts, tokenizer
 from oracle import agree
 from torch import nn
+from trainings import trained
 
 from whence.data import as_rows
 from whence.engine.point import Point
@@ -16,9 +17,7 @@ from whence.engine.queries import encode_queries
 from whence.engine.stream import encode
 from whence.errors import StaleArtifact, UsageError
 from whence.models import load_model
-from whence.settings import Train
 from whence.tasks import CausalLM
-from whence.train.finetune import finetune
 from whence.train.patch import patch
 from whence.train.record import read_training
 from whence.train.retrain import retrain
@@ -35,13 +34,7 @@ SETS = [[1, 4], [2], [0, 3, 5]]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("patch")
-    model: Any = randomised(llama())
-    model.save_pretrained(folder / "base")
-    tokenizer().save_pretrained(folder / "base")
-    for name, changes in WAYS.items():
-        finetune(load_model(folder / "base")[0], TASK, ROWS, Train(**{**SETTINGS, **changes}), out=folder / name, seed=0)
-    return folder
+    return trained(tmp_path_factory.mktemp("patch"), ROWS, SETTINGS, WAYS)
 
 
 def asked(folder):

@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from models import CASES, llama, randomised, texts, tokenizer
+from models import CASES, llama, texts, tokenizer
 from torch import nn
+from trainings import trained
 
 from whence.data import as_rows
 from whence.engine.stream import encode
 from whence.errors import UsageError
 from whence.models import load_model
-from whence.settings import Train
 from whence.tasks import CausalLM, Regression
-from whence.train.finetune import finetune
 from whence.train.record import START, read_training
 from whence.train.replay import Run
 from whence.validate.trainer import Recipe, recorded, retrain
@@ -21,18 +20,8 @@ ROWS = as_rows(texts(9, seed=1))
 CHOSEN = {"learning_rate": 1e-2, "epochs": 2, "batch_size": 2, "save_steps": 3, "log_steps": 1, "keep": None, "evaluation": 0}
 
 
-def trained(folder, **changes):
-    randomised(llama()).save_pretrained(folder / "base")
-    tokenizer().save_pretrained(folder / "base")
-    finetune(
-        load_model(folder / "base")[0],
-        CausalLM(tokenizer()),
-        ROWS,
-        Train(**{**CHOSEN, **changes}),
-        out=folder / "train",
-        seed=0,
-    )
-    return read_training(folder / "train")
+def recorded_one(folder, **changes):
+    return read_training(trained(folder, ROWS, CHOSEN, {"train": changes}) / "train")
 
 
 def replayed(training, dtype=None):
@@ -58,7 +47,7 @@ def replayed(training, dtype=None):
     ids=["adamw", "sgd", "momentum", "lora", "betas"],
 )
 def test_a_folder_of_training_is_repeated(tmp_path, changes):
-    training = trained(tmp_path, **changes)
+    training = recorded_one(tmp_path, **changes)
     run, model, states = replayed(training)
     own, moved = dict(model.named_parameters()), run.vector(dict(model.named_parameters()))
     went = torch.linalg.vector_norm(moved - states[0][0])
@@ -72,7 +61,7 @@ def test_a_folder_of_training_is_repeated(tmp_path, changes):
 
 
 def test_what_is_not_recorded_or_not_repeated_alike_is_refused(tmp_path):
-    training = trained(tmp_path / "lora", lora={"r": 2, "dropout": 0.1, "targets": "all-linear"})
+    training = recorded_one(tmp_path / "lora", lora={"r": 2, "dropout": 0.1, "targets": "all-linear"})
     with pytest.raises(UsageError, match="dropout"):
         replayed(training)
     for changes, given in (
@@ -80,7 +69,7 @@ def test_what_is_not_recorded_or_not_repeated_alike_is_refused(tmp_path):
         ({"optimizer": "sgd", "arguments": {"optim_args": "momentum=0.9,nesterov=true"}}, "SGD with nesterov"),
     ):
         with pytest.raises(UsageError, match="how the training's optimizer moved") as raised:
-            trained(tmp_path / given, **changes).replay()
+            recorded_one(tmp_path / given, **changes).replay()
         assert raised.value.given == given
     (tmp_path / "lora" / "train" / f"{START}.safetensors").unlink()
     with pytest.raises(UsageError, match="can't be repeated") as raised:
@@ -89,7 +78,7 @@ def test_what_is_not_recorded_or_not_repeated_alike_is_refused(tmp_path):
 
 
 def test_other_rows_and_other_models_are_refused(tmp_path):
-    training, task = trained(tmp_path), CausalLM(tokenizer())
+    training, task = recorded_one(tmp_path), CausalLM(tokenizer())
     model = load_model(training.model)[0]
     with pytest.raises(UsageError, match="not among the rows") as raised:
         Run(model, task, encode(task, ROWS.take(range(5)), model), training.replay())

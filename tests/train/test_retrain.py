@@ -1,15 +1,16 @@
 """A recorded training is repeated with rows that count otherwise; what is not that training is noticed."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from distributed.processes import run
 from distributed.work import retrained
-from models import llama, randomised, texts, tokenizer
+from killing import Killed
+from models import texts, tokenizer
 from oracle import agree
+from trainings import trained
 
 from whence.data import as_rows
 from whence.engine.point import Point
@@ -17,9 +18,7 @@ from whence.engine.queries import encode_queries
 from whence.engine.stream import encode
 from whence.errors import NumericalError, StaleArtifact, UsageError
 from whence.models import load_model
-from whence.settings import Train
 from whence.tasks import CausalLM
-from whence.train.finetune import finetune
 from whence.train.record import read_training
 from whence.train.retrain import in_order, retrain, with_rows
 
@@ -33,13 +32,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("retrain")
-    model: Any = randomised(llama())
-    model.save_pretrained(folder / "base")
-    tokenizer().save_pretrained(folder / "base")
-    for name, changes in WAYS.items():
-        finetune(load_model(folder / "base")[0], TASK, ROWS, Train(**{**SETTINGS, **changes}), out=folder / name, seed=0)
-    return folder
+    return trained(tmp_path_factory.mktemp("retrain"), ROWS, SETTINGS, WAYS)
 
 
 TASK = CausalLM(tokenizer())
@@ -151,10 +144,6 @@ def test_another_training_is_noticed(base):
             retrain(training, wrong, point, queries)
     elsewhere = retrain(training, *given, order=5)
     assert elsewhere.repeated is None and np.abs(elsewhere.whole[:-1] - retrain(training, *given).whole[:-1]).max() > 1e-3
-
-
-class Killed(Exception):
-    """In place of a kill."""
 
 
 def test_a_killed_run_resumes_to_the_same_bits(base, tmp_path, monkeypatch):

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from killing import Killed, Killer
 
 from benchmarks.flips import flip
 from benchmarks.quality import TOLERANCE, recheck
 from whence.errors import StaleArtifact, UsageError
-from whence.progress import Silent, report_to
+from whence.progress import report_to
 from whence.validate import bank as bank_module
 from whence.validate.bank import Spec, make_bank, open_bank, save_bank
 from whence.validate.settings import setting
@@ -114,24 +115,10 @@ def test_no_bank_is_no_bank(tmp_path):
         open_bank(tmp_path / "none.npz")
 
 
-class Killed(Exception):
-    pass
-
-
-class KilledAfter(Silent):
-    def __init__(self, advances):
-        self.left = advances
-
-    def advance(self, stage):
-        self.left -= 1
-        if not self.left:
-            raise Killed
-
-
 def test_a_killed_run_goes_on_where_it_stopped(made, diabetes, tmp_path, monkeypatch):
     monkeypatch.setattr(bank_module, "SAVED", 3)
     path = tmp_path / "resumed.npz"
-    with pytest.raises(Killed), report_to(KilledAfter(2)):
+    with pytest.raises(Killed), report_to(Killer(left=2)):
         make_bank(diabetes, SPEC, path)
     assert not path.exists()
     with pytest.raises(UsageError, match="no finished bank"):

@@ -2,11 +2,11 @@
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from models import llama, randomised, texts, tokenizer
+from models import texts, tokenizer
+from trainings import trained
 
 from whence.data import as_rows
 from whence.engine.point import Point
@@ -15,9 +15,7 @@ from whence.errors import StaleArtifact, UsageError
 from whence.linalg.stats import spearman
 from whence.methods.base import Request
 from whence.models import load_model
-from whence.settings import Train
 from whence.tasks import CausalLM
-from whence.train.finetune import finetune
 from whence.train.patch import patch
 from whence.train.record import read_training
 from whence.train.retrain import retrain
@@ -42,13 +40,8 @@ TASK = CausalLM(tokenizer())
 
 @pytest.fixture(scope="module")
 def request_(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("without")
-    model: Any = randomised(llama())
-    model.save_pretrained(folder / "base")
-    tokenizer().save_pretrained(folder / "base")
-    chosen = Train(learning_rate=1e-2, epochs=2, batch_size=4, evaluation=0, log_steps=2, save_steps=9)
-    finetune(load_model(folder / "base")[0], TASK, ROWS, chosen, out=folder / "train", seed=0)
-    training = read_training(folder / "train")
+    chosen = {"learning_rate": 1e-2, "epochs": 2, "batch_size": 4, "evaluation": 0, "log_steps": 2, "save_steps": 9}
+    training = read_training(trained(tmp_path_factory.mktemp("without"), ROWS, chosen, {"train": {}}) / "train")
     queries = as_rows(texts(5, seed=2))
     return Request(Point(load_model(training.model)[0], TASK, ROWS), queries, training=training)
 

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -371,9 +371,7 @@ class Asking:
             else:
                 order = meant[np.argsort(-values[meant], kind="stable")]
                 places = list(dict.fromkeys([*order[: max(FIRST, top)].tolist(), *order[-max(LAST, top) :].tolist()]))
-                point, operator, n_train = self._as_scored(found)
-                settings = Score().changed(per=self._per(), n_train=n_train, check=False)
-                scores = score_points(point, point, self.queries_of(found), operator, settings, rows=places)
+                scores = self._again(found, places)
         query = build_report(scores, top=top).queries[0]
         estimates = None if found.estimates is None else dict(zip(scores.example_ids, found.estimates[places], strict=True))
         shown = {side: [self._row(row, found, values, estimates) for row in plain(getattr(query, side))] for side in SIDES}
@@ -508,12 +506,10 @@ class Asking:
             contents.append(with_answer(bare, contrast))
             tokens.append({"text": contrast, "start": None, "end": None, "contrast": True})
         with_ids = with_contents(as_rows([bare] * len(contents)), contents)
-        point, operator, n_train = self._as_scored(found)
-        settings = Score().changed(per=self._per(), n_train=n_train, check=False)
-        scores = score_points(point, point, with_ids, operator, settings, rows=[self.run.all_rows.ids[number]])
+        scores = self._again(found, [self.run.all_rows.ids[number]], queries=with_ids)
         if scores.tokens is None:
             raise UsageError("This model's modules have no parts by token.")
-        matrix, pieces = scores.tokens / n_train * found.scores.gain, list(scores.examples["pieces"][0])
+        matrix, pieces = scores.tokens / scores.n_train * found.scores.gain, list(scores.examples["pieces"][0])
         if contrast is not None:
             matrix[-1] *= -1
         head = build_report(part_of(scores, [0]), top=1).queries[0]
@@ -552,7 +548,25 @@ class Asking:
             for part in parts
         ]
 
-    def _as_scored(self, found: Asked) -> tuple[Point, Operator, int]:
+    def _again(
+        self,
+        found: Asked,
+        rows: Sequence[int | str] | None = None,
+        *,
+        queries: Rows | None = None,
+        texts: Rows | None = None,
+        per: Literal["token", "module"] = "token",
+    ) -> Scores:
+        """Scores as the question's are, of these rows of the data (None: all) or of `texts` that are none of them.
+
+        Raises UsageError where what the question was scored with is not at hand.
+        """
+        point, operator = self._as_scored(found)
+        of = point if texts is None else Point(point.model, point.task, texts)
+        settings = Score().changed(per=self._per() if per == "token" else per, n_train=found.scores.n_train, check=False)
+        return score_points(point, of, queries or self.queries_of(found), operator, settings, rows=rows)
+
+    def _as_scored(self, found: Asked) -> tuple[Point, Operator]:
         """The point and the operator that a question was scored with. Raises UsageError where these are others'."""
         about, question = found.scores.about, found.question
         measurement = str(about.get("measurement", "logprob"))
@@ -571,19 +585,16 @@ class Asking:
                 given=f"{about.get('operator')}; at hand: {operator.label}",
                 fix="ask the question here again",
             )
-        return self.run.point(measurement), operator, found.scores.n_train
+        return self.run.point(measurement), operator
 
     def map(self, found: Asked, names: Sequence[str] | None) -> dict[str, Any]:
         """Where in the model the effect of rows is, by layer and module."""
         if names is None:
             table = found.scores.top(0, 20)
             names = list(table["id"][table["value"] > 0]) or list(table["id"])
-        point, operator, n_train = self._as_scored(found)
-        settings = Score().changed(per="module", n_train=n_train, check=False)
         for name in names:
             self.number(name)
-        scores = score_points(point, point, self.queries_of(found), operator, settings, rows=list(names))
-        scores = scores.calibrated(found.scores.about.get("calibration"))
+        scores = self._again(found, list(names), per="module").calibrated(found.scores.about.get("calibration"))
         return plain(grid(scores, 0, range(len(names))))
 
     def by_cell(self, found: Asked, asked: Cell, decisions: Mapping[str, Any]) -> dict[str, Any]:
@@ -593,9 +604,7 @@ class Asking:
         exactly. Raises NotThere where there is no such cell.
         """
         if not found.scores.modules and found.parts is None:
-            point, operator, n_train = self._as_scored(found)
-            settings = Score().changed(per="module", n_train=n_train, check=False)
-            found.parts = score_points(point, point, self.queries_of(found), operator, settings, rows=found.columns or None)
+            found.parts = self._again(found, found.columns or None, per="module")
         parts = found.parts or found.scores
         cells = {name: layer_and_module(name) for name in parts.modules}
         names = [name for name, cell in cells.items() if cell == (asked.layer, asked.module)]
@@ -621,14 +630,10 @@ class Asking:
 
     def what_if(self, found: Asked, asked: WhatIf) -> dict[str, Any]:
         """The effect of a text that nobody trained on, and of the row that it would be instead of."""
-        started, original = time.perf_counter(), None
-        point, operator, n_train = self._as_scored(found)
-        settings = Score().changed(per=self._per(), n_train=n_train, check=False)
-        queries, values = self.queries_of(found), found.values
+        started, original, values = time.perf_counter(), None, found.values
 
         def of(rows: Any) -> dict[str, Any]:
-            scores = score_points(point, Point(point.model, point.task, rows), queries, operator, settings)
-            scores = scores.calibrated(found.scores.about.get("calibration"))
+            scores = self._again(found, texts=rows).calibrated(found.scores.about.get("calibration"))
             report = build_report(scores, top=1).queries[0]
             row = next(iter([*report.raises, *report.lowers]), None)
             value = float(scores.values[0, 0])
