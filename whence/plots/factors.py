@@ -97,7 +97,7 @@ def lambda_map(lam_OI: Tensor, sorted_values: Spectrum, sides: Sides | None, cli
         by_row, by_column = lam.sum(1, dtype=np.float64), lam.sum(0, dtype=np.float64)
         order = "sum of its eigenvalues"
     rows, columns = (np.argsort(-key.astype(np.float64), kind="stable") for key in (by_row, by_column))
-    cells = _means(lam[rows][:, columns], CELLS)
+    cells = block_means(lam[rows][:, columns], CELLS)
     positive = sorted_values.positive
     low = high = 1.0
     if len(positive):
@@ -259,7 +259,7 @@ def _not_drawn(zero: int, negative: int) -> str:
     return f"; {said} not drawn" if said else ""
 
 
-def _means(matrix: np.ndarray, cells: int) -> np.ndarray:
+def block_means(matrix: np.ndarray, cells: int) -> np.ndarray:
     """Means over blocks of rows and columns that are as equal as possible, at most `cells` in either direction."""
     for axis in (0, 1):
         count = matrix.shape[axis]

@@ -34,11 +34,7 @@ def module(curvature: Curvature, name: str, damping: float) -> dict[str, Any]:
     values = plots.spectrum(lam_OI, entry)
     shares, marks = plots.cumulative(values.values)
     counted, drawn = plots.distribution(values), plots.lambda_map(lam_OI, values, sides)
-    cells = drawn.cells
-    for axis in (0, 1):
-        edges = np.unique(np.linspace(0, cells.shape[axis], min(CELLS, cells.shape[axis]) + 1).astype(int))
-        sizes = np.expand_dims(np.diff(edges), 1 - axis)
-        cells = np.add.reduceat(cells, edges[:-1], axis=axis, dtype=np.float64) / sizes
+    cells = plots.block_means(drawn.cells, CELLS)
     coloured = {"low": drawn.low, "high": drawn.high, "order": drawn.order, "block": _block(drawn.shape, cells)}
     document = {
         "module": name,
