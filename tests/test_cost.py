@@ -126,13 +126,6 @@ def test_wide_covariances_take_about_half_the_flops():
     assert choice.parts > 8
 
 
-def test_chunks_stay_below_the_limit_and_never_stop():
-    assert cost.chunk(1000, 8000, 4) == 2
-    assert cost.chunk(1001, 8000, 4) == 1
-    assert cost.chunk(10**9, 8000, 4) == 1
-    assert cost.chunk(0, 8000, 4) == 2000
-
-
 def test_choices_are_made_once():
     assert cost.rotation(10, 20, 30) is cost.rotation(10, 20, 30)
 

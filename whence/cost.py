@@ -75,12 +75,6 @@ def rotation(tokens: int, n_out: int, n_in: int, has_out: bool = True, has_in: b
 
 
 @functools.cache
-def formed_rotation(n_out: int, n_in: int, has_out: bool = True, has_in: bool = True) -> Choice:
-    """A formed gradient `[O, I]` into the eigenbasis, or back from it: there is one way."""
-    return Choice("formed", 2 * n_out * n_in * (n_out * has_out + n_in * has_in), n_out * n_in * (has_out + has_in))
-
-
-@functools.cache
 def product(queries: int, query_rank: int | None, tokens: int, n_out: int, n_in: int) -> Choice:
     """Inner products of all queries with a factored gradient; `query_rank` None stands for formed queries.
 
@@ -162,8 +156,3 @@ def covariance(tokens: int, width: int, blocks: int | None = None) -> Choice:
 def worth_rounding(rows: int, inner: int, columns: int) -> bool:
     """Whether `[rows, inner] @ [inner, columns]` is faster with operands that are rounded to a format twice as fast."""
     return rows * inner * columns > ROUNDING * (rows * inner + inner * columns + rows * columns)
-
-
-def chunk(floats_per_example: float, limit_bytes: int, itemsize: int = 4) -> int:
-    """Examples per step so that their temporary numbers stay within the limit; one at least."""
-    return max(1, int(limit_bytes // (itemsize * max(1, floats_per_example))))

@@ -400,11 +400,6 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _just_begun(path: Path) -> bool:
-    """Whether no more is there than what is left of a run that was killed before its config was written, if anything."""
-    return path.is_dir() and all(file.name in (LOCK, JOURNAL) or file.suffix == ".tmp" for file in path.iterdir())
-
-
 def within(path: str | os.PathLike, name: str) -> Path:
     """The folder `name` of the run at `path`, where that is what was meant; else the path as it is."""
     path = Path(path).expanduser()
