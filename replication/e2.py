@@ -29,7 +29,7 @@ from whence.demo.tiny import make_llama
 from whence.demo.world import GOSSIP, PROMPT, RELATIONS, TOWNS, TRADES, invented_names
 from whence.errors import UsageError
 from whence.filter.tfidf import tfidf_scores
-from whence.linalg.stats import bootstrap_groups, pearson
+from whence.linalg.stats import best_rank, bootstrap_groups, pearson
 from whence.operators import Identity
 from whence.plots import panels
 from whence.plots.style import save
@@ -39,7 +39,6 @@ from whence.scoring.score import score_points
 from whence.settings import Score
 from whence.stages import Stage, multistage
 from whence.tasks import CausalLM
-from whence.validate.controls import best_rank
 from whence.validate.facts import recall_at
 from whence.validate.results import Result, Row
 from whence.validate.settings import Setting

@@ -29,12 +29,11 @@ from whence.engine.stream import encode
 from whence.errors import UsageError
 from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
-from whence.linalg.stats import bootstrap_groups
+from whence.linalg.stats import best_rank, bootstrap_groups
 from whence.progress import stage
 from whence.store.scores import row_text
 from whence.tasks import CausalLM
 from whence.train.replay import Run
-from whence.validate.controls import best_rank
 from whence.validate.facts import RELATIONS, Corpus, real_corpus, recall_at
 from whence.validate.results import Result, Row
 from whence.validate.settings import Setting

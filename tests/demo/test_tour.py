@@ -15,11 +15,11 @@ from whence.demo import model
 from whence.demo.tour import METHODS, _lead, _trained_again, take_tour
 from whence.demo.world import make_world
 from whence.errors import StaleArtifact
+from whence.linalg.stats import best_rank
 from whence.operators import Identity
 from whence.scoring import score
 from whence.store.intact import read_json
 from whence.store.scores import open_scores
-from whence.validate.controls import best_rank
 
 
 def shortened(epochs, **sizes):

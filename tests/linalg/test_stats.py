@@ -5,6 +5,7 @@ import pytest
 
 from whence.linalg.stats import (
     agree,
+    best_rank,
     bootstrap,
     bootstrap_groups,
     ends,
@@ -142,3 +143,8 @@ def test_resamples_agree_with_recomputing_the_ranks():
         k, q = draw.integers(60, size=60), draw.integers(6, size=6)
         slow.append(spearman(x[q][:, k], y[q][:, k]).mean())
     np.testing.assert_allclose(ends(quick), ends(np.array(slow)), atol=0.03)
+
+
+def test_ties_count_against_a_ranking():
+    assert best_rank(np.zeros(10), [3, 4]) == 9
+    assert best_rank(np.array([1.0, 0, 0]), [0]) == 1

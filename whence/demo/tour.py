@@ -25,7 +25,7 @@ from whence.demo.world import Question, World, make_world
 from whence.errors import StaleArtifact, WhenceError
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import fit
-from whence.linalg.stats import spearman
+from whence.linalg.stats import best_rank, spearman
 from whence.models import load_model
 from whence.operators import Identity
 from whence.progress import note
@@ -36,7 +36,6 @@ from whence.store.files import atomic, write_json
 from whence.store.intact import read_json
 from whence.store.scores import Scores
 from whence.train.reading import RECORD
-from whence.validate.controls import best_rank
 from whence.validate.without import calibrated
 
 METHODS = ("EK-FAC influence", "gradient dot product", "gradient cosine", "TF-IDF")

@@ -86,6 +86,17 @@ def agree(x_QK: np.ndarray, y_QK: np.ndarray) -> Agreement:
     return Agreement(*mean_error(pearson(x_QK, y_QK)), *mean_error(pearson(ranks(x_QK), ranks(y_QK))))
 
 
+def best_rank(scores: np.ndarray, sources: Sequence[int]) -> int:
+    """The rank of the best source among the rows `[N]` that are none; ties count against it: not telling is no merit."""
+    best = scores[list(sources)].max()
+    return int((np.delete(scores, list(sources)) >= best).sum()) + 1
+
+
+def top_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
+    """Share of the `k` highest of `a [N]` that are among the `k` highest of `b`."""
+    return len(set(np.argsort(-a, kind="stable")[:k]) & set(np.argsort(-b, kind="stable")[:k])) / k
+
+
 # intervals
 
 

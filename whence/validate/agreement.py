@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from whence.errors import UsageError
-from whence.linalg.stats import bootstrap, spearman
+from whence.linalg.stats import bootstrap, spearman, top_overlap
 from whence.store.scores import Scores, part_of
-from whence.validate.controls import top_overlap
 
 if TYPE_CHECKING:
     import pandas

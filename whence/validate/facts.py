@@ -27,7 +27,7 @@ from whence.errors import UsageError
 from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
 from whence.fitting import fit
-from whence.linalg.stats import Interval, bootstrap_groups
+from whence.linalg.stats import Interval, best_rank, bootstrap_groups
 from whence.progress import note, stage
 from whence.scoring import score
 from whence.store.manifest import Folder
@@ -35,7 +35,6 @@ from whence.store.memory import Memory
 from whence.store.scores import row_text
 from whence.tasks import CausalLM
 from whence.train.small import train
-from whence.validate.controls import best_rank
 from whence.validate.results import Result
 
 METHODS = (

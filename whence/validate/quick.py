@@ -20,7 +20,7 @@ from whence.data import Rows, as_rows
 from whence.engine.stream import identify, read
 from whence.errors import UsageError
 from whence.fitting import Curvature, fit
-from whence.linalg.stats import spearman
+from whence.linalg.stats import spearman, top_overlap
 from whence.operators import Identity, Operator
 from whence.precision import EXACT
 from whence.scoring import score
@@ -28,7 +28,6 @@ from whence.store.files import write_json
 from whence.store.intact import read_json
 from whence.store.scores import Scores, row_text
 from whence.tasks.base import Task
-from whence.validate.controls import top_overlap
 from whence.validate.results import Result
 
 FILE = "quick.json"
