@@ -59,9 +59,10 @@ def test_a_killed_run_resumes_and_another_training_is_refused(training, tmp_path
     def made(out):
         return tracin(training, *given, settings=EXACT, out=out)
 
+    whole = made(tmp_path / "whole")
     seen = killed_and_resumed(made, tmp_path, "score", 2, at="end")
     assert len(seen.resumed["score"]) == 2, "the first checkpoint is not scored again"
-    whole, again = made(None), made(tmp_path / "whole")
+    again = made(tmp_path / "whole")
     np.testing.assert_array_equal(again.raw, whole.raw)
     assert again.about == whole.about and again.n_train == 1
     with pytest.raises(StaleArtifact, match="rates"):
