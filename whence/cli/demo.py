@@ -29,12 +29,13 @@ def demo(
     of the other questions: predicted beside measured.
     """
     from whence.cli.console import out as stdout
-    from whence.cli.console import print_json, reporting
+    from whence.cli.console import print_json, start
+    from whence.cli.options import Session
     from whence.demo.tour import METHODS, STAGES, Tour, take_tour
     from whence.escapes import command
     from whence.report.words import probability
 
-    with reporting(STAGES, quiet=quiet):
+    with start(Session(quiet=quiet), STAGES):  # without the bars of libraries
         tour: Tour = take_tour(out, seed)
     if as_json:
         print_json(tour.summary())
