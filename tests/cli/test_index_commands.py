@@ -111,6 +111,7 @@ def test_a_question_is_answered_first(run, built, tiny_model_folder, data, fitte
 def test_what_is_refused(run, built, tiny_model_folder, tiny_llama, tiny_tokenizer, data, fitted, tmp_path):
     search = ("index", "search", built, tiny_model_folder)
     assert "-q QUESTION" in run(*search, code=2).stderr
+    assert "ask MODEL --data DATA" in run("ask", tiny_model_folder, "Who?", code=2).stderr
     assert "-q QUESTION" in run(*search, "-q", "Who?", "--queries", data, code=2).stderr
     assert "--data DATA" in run(*search, "-q", "Who?", "--exact", "2", code=2).stderr
     fewer = write_jsonl(tmp_path / "fewer.jsonl", facts()[1:])

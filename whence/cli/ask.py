@@ -11,6 +11,7 @@ from whence.cli import options
 from whence.cli.from_settings import Without, said
 from whence.cli.options import Session
 from whence.cli.trace import LOWERING, Answer
+from whence.errors import UsageError
 from whence.settings import Count, Data, Measured, Section, Weights, setting
 
 
@@ -56,6 +57,7 @@ def ask(
     from whence.cli.console import coloured, print_json, say, start
     from whence.cli.ranking import Ranking
     from whence.cli.show import display, document
+    from whence.escapes import command
     from whence.progress import note
     from whence.run import SETTINGS, Run
     from whence.run import open as open_run
@@ -63,6 +65,12 @@ def ask(
 
     with start(session):
         finished = not path and (folder / SETTINGS).is_file()
+        if not (finished or path):
+            raise UsageError(
+                f"{folder} does not say which model and which data it is of.",
+                accepted="the folder of a whence run, or a model with --data",
+                fix=command("whence", "ask", "MODEL", "--data", "DATA", question),
+            )
         run = open_run(folder) if finished else Run(str(folder), data, weights, said=said())
         if not run.has_index:
             note(f"{run.out} has no index yet: it is built now, once")
