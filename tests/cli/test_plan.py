@@ -26,6 +26,8 @@ def test_the_table_names_the_stages_and_why_says_the_choices(run, tiny_model_fol
 def test_an_index_is_planned_when_asked_for(run, tiny_model_folder, data):
     words = ("plan", tiny_model_folder, "--data", data, "--queries", 2, "--no-calibrate", "-q")
     assert "4 x 4 float16 of 3 modules" in run(*words, "--index", "--dim", "4", "--kept", "float16").stdout
+    shown = run(*words, "--index", "--bytes", "0.5").stdout
+    assert "512 bytes a row" in shown and "answers of the model" in shown
 
 
 def test_json_holds_bytes_and_seconds(run, tiny_model_folder, data, queries):

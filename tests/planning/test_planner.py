@@ -61,6 +61,42 @@ def test_an_index_is_a_stage_with_the_bytes_of_its_files(tmp_path, kept):
     assert "index" not in [stage.name for stage in plan(TINY).stages]
 
 
+@pytest.mark.parametrize("rank", ["auto", 2])
+def test_an_index_of_landmarks_is_planned_as_it_is_built(tmp_path, rank):
+    from transformers import AutoModelForCausalLM
+
+    case, settings = replace(TINY, train=40), Index(bytes=0.25, rank=rank, chunks=2)
+    made = plan(case, index=settings)
+    stages = {stage.name: stage for stage in made.stages}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CHECK.config(case)).eval()
+    run = whence.open((model, CHECK.tokenizer(case)), CHECK.rows(case, "train"))
+    run.fit(examples="all", disjoint=False)
+    index = run.build_index(settings, out=tmp_path / "index")
+    files = sum(file.stat().st_size for file in (tmp_path / "index").iterdir())
+    assert stages["index"].disk == pytest.approx(files, rel=0.02)
+    low = " at rank 2" if rank == 2 else ""
+    codes = f"256 bytes a row: {index.about['landmarks']} landmarks{low}, {index.about['signs']:,} signs"
+    assert stages["index"].note == codes and stages["questions"].note == "40 answers of the model"
+    assert all(stages[name].seconds > 0 for name in ("questions", "landmarks", "index"))
+    kept = (tmp_path / "index" / "landmarks.safetensors").stat().st_size
+    assert stages["landmarks"].memory.tensors > kept and stages["index"].memory.tensors > kept
+    assert made.seconds == pytest.approx(sum(stage.seconds for stage in made.stages))
+
+
+def test_a_model_that_writes_no_text_has_rows_for_landmarks():
+    from transformers import AutoModelForSequenceClassification
+
+    rows = [{**row, "label": number % 2} for number, row in enumerate(CHECK.rows(replace(TINY, train=40), "train"))]
+    task, config = whence.Classification(CHECK.tokenizer(TINY), ["no", "yes"]), CHECK.config(TINY)
+    config.pad_token_id = task.tokenizer.pad_token_id
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config).eval()
+    made = whence.plan(model, task, rows, queries=rows[:2], calibrate=False, device="cpu", index=Index(bytes=0.25))
+    assert [stage.name for stage in made.stages][-2:] == ["landmarks", "index"]
+    assert "30 landmarks" in made.stages[-1].note  # ten of the rows are held out
+
+
 def zeroed(module):
     """A module whose weights and buffers are zero."""
     for tensor in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:

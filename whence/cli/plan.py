@@ -23,7 +23,7 @@ class Budget(Section):
     query_columns: dict[str, str] = setting({}, QUERY_COLUMNS, metavar="PART=COLUMN")
     memory: str | None = setting(None, "Memory to keep to, such as 24GB: finds settings that do.", metavar="SIZE")
     disk: str | None = setting(None, "Disk to keep to; default: what is free.", metavar="SIZE")
-    index: bool = setting(False, "Also plan whence index build, with --dim, --kept and the settings it shares with fit.")
+    index: bool = setting(False, "Also plan whence index build: of landmarks, --bytes a row, or of projections, --dim.")
     why: bool = setting(False, "Say how each kind of module is computed, and the FLOPs of what else.")
     calibrate: bool = setting(True, "Measure this machine for a few seconds first.")
 
@@ -35,7 +35,7 @@ def plan(
     budget: Budget,
     settings: Annotated[Fit, Without("until", "statistics", "check")],
     scoring: Annotated[Score, Only("rank")],
-    indexing: Annotated[Index, Only("dim", "kept", "modules", "products", "chunks")],
+    indexing: Annotated[Index, Only("kind", "bytes", "dim", "kept", "modules", "products", "chunks")],
     path: options.DataOrNone = "",
     data: Data,
     weights: Weights,
@@ -50,7 +50,7 @@ def plan(
     Examples
       whence plan gpt2 --data train.jsonl
       whence plan ./model --data train.jsonl --queries prompts.json --memory 24GB
-      whence plan ./model --data train.jsonl --index --dim 32
+      whence plan ./model --data train.jsonl --index --bytes 2
       whence plan ./model --data train.jsonl --modules all --examples 4000 --why
       whence plan --through stages.yaml --queries prompts.json
     """

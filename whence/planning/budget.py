@@ -12,6 +12,7 @@ MARGIN = 1.1
 """A plan counts as fitting when so many times its memory does: predictions are off by some percent."""
 STEPS = 8
 FIT_STAGES = ("covariance", "eigenvectors", "eigenvalues")
+INDEX_STAGES = ("questions", "landmarks", "index")
 LOWEST_RANK, SMALLEST_BLOCK = 16, 256
 
 Evaluate = Callable[[Settings], Plan]
@@ -45,7 +46,7 @@ def _smaller(settings: Settings, plan: Plan, longest: int, batch_tokens: int) ->
     stage = max(plan.stages, key=lambda stage: stage.memory.peak)
     now, rank = settings.batch_tokens or batch_tokens, plan.data["rank"]
     fewer_tokens = settings.changed(batch_tokens=max(longest, now // 4)) if now > longest else None
-    if stage.name == "index":
+    if stage.name in INDEX_STAGES:
         return fewer_tokens
     groups = min(4 * settings.fit.groups, plan.model["families"])
     if stage.name not in FIT_STAGES:

@@ -18,7 +18,7 @@ from torch import nn
 
 from whence import cost
 from whence.capture import Capture
-from whence.coverage import cover
+from whence.coverage import Site, cover
 from whence.engine.partition import batch_positions, module_groups
 from whence.engine.point import cover_default
 from whence.engine.probe import probe_rows, worth_probing
@@ -27,11 +27,12 @@ from whence.errors import UsageError
 from whence.fitting import Curvature, fit
 from whence.gradients import Dense
 from whence.indexing import build_index
-from whence.indexing.build import DIM
+from whence.indexing.build import DIM, kind_of, operator_of
 from whence.planning import files, work
 from whence.planning.blank import blank_model
 from whence.planning.budget import fitting
 from whence.planning.hints import hints
+from whence.planning.landmarks import Landmarks
 from whence.planning.machine import Machine, assumed, measured
 from whence.planning.plan import Memory, Plan, Settings, Stage
 from whence.planning.rehearsal import Rehearsal, Rehearsed
@@ -120,10 +121,19 @@ class Planner:
         self.fits: dict[Any, tuple[Rehearsal, Stages, Curvature]] = {}
         self.scores: dict[Any, Stages] = {}
         self.indices: dict[Any, Stages] = {}
+        self.questions: dict[tuple[str, ...], Landmarks] = {}
+        self.coded: dict[Any, tuple[Stages, dict[work.Shape, Stages], dict[work.Shape, Stages]]] = {}
 
     def evaluate(self, settings: Settings) -> Plan:
         """The plan for these settings."""
         return _Evaluation(self, settings).plan()
+
+    def landmarks(self, index: Index, sites: Mapping[str, Site]) -> Landmarks:
+        """Those of an index with these settings; settings of fit and score change nothing about them."""
+        key = tuple(sites)
+        if key not in self.questions:
+            self.questions[key] = Landmarks.of(self.model, self.task, self.data, index, sites)
+        return self.questions[key]
 
     def machine(self, products: Products) -> Machine:
         """Its rates where products are taken in this format."""
@@ -148,10 +158,18 @@ class _Evaluation:
         }
         once, index = replace(first, size=first.size // settings.fit.draws), planner.index
         self.precision = {"fit": self._settled(once), "score": self._settled(of["score"])}
+        self.landmarks: Landmarks | None = None
         if index:
-            self.indexed = cover_default(planner.model, planner.task, index.modules).sites
             self.precision["index"] = self._settled(of["score"], index.precision)
             self.passes["index"] = work.one_pass(planner.data, of["score"], self.tokens, index.chunks)
+            landmarks = kind_of(index, factors=True) == "landmarks"
+            like_fit = landmarks and index.modules is None
+            self.indexed = self.sites if like_fit else cover_default(planner.model, planner.task, index.modules).sites
+            if landmarks:
+                self.landmarks = planner.landmarks(index, self.indexed)
+                every = work.everything(self.landmarks.asked)
+                self.passes["landmarks"] = work.one_pass(self.landmarks.asked, every, self.tokens, 1)
+                self.precision["landmarks"] = Precision(products="float32")
         self.products: dict[str, Products] = {command: precision.products for command, precision in self.precision.items()}
         self.groups = module_groups(self.sites, settings.fit.groups)
         self.rank = settings.rank
@@ -188,7 +206,11 @@ class _Evaluation:
             fitted = fits[fit_pass.largest]
         scored, indexed = scores[score_pass.largest], {}
         written = self._files(curvature, fitted)
-        if planner.index:
+        if self.landmarks:
+            indexed, taken = self._index_landmarks(self.landmarks, rehearsal, curvature)
+            seconds |= taken
+            written["index"] = self.landmarks.disk(data)
+        elif planner.index:
             index_pass = self.passes["index"]
             built = {shape: self._index(shape, rehearsal, planner.index) for shape in index_pass.rehearsed}
             seconds |= self._seconds("index", index_pass, built, rehearsal)
@@ -198,7 +220,9 @@ class _Evaluation:
             "eigenvectors": f"{'float64' if self.products['fit'] == 'float32' else 'float32'}, one matrix at a time",
             "queries": f"{len(planner.queries)} queries, {'full rank' if self.rank is None else f'rank {self.rank}'}",
         }
-        if planner.index:
+        if self.landmarks:
+            notes["index"], notes["questions"] = str(self.landmarks), f"{self.landmarks.prompts} answers of the model"
+        elif planner.index:
             dim = planner.index.dim or DIM
             notes["index"] = f"{dim} x {dim} {planner.index.kept} of {len(self.indexed)} modules"
         sums = fitted["covariance"].kept.all if "covariance" in fitted else 0
@@ -336,6 +360,45 @@ class _Evaluation:
             held = seen["index"]
             planner.indices[key] = {"index": held._replace(peak=held.peak._replace(all=held.peak.all + more))}
         return planner.indices[key]
+
+    def _index_landmarks(
+        self, landmarks: Landmarks, rehearsal: Rehearsal, curvature: Curvature
+    ) -> tuple[Stages, dict[str, float]]:
+        """Rehearse building an index of landmarks: what its stages hold, and their seconds."""
+        planner, asked, coded = self.planner, self.passes["landmarks"], self.passes["index"]
+        products = self.products["index"]
+        key = (id(curvature), products, self.tokens)
+        if key not in planner.coded:
+            machine, in_float32 = planner.machine(products), planner.machine("float32")
+            _, operator = rehearsal.run(lambda model, task: operator_of(curvature, landmarks.settings), machine)
+            assert operator is not None
+
+            def ask(shape: work.Shape) -> Stages:
+                given = asked.rows_of(shape), operator, math.prod(shape)
+                return rehearsal.run(lambda model, task: landmarks.ask(model, task, *given), in_float32)[0]
+
+            def code(shape: work.Shape) -> Stages:
+                given = coded.rows_of(shape), operator, math.prod(shape), products
+                return rehearsal.run(lambda model, task: landmarks.code(model, task, *given), machine)[0]
+
+            answered = rehearsal.run(lambda model, task: landmarks.answer(model), in_float32)[0] if landmarks.prompts else {}
+            asking, coding = {shape: ask(shape) for shape in asked.rehearsed}, {shape: code(shape) for shape in coded.rehearsed}
+            planner.coded[key] = answered, asking, coding
+        answered, asking, coding = planner.coded[key]
+        once, slower = coding[coded.largest]["gram"], self._slower("landmarks", rehearsal)
+        seconds = {name: each.seconds * slower * landmarks.answer_steps for name, each in answered.items()}
+        seconds |= self._seconds("landmarks", asked, asking, rehearsal)
+        seconds["landmarks"] += once.seconds * slower
+        seconds |= self._seconds("index", coded, {shape: {"index": seen["index"]} for shape, seen in coding.items()}, rehearsal)
+        gradients, codes = asking[asked.largest]["landmarks"], coding[coded.largest]["index"]
+        more = landmarks.questions_bytes - len(asked.rows_of(asked.largest)) * landmarks.question_bytes
+        filed = 2 * coded.examples * landmarks.row_bytes // landmarks.settings.chunks  # and stacked
+        most = max(codes.peak.all + filed, once.kept.all + landmarks.measuring_bytes(coded.examples))
+        held = {
+            "landmarks": gradients._replace(peak=gradients.peak._replace(all=gradients.peak.all + more)),
+            "index": codes._replace(peak=codes.peak._replace(all=most)),
+        }
+        return answered | held, seconds
 
     def _seconds(
         self, command: str, planned: work.Pass, batches: Mapping[work.Shape, Stages], rehearsal: Rehearsal

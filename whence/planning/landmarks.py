@@ -1,0 +1,158 @@
+"""What an index of landmarks will take, as `whence index build` makes it: answers, gradients of questions, codes of rows."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from whence.coverage import Site
+from whence.engine.passes import ByChunk
+from whence.engine.point import Point
+from whence.engine.queries import encode_queries, precondition
+from whence.generation import ANSWER_TOKENS, OWN_QUESTIONS, can_answer, prompts_like
+from whence.gradients import Dense, Factored, Gradient
+from whence.indexing.build import Layout, code_rows, landmark_questions, layout, most_questions
+from whence.indexing.directions import KEPT, Directions, Whitened, settled
+from whence.indexing.index import DEPTHS, ROWS
+from whence.linalg.project import Sparse
+from whence.operators import BlockDiagonal
+from whence.planning import files
+from whence.planning.work import Data
+from whence.precision import Products, multiplying
+from whence.progress import stage
+from whence.settings import Generate, Index
+from whence.store.memory import Memory
+from whence.store.scores import row_text
+from whence.tasks.base import Task
+from whence.tasks.questions import with_answer
+
+BATCH = Generate().batch_size
+
+MEASURED_BYTES = 7 * 8
+"""Of each row and question held out, while recall is measured: seven matrices of numbers in float64."""
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """The landmarks of an index: how many there will be, of what size."""
+
+    settings: Index
+    sites: Mapping[str, Site]
+    asked: Data
+    """The questions, with stand-ins for the answers of the model."""
+    prompts: int
+    """How many of them the model answers first."""
+
+    @classmethod
+    def of(cls, model: nn.Module, task: Task, data: Data, settings: Index, sites: Mapping[str, Site]) -> Landmarks:
+        """Those of these rows."""
+        rows = [data.examples.rows[place] for place in data.examples.usable]
+        own = _own_questions(task, rows) if can_answer(model, task) else []
+        asked = encode_queries(task, landmark_questions(task, rows, own, most_questions(settings), settings.seed))
+        return cls(settings, sites, Data(asked, len(asked)), len(own))
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """What a row's codes are made of."""
+        return layout(self.settings, self.asked.total)
+
+    @functools.cached_property
+    def rank(self) -> int | None:
+        """Of the landmarks' gradients; None for all of them."""
+        return settled(self.settings.rank, self.layout.landmarks, self.sites)
+
+    def __str__(self) -> str:
+        size, low = int(1024 * self.settings.bytes), f" at rank {self.rank}" if self.rank else ""
+        return f"{size:,} bytes a row: {self.layout.landmarks:,} landmarks{low}, {self.layout.signs:,} signs"
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's codes, signs and scales, its norm and place, and its influence on the questions held out."""
+        landmarks, signs, held_out = self.layout
+        return landmarks + signs // 8 + 4 * (held_out + 3) + 8
+
+    @property
+    def question_bytes(self) -> int:
+        """Bytes of the gradients of a landmark."""
+        return sum(math.prod(shape) for site in self.sites.values() for shape in self._shapes(site)) * KEPT.itemsize
+
+    @property
+    def questions_bytes(self) -> int:
+        """Bytes of the gradients of all questions, those held out whole and in float32."""
+        whole = sum(math.prod(site.shape) for site in self.sites.values()) * torch.float32.itemsize
+        return self.layout.landmarks * self.question_bytes + self.layout.held_out * whole
+
+    def disk(self, data: Data) -> int:
+        """Bytes of the folder."""
+        places = self.layout.held_out * min(DEPTHS[-1], data.usable) * (2 + len(str(data.usable)))
+        names = files.PER_MODULE * len(self.sites) // 2
+        return data.usable * self.row_bytes + self.questions_bytes + files.of_texts(data) + places + files.MANIFESTS + names
+
+    def measuring_bytes(self, rows: int) -> int:
+        """Bytes held when recall is measured, beside the directions: all rows, and what scans say of them."""
+        return rows * (self.row_bytes + MEASURED_BYTES * self.layout.held_out)
+
+    @property
+    def answer_steps(self) -> int:
+        """How often the model says one more token of a batch of answers."""
+        return math.ceil(self.prompts / BATCH) * ANSWER_TOKENS
+
+    def answer(self, model: nn.Module) -> None:
+        """Rehearse such a step, as stage "questions"."""
+        with stage("questions", BATCH), torch.no_grad():
+            model(input_ids=torch.zeros(BATCH, 1, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
+
+    def ask(self, model: nn.Module, task: Task, questions: Sequence[Any], operator: BlockDiagonal, batch_tokens: int) -> None:
+        """Rehearse the gradients of some questions, as stage "landmarks"."""
+        point, asked = Point(model, task, batch_tokens=batch_tokens), encode_queries(task, questions)
+        with multiplying("float32", point.device):
+            sites = point.cover(list(self.sites)).sites  # of the model that is rehearsed with
+            precondition(point, asked, sites, Whitened(operator), rank=self.rank, kept=KEPT, name="landmarks")
+
+    def code(
+        self, model: nn.Module, task: Task, rows: Sequence[Any], operator: BlockDiagonal, batch_tokens: int, products: Products
+    ) -> None:
+        """Rehearse what the landmarks are to one another, as stage "gram", and a pass over some rows, as stage "index"."""
+        point = Point(model, task, rows, batch_tokens=batch_tokens)
+        directions = self._blank()
+        with multiplying("float32", point.device), stage("gram", 1):
+            _ = directions.inverse_JJ, directions.sketched
+        saved = ByChunk([range(len(rows))], Memory(), ROWS)
+        with multiplying(products, point.device):
+            code_rows(saved, point, point.cover(list(self.sites)).sites, directions, operator)
+
+    def _shapes(self, site: Site) -> list[tuple[int, int]]:
+        """Of the matrices that a landmark's gradient is kept as."""
+        (n_out, n_in), rank = site.shape, self.rank
+        if rank is None or rank * (n_out + n_in) >= n_out * n_in:
+            return [(n_out, n_in)]
+        return [(rank, n_out), (rank, n_in)]
+
+    def _blank(self) -> Directions:
+        """The questions' gradients as they are read from the folder, without numbers."""
+        landmarks, _, held_out = self.layout
+        found: dict[str, Gradient] = {}
+        for name, site in self.sites.items():
+            parts = [torch.empty(landmarks, *shape, dtype=KEPT) for shape in self._shapes(site)]
+            found[name] = Dense(*parts) if len(parts) == 1 else Factored(*parts)
+        whole = {name: Dense(torch.empty(held_out, *site.shape)) for name, site in self.sites.items() if held_out}
+        return Directions(found, whole, self.layout.signs, 0, _blank_sparse)
+
+
+def _blank_sparse(width: int, dim: int, key: str) -> Sparse:
+    """One whose numbers nobody draws, which takes longer than all else that is rehearsed."""
+    padded = -(-width // dim) * dim
+    return Sparse(torch.empty(1, padded, dtype=torch.long), torch.empty(1, padded), dim)
+
+
+def _own_questions(task: Any, rows: Sequence[Any]) -> list[Any]:
+    """Prompts that the model will answer, with as many tokens of a row instead."""
+    tokens = task.tokenizer(row_text(rows[len(rows) // 2]), add_special_tokens=False)["input_ids"][:ANSWER_TOKENS]
+    answer = " " + task.tokenizer.decode(tokens).strip()
+    return [with_answer(prompt, answer) for prompt in prompts_like(rows, OWN_QUESTIONS)]
