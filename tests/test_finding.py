@@ -74,3 +74,11 @@ def test_the_ends_are_those_of_the_sorted_estimates(first, last):
     order = np.argsort(values, kind="stable").tolist()
     assert _ends(values, first, last) == [*order[:first], *order[200 - last :]]
     assert _ends(values[:1], 1, 0) == [0]
+
+
+def test_a_finding_and_its_rows_show_themselves_shortly(run):
+    finding = run.find("w1 w2", " w3 w4", candidates=20)
+    assert repr(finding).startswith("Finding(20 rows of 40, nats per copy: [Row(1, +") and len(repr(finding)) < 200
+    page, first = finding._repr_html_(), finding.rows[0]
+    assert finding.summary in page and first.id in page and "solid" in page and page.count("<tr") <= 14
+    assert first.id in first._repr_html_() and len(repr(first)) < 120 and "raises +" in first._repr_html_()

@@ -17,15 +17,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from whence.data import Rows, as_rows
 from whence.engine.point import Point
+from whence.escapes import visible
 from whence.filter.where import matching
 from whence.indexing import Index
 from whence.operators import Operator
 from whence.scoring.score import score_points
 from whence.settings import Score
+from whence.show.markup import framed, line, signed, table
+from whence.show.numbers import three_digits
 from whence.store.scores import Scores
+from whence.store.shown import asked_of, cell_of, marked
 from whence.tasks import CausalLM
 
 LOWERING = 0.1
@@ -33,8 +38,13 @@ LOWERING = 0.1
 
 DEPTHS = (10, 100)
 
+RAISING, LOWEST, WIDTH = 10, 3, 60
+"""Rows that a notebook shows of either kind, and characters of a row in a line."""
 
-@dataclass(frozen=True)
+EFFECTS = {1: "raises", 0: "", -1: "lowers"}
+
+
+@dataclass(frozen=True, repr=False)
 class Row:
     """A training row, in nats per copy: above 0 it raises the answer's log-probability."""
 
@@ -55,8 +65,14 @@ class Row:
     by_answer: list[list[float]] | None = None
     """The same for each token of the answer by itself, `[A][T]`; they add up to `tokens`."""
 
+    def __repr__(self) -> str:
+        return f"Row({self.rank}, {three_digits(self.score)}, {self.id}, {' '.join(visible(self.text).split())[:WIDTH]!r})"
 
-@dataclass(frozen=True)
+    def _repr_html_(self) -> str:
+        return framed("", _table([self]))
+
+
+@dataclass(frozen=True, repr=False)
 class Finding:
     """The candidates for one question with their exact scores, the strongest first."""
 
@@ -75,6 +91,26 @@ class Finding:
     """Wall time of the answer, the query's gradient, the scan, the exact scores, and those by token of the answer."""
     scanned: int
     """Rows that could have been found: all, or those that meet the conditions."""
+    where: Sequence[str] = ()
+    """These."""
+
+    def __repr__(self) -> str:
+        return f"Finding({len(self.rows)} rows of {self.scanned:,}, {self.scores.unit}: {self.rows[:1]})"
+
+    def _repr_html_(self) -> str:
+        lowest = [row for row in self.rows[RAISING:][-LOWEST:] if row.score < 0]
+        shown = [*self.rows[:RAISING], *lowest]
+        return framed("", line(asked_of(self.scores, 0)), _table(shown), line(self.summary, faint=True))
+
+    @property
+    def summary(self) -> str:
+        """How many rows were scored, and what share of the best ones scans found."""
+        known = [f"{share:.0%} of the exact top {k}" for k, share in self.recall.items() if share == share]
+        held_out = f"; of {self.recall_questions} questions held out, scans found {' and '.join(known)}" if known else ""
+        where = f" with {' and '.join(self.where)}" if self.where else ""
+        return (
+            f"exact scores of {len(self.rows):,} of {self.scanned:,} rows{where}, which a scan of the index proposed{held_out}"
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the scores themselves, as plain values."""
@@ -135,7 +171,18 @@ def find(
             )
         )
     recall = {str(k): index.recall(k, first) for k in DEPTHS}
-    return Finding(scores, found, asked, pieces, recall, len(index.measured["places"]), seconds, len(meant))
+    return Finding(scores, found, asked, pieces, recall, len(index.measured["places"]), seconds, len(meant), where)
+
+
+def _table(rows: Sequence[Row]) -> Markup:
+    """Rows for a notebook, their strong tokens marked."""
+    cells = []
+    for row in rows:
+        sign = int(np.sign(row.score))
+        effect = signed(f"{EFFECTS[sign]} {three_digits(row.score)}", sign)
+        text = cell_of(row.text) if not row.pieces else marked(row.text, row.pieces, np.array(row.tokens))
+        cells.append((str(row.rank), effect, row.source or "", row.id, text))
+    return table(("rank", "effect, nats", "source", "id", "text"), cells, right=(0,))
 
 
 def _ends(values_N: np.ndarray, first: int, last: int) -> list[int]:

@@ -90,8 +90,5 @@ def ask(
         print_json({**document(ranking, [0], None), **finding.as_json()})
         return
     display(ranking, [0], by="source" if any(finding.scores.examples["source"].notna()) else None)
-    recall = [f"{share:.0%} of the exact top {k}" for k, share in finding.recall.items() if share == share]
-    held_out = f"; of {finding.recall_questions} questions held out, scans found {' and '.join(recall)}" if recall else ""
-    rows = " with ".join([f"{finding.scanned:,} rows", *filter(None, [" and ".join(where or ())])])
-    say(f"exact scores of {len(finding.rows):,} of {rows}, which a scan of the index proposed{held_out}", "dim")
+    say(finding.summary, "dim")
     say(", ".join(f"{name} {seconds:.2f} s" for name, seconds in finding.seconds.items()), "dim")

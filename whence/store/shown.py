@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def as_text(scores: Scores) -> str:
     """The first queries with their strongest rows, for `print`."""
     lines = [heading(scores)]
     for number in range(min(QUERIES, len(scores.queries))):
-        lines += ["", _asked(scores, number), *lines_of(_rows(scores, number), scores.unit, bound(scores, number))]
+        lines += ["", asked_of(scores, number), *lines_of(_rows(scores, number), scores.unit, bound(scores, number))]
     return "\n".join([*lines, *_rest(scores)])
 
 
@@ -49,7 +49,7 @@ def as_html(scores: Scores) -> str:
     for number in range(min(QUERIES, len(scores.queries))):
         rows = _rows(scores, number)
         texts = [_marked(scores, number, row) for row in rows]
-        parts += [line(_asked(scores, number)), table_of(rows, scores.unit, texts, bound(scores, number))]
+        parts += [line(asked_of(scores, number)), table_of(rows, scores.unit, texts, bound(scores, number))]
     if scores.tokens is not None:
         raises, lowers = signed("raise the answer", 1), signed("lower it", -1)
         parts.append(line(Markup("Tokens that {} most, and that {}.").format(raises, lowers), faint=True))
@@ -69,7 +69,7 @@ def _rest(scores: Scores) -> Iterator[str]:
         yield f"and {more:,} more {'query' if more == 1 else 'queries'}: scores.top({QUERIES})"
 
 
-def _asked(scores: Scores, number: int) -> str:
+def asked_of(scores: Scores, number: int) -> str:
     """The question, the answer and its probability."""
     asked, log_p = scores.queries.iloc[number], scores.log_p(number)
     if asked["id"] == "self":
@@ -136,18 +136,22 @@ def table_of(rows: list[dict[str, Any]], unit: str, texts: list[Markup], limit: 
 
 
 def _marked(scores: Scores, number: int, row: Mapping[str, Any]) -> Markup:
-    """A stretch of the row, the strongest where scores per token are there, with all of it below."""
+    """A cell of the row, its strong tokens marked where scores per token are there."""
     if scores.tokens is None or not isinstance(row.get("pieces"), list | tuple | np.ndarray):
         return cell_of(str(row["text"]))
-    values = scores.token_scores(number, row["id"])
-    pieces = [" ".join(visible(str(piece)).split("\n")) for piece in row["pieces"]]
+    return marked(str(row["text"]), row["pieces"], scores.token_scores(number, row["id"]))
+
+
+def marked(text: str, tokens: Sequence[str], values: np.ndarray) -> Markup:
+    """The strongest stretch of a text by its tokens' values, with all of it below."""
+    pieces = [" ".join(visible(str(piece)).split("\n")) for piece in tokens]
     first, last = strongest(pieces, values, LONG)
     runs = (
         Markup("{}{}{}").format(before, signed(words, sign), after)
         for before, sign, words, after in strong_runs(pieces[first:last], values[first:last])
     )
     found = Markup("{}{}{}").format("..." if first else "", Markup().join(runs), "..." if last < len(pieces) else "")
-    return found if not first and last == len(pieces) else found + folded("all of the row", shown(str(row["text"])[:WHOLE]))
+    return found if not first and last == len(pieces) else found + folded("all of the row", shown(text[:WHOLE]))
 
 
 def cell_of(text: str) -> Markup:
