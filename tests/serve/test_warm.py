@@ -9,6 +9,7 @@ from whence.serve import Opening
 from whence.serve.jobs import Jobs
 from whence.serve.requests import NewJob, Question
 from whence.serve.warm import Warm
+from whence.serve.work import WORK
 
 
 def test_a_finished_run(tmp_path, tiny_tokenizer_file):
@@ -46,5 +47,38 @@ def test_a_finished_run(tmp_path, tiny_tokenizer_file):
         jobs = Jobs(warm.opening, warm.state, True, lambda job: None, lambda job: None)
         job = jobs.create(NewJob(kind="fit"))
         assert job["kind"] == "run" and job["settings"] == {"stages": ["fit"]} and job["command"].endswith("whence.yaml fit")
+    finally:
+        warm.worker.submit(warm.close).result()
+
+
+def test_a_question_is_scored_through_all_trainings_of_a_run(tmp_path, tiny_tokenizer_file):
+    made = write_run(tmp_path, tiny_tokenizer_file)
+    question = Question(prompt="Where was Bo Quist born?", completion=" In Oslo.")
+    rows = {"path": made.data, "columns": {"id": "id"}, "max_length": 64}
+    config = {
+        "run": "a",
+        "model": {"base": made.model, "path": made.model, "dtype": "float32"},
+        "data": rows,
+        "stages": [{"name": "pretraining", "data": rows | {"limit": 5}}, {"name": "finetuning", "rates": 0.1}],
+        "prompts": {"items": [question.prompt]},
+        "generate": {"max_new_tokens": 3},
+        "train": None,
+        "fit": {"examples": "all", "products": "float32"},
+        "score": {"products": "float32", "check": False},
+        "evaluate": None,
+    }
+    (tmp_path / "whence.yaml").write_text(yaml.safe_dump(config | {"out": str(tmp_path / "a")}))
+    run_pipeline(read_config(tmp_path / "whence.yaml"), ["pretraining/fit", "fit"])
+    opening = Opening(str(tmp_path / "a"))
+    key = WORK["score"](opening, question.model_dump())["key"]
+    warm = Warm(opening, lambda: None)
+    warm.start().result()
+    try:
+        _, name, number = key.split(":")
+        shown = warm.asking.document(warm.asking.saved(name, int(number)), 20)
+        assert [part["stage"] for part in shown["stages"]] == ["pretraining", "finetuning"]
+        assert [part["rows"] for part in shown["stages"]] == [5, 9] and shown["scan"]["rows"] == 9  # five are rows of both
+        stages = [row["stage"] for side in ("raises", "lowers") for row in shown["query"][side]]
+        assert sorted(stages) == ["finetuning"] * 4 + ["pretraining+finetuning"] * 5
     finally:
         warm.worker.submit(warm.close).result()

@@ -127,6 +127,11 @@ class Workshop(Run):
         return stage_of(name, through, point, self.curvature, self._weights.adapter or self.name or "", self.n_train)
 
     @property
+    def stages(self) -> list[Stage]:
+        """All trainings of the run, oldest first; none where there is one."""
+        return [run.stage(name, self.config.stages[name]) for name, run in self.trainings.items() if name in self.config.stages]
+
+    @property
     def pairs(self) -> dict[str, Any]:
         """The generated answers."""
         return read_json(self.out / "generate" / "generated.json")
@@ -158,8 +163,7 @@ def score(shop: Workshop, out: Path) -> None:
     """Scores of the questions against the training rows, and the files that others read them from."""
     settings, request = shop.config.score, shop.request
     point, chosen = request.point, request.settings
-    if config := shop.config.stages:
-        stages = [run.stage(name, config[name]) for name, run in shop.trainings.items()]
+    if stages := shop.stages:
         chosen = chosen.changed(n_train=None)
         found = multistage(stages, request.queries, chosen, damping=settings.damping, out=out / "scores").total()
     elif settings.method is None:

@@ -13,13 +13,17 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whence.errors import WhenceError
 from whence.progress import Stage, report_to
 from whence.serve.opening import Opening
 from whence.serve.plain import encoded
 from whence.shortage import shortage
+
+if TYPE_CHECKING:
+    from whence.pipeline.work import Workshop
+    from whence.serve.requests import Question
 
 EVENTS = "events.jsonl"
 EVERY = 0.25
@@ -94,15 +98,30 @@ def _self(opening: Opening, settings: Mapping[str, Any]) -> Any:
 
 
 def _score(opening: Opening, settings: Mapping[str, Any]) -> Any:
+    from whence.pipeline.work import Workshop
     from whence.serve.requests import Question
     from whence.settings import Measured
 
     asked, run = Question(**settings), opening.open()
+    if run.resolved is not None and run.resolved.config.stages:
+        return {"key": f"scores:{_through(Workshop.of(run.resolved), asked)}:0"}
     queries = run.question(asked.prompt, asked.completion, contrast=asked.contrast, span=asked.span)
     asking = Measured(damping=asked.damping, measurement=asked.measurement)
     scores = run.score(queries, run.scoring.changed(per="token"), asking=asking)
     folder = run.folder_of(scores)
     return {"key": f"scores:{folder.name}:0" if folder else None}
+
+
+def _through(run: Workshop, asked: Question) -> str:
+    """Score the rows of all trainings of a run; the name of the folder."""
+    from whence.run import ASKED
+    from whence.stages import multistage
+    from whence.store.digest import fingerprint_settings
+
+    queries = run.question(asked.prompt, asked.completion, contrast=asked.contrast, span=asked.span)
+    name, chosen = f"trace-{fingerprint_settings(asked.key)[:8]}", run.scoring.changed(per="token", n_train=None)
+    multistage(run.stages, queries, chosen, damping=asked.damping, out=run.out / ASKED / name)
+    return name
 
 
 def _validate(opening: Opening, settings: Mapping[str, Any]) -> Any:
