@@ -14,6 +14,7 @@ import pytest
 
 import whence
 from serve.conftest import trace_stages
+from whence.serve.warm import Warm
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "page"))
 import build_page
@@ -91,8 +92,8 @@ def browser():
 
 
 @contextlib.contextmanager
-def opened(browser, address, **settings):
-    """A page of its own, which may complain of nothing, ask nobody but its server, and run no script of a row."""
+def opened(browser, address, but="", **settings):
+    """A page of its own, which may complain of nothing `but` this, ask nobody but its server, and run no script of a row."""
     context = browser.new_context(viewport={"width": 1366, "height": 900}, **settings)
     page, said = context.new_page(), []
     origin = address.split("#")[0]
@@ -103,18 +104,18 @@ def opened(browser, address, **settings):
     page.set_default_timeout(20_000)
     page.goto(address)
     yield page
-    assert not said
+    assert not [each for each in said if not but or but not in each]
     context.close()
 
 
-def ask(page, answer=ANSWER):
+def ask(page, answer=ANSWER, waits_for=".rows .opener"):
     """Ask for the rows behind an answer that is pasted."""
     page.get_by_role("button", name="Paste an answer").click()
     page.get_by_label("Answer to explain").fill(answer)
     page.locator("#prompt").fill(ASKED)
     page.get_by_role("button", name="Trace this answer").click()
     page.wait_for_selector(f".answer:has-text('{answer.strip()}')")
-    page.wait_for_selector(".rows .opener")
+    page.wait_for_selector(waits_for)
 
 
 def shades(page, selector):
@@ -309,6 +310,32 @@ def test_a_decision_survives_a_reload(browser, address):
         decided.locator(".chip:has-text('drop')").wait_for()
         page.keyboard.press("u")
         page.wait_for_selector("text=0 of ")
+
+
+def test_a_question_that_takes_long_becomes_a_job_whose_rows_are_shown(browser, address, monkeypatch):
+    monkeypatch.setattr("whence.serve.asking.AT_ONCE", 0)
+    with opened(browser, address, but="status of 409") as page:
+        ask(page, " In Lyon.", "button:has-text('Score now')")
+        page.get_by_role("button", name="Score now").click()
+        page.get_by_role("link", name="look at them").click(timeout=90_000)
+        page.wait_for_selector(".rows .opener")
+        assert page.locator(".answer").inner_text().strip().startswith("In Lyon.") and "trace-" in page.url
+
+
+def test_a_run_of_several_trainings_offers_to_score_the_rows_of_all(browser, address, monkeypatch):
+    facts = Warm._facts
+
+    def staged(self, run):
+        known = facts(self, run)
+        return known | {"has": known["has"] | {"stages": True}}
+
+    monkeypatch.setattr(Warm, "_facts", staged)
+    with opened(browser, address) as page:
+        ask(page, " In Riga.")
+        page.get_by_role("button", name="Score the rows of all trainings").click()
+        page.wait_for_selector("text=are being scored")
+        page.get_by_role("link", name="look at them").wait_for(timeout=90_000)
+        assert not page.get_by_role("button", name="Score the rows of all trainings").count() and not serious(page)
 
 
 def test_stages_of_training_stand_side_by_side(browser, address):

@@ -97,9 +97,9 @@ export function setTheme(theme: string): void {
   localStorage.setItem(THEME, theme);
 }
 
-export async function startJob(kind: JobKind): Promise<Trouble | null> {
+export async function startJob(kind: JobKind, settings: Record<string, unknown> = {}): Promise<Trouble | null> {
   try {
-    remember(await api.start(kind));
+    remember(await api.start(kind, settings));
     say(`${kind} started`);
     return null;
   } catch (error) {

@@ -4,7 +4,7 @@ import { api, shared, troubleOf } from "./api";
 import { app, rename, say } from "./app.svelte";
 import { scaleOf } from "./tokens";
 import { count } from "./words";
-import type { AnswerToken, Asked, AskedEntry, ByCell, Grid, Pair, Row, Trouble } from "./types";
+import type { AnswerToken, Asked, AskedEntry, ByCell, Grid, Job, Pair, Row, Trouble } from "./types";
 
 export const trace = $state({
   prompt: "",
@@ -74,13 +74,25 @@ export function askSpan(span: [number, number] | null): Promise<void> {
   return whileBusy("rows", (signal) => find(span, signal));
 }
 
-async function find(span: [number, number] | null, signal: AbortSignal): Promise<void> {
+/** What is asked now: about the marked tokens, or all of the answer. */
+export function question() {
   const answer = trace.answer!;
-  trace.span = span;
+  const span = trace.span;
   const characters: [number, number] | null = span && [answer.tokens[span[0]].start, answer.tokens[span[1] - 1].end];
   const contrast = (!span && trace.contrast) || null;
-  const question = { prompt: answer.prompt, completion: answer.completion, span: characters, contrast, method: trace.method };
-  show(await api.ask(question, signal));
+  return { prompt: answer.prompt, completion: answer.completion, span: characters, contrast, method: trace.method };
+}
+
+/** The last job that scored, or scores, all rows for the question of now. */
+export function scoring(): Job | undefined {
+  if (!trace.answer) return;
+  const asked = Object.entries(question()).filter(([name]) => name !== "method");
+  return app.jobs.find((job) => job.kind === "score" && asked.every(([name, value]) => JSON.stringify(job.settings[name]) === JSON.stringify(value)));
+}
+
+async function find(span: [number, number] | null, signal: AbortSignal): Promise<void> {
+  trace.span = span;
+  show(await api.ask(question(), signal));
   rename("trace", trace.asked!.key);
   say(`${trace.asked!.verdict.words} ${count(trace.asked!.query.raises.length)} rows that raise it are listed.`);
   void loadHistory();

@@ -394,6 +394,9 @@ export interface Job {
   share: number | null;
   notes: string[];
   error: Trouble | null;
+  /** Of scores: what their question is called. */
+  result: { key?: string | null } | null;
+  settings: Record<string, unknown>;
   command: string | null;
 }
 
