@@ -176,13 +176,13 @@ def find(
 
 def _table(rows: Sequence[Row]) -> Markup:
     """Rows for a notebook, their strong tokens marked."""
-    cells = []
+    cells, named = [], any(row.source for row in rows)
     for row in rows:
         sign = int(np.sign(row.score))
         effect = signed(f"{EFFECTS[sign]} {three_digits(row.score)}", sign)
-        text = cell_of(row.text) if not row.pieces else marked(row.text, row.pieces, np.array(row.tokens))
-        cells.append((str(row.rank), effect, row.source or "", row.id, text))
-    return table(("rank", "effect, nats", "source", "id", "text"), cells, right=(0,))
+        text = marked(row.text, row.pieces, np.array(row.tokens)) if row.pieces and row.tokens else cell_of(row.text)
+        cells.append([str(row.rank), effect, *([row.source or ""] if named else []), row.id, text])
+    return table(["rank", "effect, nats", *(["source"] if named else []), "id", "text"], cells, right=(0,))
 
 
 def _ends(values_N: np.ndarray, first: int, last: int) -> list[int]:
