@@ -61,7 +61,7 @@ def test_candidates_are_rows_of_the_filter(run):
 
 def test_without_landmarks_nothing_is_found(run):
     other = whence.open((run.model, tokenizer()), data=ROWS, task=whence.CausalLM(tokenizer()))
-    with pytest.raises(UsageError, match="There are no index yet"):
+    with pytest.raises(UsageError, match="There is no index yet"):
         other.find("w1 w2", " w3")
     other.build_index(modules="all", dim=2)
     with pytest.raises(UsageError, match="an index of landmarks"):

@@ -814,4 +814,4 @@ def _plain(queries: Any) -> Any:
 
 
 def _unfinished(what: str, fix: str) -> Any:
-    raise UsageError(f"There are no {what} yet.", fix=fix)
+    raise UsageError(f"There {'is' if what == 'index' else 'are'} no {what} yet.", fix=fix)
