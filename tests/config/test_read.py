@@ -4,6 +4,7 @@ import pytest
 
 from whence.config import read_config, resolve
 from whence.config.convert import converted
+from whence.config.plain_yaml import value_of
 from whence.config.read import values_of
 from whence.errors import UsageError
 
@@ -158,3 +159,7 @@ def test_a_settings_file_that_is_no_file_is_refused(write, tmp_path):
         with pytest.raises(UsageError, match=name):
             read_config(tmp_path / name)
     assert "nested too deeply" not in wrong(["score.damping=" + "[" * 10**4])
+
+
+def test_a_number_outside_of_a_file_may_have_an_exponent():
+    assert [value_of(text) for text in ("5e-5", "1E+3", "-.5e-2", "12e45", "e-5")] == [5e-5, 1e3, -5e-3, "12e45", "e-5"]

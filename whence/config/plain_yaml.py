@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
 
 MOST = 100_000
 """Values that a document may have once its aliases are written out."""
+
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]\d+")
+"""A number such as 5e-5, which is text in YAML 1.1. Without a sign it may be the hash of a commit."""
 
 
 class Unreadable(ValueError):
@@ -32,6 +36,8 @@ def load_yaml(text: str) -> Any:
 
 def value_of(text: str) -> Any:
     """Read a value that is given outside of a file: as YAML, or as the text itself where it is none."""
+    if EXPONENT.fullmatch(text):
+        return float(text)
     try:
         return load_yaml(text)
     except Unreadable:
