@@ -1,0 +1,30 @@
+"""The checks on a run of a plain Trainer, killed, and what is committed of all kinds of runs."""
+
+import json
+
+import pytest
+
+from benchmarks import prove
+
+
+@pytest.mark.slow
+def test_what_a_plain_trainer_made(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(prove, "KINDS", {"plain": None})
+    monkeypatch.setattr(prove, "KILLS", 1)
+    ended = prove.main(["--data", str(shared_data), "--out", str(tmp_path), "--tiny"])
+    found = json.loads((tmp_path / "prove.json").read_text())
+    (run,) = found["runs"]
+    assert ended == bool(found["flags"]) and found["processor_minutes"] > run["removal_processor_minutes"] > 0
+    assert run["other_files"] == [] and run["drift"] < 1e-3 and run["own_gain"] > 0
+    assert len(run["controls"]) == 8 and run["sentence"] in (tmp_path / "prove.md").read_text()
+
+
+def test_targets_that_are_missed_are_said():
+    run = {"run": "full", "removal_minutes": 3.0, "mirror_minutes": 2.0, "held_out_slope": 0.9, "other_files": []}
+    assert not prove.missed(run)
+    slow = prove.missed({**run, "removal_minutes": 10.5, "held_out_slope": 1.2, "other_files": ["other bytes: a"]})
+    assert slow == [
+        "full: removal took 10.5 minutes, not 10",
+        "full: held-out slope 1.2, not 1 +- 0.15",
+        "full: other bytes: a",
+    ]
