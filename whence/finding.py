@@ -112,11 +112,21 @@ class Finding:
             f"exact scores of {len(self.rows):,} of {self.scanned:,} rows{where}, which a scan of the index proposed{held_out}"
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """Everything but the scores themselves, as plain values."""
+    def as_json(self, gain: float = 1.0) -> dict[str, Any]:
+        """Everything but the scores themselves, as plain values.
+
+        Of a row it has the `slope` and the `value`, which is `gain` times that (`Scores.gain`), as estimate and tokens are.
+        """
         plain = {name: getattr(self, name) for name in ("answer_tokens", "recall_questions", "scanned")}
         maps = {"recall": dict(self.recall), "seconds": dict(self.seconds)}
-        return {"query": dict(self.queries[0]), **plain, **maps, "rows": [dataclasses.asdict(row) for row in self.rows]}
+        rows = []
+        for row in self.rows:
+            known = dataclasses.asdict(row)
+            slope = known.pop("score")
+            sized = {name: known[name] for name in ("estimate", "tokens", "by_answer") if known[name] is not None}
+            known |= {name: (gain * np.array(value)).tolist() for name, value in sized.items()}
+            rows.append(known | {"value": gain * slope, "slope": slope})
+        return {"query": dict(self.queries[0]), **plain, **maps, "rows": rows}
 
 
 def find(

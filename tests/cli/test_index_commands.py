@@ -81,8 +81,13 @@ def test_asking_builds_what_is_missing_once(run, tiny_model_folder, data, querie
     (folder.parent / "scores").mkdir()
     removal = {"sentence": "What was found.", "calibration": known}
     (folder.parent / "scores" / "removal.json").write_text(json.dumps(sealed({"removal": removal})))
-    row = json.loads(run(*given, "--json").stdout)["queries"][0]["rows"][0]
+    sized = json.loads(run(*given, "--json").stdout)
+    row, found, plain = sized["queries"][0]["rows"][0], sized["rows"][0], document["rows"][0]
     assert row["value"] == pytest.approx(0.25 * row["slope"]) and row["slope"] == document["queries"][0]["rows"][0]["value"]
+    assert [found["value"], found["slope"]] == pytest.approx([row["value"], row["slope"]]) and plain["value"] == plain["slope"]
+    assert found["estimate"] == pytest.approx(0.25 * plain["estimate"]) and sum(found["tokens"]) == pytest.approx(
+        found["value"]
+    )
     assert "calibrated on 7 retrainings (0.25 x the slope)" in run(*given).stdout
 
 

@@ -87,7 +87,7 @@ def ask(
     known = read_calibration(run.out / "scores") if run.out is not None else None
     ranking = Ranking(finding.scores.calibrated(known), None, top, LOWERING, coloured())
     if session.as_json:
-        print_json({**document(ranking, [0], None), **finding.as_json()})
+        print_json({**document(ranking, [0], None), **finding.as_json(ranking.scores.gain)})
         return
     display(ranking, [0], by="source" if any(finding.scores.examples["source"].notna()) else None)
     say(finding.summary, "dim")
