@@ -23,7 +23,7 @@ from whence.serve.requests import WhatIf
 from whence.serve.warm import _trust
 from whence.store.scores import open_scores
 from whence.validate.bank import open_bank
-from whence.validate.without import Removals, keep_removal
+from whence.validate.without import Removals, keep_beside
 
 
 def run(*arguments):
@@ -78,17 +78,22 @@ def test_a_run_is_retrained(settings):
     patched, files = check_run(resolved, Removals(rows=1, queries=2, draws=1), patch=1)
     assert patched.check == "tail-patch" and files[0].parent == resolved.out / "validation" / "tail-patch"
     assert np.isfinite(patched.arrays["rises"]).all() and "rises by" in patched.says[0]
+    printed = json.loads(run("show", resolved.out, "--json"))
+    assert printed["tail_patch"]["sentence"] == patched.says[0] and printed["retraining"]["sentence"] == result.says[0]
+    report = build_report(**gather(resolved.out))
+    for text in (run("show", resolved.out), render(report), as_markdown(report)):
+        assert patched.says[0].partition(" [")[0] in text
 
     found = result.about["calibration"]
     assert found["operator"] == open_scores(resolved.out / "scores").about["operator"]
     for gain, low, high, applied in ((0.25, 0.2, 0.3, True), (0.25, -0.1, 0.6, False)):
         known = {**found, "gain": gain, "low": low, "high": high, "certain": applied, "says": f"{applied}: said"}
-        keep_removal(replace(result, about={**result.about, "calibration": known}), resolved.out / "scores")
+        keep_beside(replace(result, about={**result.about, "calibration": known}), resolved.out / "scores")
         shown_everywhere(resolved.out, gain if applied else 1.0, f"{applied}: said")
     predicted = {}
     for gain in (1e-3, 1e6):
         known = {**found, "gain": gain, "low": gain, "high": gain, "certain": True, "says": "calibrated on 9 retrainings: more"}
-        keep_removal(replace(result, about={**result.about, "calibration": known}), resolved.out / "scores")
+        keep_beside(replace(result, about={**result.about, "calibration": known}), resolved.out / "scores")
         opened = whence.open(resolved.out)
         assert opened.curvature, "a page has loaded the factors before anybody asks what if"
         asking = Asking(opened)
@@ -101,7 +106,12 @@ def test_a_run_is_retrained(settings):
     moved = whence.open(resolved.out).check().about
     assert 0 < moved["update"] < 1 and "training moved the weights by" in moved["checks"]["Update"]
     trusted = _trust(resolved.out / "scores")["checks"]
-    assert trusted["Removal"] == result.says[0] and trusted["Size"] == known["says"] and trusted["Update"]
+    assert (
+        trusted["Removal"] == result.says[0]
+        and trusted["Tail-patch"] == patched.says[0]
+        and trusted["Size"] == known["says"]
+        and trusted["Update"]
+    )
 
     lds, _ = check_run(resolved, Removals(fraction=0.2), subsets=("removals", 4))
     bank = open_bank(resolved.out / "bank-removals.npz")

@@ -30,8 +30,8 @@ from whence.validate.without import (
     check_patch,
     check_subsets,
     check_without,
-    keep_removal,
-    read_removal,
+    keep_beside,
+    read_beside,
 )
 
 ROWS, N = as_rows(texts(12, seed=1)), 12
@@ -143,12 +143,13 @@ def test_calibration_is_least_squares(truth):
 
 
 def test_what_was_found_is_said_beside_the_scores(request_, truth, tmp_path):
-    assert read_removal(tmp_path) is None
+    assert read_beside(tmp_path) == {}
     found = check_without(request_, truth, Removals(rows=1, draws=1, queries=2))
-    keep_removal(found, tmp_path)
-    kept = read_removal(tmp_path)
-    assert kept and kept["sentence"] == found.says[0]
+    keep_beside(found, tmp_path)
+    keep_beside(check_patch(request_, truth, Removals(rows=1, draws=1, queries=2)), tmp_path)
+    kept = read_beside(tmp_path)
+    assert kept["removal"]["sentence"] == found.says[0] and kept["tail-patch"]["sentence"].startswith("After one more step")
     file = tmp_path / "removal.json"
     file.write_text(file.read_text().replace("stands out", "stands 0ut"))
     with pytest.raises(StaleArtifact):
-        read_removal(tmp_path)
+        read_beside(tmp_path)

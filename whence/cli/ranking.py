@@ -28,7 +28,10 @@ RAISES, LOWERS = "dodger_blue1", "dark_orange"
 
 
 class Ranking:
-    """The top rows of each query of `scores`, normalised or not; per-token scores find the strongest part of a row."""
+    """The top rows of each query of `scores`, normalised or not; per-token scores find the strongest part of a row.
+
+    `trust` and `beside` are what the quick check and others found of the scores (`read_beside`).
+    """
 
     def __init__(
         self,
@@ -38,10 +41,11 @@ class Ranking:
         lowest: int,
         coloured: bool = False,
         trust: Result | None = None,
-        removal: Mapping[str, Any] | None = None,
+        beside: Mapping[str, Mapping[str, Any]] | None = None,
     ):
         self.plain, self.scores = scores, scores.normalised(norm) if norm else scores
-        self.top, self.lowest, self.coloured, self.trust, self.removal = top, lowest, coloured, trust, removal
+        self.top, self.lowest, self.coloured, self.trust = top, lowest, coloured, trust
+        self.beside = beside or {}
         self.hubs = set(self.scores.hubs(words.HUB_TOP))
         self.unit = words.unit(self.scores)
 
@@ -145,11 +149,11 @@ class Ranking:
     def doubts(self) -> list[str]:
         """What the reader should know before believing the order."""
         *doubts, unchecked = words.doubts(self.plain, len(self.hubs))
-        retrained = [self.removal["sentence"]] if self.removal else []
-        retrained += filter(None, [words.size(self.plain)])
+        checked = [found["sentence"] for found in self.beside.values()]
+        known = [*checked, *filter(None, [words.size(self.plain)])]
         if self.trust is None:
-            return [*doubts, *retrained, *([] if self.removal else [unchecked])]
-        return [*doubts, self.trust.about["badge"], *(f"warning: {text}" for text in self.trust.flags), *retrained]
+            return [*doubts, *known, *([] if checked else [unchecked])]
+        return [*doubts, self.trust.about["badge"], *(f"warning: {text}" for text in self.trust.flags), *known]
 
 
 def _quoted(text: str, limit: int = 240) -> str:

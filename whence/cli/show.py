@@ -51,7 +51,7 @@ def show(
     from whence.stages import open_stages
     from whence.store.scores import open_scores
     from whence.validate.quick import read_quick
-    from whence.validate.without import read_calibration, read_removal
+    from whence.validate.without import read_beside, read_calibration
 
     if scores_in(path) == [path] and (runs := runs_in(path)):
         _show_runs(runs, as_json)
@@ -62,7 +62,7 @@ def show(
     rankings = {}
     for name, scores in found.items():
         home = folder / name / "scores" if staged else folder
-        known = read_quick(home), read_removal(home)
+        known = read_quick(home), read_beside(home)
         scores = scores.calibrated(read_calibration(home))
         rankings[name] = Ranking(scores, norm, top, top if lowest else 0, coloured(), *known)
     ranking = rankings[list(rankings)[-1]]
@@ -175,7 +175,8 @@ def document(ranking: Ranking, numbers: list[int], by: str | None) -> dict[str, 
         "gain": scores.gain,
         "n_train": scores.n_train,
         "trust": {"checks": trust.about["checks"], "warnings": trust.flags} if (trust := ranking.trust) else None,
-        "retraining": ranking.removal,
+        "retraining": ranking.beside.get("removal"),
+        "tail_patch": ranking.beside.get("tail-patch"),
         "notes": ranking.doubts(),
         "about": scores.about,
         "queries": found,

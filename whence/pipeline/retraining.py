@@ -23,7 +23,7 @@ from whence.store.scores import Scores, open_scores
 from whence.train.state import read_state, repeatable
 from whence.validate.bank import Spec
 from whence.validate.results import Result, keep
-from whence.validate.without import Removals, check_patch, check_subsets, check_without, keep_removal, spread
+from whence.validate.without import Removals, check_patch, check_subsets, check_without, keep_beside, spread
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def check_run(
 ) -> tuple[Result, list[Path]]:
     """Retrain a finished run without rows, or on `subsets` (which kind, how many) for its LDS, with the files of the result.
 
-    They are in `out`; default: RUN/validation/removal, or lds-KIND. What is found of removals is said beside the scores, too.
-    With `patch` nothing is retrained: the rows are read in so many steps more (RUN/validation/tail-patch).
+    They are in `out`; default: RUN/validation/removal, or lds-KIND. With `patch` nothing is retrained: the rows are
+    read in so many steps more (RUN/validation/tail-patch). What is found of either is said beside the scores, too.
     `trainer` is the training that made the model from the run's base, where the run has none of its own.
 
     Raises UsageError where it isn't known how the model was trained, or there are no scores.
@@ -96,13 +96,14 @@ def check_run(
             result = check_patch(request, scores, chosen, steps=patch, held_out=held_out, out=place)
         elif subsets is None:
             result = check_without(request, scores, chosen, held_out=held_out, out=place)
-            dist.on_first(keep_removal, result, home)
         else:
             kind, count = subsets
             orders = tuple(range(chosen.orders))
             spec = Spec(kind, subsets=count, seeds=orders, share=chosen.fraction, seed=chosen.seed)
             bank = resolved.out / f"bank-{kind}.npz"
             result = check_subsets(request, scores, spec, held_out=held_out, drift=chosen.drift, out=place, bank=bank)
+        if subsets is None:
+            dist.on_first(keep_beside, result, home)
         return result, dist.on_first(keep, result, place)
 
 

@@ -13,7 +13,7 @@ from whence.store.intact import CONFIG, MANIFEST, intact, is_run_folder, read_js
 from whence.store.manifest import Folder
 from whence.store.scores import Scores, open_scores
 from whence.validate.quick import read_quick
-from whence.validate.without import read_calibration, read_removal
+from whence.validate.without import read_beside, read_calibration
 
 SHOWN = "scores"
 """Where a run folder has its scores; traces are beside it."""
@@ -45,8 +45,8 @@ def gather(
     if found := read_quick(folder):
         warnings = {f"Warning {number}": text for number, text in enumerate(found.flags, start=1)}
         given["checks"] = found.about["checks"] | warnings
-    if removal := read_removal(folder):
-        given["checks"] = {**given.get("checks", {}), "removal": removal["sentence"]}
+    if beside := read_beside(folder):
+        given["checks"] = given.get("checks", {}) | {check: found["sentence"] for check, found in beside.items()}
     if pairs is not None and not Path(pairs).is_file():
         raise UsageError(f"There is no file {pairs}.")
     files = {

@@ -279,13 +279,13 @@ def _bytes(folder: Path | None) -> int:
 
 def _trust(folder: Path | None) -> dict[str, Any] | None:
     from whence.validate.quick import read_quick
-    from whence.validate.without import read_calibration, read_removal
+    from whence.validate.without import read_beside, read_calibration
 
     found = read_quick(folder) if folder is not None else None
     if folder is None or found is None:
         return None
-    removal, known = read_removal(folder), read_calibration(folder)
-    retrained = {"Removal": removal["sentence"]} if removal else {}
+    known = read_calibration(folder)
+    retrained = {check.capitalize(): each["sentence"] for check, each in read_beside(folder).items()}
     retrained |= {"Size": known["says"]} if known else {}
     return {"badge": found.about["badge"], "checks": found.about["checks"] | retrained, "warnings": found.flags}
 

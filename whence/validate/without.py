@@ -33,8 +33,8 @@ from whence.validate.bank import Bank, Spec, plain_spec, save_bank
 from whence.validate.lds import CEILING, ceiling, compare, lds
 from whence.validate.results import Result
 
-FILE = "removal.json"
-"""Beside the scores: what was found, for those who read them."""
+BESIDE = ("removal", "tail-patch")
+"""Checks of which CHECK.json beside the scores tells those who read them what was found."""
 
 SCORES, RANDOM, OTHERS = "the scores", "chance", "the scores of another query"
 
@@ -250,20 +250,22 @@ WIDEST = 10
 """A gain is not known whose interval ends at more than this many times where it begins."""
 
 
-def keep_removal(result: Result, scores: Path) -> None:
-    """Say beside the scores what retraining found of them."""
-    known = {name: result.about[name] for name in ("sentence", "calibration", "stands_out", "rows", "queries", "retrainings")}
-    write_json(scores / FILE, {"removal": plain(known)})
+def keep_beside(result: Result, scores: Path) -> None:
+    """Say beside the scores what a check found of them."""
+    names = ("sentence", "calibration", "stands_out", "rows", "queries", "retrainings", "steps", "sets")
+    known = {name: result.about[name] for name in names if name in result.about}
+    write_json(scores / f"{result.check}.json", {result.check: plain(known)})
 
 
-def read_removal(scores: Path) -> dict[str, Any] | None:
-    """What retraining found of the scores in a folder; None where nobody asked. Raises StaleArtifact for a damaged file."""
-    return read_json(scores / FILE)["removal"] if (scores / FILE).is_file() else None
+def read_beside(scores: Path) -> dict[str, dict[str, Any]]:
+    """What the checks that were made found of the scores in a folder, by check. Raises StaleArtifact for a damaged file."""
+    files = {check: scores / f"{check}.json" for check in BESIDE}
+    return {check: read_json(file)[check] for check, file in files.items() if file.is_file()}
 
 
 def read_calibration(scores: Path) -> dict[str, Any] | None:
     """What a nat of scores in a folder is worth, by retrainings for these or else for those of its run; None without any."""
-    found = read_removal(scores) or read_removal(scores.parent / "scores")
+    found = read_beside(scores).get("removal") or read_beside(scores.parent / "scores").get("removal")
     return found["calibration"] if found else None
 
 
