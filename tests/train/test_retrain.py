@@ -99,12 +99,26 @@ def test_rows_are_added(base):
     assert "[K, 10]" in raised.value.accepted
 
 
+def test_rows_may_count_otherwise_from_a_step_on(base):
+    training, point, queries, _ = asked(base / "full")
+    weights = np.ones((1, 7))
+    weights[0, [1, 4]] = 0
+    whole, late = (retrain(training, weights, point, queries, start=start, together=1) for start in (0, 4))
+    np.testing.assert_array_equal(late.whole, whole.whole)
+    assert late.repeated == whole.repeated and (late.measured != whole.measured).all()
+    model = _by_torch(training, point, weights[0], start=4)
+    measured = [sum(w * model_measures(model, item) for item, w in query) for query in queries.weighted]
+    agree(late.measured[0], np.array(measured), 1e-4)
+    with pytest.raises(UsageError, match="no such step"):
+        retrain(training, weights, point, queries, start=6)
+
+
 def model_measures(model, item):
     with torch.no_grad():
         return -float(TASK.losses(model, TASK.collate([item])))
 
 
-def _by_torch(training, point, weights_N, with_others=None):
+def _by_torch(training, point, weights_N, with_others=None, start=0):
     (examples, how), model = with_others or (point.examples, training.replay()), load_model(training.model)[0].eval()
     named = {name: weight for name, weight in model.named_parameters() if name in how.start}
     with torch.no_grad():
@@ -116,10 +130,11 @@ def _by_torch(training, point, weights_N, with_others=None):
         for name in named
     ]
     optimizer = torch.optim.AdamW(groups, betas=rule.betas, eps=rule.eps)
-    for names, added, rate in zip(how.steps, how.added or [[]] * len(how.steps), how.learning_rates, strict=True):
+    added_to = how.added or [[]] * len(how.steps)
+    for step, (names, added, rate) in enumerate(zip(how.steps, added_to, how.learning_rates, strict=True)):
         rows = [examples.ids.index(name) for name in (*names, *added)]
         items = [examples.items[row] for row in rows]
-        losses = TASK.losses(model, TASK.collate(items)) * torch.tensor(weights_N[rows])
+        losses = TASK.losses(model, TASK.collate(items)) * torch.tensor(weights_N[rows] if step >= start else 1.0)
         optimizer.zero_grad()
         (losses.sum() / sum(map(TASK.predictions, items[: len(names)]))).backward()
         if rule.clip:

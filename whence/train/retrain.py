@@ -92,6 +92,7 @@ def retrain(
     extra: Examples | None = None,
     held_out: Examples | None = None,
     order: int = 0,
+    start: int = 0,
     together: int | None = None,
     drift: float = 0.01,
     out: str | Path | None = None,
@@ -102,11 +103,12 @@ def retrain(
     another `order` than 0, rows change places, the same for all. The control, in which each row counts once, is made first.
     `extra` are `M` further rows, whose weights are the last columns, `[K, N + M]`: each is read once an epoch, evenly over its
     steps, in addition to the rows of the step. The control reads none of them.
+    Before the first `start` steps are over each row counts once, as recorded; a retraining then costs the steps left.
     Retrainings go `together` side by side (default: what a timed step finds quicker), and of several processes each takes the
     next. With `out` what was measured is kept in that folder, a few numbers for each, and killed work resumes to the same bits.
 
-    Raises UsageError where the training can't be repeated or the weights are of other rows, NumericalError where the control
-    ends further from the model than `drift`, as a share of its way.
+    Raises UsageError where the training can't be repeated, the weights are of other rows or there is no such step,
+    NumericalError where the control ends further from the model than `drift`, as a share of its way.
     """
     weights_KN = np.atleast_2d(np.asarray(weights_KN, dtype=np.float64))
     count = len(point.examples) + (len(extra) if extra else 0)
@@ -122,26 +124,29 @@ def retrain(
         once_N[len(examples) :] = 0
         examples, how = with_rows(extra, examples, how)
     run = Run(point.model, point.task, examples, how)
+    if not 0 <= start < len(run):
+        raise UsageError("The training has no such step.", given=f"start {start}", accepted=f"0 to {len(run) - 1}")
 
     def made_from() -> dict[str, Any]:
         known = {"training": training.identity(), "queries": queries.fingerprint, "order": order, "code": fingerprint_code()}
         known |= {"held_out": held_out.fingerprint if held_out else None, "weights": digest(weights_KN.tobytes())}
-        known |= {"extra": extra.fingerprint} if extra else {}
+        known |= ({"extra": extra.fingerprint} if extra else {}) | ({"start": start} if start else {})
         return {"stage": "retrain", **point.provenance(), **known}
 
     with work(out, made_from) as folder:
         place = Path(out) if out is not None else None
         if not folder.finished:
             if not folder.has("control"):
-                keep(folder, "control", _control(run, once_N, queries, held_out, together))
+                keep(folder, "control", _control(run, once_N, start, queries, held_out, together))
             control = folder.load("control")
             repeated = None if order else _compared(run, training, point, control, drift)
             side, counts_KN = int(control["together"]), torch.from_numpy(weights_KN)
+            begun_XP = control["begun"].to(run.device) if start else run.start()
 
             def trial(number: int) -> Tensor:
                 counts = counts_KN[number * side : (number + 1) * side]
-                begun_KXP = run.start()[None].expand(len(counts), -1, -1)
-                end_KXP = repeat_steps(run, begun_KXP, range(len(run)), lambda steps: None, counts)
+                begun_KXP = begun_XP[None].expand(len(counts), -1, -1)
+                end_KXP = repeat_steps(run, begun_KXP, range(start, len(run)), lambda steps: None, counts)
                 found = torch.full((side, len(queries) + 1), math.nan, dtype=torch.float64)
                 found[: len(counts)] = measured_at(run, end_KXP[:, 0], queries, held_out)
                 return found
@@ -181,17 +186,23 @@ def with_rows(extra: Examples, examples: Examples, how: Replay) -> tuple[Example
     return joined, replace(how, added=added)
 
 
-def _control(run: Run, once_N: Tensor, queries: Queries, held_out: Examples | None, together: int | None) -> dict[str, Tensor]:
-    """The training repeated with every row counting once: where it ends, its losses, and what is measured then."""
+def _control(
+    run: Run, once_N: Tensor, start: int, queries: Queries, held_out: Examples | None, together: int | None
+) -> dict[str, Tensor]:
+    """The training repeated with every row counting once: its losses, where it ends and what is measured then.
+
+    Also the state after `start` steps, if there are any.
+    """
     side = together or quickest(run)[0]
     losses: list[Tensor] = []
     with stage("repeat", len(run), "steps") as advance:
-        begun_1XP = run.start()[None]
-        steps = range(len(run))
-        end_1XP = repeat_steps(run, begun_1XP, steps, advance, once_N, told=lambda number, loss_1: losses.append(loss_1))
+        state_1XP, told = run.start()[None], lambda number, loss_1: losses.append(loss_1)
+        begun_1XP = repeat_steps(run, state_1XP, range(start), advance, once_N, told=told)
+        end_1XP = repeat_steps(run, begun_1XP, range(start, len(run)), advance, once_N, told=told)
     with notes_only():
         whole = measured_at(run, end_1XP[:, 0], queries, held_out)[0]
-    return {"end": end_1XP[0, 0], "losses": torch.cat(losses).cpu(), "whole": whole, "together": torch.tensor(side)}
+    found = {"end": end_1XP[0, 0], "losses": torch.cat(losses).cpu(), "whole": whole, "together": torch.tensor(side)}
+    return found | ({"begun": begun_1XP[0]} if start else {})
 
 
 def _compared(run: Run, training: History, point: Point, control: dict[str, Tensor], drift: float) -> Repeated:
