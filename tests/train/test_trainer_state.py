@@ -1,6 +1,7 @@
 """A training that a plain Trainer made is repeated as far as its files and its arguments tell."""
 
 import json
+import shutil
 import warnings
 from typing import Any
 
@@ -165,6 +166,21 @@ def test_a_run_of_such_a_model_is_retrained(folder, tmp_path):
     assert scores.shape == (2, len(ROWS)) and scores.about["own gain"] > 0
     patched, _ = check_run(resolved, Removals(rows=1, draws=1), patch=1, trainer=Elsewhere(checkpoint))
     assert "rises by" in patched.says[0] and patched.about["learning_rate"] < 1e-2
+
+
+def test_what_logged_no_rate_is_repeated_where_the_rate_is_given(folder, tmp_path):
+    checkpoint, resolved = run_of(folder, tmp_path)
+    silent = shutil.copytree(checkpoint, tmp_path / "silent")
+    state = json.loads((silent / "trainer_state.json").read_text())
+    (silent / "trainer_state.json").write_text(json.dumps({**state, "log_history": []}))
+    with pytest.raises(UsageError, match="tells no learning rate") as raised:
+        check_run(resolved, Removals(rows=1, draws=1), trainer=Elsewhere(silent, ARGUMENTS))
+    assert "--argument learning_rate=" in raised.value.fix
+    known = Elsewhere(silent, {**ARGUMENTS, "learning_rate": 1e-2})
+    result, _ = check_run(resolved, Removals(rows=1, draws=1), trainer=known)
+    assert result.about["repeated"]["drift"] < 1e-3 and result.about["repeated"]["logged"] == 0
+    with pytest.raises(UsageError, match="tells no learning rate"):
+        check_run(resolved, Removals(rows=1, draws=1), patch=1, trainer=known)
 
 
 def test_an_adapter_is_retrained_from_how_it_began(adapted, tmp_path):

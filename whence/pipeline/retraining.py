@@ -152,22 +152,26 @@ def repeatable_request(shop: Workshop, trainer: Elsewhere | None) -> Request:
     """What a finished run asks about its rows, with a training that can be repeated: its own, or that of a Trainer."""
     if not shop.config.model.base:
         raise _unknown(shop)
-    request = trained_request(shop, trainer)
+    rate = trainer.arguments.get("learning_rate") if trainer else None
+    request = trained_request(shop, trainer, learning_rate=rate)
     if trainer is None:
         return request
     state: Any = request.training
     return replace(request, training=repeatable(state, request.point, trainer.start(shop), trainer.arguments))
 
 
-def trained_request(shop: Workshop, trainer: Elsewhere | None) -> Request:
-    """What a finished run asks about its rows, with what is known of the training: its own, or that of a Trainer."""
+def trained_request(shop: Workshop, trainer: Elsewhere | None, *, learning_rate: float | None = None) -> Request:
+    """What a finished run asks about its rows, with what is known of the training: its own, or that of a Trainer.
+
+    Of one that logged no learning rate that can only be where its highest is given.
+    """
     if (shop.config.train is None) == (trainer is None) or shop.config.stages:
         raise _unknown(shop)
     request = request_of(shop)
     if trainer is None:
         return request
     clip = {"max_grad_norm": float(trainer.arguments["max_grad_norm"])} if "max_grad_norm" in trainer.arguments else {}
-    return replace(request, training=read_state(trainer.checkpoint, request.point, **clip))
+    return replace(request, training=read_state(trainer.checkpoint, request.point, learning_rate=learning_rate, **clip))
 
 
 def _unknown(shop: Workshop) -> UsageError:

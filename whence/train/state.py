@@ -31,11 +31,12 @@ from whence.train.replay import Descent, Kept, Replay
 STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
 
 
-def read_state(path: str | Path, point: Point, *, max_grad_norm: float = 1.0) -> State:
+def read_state(path: str | Path, point: Point, *, max_grad_norm: float = 1.0, learning_rate: float | None = None) -> State:
     """What a checkpoint of the Trainer tells of the training that ended at `point`, with the rows that it read.
 
     `path` is the folder `checkpoint-N`, or a `trainer_state.json`. Rates of steps that were not logged lie between those that
-    were. `max_grad_norm` is the norm at which gradients were clipped (the Trainer's default; 0: never), which no file says.
+    were; where none was, every step has the `learning_rate`. `max_grad_norm` is the norm at which gradients were clipped (the
+    Trainer's default; 0: never), which no file says.
     Raises UsageError where no learning rate was logged, or where the optimizer's state is that of another model.
     """
     path = Path(path).expanduser()
@@ -45,15 +46,16 @@ def read_state(path: str | Path, point: Point, *, max_grad_norm: float = 1.0) ->
     known = read_json(file)
     logged = [row for row in known.get("log_history", ()) if "learning_rate" in row and "step" in row]
     steps = int(known.get("global_step", 0))
-    if not logged or steps < 1:
+    if (not logged and learning_rate is None) or steps < 1:
         raise UsageError(
             f"{file} tells no learning rate",
             given=f"{steps} steps, {len(logged)} logged with a learning rate",
             accepted="a training that logged some (logging_steps)",
-            fix="Stage(..., rates=SUM) with the sum of the learning rates, where they are known from elsewhere",
+            fix="to repeat it: --argument learning_rate=RATE, the highest; as a stage: Stage(..., rates=SUM), the sum of all",
         )
     at = [row["step"] for row in logged]
-    rates = np.interp(np.arange(1, steps + 1), at, [row["learning_rate"] for row in logged])
+    known_rates = [row["learning_rate"] for row in logged]
+    rates = np.interp(np.arange(1, steps + 1), at, known_rates) if logged else np.full(steps, learning_rate)
     norms = [row["grad_norm"] for row in logged if row.get("grad_norm")]
     kept = float(np.mean([min(1.0, max_grad_norm / norm) for norm in norms])) if max_grad_norm and norms else 1.0
     descent, moments = None, {}
