@@ -20,11 +20,17 @@ def test_what_a_plain_trainer_made(shared_data, tmp_path, monkeypatch):
 
 
 def test_targets_that_are_missed_are_said():
-    run = {"run": "full", "removal_minutes": 3.0, "mirror_minutes": 2.0, "held_out_slope": 0.9, "other_files": []}
+    run = {
+        "run": "full",
+        "removal_processor_minutes": 3.0,
+        "mirror_processor_minutes": 2.0,
+        "held_out_slope": 0.9,
+        "other_files": [],
+    }
     assert not prove.missed(run)
-    slow = prove.missed({**run, "removal_minutes": 10.5, "held_out_slope": 1.2, "other_files": ["other bytes: a"]})
+    slow = prove.missed({**run, "removal_processor_minutes": 10.5, "held_out_slope": 1.2, "other_files": ["other bytes: a"]})
     assert slow == [
-        "full: removal took 10.5 minutes, not 10",
+        "full: removal took 10.5 minutes of the processor, not 10",
         "full: held-out slope 1.2, not 1 +- 0.15",
         "full: other bytes: a",
     ]
