@@ -208,7 +208,7 @@ def prove(chosen: argparse.Namespace) -> Result:
     says = [
         f"stories260K, trained on {size.rows} real stories ({size.tokens} tokens of each, {size.epochs} epochs); asked are "
         f"{size.prompts} prompts with the model's own answers, {size.answer_tokens} tokens long",
-        "minutes are those of the clock and, of the one thread, of the processor, with the start of the process; the latter are "
+        "minutes are of the clock and, of the one thread, of the processor, from the start of the process; the latter are "
         "held against the targets, since others may be at work on the machine. Targets: "
         f"{', '.join(f'{name} {most} minutes' for name, most in MINUTES.items())}, held-out slope {SLOPE:g} +- {SLOPE_AWAY:g}",
         f"{sum(row['kills'] for row in rows)} kills: "
