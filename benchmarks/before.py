@@ -4,11 +4,11 @@
     python -m benchmarks.before c90f8ff --alike       # what is now and was not then stays out
 
 Either runs from its own checkout, with its own benchmark's `Worker`, in processes of its own. Phase after phase and round after
-round they take turns; the other one begins each time. What counts is the median over the rounds of CPU seconds and of peak
+round they take turns; the other one begins each time. What counts is the median over the rounds of CPU seconds, and the peak of
 memory. Exits with 1 where a phase takes more than `WORSE` times what it took before.
 
-Memory is measured in processes in which the C library maps every large block by itself (`MAPPED`). By default holes in its heap
-move the peak by up to 15 % from one run to the next, of the very same tensors.
+Memory is measured in a new process for each phase, in which the C library maps every large block by itself (`MAPPED`): holes in
+a heap that has served before move the peak by up to 15 % from one run to the next, of the very same tensors.
 
 With `--alike` both do the same work: without the check of gradients, which came later (`benchmarks.check` tells what it takes),
 and with labels that the model draws, as by default: with the data's own, and only then, fits once kept gradients of their first
@@ -35,7 +35,6 @@ from benchmarks.workloads import CACHE, WORKLOADS, prepare
 WORSE = 1.03
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """What glibc reads; slower, but memory goes back at once."""
-MAPPED_REPEATS = 3
 SERVE = """
 import json, os, sys
 from pathlib import Path
@@ -68,13 +67,7 @@ def main(given: list[str] | None = None) -> int:
         subprocess.run([*git, "add", "--quiet", "--detach", str(checkout), options.commit], check=True)
         try:
             checkouts = {"then": checkout, "now": root}
-            sides = {
-                key: {name: Side(code, Path(scratch) / key / name, options.alike, setting) for name, code in checkouts.items()}
-                for key, setting in {"cpu_s": {}, "peak_mb": MAPPED}.items()
-            }
-            worst = max(compared(sides, workload, options) for workload in options.workloads)
-            for side in (side for pair in sides.values() for side in pair.values()):
-                side.close()
+            worst = max(compared(checkouts, Path(scratch), workload, options) for workload in options.workloads)
         finally:
             subprocess.run([*git, "remove", "--force", str(checkout)], check=True)
             shutil.rmtree(checkout, ignore_errors=True)
@@ -83,15 +76,26 @@ def main(given: list[str] | None = None) -> int:
 
 
 class Side:
-    """One checkout at work, in its own process."""
+    """One checkout at work on a workload, in its own process."""
 
-    def __init__(self, root: Path, scratch: Path, alike: bool, setting: dict[str, str]):
+    def __init__(self, root: Path, scratch: Path, workload: str, options: argparse.Namespace, setting: dict[str, str]):
         environment = {**os.environ, **ONE_THREAD, **setting, "PYTHONPATH": str(root)}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        command = [sys.executable, "-W", "ignore", "-c", SERVE, str(scratch), *["alike"] * alike]
+        command = [sys.executable, "-W", "ignore", "-c", SERVE, str(scratch), *["alike"] * options.alike]
         self.process = subprocess.Popen(command, cwd=root, env=environment, text=True, **pipes)
+        self._ask("open", workload, str(options.cache.resolve()))
 
-    def ask(self, method: str, *words: str) -> Any:
+    def run(self, phase: str) -> dict[str, float]:
+        """What a phase takes."""
+        return self._ask("run", phase)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _ask(self, method: str, *words: str) -> Any:
         """Call a method of its `Worker`."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps([method, *words]) + "\n")
@@ -101,30 +105,30 @@ class Side:
             raise RuntimeError(f"{method} {' '.join(words)} failed; its process said why")
         return json.loads(answer)
 
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
-
-def compared(sides: dict[str, dict[str, Side]], workload: str, options: argparse.Namespace) -> float:
-    """Print a line for each phase of a workload; returns the largest ratio that counts."""
+def compared(checkouts: dict[str, Path], scratch: Path, workload: str, options: argparse.Namespace) -> float:
+    """Print a line for each phase of a workload; returns the largest ratio."""
     prepare(WORKLOADS[workload], options.cache)
-    for side in (side for pair in sides.values() for side in pair.values()):
-        side.ask("open", workload, str(options.cache.resolve()))
+    sides = {name: Side(code, scratch / name, workload, options, {}) for name, code in checkouts.items()}
     worst = 0.0
     for phase in options.phases:
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(options.repeats):
+            for name in sorted(sides, reverse=bool(number % 2)):
+                seconds[name].append(sides[name].run(phase)["cpu_s"])
+        peaks = {}
+        for name, code in checkouts.items():
+            side = Side(code, scratch / f"{name}-mapped", workload, options, MAPPED)
+            peaks[name] = side.run(phase)["peak_mb"]
+            side.close()
         cells = []
-        for key, pair in sides.items():
-            runs: dict[str, list[float]] = {name: [] for name in pair}
-            for number in range(min(options.repeats, MAPPED_REPEATS) if key == "peak_mb" else options.repeats):
-                for name in sorted(pair, reverse=bool(number % 2)):
-                    runs[name].append(pair[name].ask("run", phase)[key])
-            then, now = (statistics.median(runs[name]) for name in ("then", "now"))
+        for key, found in {"cpu_s": {name: statistics.median(all) for name, all in seconds.items()}, "peak_mb": peaks}.items():
+            then, now = found["then"], found["now"]
             cells.append(f"{key} {then:8.2f} -> {now:8.2f}  {now / then:.3f}")
             worst = max(worst, now / then)
         print(f"{workload:<14} {phase:<6} {'   '.join(cells)}", flush=True)
+    for side in sides.values():
+        side.close()
     return worst
 
 
