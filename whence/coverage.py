@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -90,6 +91,11 @@ class Coverage:
     def thin(self) -> bool:
         """Whether so little is tracked that it should be said loudly."""
         return self.share < THIN
+
+    @property
+    def finest(self) -> Literal["example", "token"]:
+        """What scores can be kept for: tokens, unless the gradient of a site is known as a whole only."""
+        return "example" if any(site.layer.whole for site in self.sites.values()) else "token"
 
     def without(self, names: Sequence[str]) -> Coverage:
         """The same, with these sites left out."""

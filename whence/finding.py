@@ -149,14 +149,14 @@ def find(
     last = min(round(candidates * LOWERING), max(0, len(meant) - 1))
     first = min(candidates - last, len(meant) - last)
     places = meant[_ends(-estimates.raw[0][meant], first, last)].tolist()
-    whole = any(site.layer.whole for site in point.cover(operator.names).sites.values())
-    settings = Score().changed(per="example" if whole else "token", n_train=index.n_train, check=False, products="float32")
+    per = point.cover(operator.names).finest
+    settings = Score().changed(per=per, n_train=index.n_train, check=False, products="float32")
     scores = score_points(point, point, asked, operator, settings, rows=places)
     seconds["exact"] = time.perf_counter() - began
     (item, _), *_ = point.task.encode_queries(asked)[0]
     best, parts = np.argsort(-scores.raw[0], kind="stable").tolist(), {}
     pieces = _answer_tokens(point, item)
-    if per_answer_token and not whole and isinstance(point.task, CausalLM):
+    if per_answer_token and per == "token" and isinstance(point.task, CausalLM):
         began = time.perf_counter()
         parts = _by_answer(point, asked, item, operator, settings, [places[column] for column in best[:per_answer_token]])
         seconds["tokens"] = time.perf_counter() - began

@@ -414,8 +414,7 @@ class Run:
         asking, chosen = asking or self.asking, fit or self.fitting
         queries = self.question(prompt, completion, contrast=contrast, span=span, max_new_tokens=max_new_tokens)
         curvature = (self._at_hand() if fit is None else None) or self.fit(chosen, rerun=rerun)
-        sites = cover(self.model, list(curvature.blocks)).sites
-        own = {"per": "example" if any(site.layer.whole for site in sites.values()) else "token"}
+        own: dict[str, Any] = {"per": cover(self.model, list(curvature.blocks)).finest}
         own |= {"norms": (norm,) if norm in ("cosine", "relatif") else (), "precision": chosen.precision}
         own |= {name: getattr(chosen, name) for name in ("batch_tokens", "chunks", "check")}
         made_from = [list(queries.rows), asking.measurement, asking.damping, norm, chosen.method]

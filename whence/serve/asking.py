@@ -293,8 +293,7 @@ class Asking:
         return index
 
     def _per(self) -> Any:
-        sites = cover(self.run.model, list(self.run.curvature.blocks)).sites.values()
-        return "example" if any(site.layer.whole for site in sites) else "token"
+        return cover(self.run.model, list(self.run.curvature.blocks)).finest
 
     def _operator(self, method: str, damping: float) -> Operator:
         """What is between the gradients, kept for the next question."""
