@@ -23,7 +23,7 @@ from whence.errors import AdapterBaseMissing, ModelNotFound, UsageError, WhenceE
 from whence.escapes import command
 from whence.progress import note
 from whence.settings import Dtype, valid
-from whence.shortage import is_out_of_memory, shortages
+from whence.shortage import first_line, is_out_of_memory, shortages
 from whence.store.intact import intact, is_run_folder
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
@@ -94,7 +94,7 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device(device or dist.device())
     except (RuntimeError, TypeError) as error:
         raise UsageError(
-            f"device can't be {device!r}.", given=_first_line(error), accepted="cpu, cuda, cuda:1, or None"
+            f"device can't be {device!r}.", given=first_line(error), accepted="cpu, cuda, cuda:1, or None"
         ) from None
 
 
@@ -305,7 +305,7 @@ def _check_weights(file: Path) -> None:
             with safe_open(file, framework="pt"):
                 pass
         except SafetensorError as error:
-            raise ModelNotFound(f"{file} is damaged or cut short.", given=_first_line(error), fix=AGAIN) from error
+            raise ModelNotFound(f"{file} is damaged or cut short.", given=first_line(error), fix=AGAIN) from error
 
 
 def _safetensors_size(file: Path) -> int:
@@ -344,7 +344,7 @@ def _other_weights(
 def _shapes(error: Exception) -> str:
     """The lines of torch's message that name weights of another shape, or the first line of any other."""
     lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
-    return "; ".join(lines[:3]) or _first_line(error)
+    return "; ".join(lines[:3]) or first_line(error)
 
 
 def _some(names: Collection[str]) -> str:
@@ -375,7 +375,7 @@ def load_tokenizer(name: str | os.PathLike) -> Any:
             raise not_loadable(os.fspath(name), error) from error
         raise ModelNotFound(
             f"No tokenizer at {name}.",
-            given=_first_line(error),
+            given=first_line(error),
             fix="name its folder: --tokenizer FOLDER (Python: tokenizer=...)",
         ) from error
     if tokenizer.pad_token is None:
@@ -479,8 +479,8 @@ def not_loadable(name: str, error: Exception) -> ModelNotFound:
             fix="load it in Python, and hand it over: whence.fit(model, whence.CausalLM(tokenizer), rows)",
         )
     if broken := _unreadable(name):
-        return ModelNotFound(f"{broken} is damaged or cut short.", given=_first_line(error), fix=AGAIN)
-    return ModelNotFound(f"The model at {name} can't be loaded.", given=_first_line(error))
+        return ModelNotFound(f"{broken} is damaged or cut short.", given=first_line(error), fix=AGAIN)
+    return ModelNotFound(f"The model at {name} can't be loaded.", given=first_line(error))
 
 
 def _unreadable(name: str) -> Path | None:
@@ -495,17 +495,13 @@ def _fault_of_json(file: Path) -> str:
     try:
         json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        return _first_line(error)
+        return first_line(error)
     return ""
 
 
 def needs_code(error: Exception) -> bool:
     """Whether transformers refused to load something for want of leave to run code that comes with it."""
     return "trust_remote_code" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _not_found(name: str, reason: str) -> ModelNotFound:

@@ -62,7 +62,7 @@ def shortage(error: BaseException, path: Path | None = None) -> WhenceError | No
         if _no_memory(cause):
             return OutOfMemory(
                 "There is not enough memory.",
-                given=_first_line(cause),
+                given=first_line(cause),
                 fix="less at a time (--batch-tokens, --batch-size), fewer modules (--modules last-8), or more groups of them "
                 "(--groups 4); whence plan says how much a run takes",
             )
@@ -115,13 +115,13 @@ def _disk_full(number: int, error: BaseException, path: Path | None) -> DiskFull
     if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFull(
             what,
-            given=str(file or _first_line(error)),
+            given=str(file or first_line(error)),
             fix="another --out (Python: out=...) where files can be written, or write access to this one; what was finished "
             "is kept",
         )
     return DiskFull(
         what,
-        given=_first_line(error) if file is None else _free(file.absolute()),
+        given=first_line(error) if file is None else _free(file.absolute()),
         fix="make room, then the same command goes on: what was finished is kept; whence plan says how much a run takes",
     )
 
@@ -134,5 +134,6 @@ def _free(file: Path) -> str:
     return f"{shutil.disk_usage(place).free / 1e9:.1f} GB free{files} where {place} is"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
