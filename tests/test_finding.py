@@ -41,6 +41,7 @@ def test_a_finding_holds_the_exact_scores_of_its_candidates(run):
         "tokens",
     }
     assert finding.as_json()["rows"][0]["text"] == finding.rows[0].text
+    assert run.find("w1 w2", " w3 w4", candidates=60).recall == {"10": 1, "100": 1}, "all rows were scored"
 
 
 def test_candidates_are_rows_of_the_filter(run):

@@ -180,7 +180,8 @@ def find(
                 parts.get(places[column]),
             )
         )
-    recall = {str(k): index.recall(k, first) for k in DEPTHS}
+    among = len(index) if len(places) == len(meant) else first  # of rows that are all scored none is missed
+    recall = {str(k): index.recall(k, among) for k in DEPTHS}
     return Finding(scores, found, asked, pieces, recall, len(index.measured["places"]), seconds, len(meant), where)
 
 
