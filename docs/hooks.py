@@ -34,6 +34,7 @@ BESIDE = {
     "benchmarks/results/refinement.md": "benchmarks/results/refinement.md",
     "benchmarks/results/funnel.md": "benchmarks/results/funnel.md",
     "benchmarks/results/stages.md": "benchmarks/results/stages.md",
+    "benchmarks/results/prove.md": "benchmarks/results/prove.md",
     "benchmarks/outside/results/facts.md": "benchmarks/outside/results/facts.md",
 }
 """Files of the repository that the site shows, by their place in it."""
