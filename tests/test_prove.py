@@ -10,8 +10,7 @@ from benchmarks import prove
 @pytest.mark.slow
 def test_what_a_plain_trainer_made(shared_data, tmp_path, monkeypatch):
     monkeypatch.setattr(prove, "KINDS", {"plain": None})
-    monkeypatch.setattr(prove, "KILLS", 1)
-    ended = prove.main(["--data", str(shared_data), "--out", str(tmp_path), "--tiny"])
+    ended = prove.main(["--data", str(shared_data), "--out", str(tmp_path), "--tiny", "--kills", "1"])
     found = json.loads((tmp_path / "prove.json").read_text())
     (run,) = found["runs"]
     assert ended == bool(found["flags"]) and found["processor_minutes"] > run["removal_processor_minutes"] > 0
