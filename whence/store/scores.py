@@ -492,7 +492,8 @@ def part_of(scores: Scores, queries: Sequence[int] | None = None, rows: Sequence
     both, tokens = np.ix_(of_Q, of_N), scores.tokens
     if tokens is not None:
         stops = [0, *np.cumsum(scores.examples["tokens"].to_numpy()).tolist()]
-        tokens = tokens[np.ix_(of_Q, [place for n in of_N.tolist() for place in range(stops[n], stops[n + 1])])]
+        places = [place for n in of_N.tolist() for place in range(stops[n], stops[n + 1])]
+        tokens = tokens[np.ix_(of_Q, np.asarray(places, dtype=int))]
     return replace(
         scores,
         raw=scores.raw[both],

@@ -25,7 +25,9 @@ async def run(server: Served) -> Json:
 async def runs(server: Served) -> Json:
     from whence.serve.neighbours import neighbours
 
-    return Json({"runs": await run_in_threadpool(neighbours, server.run.out)})
+    out = server.run.out
+    assert out is not None, "a run without a folder is refused when it is opened"
+    return Json({"runs": await run_in_threadpool(neighbours, out)})
 
 
 @router.get("/api/events", response_class=EventSourceResponse)
