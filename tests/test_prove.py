@@ -33,3 +33,10 @@ def test_targets_that_are_missed_are_said():
         "full: held-out slope 1.2, not 1 +- 0.15",
         "full: other bytes: a",
     ]
+
+
+def test_committed_runs_meet_their_targets():
+    found = json.loads((prove.ROOT / "benchmarks" / "results" / "prove.json").read_text())
+    assert found["runs"] and not any(prove.missed(run) for run in found["runs"])
+    for run in found["runs"]:
+        assert all(run["stands_out"].values()) == ("does not stand out" not in run["sentence"])
