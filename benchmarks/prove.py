@@ -208,8 +208,8 @@ def prove(chosen: argparse.Namespace) -> Result:
     rows = [made[kind] for kind in KINDS if kind in made]
     flags = [line for row in rows for line in missed(row)]
     says = [
-        f"stories260K, trained on {size.rows} real stories (whence keeps a tenth out), {size.tokens} tokens of each, {size.epochs} "
-        f"epochs; asked are {size.prompts} prompts with the model's own answers, {size.answer_tokens} tokens long",
+        f"stories260K, trained on {size.rows} real stories (whence keeps a tenth out), {size.tokens} tokens of each, "
+        f"{size.epochs} epochs; asked are {size.prompts} prompts with the model's own answers of {size.answer_tokens} tokens",
         "minutes are of the clock and, of the one thread, of the processor, from the start of the process; the latter are "
         "held against the targets, since others may be at work on the machine. Targets: "
         f"{', '.join(f'{name} {most} minutes' for name, most in MINUTES.items())}, held-out slope {SLOPE:g} +- {SLOPE_AWAY:g}",
