@@ -10,7 +10,7 @@ import functools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from whence.report.gather import has_stages, open_all
 from whence.report.html import WINDOW
 from whence.run import Run
 from whence.scoring.score import score_points
+from whence.serve.asked import Asked
 from whence.serve.lacking import Lacking, NotThere
 from whence.serve.neighbours import STAGE, stages_of
 from whence.serve.requests import Cell, Question, WhatIf
@@ -48,7 +49,6 @@ from whence.tasks import CausalLM
 from whence.tasks.forward import in_mode
 from whence.tasks.measurements import IGNORED
 from whence.tasks.questions import answer_of, with_answer
-from whence.validate.agreement import agreement
 from whence.validate.without import read_calibration
 
 FIRST, LAST = 40, 20
@@ -66,9 +66,6 @@ KEPT = 64
 ANSWER_TOKENS = 64
 """Tokens of an answer that are linked to those of a row, one by one."""
 
-POINTS = 2000
-"""Of a picture of two scores."""
-
 SIDES = ("raises", "lowers")
 PARTS = ("prompt", "completion", "contrast")
 
@@ -78,42 +75,6 @@ METHODS = {
     "index": ("EK-FAC influence, through the index", "Grosse et al. 2023"),
     "dot": ("Gradient dot product", "Charpiat et al. 2019, Input Similarity from the Neural Network Perspective"),
 }
-
-
-@dataclass
-class Asked:
-    """A question with its scores."""
-
-    key: str
-    queries: Rows | None
-    scores: Scores
-    """Of one query: of all rows, or of those that were scored exactly."""
-    scan: dict[str, Any]
-    question: Question | None = None
-    estimates: np.ndarray | None = None
-    """What the index said of every row, `[N]`; None where all rows were scored."""
-    columns: list[int] = field(default_factory=list)
-    """Which of these were scored exactly."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    pairs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    documents: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """By how many rows they show."""
-    parts: Scores | None = None
-    """The same by module, once somebody asked for a cell of the map."""
-    stage: str = ""
-    """Of training, which the rows are from; empty where there is one, or where they are from all."""
-    stages: Sequence[Mapping[str, Any]] = ()
-    """What went through each."""
-
-    @property
-    def values(self) -> np.ndarray:
-        """The value of every row: as it was scored, else as it was estimated."""
-        exact = self.scores.values_of(0)
-        if self.estimates is None:
-            return exact
-        values = self.estimates.copy()
-        values[self.columns] = exact
-        return values
 
 
 class Asking:
@@ -655,56 +616,6 @@ class Asking:
         result = {"original": original, "edited": edited, "difference": change, "words": said}
         return plain(result | {"seconds": time.perf_counter() - started})
 
-    # two answers
-
-    def compare(self, a: Asked, b: Asked, top: int) -> dict[str, Any]:
-        """How alike two answers put the rows in order, and which rows moved."""
-        first, second = (replace(each.scores, queries=each.scores.queries.assign(id="q")) for each in (a, b))
-        sides, others = (first, second), bool(a.stage and b.stage and a.stage != b.stage)
-        both = None if others or not set(first.example_ids) & set(second.example_ids) else agreement(first, second)
-        ranks = [_ranks(side.values_of(0), side.example_ids) for side in sides]
-        tops = [list(side.top(0, top)["id"]) for side in sides]
-        if both is None:
-            lists = [{name: self.document(each, top)["query"][name] for name in SIDES} for each in (a, b)]
-            return plain({"a": self._side(a) | lists[0], "b": self._side(b) | lists[1], "rows_in_common": 0})
-        texts = {name: str(text) for side in sides for name, text in zip(side.example_ids, side.examples["text"], strict=True)}
-        sources = {name: value for side in sides for name, value in zip(side.example_ids, side.examples["source"], strict=True)}
-        rows = []
-        for name in dict.fromkeys([*tops[0], *tops[1]]):
-            (rank_a, value_a), (rank_b, value_b) = (each.get(name, (None, None)) for each in ranks)
-            moved = rank_a - rank_b if rank_a is not None and rank_b is not None else None
-            source = None if words.missing(sources[name]) else sources[name]
-            seen = {"id": name, "text": texts[name], "source": source, "place": self.place(name)}
-            rows.append(seen | {"rank_a": rank_a, "rank_b": rank_b, "value_a": value_a, "value_b": value_b, "moved": moved})
-        ids = both.a.example_ids
-        shown = set(tops[0]) | set(tops[1])
-        places = [place for place, name in enumerate(ids) if name in shown]
-        rest = [place for place, name in enumerate(ids) if name not in shown]
-        places += rest[:: max(1, -(-len(rest) // max(1, POINTS - len(places))))]
-        values = [each.values_of(0)[places] for each in (both.a, both.b)]
-        overlap = {f"overlap@{k}": float(both.overlap(k)[0]) for k in both.sizes}
-        return plain(
-            {
-                "a": self._side(a),
-                "b": self._side(b),
-                "rows_in_common": len(ids),
-                "spearman": float(both.spearman[0]),
-                **overlap,
-                "rows": rows,
-                "only_a": [name for name in tops[0] if name not in tops[1]],
-                "only_b": [name for name in tops[1] if name not in tops[0]],
-                "scatter": {"a": values[0], "b": values[1], "ids": [ids[place] for place in places]},
-            }
-        )
-
-    def _side(self, found: Asked) -> dict[str, Any]:
-        scores, about = found.scores, words.query_of(found.scores, 0)
-        said = {"key": found.key, "method": scores.made_by, "unit": scores.unit, "prompt": about.get("prompt")}
-        damping = found.question.damping if found.question else None
-        own = next((each for each in found.stages if each["stage"] == found.stage), {})
-        said |= {"stage": found.stage, "rows": scores.shape[1], "share": own.get("share"), "net": own.get("net")}
-        return said | {"completion": about.get("completion") or about.get("text"), "damping": damping}
-
     def demo(self, found: Asked, top: int) -> dict[str, Any]:
         """An answer in the shape that the demo of the TinyStories project had."""
         row = self.queries_of(found)[0]
@@ -742,11 +653,6 @@ def _verdict(query: Mapping[str, Any], values: np.ndarray) -> dict[str, str]:
     many = "The first rows are among the strongest of all, but do not stand apart from those after them."
     few = "The first rows are hardly stronger than the others."
     return {"word": first, "words": many if first == "medium" else few}
-
-
-def _ranks(values: np.ndarray, ids: Sequence[str]) -> dict[str, tuple[int, float]]:
-    order = np.argsort(-values, kind="stable")
-    return {str(ids[place]): (rank, float(values[place])) for rank, place in enumerate(order.tolist(), 1)}
 
 
 def _edited(row: Mapping[str, Any], asked: WhatIf) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from whence.serve.warm import Busy, Warm
 if TYPE_CHECKING:
     from whence.fitting.curvature import Curvature
     from whence.run import Run
-    from whence.serve.asking import Asked, Asking
+    from whence.serve.asked import Asked
+    from whence.serve.asking import Asking
     from whence.serve.decisions import Decisions
     from whence.serve.rows import Browser
     from whence.serve.state import State

@@ -24,7 +24,8 @@ from whence.version import __version__
 
 if TYPE_CHECKING:
     from whence.run import Run
-    from whence.serve.asking import Asked, Asking
+    from whence.serve.asked import Asked
+    from whence.serve.asking import Asking
     from whence.serve.rows import Browser
 
 WAITING = 256

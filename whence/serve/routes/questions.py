@@ -107,7 +107,12 @@ async def what_if(server: Served, request: Request, body: WhatIf) -> Json:
 
 @router.post("/api/compare")
 async def compare(server: Served, request: Request, body: Compare) -> Json:
-    return await server.work(request, lambda: server.asking.compare(server.asked(body.a), server.asked(body.b), body.top))
+    def compared() -> Any:
+        from whence.serve.compared import side_by_side  # with torch
+
+        return side_by_side(server.asking, server.asked(body.a), server.asked(body.b), body.top)
+
+    return await server.work(request, compared)
 
 
 @router.post("/api/demo")
