@@ -97,6 +97,11 @@ def top_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
     return len(set(np.argsort(-a, kind="stable")[:k]) & set(np.argsort(-b, kind="stable")[:k])) / k
 
 
+def spread(count: int, most: int) -> list[int]:
+    """At most so many numbers below `count`, evenly apart."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+
+
 # intervals
 
 

@@ -13,6 +13,7 @@ from whence import dist
 from whence.config import Resolved, read_config
 from whence.engine.stream import Examples, encode
 from whence.errors import UsageError
+from whence.linalg.stats import spread
 from whence.methods.base import Request, recipe_named
 from whence.models import fresh_adapter
 from whence.pipeline.comparison import FOLDER, request_of, score_by
@@ -23,7 +24,7 @@ from whence.store.scores import Scores, open_scores
 from whence.train.state import read_state, repeatable
 from whence.validate.bank import Spec
 from whence.validate.results import Result, keep
-from whence.validate.without import Removals, check_patch, check_subsets, check_without, keep_beside, spread
+from whence.validate.without import Removals, check_patch, check_subsets, check_without, keep_beside
 
 
 @dataclass(frozen=True)

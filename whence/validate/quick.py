@@ -20,7 +20,7 @@ from whence.data import Rows, as_rows
 from whence.engine.stream import identify, read
 from whence.errors import UsageError
 from whence.fitting import Curvature, fit
-from whence.linalg.stats import spearman, top_overlap
+from whence.linalg.stats import spearman, spread, top_overlap
 from whence.operators import Identity, Operator
 from whence.precision import EXACT
 from whence.scoring import score
@@ -195,7 +195,7 @@ class _Checker:
         self.damping, self.absolute = _damping(scores, damping)
         self.draw = np.random.default_rng(seed)
         size = 4 * sum(block.lam_OI.numel() for block in curvature.blocks.values())
-        self.chosen = _spread(len(scores.queries), max(1, min(asked, BYTES // size)))
+        self.chosen = spread(len(scores.queries), max(1, min(asked, BYTES // size)))
         self.every = read(queries) if queries is not None else _asked(scores)
         if len(self.every) != len(scores.queries):
             raise UsageError(
@@ -277,7 +277,7 @@ class _Checker:
     def _copies(self) -> tuple[list[int], list[bool]]:
         """Rank and sign of a copy of each of some queries, put among all rows."""
         sign = -1.0 if self.scores.about.get("measurement") == "loss" else 1.0
-        places, step = _spread(len(self.every), COPIES), len(self.chosen)
+        places, step = spread(len(self.every), COPIES), len(self.chosen)
         ranks, signs = [], []
         for start in range(0, len(places), step):
             some = places[start : start + step]
@@ -340,7 +340,7 @@ class _Checker:
         blocks = self.curvature.blocks
         costs = {name: 25 * sum(side**3 for side in block.lam_OI.shape) for name, block in blocks.items()}
         for count in range(len(blocks), 0, -1):
-            names = [list(blocks)[place] for place in _spread(len(blocks), count)]
+            names = [list(blocks)[place] for place in spread(len(blocks), count)]
             if sum(costs[name] for name in names) <= EIGH_FLOPS:
                 return names
         return []
@@ -348,7 +348,7 @@ class _Checker:
     def _batch(self, base: np.ndarray) -> float:
         """Score a few rows one at a time."""
         usual = [int(place) for place in np.argsort(-np.abs(base).max(0))[: SINGLES // 2]]
-        usual = sorted({*usual, *_spread(base.shape[1], SINGLES // 2)})
+        usual = sorted({*usual, *spread(base.shape[1], SINGLES // 2)})
         single = self._score(self._operator(1.0), [self.places[place] for place in usual], batch_tokens=1).raw
         scale = np.maximum(np.abs(base).max(1, keepdims=True), np.finfo(float).tiny)
         return float((np.abs(single - base[:, usual]) / scale).max())
@@ -384,11 +384,6 @@ def _asked(scores: Scores) -> Rows:
 
 def _take(rows: Sequence[Any], places: Sequence[int]) -> Sequence[Any]:
     return rows.take(places) if isinstance(rows, Rows) else [rows[place] for place in places]
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """At most so many of `count` places, spread evenly."""
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))}) if count else []
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:

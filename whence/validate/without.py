@@ -17,7 +17,7 @@ from whence import dist
 from whence.engine.forward import losses_of, measured_of
 from whence.engine.stream import Examples
 from whence.errors import UsageError
-from whence.linalg.stats import RANK_RESAMPLES, Interval, bootstrap, bootstrap_groups, ends, spearman
+from whence.linalg.stats import RANK_RESAMPLES, Interval, bootstrap, bootstrap_groups, ends, spearman, spread
 from whence.methods.base import Request, recipe_named
 from whence.progress import note
 from whence.store.files import write_json
@@ -398,11 +398,6 @@ def _sentence(began: str, moves: str, tried: _Tried, own: Mapping[str, Any], sta
     more = "more queries, or --orders 3" if what == "fall" else "more queries"
     parts += [f"can't be told from those chosen by {_joined(unsure)} ({more})"] if unsure else []
     return f"{began}, log p of {asked} {moves} by {_shown(moved)} nats on average, which {', but '.join(parts)}."
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most so many numbers below `count`, evenly apart."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def _joined(names: Sequence[str]) -> str:
