@@ -11,7 +11,7 @@ from serve.conftest import HOSTILE, IMAGE, SCRIPT
 from whence.errors import UsageError
 from whence.serve import bound
 from whence.serve.guard import BODY_BYTES, Guard
-from whence.serve.plain import encoded
+from whence.store.plain import encoded
 
 
 @pytest.mark.parametrize("token", [None, "", "Bearer ", "Bearer wrong", "Basic dG9rZW4="])

@@ -10,9 +10,9 @@ from starlette.exceptions import HTTPException
 
 from whence.errors import StaleArtifact, UsageError, WhenceError
 from whence.serve.lacking import Lacking, NotThere
-from whence.serve.plain import encoded
 from whence.serve.warm import Busy
 from whence.shortage import shortage
+from whence.store.plain import encoded
 
 STATUS: tuple[tuple[type[WhenceError], int], ...] = (
     (NotThere, 404),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.serve.lacking import Lacking
-from whence.serve.plain import encoded
+from whence.store.plain import encoded
 
 FILE = "decisions.jsonl"
 

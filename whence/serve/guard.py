@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from whence.serve.plain import encoded
+from whence.store.plain import encoded
 
 STATIC = Path(__file__).parent / "static"
 """The page."""

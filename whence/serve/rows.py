@@ -13,8 +13,7 @@ from whence.run import Run
 from whence.serve.asking import Asking
 from whence.serve.decisions import Decisions
 from whence.serve.lacking import Lacking
-from whence.serve.plain import encoded
-from whence.store.plain import plain
+from whence.store.plain import encoded, plain
 from whence.store.scores import Scores, row_text
 from whence.tasks import CausalLM
 

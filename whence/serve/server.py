@@ -14,8 +14,8 @@ from whence.serve.answers import Json
 from whence.serve.jobs import Jobs
 from whence.serve.lacking import Lacking
 from whence.serve.opening import Opening
-from whence.serve.plain import encoded
 from whence.serve.warm import Busy, Warm
+from whence.store.plain import encoded
 
 if TYPE_CHECKING:
     from whence.fitting.curvature import Curvature

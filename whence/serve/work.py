@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from whence.errors import WhenceError
 from whence.progress import Stage, report_to
 from whence.serve.opening import Opening
-from whence.serve.plain import encoded
 from whence.shortage import shortage
+from whence.store.plain import encoded
 
 if TYPE_CHECKING:
     from whence.pipeline.work import Workshop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -21,3 +22,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+def encoded(value: Any) -> bytes:
+    """The JSON of a value, in UTF-8; half characters, which JSON files may hold and UTF-8 can't, become question marks."""
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
