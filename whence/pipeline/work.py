@@ -184,6 +184,7 @@ def _finish(shop: Workshop, found: Scores, out: Path) -> None:
         path.unlink(missing_ok=True)  # of a run that was killed after it
         found.export(path)
     if settings.check and settings.method is None:
+        note("are these scores steady? copies of the questions, other dampings and other factors (score.check):")
         note(shop.check().about["badge"])
     elif settings.check:
         note(f"not checked: the checks that take seconds are of scores by factors, not by {settings.method}")
