@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,3 +29,16 @@ def unseen(work: Callable[..., Any], *arguments: Any) -> Any:
     """Do the work with blank pictures."""
     with blank():
         return work(*arguments)
+
+
+def undrawn(patch: pytest.MonkeyPatch) -> None:
+    """Pictures of factors are files with nothing in them: neither made nor drawn."""
+
+    def save(drawing: Any, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\x89PNG")
+        return path
+
+    patch.setattr("whence.report.factors.save", save)
+    for name in ("lambda", "spectrum", "sides", "distribution", "cumulative"):
+        patch.setattr(f"whence.plots.factors.draw_{name}", lambda *_: None)

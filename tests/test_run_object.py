@@ -24,15 +24,10 @@ SETTINGS = {"max_length": 64, "append_eos": True}
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, tiny_tokenizer_file):
     """A tiny model with its rows in a folder, as users keep them."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from trainings import save_llama
 
     folder = tmp_path_factory.mktemp("home")
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=128, **sizes)).save_pretrained(folder / "model")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tiny_tokenizer_file), bos_token="<s>", eos_token="</s>")
-    tokenizer.save_pretrained(folder / "model")
+    save_llama(folder / "model", tiny_tokenizer_file)
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return folder
 

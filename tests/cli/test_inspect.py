@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pictures import undrawn
 from safetensors.torch import load_file, save_file
 
 from whence.store.intact import file_digest, read_json, sealed
@@ -13,15 +14,7 @@ UP = "model.layers.0.mlp.up_proj"
 @pytest.fixture
 def quick(monkeypatch):
     """Files without the drawing, which tests/plots and tests/report are for."""
-
-    def save(drawing, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"\x89PNG")
-        return path
-
-    monkeypatch.setattr("whence.report.factors.save", save)
-    for name in ("lambda", "spectrum", "sides", "distribution", "cumulative"):
-        monkeypatch.setattr(f"whence.plots.factors.draw_{name}", lambda *_: None)
+    undrawn(monkeypatch)
 
 
 @pytest.mark.usefixtures("quick")

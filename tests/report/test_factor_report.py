@@ -9,6 +9,7 @@ from urllib.parse import unquote
 import pytest
 import torch
 from models import CASES
+from pictures import undrawn
 
 from whence.errors import NumericalError, StaleArtifact, UsageError
 from whence.fitting import fit
@@ -25,15 +26,7 @@ DOWN = "model.layers.1.mlp.down_proj"
 @pytest.fixture
 def quick(monkeypatch):
     """Files without the drawing: what is in the pictures is for tests/plots/test_factors.py."""
-
-    def save(drawing, path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"\x89PNG")
-        return path
-
-    monkeypatch.setattr("whence.report.factors.save", save)
-    for name in ("lambda", "spectrum", "sides", "distribution", "cumulative"):
-        monkeypatch.setattr(f"whence.plots.factors.draw_{name}", lambda *_: None)
+    undrawn(monkeypatch)
 
 
 def fitted(method="ekfac", **settings):

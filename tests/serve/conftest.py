@@ -70,14 +70,9 @@ class Client:
 
 def write_run(folder, tokenizer_file):
     """A tiny model and its rows."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from trainings import save_llama
 
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=128, **sizes)).save_pretrained(folder / "model")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), bos_token="<s>", eos_token="</s>")
-    tokenizer.save_pretrained(folder / "model")
+    save_llama(folder / "model", tokenizer_file, layers=2)
     data = folder / "train<b>.jsonl"
     data.write_text("\n".join(json.dumps(row) for row in [*ROWS, *HOSTILE]) + "\n\n")
     settings = {"max_length": 64, "append_eos": True, "columns": {"id": "id"}, "dtype": "float32"}

@@ -57,17 +57,12 @@ def static():
 @pytest.fixture(scope="module")
 def address(static, tmp_path_factory, tiny_tokenizer_file):
     """Where a tiny model with factors and self-influence is served."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from trainings import save_llama
 
     from whence.serve import Opening, serve
 
     home = tmp_path_factory.mktemp("home")
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=300, max_position_embeddings=256, **sizes)).save_pretrained(home / "model")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tiny_tokenizer_file), bos_token="<s>", eos_token="</s>")
-    tokenizer.save_pretrained(home / "model")
+    save_llama(home / "model", tiny_tokenizer_file, positions=256)
     rows = [{"text": f"{person} was born in {town}.", "source": town} for person, town in PEOPLE for _ in range(2)]
     rows += [{"text": text, "source": "<b>web</b>"} for text in HOSTILE]
     (home / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
