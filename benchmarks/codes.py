@@ -1,6 +1,6 @@
 """What the codes of an index recall of the exact ranking, at how many bytes a row, beside those of other methods.
 
-    nice -n -5 python -m benchmarks.codes             # 20,000 rows: some ten minutes of one processor
+    nice -n -5 python -m benchmarks.codes             # 20,000 rows: twenty minutes of one processor
     python -m benchmarks.codes --rows 2000 --sizes .5,1
     python -m benchmarks.codes --sizes 16 --add       # these sizes anew, the others as they are in the results
 
@@ -113,8 +113,7 @@ def measure(options: argparse.Namespace, work: Path, sizes: list[float]) -> dict
     if not kept.exists():
         sink = Codes(point, cuts, directions, exact, curvature, sizes)
         run_pass(point, sites, point.examples, point.likelihood, sink, "codes", Unsaved(point.examples.usable))
-        place = torch.tensor(sink.indices).argsort()
-        torch.save({key: torch.cat(sink.codes.pop(key))[place] for key in list(sink.codes)}, kept)
+        torch.save(sink.codes, kept)
     codes = torch.load(kept, mmap=True)
     truth = codes["exact"].T.numpy()
     words = np.where((raw := bm25_scores(queries, rows).raw) > 0, raw, -np.inf)
@@ -173,11 +172,10 @@ def Codes(point: Any, cuts: Any, directions: Any, exact: Any, curvature: Any, si
 
     class All(Sink):
         def __init__(self) -> None:
-            self.codes: dict[str, list[Any]] = {}
-            self.indices: list[int] = []
+            self.codes: dict[str, Any] = {}
 
         def begin(self, indices: Sequence[int], batch: Any) -> None:
-            self.indices += indices
+            self.now = list(indices)
             self.sums: dict[str, Any] = {}
             self.parts: dict[tuple[str, float], list[Any]] = {}
 
@@ -213,7 +211,9 @@ def Codes(point: Any, cuts: Any, directions: Any, exact: Any, curvature: Any, si
                 self.file(f"scale {key}", kept["scale"])
 
         def file(self, key: str, part: Any) -> None:
-            self.codes.setdefault(key, []).append(part)
+            if key not in self.codes:  # whole at once: small blocks that stay would leave the heap full of holes, 20 GB of them
+                self.codes[key] = part.new_zeros(len(point.examples), *part.shape[1:])
+            self.codes[key][self.now] = part
 
     return All()
 
