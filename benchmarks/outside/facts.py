@@ -33,6 +33,7 @@ from whence.linalg.stats import best_rank, bootstrap_groups
 from whence.progress import stage
 from whence.store.scores import row_text
 from whence.tasks import CausalLM
+from whence.train.patch import ending_rate
 from whence.train.replay import Run
 from whence.validate.facts import RELATIONS, Corpus, real_corpus, recall_at
 from whence.validate.results import Result, Row
@@ -198,14 +199,12 @@ def judged(scores_QN: np.ndarray, sources: Sequence[Sequence[int]], patch: Patch
 def tail_patch(work: Work) -> Patch:
     """From some rows of each question, by how much a step on them raises the answer's log-probability, `[Q]`.
 
-    Chang et al. 2024, with one step on all of them instead of one on each. Its rate is that of the last epoch: at a larger one
-    the step is far beyond what is linear, and lowers the answer whatever it reads, so small are the second moments by then.
+    Chang et al. 2024, with one step on all of them instead of one on each.
     """
     own, training = work.setting, work.training
     examples, asked = encode(own.task, own.train), encode_queries(own.task, own.queries)
     run, how = Run(work.models[0], own.task, examples, training.replay()), training.descent().optimizer
-    steps, last = len(training.steps), round(len(training.steps) / own.recipe.epochs)
-    rate = float(training.learning_rates[-last:].mean())
+    steps, rate = len(training.steps), ending_rate(training)
     theta_P = run.vector(dict(work.models[0].named_parameters()))
     v_P = run.vector(training.checkpoints[-1].second_moments()) / (1 - how.betas[1] ** steps)
 

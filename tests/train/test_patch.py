@@ -50,7 +50,8 @@ def by_torch(training, point, rows, steps):
     named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     decay = {name: 0.0 if name in descent.undecayed else descent.weight_decay for name in named}
     groups = [{"params": [weight], "weight_decay": decay[name]} for name, weight in named.items()]
-    rule, rate = descent.optimizer, training.learning_rates.mean()
+    rates = training.learning_rates
+    rule, rate = descent.optimizer, rates[len(rates) // 2 :].mean()  # of two epochs the last
     if rule.kind == "adamw":
         optimizer: Any = torch.optim.AdamW(groups, lr=rate, betas=rule.betas, eps=rule.eps)
         for name, moment in training.checkpoints[-1].second_moments().items():

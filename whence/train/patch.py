@@ -46,9 +46,9 @@ def patch(
 ) -> Retrained:
     """Take `steps` of the training's optimizer on each set of rows, from the point's weights each time, and measure queries.
 
-    A step descends the summed loss of the set's rows over their tokens, as the training did, by the mean of its learning rates
-    (its last is often 0) and with the second moments that AdamW ended with; momentum is at rest. It is taken in float32 or
-    better, and without dropout. `whole` is what is measured before any step. Of several processes each takes the next set; with
+    A step descends the summed loss of the set's rows over their tokens, as the training did, by the rate of its last epoch
+    (`ending_rate`) and with the second moments that AdamW ended with; momentum is at rest. It is taken in float32 or better,
+    and without dropout. `whole` is what is measured before any step. Of several processes each takes the next set; with
     `out` what was measured is kept in that folder, and killed work resumes to the same bits.
 
     Raises UsageError where it isn't known how the training moved the weights.
@@ -88,6 +88,22 @@ def patch(
     return Retrained(measured[1:, :-1], measured[1:, -1], measured[0], None)
 
 
+def ending_rate(training: History) -> float:
+    """The mean learning rate of the last epoch: the last step's is often 0.
+
+    That of the whole training can be hundreds of times as large, and takes a step far beyond what is linear, so small are
+    AdamW's second moments by then: it lowers every answer, whatever it reads.
+    """
+    read: set[str] = set()
+    steps = 0
+    for step in reversed(training.steps):  # no epoch reads a row twice
+        if read.intersection(step):
+            break
+        read.update(step)
+        steps += 1
+    return float(training.learning_rates[-steps:].mean())
+
+
 def _ending(training: History, sets: Sequence[Sequence[int]], point: Point) -> tuple[Run, Tensor, int]:
     """A run whose steps read a set each, the optimizer's state at the point `[X, P]`, and how many steps it has made."""
     descent, moved = training.descent(), trained(point.model)
@@ -101,7 +117,7 @@ def _ending(training: History, sets: Sequence[Sequence[int]], point: Point) -> t
             accepted="a training whose last checkpoint has them (whence train keeps it; of the Trainer save_only_model=False)",
         )
     steps = [[point.examples.ids[row] for row in rows] for rows in sets]
-    rates = np.full(len(steps), training.learning_rates.mean())
+    rates = np.full(len(steps), ending_rate(training))
     how = Replay(start, steps, rates, descent, per="token", batch_size=EVALUATED)
     dtype = torch.promote_types(next(iter(start.values())).dtype, torch.float32)
     run = Run(point.model, point.task, point.examples, how, dtype)

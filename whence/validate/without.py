@@ -25,7 +25,7 @@ from whence.store.intact import read_json
 from whence.store.plain import plain
 from whence.store.scores import Scores
 from whence.store.shown import NOT_CALIBRATED
-from whence.train.patch import patch
+from whence.train.patch import ending_rate, patch
 from whence.train.replay import Run
 from whence.train.replicas import announce, quickest
 from whence.train.retrain import Retrained, retrain
@@ -145,8 +145,9 @@ def check_patch(
     table, per_query, stands = _compared(tried, "rise", rises_OKQ, losses_OK, before_Q, asked.ids)
     many = "one more step" if steps == 1 else f"{steps} more steps"
     sentence = _sentence(f"After {many} on the {tried.what}", "rises", tried, table[0], stands)
-    rate = float(request.training.learning_rates.mean())
-    says = [sentence, f"from the final weights for each set of rows, with the training's optimizer at its mean rate {rate:.2g}"]
+    rate = ending_rate(request.training)
+    how = f"with the training's optimizer at the mean rate of its last epoch, {rate:.2g}"
+    says = [sentence, f"from the final weights for each set of rows, {how}"]
     says += [] if held_out else [NOT_HELD_OUT]
     about = {"steps": steps, "learning_rate": rate, "sets": len(tried.sets), **_about(tried, stands, sentence, began)}
     titles = (f"Rise of log p after {many} on {tried.rows} of {len(point.examples)} rows, nats", "Query by query")
