@@ -4,11 +4,11 @@
     python -m benchmarks.before c90f8ff --alike       # what is now and was not then stays out
 
 Either runs from its own checkout, with its own benchmark's `Worker`, in processes of its own. Phase after phase and round after
-round they take turns; the other one begins each time. What counts is the median over the rounds of CPU seconds, and the peak of
-memory. Exits with 1 where a phase takes more than `WORSE` times what it took before.
+round they take turns; the other one begins each time. What counts is the median over the rounds of CPU seconds, and
+the most that tensors take at once. Exits with 1 where a phase takes more than `WORSE` times what it took before.
 
-Memory is measured in a new process for each phase, in which the C library maps every large block by itself (`MAPPED`): holes in
-a heap that has served before move the peak by up to 15 % from one run to the next, of the very same tensors.
+The peak of the process' memory is printed and doesn't count: holes in the C library's heap move it by up to 15 % from one run to
+the next, of the very same tensors.
 
 With `--alike` both do the same work: without the check of gradients, which came later (`benchmarks.check` tells what it takes),
 and with labels that the model draws, as by default: with the data's own, and only then, fits once kept gradients of their first
@@ -33,10 +33,8 @@ from benchmarks.worker import ONE_THREAD
 from benchmarks.workloads import CACHE, WORKLOADS, prepare
 
 WORSE = 1.03
-MAPPED = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-"""What glibc reads; slower, but memory goes back at once."""
 SERVE = """
-import json, os, sys
+import itertools, json, os, sys
 from pathlib import Path
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
@@ -50,9 +48,16 @@ if "alike" in sys.argv:
     if (Path("whence") / "engine" / "autograd.py").exists():
         from whence.engine import autograd
         autograd._is_blank = lambda point: True
+def tensors(phase):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        worker.run(phase)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(held) / 1e6
 for line in sys.stdin:
     method, name, *folder = json.loads(line)
-    answers.write(json.dumps(getattr(worker, method)(name, *map(Path, folder))) + "\\n")
+    call = tensors if method == "tensors" else getattr(worker, method)
+    answers.write(json.dumps(call(name, *map(Path, folder))) + "\\n")
     answers.flush()
 """
 
@@ -78,8 +83,8 @@ def main(given: list[str] | None = None) -> int:
 class Side:
     """One checkout at work on a workload, in its own process."""
 
-    def __init__(self, root: Path, scratch: Path, workload: str, options: argparse.Namespace, setting: dict[str, str]):
-        environment = {**os.environ, **ONE_THREAD, **setting, "PYTHONPATH": str(root)}
+    def __init__(self, root: Path, scratch: Path, workload: str, options: argparse.Namespace):
+        environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(root)}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         command = [sys.executable, "-W", "ignore", "-c", SERVE, str(scratch), *["alike"] * options.alike]
         self.process = subprocess.Popen(command, cwd=root, env=environment, text=True, **pipes)
@@ -88,6 +93,10 @@ class Side:
     def run(self, phase: str) -> dict[str, float]:
         """What a phase takes."""
         return self._ask("run", phase)
+
+    def tensors(self, phase: str) -> float:
+        """The megabytes that tensors take at most, of all at once."""
+        return self._ask("tensors", phase)
 
     def close(self) -> None:
         """End the process."""
@@ -109,23 +118,21 @@ class Side:
 def compared(checkouts: dict[str, Path], scratch: Path, workload: str, options: argparse.Namespace) -> float:
     """Print a line for each phase of a workload; returns the largest ratio."""
     prepare(WORKLOADS[workload], options.cache)
-    sides = {name: Side(code, scratch / name, workload, options, {}) for name, code in checkouts.items()}
+    sides = {name: Side(code, scratch / name, workload, options) for name, code in checkouts.items()}
     worst = 0.0
     for phase in options.phases:
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
         for number in range(options.repeats):
             for name in sorted(sides, reverse=bool(number % 2)):
-                seconds[name].append(sides[name].run(phase)["cpu_s"])
-        peaks = {}
-        for name, code in checkouts.items():
-            side = Side(code, scratch / f"{name}-mapped", workload, options, MAPPED)
-            peaks[name] = side.run(phase)["peak_mb"]
-            side.close()
+                runs[name].append(sides[name].run(phase))
+        medians = {name: {key: statistics.median(run[key] for run in own) for key in own[0]} for name, own in runs.items()}
+        for name, side in sides.items():
+            medians[name]["tensors_mb"] = side.tensors(phase)
         cells = []
-        for key, found in {"cpu_s": {name: statistics.median(all) for name, all in seconds.items()}, "peak_mb": peaks}.items():
-            then, now = found["then"], found["now"]
+        for key in ("cpu_s", "tensors_mb", "peak_mb"):
+            then, now = medians["then"][key], medians["now"][key]
             cells.append(f"{key} {then:8.2f} -> {now:8.2f}  {now / then:.3f}")
-            worst = max(worst, now / then)
+            worst = max(worst, now / then) if key != "peak_mb" else worst
         print(f"{workload:<14} {phase:<6} {'   '.join(cells)}", flush=True)
     for side in sides.values():
         side.close()
