@@ -4,11 +4,11 @@
     python -m benchmarks.before c90f8ff --alike       # what is now and was not then stays out
 
 Either runs from its own checkout, with its own benchmark's `Worker`, in processes of its own. Phase after phase and round after
-round they take turns; the other one begins each time. What counts is the median over the rounds of CPU seconds, and
-the most that tensors take at once. Exits with 1 where a phase takes more than `WORSE` times what it took before.
+round they take turns; the other one begins each time. What counts is the median over the rounds of CPU seconds, and the most
+that tensors take at once. Exits with 1 where a phase takes more than `WORSE` times what it took before.
 
-The peak of the process' memory is printed and doesn't count: holes in the C library's heap move it by up to 15 % from one run to
-the next, of the very same tensors.
+The peak of the process' memory is printed and doesn't count: holes in the C library's heap move it by up to 15 % from one run
+to the next, of the very same tensors.
 
 With `--alike` both do the same work: without the check of gradients, which came later (`benchmarks.check` tells what it takes),
 and with labels that the model draws, as by default: with the data's own, and only then, fits once kept gradients of their first
