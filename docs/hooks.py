@@ -36,6 +36,10 @@ BESIDE = {
     "benchmarks/results/stages.md": "benchmarks/results/stages.md",
     "benchmarks/results/prove.md": "benchmarks/results/prove.md",
     "benchmarks/outside/results/facts.md": "benchmarks/outside/results/facts.md",
+    "benchmarks/outside/results/mnist-lr.md": "benchmarks/outside/results/mnist-lr.md",
+    "benchmarks/outside/results/mnist-mlp.md": "benchmarks/outside/results/mnist-mlp.md",
+    "benchmarks/outside/results/adamw-text.md": "benchmarks/outside/results/adamw-text.md",
+    "benchmarks/outside/results/adamw-lm.md": "benchmarks/outside/results/adamw-lm.md",
 }
 """Files of the repository that the site shows, by their place in it."""
 
