@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,12 +41,18 @@ def accepted(model: Any) -> frozenset[str]:
     if hasattr(model, "get_base_model"):
         return accepted(model.get_base_model())
     model = borrowed(model)
-    parameters = inspect.signature(type(model).forward).parameters
+    parameters = _parameters(type(model).forward)
     names = frozenset(parameters)
     if hasattr(model, "get_output_embeddings") or all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
         return names
     inner = _inside(model)
     return names | ({"attention_mask"} if inner is None else accepted(inner))
+
+
+@functools.lru_cache(64)
+def _parameters(forward: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """What a model's `forward` takes; every batch asks."""
+    return inspect.signature(forward).parameters
 
 
 def logits_of(model: nn.Module, *inputs: Any, **named: Any) -> Tensor:
