@@ -2,7 +2,7 @@
 
     python plain_trainer.py BASE ROWS OUT EPOCHS TOKENS
 
-`ROWS` is a file of JSON lines with a `text` each, of which so many tokens are read.
+`ROWS` is a file of JSON lines with a `text` each, of which the first TOKENS are read.
 """
 
 import json

@@ -80,7 +80,7 @@ class Took:
 
 
 def started(words: Sequence[str], place: Path, kill_after: float | None = None) -> Took:
-    """Run a command in the folder to its end, or kill it and all that it started after so many seconds."""
+    """Run a command in the folder to its end, or kill it and all that it started after some seconds."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     began = time.monotonic()
     with (place.with_name(f"{place.name}.said")).open("ab") as said:
@@ -172,7 +172,7 @@ def check(place: Path, kind: str, size: Size, data: Path, most: int, draw: rando
 
 
 def killed(words: Sequence[str], place: Path, moments: Sequence[float]) -> int:
-    """Kill a command after so many seconds, each time anew, and let it end; how often it was killed before it had ended."""
+    """Kill a command after each of these seconds, then let it end; how often it was killed before it had ended."""
     for number, seconds in enumerate(moments):
         ended = started(words, place, seconds)
         if ended.code == 0:

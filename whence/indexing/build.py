@@ -336,7 +336,7 @@ class Layout(NamedTuple):
 
 
 def layout(settings: Settings, questions: int) -> Layout:
-    """That of an index with so many different questions."""
+    """That of an index with this many different questions."""
     spared = held_out(questions)
     landmarks = questions - spared
     return Layout(landmarks, 64 * ((int(1024 * settings.bytes) - SCALES - landmarks) // 8), spared)

@@ -98,7 +98,7 @@ def top_overlap(a: np.ndarray, b: np.ndarray, k: int) -> float:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most so many numbers below `count`, evenly apart."""
+    """At most `most` numbers below `count`, evenly apart."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 

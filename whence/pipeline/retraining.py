@@ -68,7 +68,7 @@ def check_run(
     """Retrain a finished run without rows, or on `subsets` (which kind, how many) for its LDS, with the files of the result.
 
     They are in `out`; default: RUN/validation/removal, or lds-KIND. With `patch` nothing is retrained: the rows are
-    read in so many steps more (RUN/validation/tail-patch). What is found of either is said beside the scores, too.
+    read again in `patch` steps (RUN/validation/tail-patch). What is found of either is said beside the scores, too.
     `trainer` is the training that made the model from the run's base, where the run has none of its own.
 
     Raises UsageError where it isn't known how the model was trained, or there are no scores.
