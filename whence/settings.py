@@ -455,7 +455,7 @@ class Mirrored(Section):
     ekfac: AtLeastZero = setting(0.0, "How much EK-FAC's scores count beside these, both over their root mean square.")
     drift: AtLeastZero = setting(0.01, "How far from the model the repeated training may end, as a share of how far it went.")
     seed: Amount = setting(0, "Seed of which rows are read.")
-    together: Count | None = setting(None, "Queries that train side by side; default: up to 16 where that is quicker.")
+    together: Count | None = setting(None, "Queries that train side by side; default: up to 16 where batches are short.")
 
     def unread(self, steps: int) -> int:
         """Steps before a query is read."""

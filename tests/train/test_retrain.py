@@ -19,7 +19,10 @@ from whence.engine.stream import encode
 from whence.errors import NumericalError, StaleArtifact, UsageError
 from whence.models import load_model
 from whence.tasks import CausalLM
+from whence.train import replicas
 from whence.train.record import read_training
+from whence.train.replay import Run
+from whence.train.replicas import at_once
 from whence.train.retrain import in_order, retrain, with_rows
 
 ROWS, HELD_OUT = as_rows(texts(7, seed=1)), as_rows(texts(4, seed=4))
@@ -191,8 +194,23 @@ def test_a_killed_run_resumes_to_the_same_bits(base, tmp_path, monkeypatch):
         assert found.repeated == whole.repeated
     files = sum(file.stat().st_size for file in (tmp_path / "kept").rglob("*") if file.name.startswith("retrained"))
     assert files < 2000
+    for other in ({"together": 1}, {"held_out": None}):  # how many go together changes last bits
+        with pytest.raises(StaleArtifact):
+            retrain(training, weights, point, queries, out=tmp_path / "kept", **given | other)
     with pytest.raises(StaleArtifact):
         retrain(training, weights * 2, point, queries, out=tmp_path / "kept", **given)
+
+
+def test_replicas_go_side_by_side_where_batches_are_short(base, monkeypatch):
+    training, point, queries, _ = asked(base / "full")
+    run = Run(point.model, point.task, point.examples, training.replay())
+    size = sum(weight.numel() for weight in point.model.parameters())
+    longest = max(run.examples.sizes[row] for row in run.rows[0])
+    assert [at_once(run, count) for count in (1, 5, 40)] == [1, 5, replicas.SIDE_BY_SIDE]
+    monkeypatch.setitem(replicas.SHORT, "cpu", 6 * size * (2 * longest + 8))  # batches of two rows
+    assert at_once(run, 40) == replicas.SIDE_BY_SIDE == at_once(run, 40, beside=8) and at_once(run, 40, beside=9) == 1
+    monkeypatch.setattr(replicas, "WEIGHTS", 3 * size)
+    assert at_once(run, 40) == 3
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -59,6 +59,7 @@ class OfRun(Section):
     draws: Count = setting(4, "RUN: random sets of rows to compare with.")
     orders: Count = setting(1, "RUN: orders of the rows in which it is done, the first as recorded.")
     drift: AtLeastZero = setting(0.01, "RUN: how far from the model the repeated training may end, as a share of its way.")
+    together: Count | None = setting(None, "RUN: retrainings that go side by side; default: up to 16 where batches are short.")
 
 
 def validate(
@@ -177,6 +178,7 @@ def _of_run(mode: str, path: Path, check: Check, of_run: OfRun, of_trainer: OfTr
         orders=of_run.orders,
         seed=check.seed,
         drift=of_run.drift,
+        together=of_run.together,
     )
     out, patch = check.out if "out" in said() else None, of_run.steps if of_run.tail_patch else None
     trainer = Elsewhere.of(of_trainer.training, of_trainer.arguments, of_trainer.initial_adapter)

@@ -28,7 +28,7 @@ from whence.store.digest import fingerprint_code
 from whence.store.memory import work
 from whence.store.scores import Scores
 from whence.train.replay import Run
-from whence.train.replicas import announce, own_query, quickest, repeat_steps
+from whence.train.replicas import SIDE_BY_SIDE, announce, at_once, own_query, repeat_steps
 
 UNLIKE = 0.4
 """Mean rank correlation with EK-FAC below which one of both is wrong; about .8 is usual."""
@@ -48,7 +48,7 @@ def mirror(request: Request, settings: Mirrored) -> Scores:
     parts = [read_N, ~read_N] if settings.complement else [read_N]
     side = _plan(request, run, settings, len(parts), bool(read_N.all()))
     if not read_N.all():  # a training on fewer rows ends elsewhere, and would not notice a wrong record
-        _base(request, run, settings, "whole", torch.ones_like(read_N), side)
+        _base(request, run, settings, "whole", torch.ones_like(read_N))
     each = [_mirrored(request, run, settings, str(part), rows_N, side) for part, rows_N in enumerate(parts)]
     found = torch.stack(each).mean(0)
     gains_Q = found[:, -1].numpy()
@@ -67,19 +67,20 @@ def mirror(request: Request, settings: Mirrored) -> Scores:
 def _plan(request: Request, run: Run, settings: Mirrored, parts: int, whole: bool) -> int:
     """Say what it will take; how many queries go side by side."""
     asked, rows, unread = request.asked, len(request.point.examples), settings.unread(len(run))
-    side, seconds = quickest(run, len(asked), lambda count: own_query(run, asked.weighted[:count], settings.eps))
-    side, bases = settings.together or side, parts + (not whole)
+    side = settings.together or at_once(run, len(asked), sum(asked.sizes[:SIDE_BY_SIDE]))  # each reads the queries of all
+    bases = parts + (not whole)
     steps = bases * len(run) + parts * len(asked) * (len(run) - unread)
     steps += parts * (len(asked) + 1) * len(run) / (3 * run.epochs)  # rows read after each: a third of what an epoch takes
     numbers = bases * (run.start().numel() + len(run.decay_P)) + parts * len(asked) * (rows + 1)
-    announce(run, bases + parts * len(asked), steps, side, seconds, numbers * run.decay_P.element_size())
+    lesson = own_query(run, asked.weighted[:side], settings.eps)
+    announce(run, bases + parts * len(asked), steps, side, numbers * run.decay_P.element_size(), lesson)
     return side
 
 
 def _mirrored(request: Request, run: Run, settings: Mirrored, part: str, read_N: Tensor, side: int) -> Tensor:
     """What a copy of each query gives each row, and in the last column itself, `[Q, N + 1]`, of the training on some rows."""
     point, asked, unread = request.point, request.asked, settings.unread(len(run))
-    begun_1XP, end_1P, side = _base(request, run, settings, part, read_N, side)
+    begun_1XP, end_1P = _base(request, run, settings, part, read_N)
 
     def losses(theta_P: Tensor) -> Tensor:
         return values_of(point, point.examples, lambda _, batch: run.at(theta_P, run.task.losses, batch), "losses")
@@ -101,8 +102,8 @@ def _mirrored(request: Request, run: Run, settings: Mirrored, part: str, read_N:
     return found.flatten(0, 1)[: len(asked)] * run.epochs / (settings.eps * (len(run) - unread))
 
 
-def _base(request: Request, run: Run, settings: Mirrored, part: str, read_N: Tensor, side: int) -> tuple[Tensor, Tensor, int]:
-    """The training on these rows without a query: the state when one would first be read, its end, and what goes together.
+def _base(request: Request, run: Run, settings: Mirrored, part: str, read_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The training on these rows without a query: the state when one would first be read, and its end.
 
     Raises NumericalError where the training on all rows does not end at the model.
     """
@@ -112,12 +113,11 @@ def _base(request: Request, run: Run, settings: Mirrored, part: str, read_N: Ten
             with stage("repeat", len(run), "steps") as advance:
                 begun_1XP = repeat_steps(run, run.start()[None], range(unread), advance, read_N)
                 end_1XP = repeat_steps(run, begun_1XP, range(unread, len(run)), advance, read_N)
-            # how many go together changes the last bits, so that a resumed run must not decide it anew
-            keep(folder, "base", {"begun": begun_1XP, "end": end_1XP[:, 0], "together": torch.tensor(side)})
+            keep(folder, "base", {"begun": begun_1XP, "end": end_1XP[:, 0]})
         base = folder.load("base", run.device)
     if read_N.all():
         run.drift(base["end"][0], request.point.model, settings.drift)
-    return base["begun"], base["end"], int(base["together"])
+    return base["begun"], base["end"]
 
 
 def _made_from(request: Request, settings: Mirrored, part: str) -> dict[str, Any]:

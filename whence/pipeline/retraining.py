@@ -102,7 +102,8 @@ def check_run(
             orders = tuple(range(chosen.orders))
             spec = Spec(kind, subsets=count, seeds=orders, share=chosen.fraction, seed=chosen.seed)
             bank = resolved.out / f"bank-{kind}.npz"
-            result = check_subsets(request, scores, spec, held_out=held_out, drift=chosen.drift, out=place, bank=bank)
+            given = {"held_out": held_out, "drift": chosen.drift, "together": chosen.together}
+            result = check_subsets(request, scores, spec, **given, out=place, bank=bank)
         if subsets is None:
             dist.on_first(keep_beside, result, home)
         return result, dist.on_first(keep, result, place)

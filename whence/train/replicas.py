@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from whence import dist
 from whence.progress import note
 from whence.tasks.base import Batch
 from whence.train.replay import Run
 
 SIDE_BY_SIDE, WEIGHTS = 16, 2**24
 """Replicas that train side by side at most, and the weights that they have together."""
+
+SHORT = {"cpu": 1e9, "cuda": 1e12}
+"""FLOPs of a batch, 6 per weight and position, up to which replicas go side by side: where that is no slower than one after the
+other, as measured on a CPU (5e8 to 1.2e9, stories260K); reckoned, not measured, on a GPU."""
 
 Lesson = Callable[[Tensor], Tensor]
 """From the replicas' weights `[K, P]`, the loss of what each learns beside the rows, `[K]`."""
@@ -51,32 +54,28 @@ def repeat_steps(
     return states_KXP
 
 
-def quickest(
-    run: Run, most: int = SIDE_BY_SIDE, lessons: Callable[[int], Lesson | None] = lambda count: None
-) -> tuple[int, float]:
-    """How many replicas to train side by side, and the seconds that a step of one takes so.
+def at_once(run: Run, count: int, beside: int = 0) -> int:
+    """How many of so many replicas to train side by side, each reading `beside` positions of lessons in addition to the rows.
 
-    A step of one and a step of all are timed: of short rows many are several times as quick together, while of long ones, whose
-    attention has no kernel for replicas, one after the other can be twice as quick. `lessons` has that of so many replicas. Of
-    several processes the first one's clock decides.
+    Of short batches 16 are up to several times as quick together, each operation being begun once for all of them; of long
+    ones, whose attention has no kernel for replicas, one after the other is up to three times as quick. What counts is the work
+    in a batch, and no clock: how many go together changes the last bits, which are to be the same every time.
     """
-    size = sum(weight.numel() for weight in run.model.parameters())
-    together = max(1, min(most, SIDE_BY_SIDE, WEIGHTS // size))
+    size, rows = sum(weight.numel() for weight in run.model.parameters()), run.rows[0][: run.how.batch_size]
+    positions = len(rows) * max(run.examples.sizes[row] for row in rows) + beside
+    short = 6 * size * positions <= SHORT.get(run.device.type, 0)
+    return max(1, min(count, SIDE_BY_SIDE, WEIGHTS // size)) if short else 1
+
+
+def announce(run: Run, trainings: int, steps: float, side: int, disk_bytes: float, lesson: Lesson | None = None) -> None:
+    """Say what trainings of so many `steps` in all will take, `side` of them going side by side; a step is taken to see."""
+    states = run.start()[None].expand(side, -1, -1)
+    step = functools.partial(repeat_steps, run, states, range(1), lambda steps: None, lesson=lesson)
+    step()  # what is done once, such as the choice of kernels
     clock = time.process_time if run.device.type == "cpu" else time.perf_counter  # others may be at work on the processor
-    seconds = {}
-    for count in {1, together}:
-        step = functools.partial(repeat_steps, run, run.start()[None].expand(count, -1, -1), range(1), lambda steps: None)
-        step(lesson=lessons(count))  # what is done once, such as the choice of kernels
-        began = clock()
-        float(step(lesson=lessons(count)).sum())  # which waits for the device
-        seconds[count] = (clock() - began) / count
-    best = min(seconds, key=lambda count: seconds[count])
-    return dist.from_first((best, seconds[best]))
-
-
-def announce(run: Run, trainings: int, steps: float, side: int, seconds: float, disk_bytes: float) -> None:
-    """Say what trainings of so many `steps` in all will take, `side` of them going side by side and a step taking `seconds`."""
-    minutes = max(1, round(steps * seconds / 60))
+    began = clock()
+    float(step().sum())  # which waits for the device
+    minutes = max(1, round(steps / side * (clock() - began) / 60))
     took = f"{minutes} minute{'s' * (minutes > 1)}"
     memory = side * (2 * run.start().nbytes + run.decay_P.nbytes)  # the states before and after a step, and the gradient
     note(

@@ -31,7 +31,7 @@ from whence.progress import note, notes_only, stage
 from whence.store.digest import digest, fingerprint_code
 from whence.store.memory import work
 from whence.train.replay import History, Replay, Run
-from whence.train.replicas import quickest, repeat_steps, side_by_side
+from whence.train.replicas import at_once, repeat_steps, side_by_side
 
 EVALUATED = 16
 """Queries or held-out rows of a batch."""
@@ -104,7 +104,7 @@ def retrain(
     `extra` are `M` further rows, whose weights are the last columns, `[K, N + M]`: each is read once an epoch, evenly over its
     steps, in addition to the rows of the step. The control reads none of them.
     Before the first `start` steps are over each row counts once, as recorded; a retraining then costs the steps left.
-    Retrainings go `together` side by side (default: what a timed step finds quicker), and of several processes each takes the
+    Retrainings go `together` side by side (default: up to 16 where batches are short), and of several processes each takes the
     next. With `out` what was measured is kept in that folder, a few numbers for each, and killed work resumes to the same bits.
 
     Raises UsageError where the training can't be repeated, the weights are of other rows or there is no such step,
@@ -127,9 +127,12 @@ def retrain(
     if not 0 <= start < len(run):
         raise UsageError("The training has no such step.", given=f"start {start}", accepted=f"0 to {len(run) - 1}")
 
+    side = together or at_once(run, len(weights_KN))
+
     def made_from() -> dict[str, Any]:
         known = {"training": training.identity(), "queries": queries.fingerprint, "order": order, "code": fingerprint_code()}
         known |= {"held_out": held_out.fingerprint if held_out else None, "weights": digest(weights_KN.tobytes())}
+        known |= {"together": side}
         known |= ({"extra": extra.fingerprint} if extra else {}) | ({"start": start} if start else {})
         return {"stage": "retrain", **point.provenance(), **known}
 
@@ -137,10 +140,10 @@ def retrain(
         place = Path(out) if out is not None else None
         if not folder.finished:
             if not folder.has("control"):
-                keep(folder, "control", _control(run, once_N, start, queries, held_out, together))
+                keep(folder, "control", _control(run, once_N, start, queries, held_out))
             control = folder.load("control")
             repeated = None if order else _compared(run, training, point, control, drift)
-            side, counts_KN = int(control["together"]), torch.from_numpy(weights_KN)
+            counts_KN = torch.from_numpy(weights_KN)
             begun_XP = control["begun"].to(run.device) if start else run.start()
 
             def trial(number: int) -> Tensor:
@@ -186,14 +189,11 @@ def with_rows(extra: Examples, examples: Examples, how: Replay) -> tuple[Example
     return joined, replace(how, added=added)
 
 
-def _control(
-    run: Run, once_N: Tensor, start: int, queries: Queries, held_out: Examples | None, together: int | None
-) -> dict[str, Tensor]:
+def _control(run: Run, once_N: Tensor, start: int, queries: Queries, held_out: Examples | None) -> dict[str, Tensor]:
     """The training repeated with every row counting once: its losses, where it ends and what is measured then.
 
     Also the state after `start` steps, if there are any.
     """
-    side = together or quickest(run)[0]
     losses: list[Tensor] = []
     with stage("repeat", len(run), "steps") as advance:
         state_1XP, told = run.start()[None], lambda number, loss_1: losses.append(loss_1)
@@ -201,7 +201,7 @@ def _control(
         end_1XP = repeat_steps(run, begun_1XP, range(start, len(run)), advance, once_N, told=told)
     with notes_only():
         whole = measured_at(run, end_1XP[:, 0], queries, held_out)[0]
-    found = {"end": end_1XP[0, 0], "losses": torch.cat(losses).cpu(), "whole": whole, "together": torch.tensor(side)}
+    found = {"end": end_1XP[0, 0], "losses": torch.cat(losses).cpu(), "whole": whole}
     return found | ({"begun": begun_1XP[0]} if start else {})
 
 

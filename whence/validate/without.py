@@ -27,7 +27,7 @@ from whence.store.scores import Scores
 from whence.store.shown import NOT_CALIBRATED
 from whence.train.patch import ending_rate, patch
 from whence.train.replay import Run
-from whence.train.replicas import announce, quickest
+from whence.train.replicas import announce, at_once
 from whence.train.retrain import Retrained, retrain
 from whence.validate.bank import Bank, Spec, plain_spec, save_bank
 from whence.validate.lds import CEILING, ceiling, compare, lds
@@ -69,6 +69,8 @@ class Removals:
     """Orders of the rows in which it is done, the first as recorded."""
     seed: int = 0
     drift: float = 0.01
+    together: int | None = None
+    """Retrainings that go side by side; None: by the work in a batch."""
 
     def count(self, of: int) -> int:
         """How many rows are left out. Raises UsageError where that is none, or all."""
@@ -163,11 +165,12 @@ def check_subsets(
     *,
     held_out: Examples | None = None,
     drift: float = 0.01,
+    together: int | None = None,
     out: Path | None = None,
     bank: Path,
 ) -> Result:
     """The LDS of the scores: the request's training repeated on many subsets, kept as a retraining bank in the file `bank`."""
-    began, chosen = time.monotonic(), Removals(orders=len(spec.seeds), drift=drift)
+    began, chosen = time.monotonic(), Removals(orders=len(spec.seeds), drift=drift, together=together)
     kept_KN = spec.masks(len(request.point.examples))
     parts = _retrained(request, spec.weights(kept_KN), chosen, held_out, out)
     measured_SKQ, whole_SQ = np.stack([part.measured for part in parts]), np.stack([part.whole[:-1] for part in parts])
@@ -277,10 +280,10 @@ def _retrained(
     assert request.training is not None
     point, training = request.point, request.training
     run = Run(point.model, point.task, point.examples, training.replay())
-    side, seconds = quickest(run, len(weights_KN))
+    side = chosen.together or at_once(run, len(weights_KN))
     count = (len(weights_KN) + 1) * chosen.orders
     disk_bytes = 8 * count * (len(request.asked) + 1) + run.start()[0].nbytes
-    announce(run, count, count * len(run), side, seconds, disk_bytes)
+    announce(run, count, count * len(run), side, disk_bytes)
     given = {"held_out": held_out, "together": side, "drift": chosen.drift}
     places = [out / f"order-{order}" if out is not None else None for order in range(chosen.orders)]
     return [
