@@ -1,6 +1,7 @@
 """init, config, recipes and run on the command line; what stages do is tested in tests/pipeline."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -91,3 +92,21 @@ def test_run_says_what_it_did_and_where_the_report_is(run, tiny_model_folder, da
     states = {entry["stage"]: entry["state"] for entry in told["stages"]}
     assert states["report"] == "stale" and states["score"] == "unchanged"
     assert "no stage 'reprot'" in run("run", tmp_path / "whence.yaml", "reprot", code=2).stderr
+
+
+def test_a_fix_names_the_setting_where_the_command_has_no_such_option(run, tiny_model_folder, data, tmp_path):
+    settings = {
+        "run": "r",
+        "model": {"base": str(tiny_model_folder)},
+        "data": {"path": str(data)},
+        "prompts": {"items": ["Where was Bo Quist born?"]},
+        "train": {"batch_size": 1000, "drop_last": True},
+    }
+    (tmp_path / "whence.yaml").write_text(json.dumps(settings))
+    said = run("run", tmp_path / "whence.yaml", "train", code=2).stderr
+    (rows,) = re.findall(r"(\d+) rows to train on", said)
+    assert f"(--set train.batch_size={rows})" in said and "--batch-size" not in said
+    given = ("--data", data, "--batch-size", "1000", "--drop-last", "--out", tmp_path / "trained")
+    said = run("train", tiny_model_folder, *given, code=2).stderr
+    (rows,) = re.findall(r"(\d+) rows to train on", said)
+    assert f"(--batch-size {rows})" in said and "--set" not in said

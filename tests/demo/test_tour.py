@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from rich.console import Console
 from whence.cli.demo import show_measured, show_removal
 from whence.data import as_rows
 from whence.demo import model
+from whence.demo import tour as tour_module
 from whence.demo.tour import METHODS, _lead, _trained_again, take_tour
 from whence.demo.world import make_world
 from whence.errors import StaleArtifact
@@ -130,9 +132,20 @@ def test_a_second_tour_computes_nothing_again(tour):
     assert [finding.ranks for finding in again.findings] == [finding.ranks for finding in tour.findings]
 
 
-def test_another_seed_in_the_same_folder_is_refused(tour):
-    with pytest.raises(StaleArtifact, match="another corpus"):
+def test_another_seed_in_the_same_folder_is_refused_or_keeps_it_beside(tour, monkeypatch):
+    with pytest.raises(StaleArtifact, match="another corpus.*\n.*\n.*--rerun"):
         take_tour(tour.folder, seed=1)
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tour_module, "teach", killed)
+    with pytest.raises(KeyboardInterrupt):
+        take_tour(tour.folder, seed=1, rerun=True)
+    kept = tour.folder.with_name(f"{tour.folder.name}.1")
+    assert (kept / "summary.json").exists() and [file.name for file in tour.folder.iterdir()] == ["corpus.jsonl"]
+    shutil.rmtree(tour.folder)
+    kept.rename(tour.folder)
 
 
 def test_ties_count_against_the_source():

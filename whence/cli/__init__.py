@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand
 
 from whence import dist
-from whence.cli.from_settings import from_settings
+from whence.cli.from_settings import as_settings, from_settings
 from whence.errors import WhenceError
 from whence.escapes import command as command_line
 from whence.progress import as_told
@@ -149,17 +149,20 @@ def _guarded(command: Callable[..., None], name: str) -> Callable[..., None]:
     """Turn a user's mistake into its message and exit code, and Ctrl-C into how to go on; a bug keeps its traceback."""
 
     @functools.wraps(command)
-    def run(*arguments: object, **options: object) -> None:
+    def run(*arguments: object, context: typer.Context, **options: object) -> None:
         try:
             if name not in SHARED:
                 dist.only_one_process(f"whence {name}")
             with as_told():  # commands with work to show say where (whence.cli.console.start)
-                command(*arguments, **options)
+                command(*arguments, context=context, **options)
             sys.stdout.flush()
         except Exception as raised:
             error = shortage(raised) or raised
             if not isinstance(error, WhenceError):
                 raise
+            own = {flag for option in context.command.params for flag in option.opts}
+            if "--set" in own:  # its settings are in a file
+                error.fix = as_settings(error.fix, own)
             with contextlib.suppress(OSError):
                 print(error, file=sys.stderr)
             _drop_output()

@@ -18,6 +18,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run; a later call goes on there.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of the world, the model and the training.")] = 0,
     serve: Annotated[bool, typer.Option("--serve", help="Then open a local page on it, to ask and look around.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Keep what the folder holds as NAME.1 and begin anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -31,12 +32,12 @@ def demo(
     from whence.cli.console import out as stdout
     from whence.cli.console import print_json, start
     from whence.cli.options import Session
-    from whence.demo.tour import METHODS, STAGES, Tour, take_tour
+    from whence.demo.tour import CORPUS, METHODS, STAGES, Tour, take_tour
     from whence.escapes import command
     from whence.report.words import probability
 
     with start(Session(quiet=quiet), STAGES):  # without the bars of libraries
-        tour: Tour = take_tour(out, seed)
+        tour: Tour = take_tour(out, seed, rerun=rerun)
     if as_json:
         print_json(tour.summary())
         return
@@ -67,7 +68,7 @@ def demo(
     show_removal(tour.removal, stdout)
     stdout.print(f"\n{len(tour.findings)} questions, {tour.rows} rows{left_out}. Slopes and their order, not proof.")
     stdout.print(f"Summary: {tour.folder / 'summary.html'}   Next: your own question", markup=False, soft_wrap=True)
-    corpus, question = tour.folder / "corpus.jsonl", tour.findings[0].question
+    corpus, question = tour.folder / CORPUS, tour.findings[0].question
     own = command("whence", "trace", tour.folder / "model", "--data", corpus, "-q", question)
     stdout.print(f"  {own}", markup=False, highlight=False, soft_wrap=True)
     if serve:

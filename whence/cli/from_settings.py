@@ -12,8 +12,9 @@ import contextlib
 import contextvars
 import dataclasses
 import inspect
+import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING
 from typing import Annotated, Any, Literal
 
@@ -83,6 +84,26 @@ def said() -> frozenset[str]:
 
 
 _said: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("said", default=frozenset())
+
+
+def as_settings(fix: str, own: Collection[str]) -> str:
+    """What mends something, with settings of a file (`--set`) instead of the options that a command does not have.
+
+    `own` are those that it has.
+    """
+    from whence.config.schema import Config
+
+    homes: dict[str, str] = {}
+    for section in settings_of(Config):
+        for field in settings_of(section.section) if section.section else ():
+            homes.setdefault(_flags(field)[0], f"{section.name}.{field.name}")
+
+    def there(option: re.Match[str]) -> str:
+        flag, value = option.groups()
+        known = flag in homes and flag not in own
+        return f"--set {homes[flag]}={value or '...'}" if known else option[0]
+
+    return re.sub(r"(?<![\w-])(--[a-z][a-z-]+)(?: (\d[\w.]*|last-\d+|all\b|'[^']+'))?", there, fix)
 
 
 def _is_said(context: typer.Context, name: str) -> bool:

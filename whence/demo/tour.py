@@ -34,9 +34,12 @@ from whence.scoring import score
 from whence.store.digest import digest
 from whence.store.files import atomic, write_json
 from whence.store.intact import read_json
+from whence.store.manifest import aside
 from whence.store.scores import Scores
 from whence.train.reading import RECORD
 from whence.validate.without import calibrated
+
+CORPUS = "corpus.jsonl"
 
 METHODS = ("EK-FAC influence", "gradient dot product", "gradient cosine", "TF-IDF")
 
@@ -167,9 +170,14 @@ class Tour:
         }
 
 
-def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
-    """Run the tour, or what is left of it; writes `summary.json`, `summary.md` and `summary.html` into the folder."""
+def take_tour(folder: str | Path = "runs/demo", seed: int = 0, *, rerun: bool = False) -> Tour:
+    """Run the tour, or what is left of it; writes `summary.json`, `summary.md` and `summary.html` into the folder.
+
+    With `rerun` a tour that the folder holds is kept as NAME.1, and everything is made anew.
+    """
     folder, seconds = Path(folder), {}
+    if rerun and (folder / CORPUS).exists():
+        note(f"what {folder} held is kept as {folder.rename(aside(folder)).name}")
     world = make_world(seed)
     corpus = _keep_corpus(folder, world)
     with _timed(seconds, "train"):
@@ -224,13 +232,13 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0) -> Tour:
 
 def _keep_corpus(folder: Path, world: World) -> Rows:
     """The world's rows as a file of the folder; refuses a folder that holds another corpus."""
-    path = folder / "corpus.jsonl"
+    path = folder / CORPUS
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in world.rows)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise StaleArtifact(
             f"{path} holds another corpus",
             given="it was made by another version or seed of the demo; nothing was overwritten",
-            fix="whence demo --out runs/demo-2",
+            fix="whence demo --out runs/demo-2, or --rerun, which keeps what is there beside",
         )
     if not path.exists():
         with atomic(path) as temporary:

@@ -20,6 +20,7 @@ from whence.pipeline.stages import STAGES, Stage, active
 from whence.progress import note
 from whence.store.files import atomic, locked
 from whence.store.intact import refuse_loop
+from whence.store.manifest import aside
 from whence.train.reading import as_trained
 
 SHOWN = 5
@@ -222,11 +223,8 @@ def _set_aside(out: Path, folders: Sequence[str]) -> None:
     """Rename what was made before to NAME.1, NAME.2, ..., the first that is free."""
     for name in folders:
         if (out / name).exists():
-            number = 1
-            while (out / f"{name}.{number}").exists():
-                number += 1
-            (out / name).rename(out / f"{name}.{number}")
-            note(f"  what {name} held is kept as {name}.{number}")
+            kept = (out / name).rename(aside(out / name))
+            note(f"  what {name} held is kept as {kept.name}")
 
 
 def _say(number: int, total: int, step: Step) -> None:

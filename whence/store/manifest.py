@@ -118,7 +118,7 @@ class Folder:
             )
         if rerun and is_run_folder(path):
             with locked(path), shortages(path):  # nobody may be writing to it
-                path.rename(_aside(path))
+                path.rename(aside(path))
         if (path / MANIFEST).exists():
             folder = cls.open(path)
             folder._refuse_if_changed(wanted, folder.provenance)
@@ -366,7 +366,7 @@ class Folder:
             given=("\n" + " " * 11).join(changes),
             accepted="what it was made from; nothing was overwritten",
             fix=f"another --out (Python: out=...), or --rerun (rerun=True): {stage} and what was made from it run again, "
-            f"and the old folder stays as {_aside(self.path).name}",
+            f"and the old folder stays as {aside(self.path).name}",
         )
 
 
@@ -416,12 +416,12 @@ def refuse_other_kind(folder: Folder, is_kind: bool, kind: str, made_by: str) ->
         )
 
 
-def _aside(path: Path) -> Path:
+def aside(path: Path) -> Path:
     """Give the first of NAME.1, NAME.2, ... that is free."""
     number = 1
-    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+    while (free := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
-    return aside
+    return free
 
 
 def _own(tensor: Tensor) -> Tensor:
