@@ -26,7 +26,7 @@ from whence.settings import Fit
 from whence.show.bars import Bars, Lines, Outlook
 
 WIDTH = 132
-"""Columns of a table that goes to a file."""
+"""Columns of what goes to a file or a pipe."""
 
 
 class Terminal(Console):
@@ -46,7 +46,7 @@ class Terminal(Console):
             yield segment if plain else Segment(visible(segment.text), segment.style)
 
 
-out = Terminal(highlight=False)
+out = Terminal(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 err = Terminal(stderr=True, highlight=False)
 
 
@@ -67,9 +67,8 @@ def coloured() -> bool:
 
 def show_table(table: Table) -> None:
     """Print a table to stdout: as wide as the terminal, `WIDTH` columns elsewhere, and wider where numbers would be cut."""
-    to = out if out.is_terminal else Terminal(file=out.file, width=WIDTH, highlight=False)
-    needed = to.measure(table, options=to.options.update(width=10 * WIDTH)).minimum
-    to.print(table, width=max(to.width, needed), crop=False)
+    needed = out.measure(table, options=out.options.update(width=10 * WIDTH)).minimum
+    out.print(table, width=max(out.width, needed), crop=False)
 
 
 def print_table(
