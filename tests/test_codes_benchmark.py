@@ -26,6 +26,15 @@ def test_sizes_are_added_to_earlier_results():
         joined(earlier, result(("landmarks", 16.0, 1.0), count=500))
 
 
+@pytest.mark.parametrize(
+    ("signs", "landmarks", "met"),
+    [(0.3, 0.76, True), (0.3, 0.74, False), (0.66, 0.96, True), (0.66, 0.94, False)],
+)
+def test_more_than_is_possible_is_not_asked_for(signs, landmarks, met):
+    first, second, _ = result(("landmarks", 1.0, landmarks), ("random signs", 1.0, signs))["targets"]
+    assert first["met"] == second["met"] == met and ("possible" in first["name"]) == (signs == 0.66)
+
+
 def test_recall_counts_the_best_rows_that_are_among_the_first():
     exact, estimates = np.array([[5.0, 4, 3, 2, 1]]), np.array([[5.0, 1, 4, 3, 2]])
     assert recalled(estimates, exact, 2, 2) == 0.5 and recalled(estimates, exact, 2, 5) == 1
