@@ -48,7 +48,7 @@ ASKED = 16
 
 BETTER, RECALLED = 2.5, 0.9
 NEARLY = 0.95
-"""Of the most that is possible, where that is below `BETTER`: random signs may find so much that nothing finds that many times it."""
+"""Of the most that is possible, where that is less than `BETTER`: nothing can find 2.5 times what is two thirds of all."""
 
 Row = dict[str, Any]
 
