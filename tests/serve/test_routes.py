@@ -66,6 +66,8 @@ def test_rows_that_the_index_finds_are_scored_exactly(client, asked, monkeypatch
     assert client("POST", "/api/pair", {"key": found["key"], "row": shown[0]["id"]})["scale"] > 0
     more = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "top": 3, "method": "index"})
     assert more["scan"]["exact"] == 6, "more rows than were scored exactly"
+    every = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "top": 9, "method": "index"})["scan"]
+    assert every["exact"] == 9 and set(every["recall"].values()) == {1.0} != set(found["scan"]["recall"].values())
     assert client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER})["scan"]["how"] == "all"  # they are few
     monkeypatch.setattr("whence.serve.asking.QUICKLY", 0)
     auto = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER + "!"})

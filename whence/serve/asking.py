@@ -233,7 +233,8 @@ class Asking:
         scanned = time.perf_counter()
         scores = score_points(point, point, queries, operator, settings.changed(n_train=index.n_train), rows=columns)
         said = f"{len(index):,} rows estimated by the index, {len(columns):,} of them scored exactly"
-        scan = {"how": "index", "rows": len(index), "exact": len(columns), "recall": recall(index, first), "words": said}
+        among = len(index) if len(columns) == len(index) else first  # of rows that are all scored none is missed
+        scan = {"how": "index", "rows": len(index), "exact": len(columns), "recall": recall(index, among), "words": said}
         seconds = {"scan": scanned - began, "exact": time.perf_counter() - scanned}
         return Asked(question.key, queries, scores, scan, question, found.values_of(0), columns, seconds)
 
