@@ -91,6 +91,7 @@ METHODS: dict[str, Method] = {
     "Arnoldi, 50 pairs, damping of training": by("arnoldi", damping="training"),
     "SOURCE": by("source"),
     "TRAK": by("trak"),
+    "TRAK, dim 51": by("trak", dim=51),  # of logistic regression's gradients 510 numbers, as dattri's 512
     "LoGra": by("logra"),
     "RelatIF": by("relatif"),
     "TracIn": by("tracin"),
