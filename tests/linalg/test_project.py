@@ -74,7 +74,8 @@ def test_the_mean_of_s_transposed_s_is_the_identity(nonzeros):
 def test_the_bits_of_sparse_projections_and_masks_are_the_same_everywhere():
     sparse = sparse_projection(7, 2, "a")
     assert sparse.order_SK.tolist() == [[5, 3, 6, 1, 2, 0, 4]]
-    assert sparse.signs_SK.int().tolist() == [[1, -1, 1, -1, 1, 1, 1]]
+    assert sparse.signs_SK.tolist() == [[1, -1, 1, -1, 1, 1, 1]]
+    assert (sparse.order_SK.dtype, sparse.signs_SK.dtype) == (torch.int32, torch.int8)  # five bytes an entry
     assert mask(9, 4, "a").tolist() == [3, 4, 6, 8]
 
 

@@ -32,7 +32,8 @@ def projection(width: int, dim: int, key: str) -> Tensor:
 class Sparse:
     """A sparse Johnson-Lindenstrauss matrix `[dim, width]`, held as the `S` shuffles of its numbers that it adds up.
 
-    Each shuffle deals the numbers out, with random signs, to sums of its own, `dim / S` of them: a column has `S` entries.
+    Each shuffle deals the numbers out, with random signs, to sums of its own, `dim / S` of them: a column has `S` entries,
+    `S^-1/2` in size. Places are int32 as far as that reaches, signs int8: five bytes for each entry.
     """
 
     order_SK: Tensor
@@ -44,13 +45,16 @@ class Sparse:
         sums = self.dim // len(self.order_SK)
         parts = []
         for order_K, signs_K in zip(self.order_SK, self.signs_SK, strict=True):
-            shuffled = F.pad(x[..., order_K] * signs_K, (0, -len(order_K) % sums))
+            entries_K = (signs_K.to(torch.float32) / len(self.order_SK) ** 0.5).to(x.dtype)
+            shuffled = x.index_select(-1, order_K).mul_(entries_K)
+            if missing := -len(order_K) % sums:
+                shuffled = F.pad(shuffled, (0, missing))
             parts.append(shuffled.unflatten(-1, (-1, sums)).sum(-2))
         return torch.cat(parts, -1)
 
     def to(self, like: Tensor) -> Sparse:
-        """The same for vectors in the dtype and on the device of `like`."""
-        return Sparse(self.order_SK.to(like.device), self.signs_SK.to(like), self.dim)
+        """The same for vectors on the device of `like`."""
+        return Sparse(self.order_SK.to(like.device), self.signs_SK.to(like.device), self.dim)
 
 
 def sparse_projection(width: int, dim: int, key: str, nonzeros: int = 1) -> Sparse:
@@ -60,10 +64,9 @@ def sparse_projection(width: int, dim: int, key: str, nonzeros: int = 1) -> Spar
     vectors are no wider than `dim`. A function of its arguments alone, the same bits everywhere.
     """
     if width <= dim:
-        return Sparse(torch.arange(width)[None], torch.ones(1, width), width)
-    words_SK = _random_words(nonzeros * width, f"sparse:{width}:{dim}:{nonzeros}:{key}").reshape(nonzeros, width)
-    signs_SK = torch.from_numpy((words_SK & 1).astype(np.float32)) * 2 - 1
-    return Sparse(torch.from_numpy(words_SK.argsort(axis=1, kind="stable")), signs_SK / nonzeros**0.5, dim)
+        return Sparse(torch.arange(width, dtype=place_dtype(width))[None], torch.ones(1, width, dtype=torch.int8), width)
+    words = _random_words(nonzeros * width, f"sparse:{width}:{dim}:{nonzeros}:{key}")
+    return _shuffles(words.reshape(nonzeros, width), dim)
 
 
 def dealt(width: int, dim: int, key: str) -> Sparse:
@@ -71,9 +74,18 @@ def dealt(width: int, dim: int, key: str) -> Sparse:
 
     Sums of it for several vectors, each with its own key, are that of all of them side by side. A function of its arguments.
     """
-    words = _random_words(-(-width // dim) * dim, f"dealt:{width}:{dim}:{key}")
-    signs = torch.from_numpy((words & 1).astype(np.float32)) * 2 - 1
-    return Sparse(torch.from_numpy(words.argsort(kind="stable"))[None], signs[None], dim)
+    return _shuffles(_random_words(-(-width // dim) * dim, f"dealt:{width}:{dim}:{key}")[None], dim)
+
+
+def _shuffles(words_SK: np.ndarray, dim: int) -> Sparse:
+    """The order that sorts each row of random words; the words' last bits are signs."""
+    order_SK = torch.from_numpy(words_SK.argsort(axis=1, kind="stable")).to(place_dtype(words_SK.shape[1]))
+    return Sparse(order_SK, torch.from_numpy((words_SK & 1).astype(np.int8)) * 2 - 1, dim)
+
+
+def place_dtype(width: int) -> torch.dtype:
+    """Of the places in a vector."""
+    return torch.int32 if width <= 2**31 else torch.int64
 
 
 def mask(width: int, dim: int, key: str) -> Tensor:

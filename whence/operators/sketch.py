@@ -117,7 +117,7 @@ class SparseProjection(ByModule):
         return {name: [sparse.order_SK, sparse.signs_SK, sparse.dim] for name, sparse in self.sparse.items()}
 
     def to(self, like: Tensor) -> SparseProjection:
-        """The same in the dtype and on the device of `like`."""
+        """The same on the device of `like`."""
         return SparseProjection({name: sparse.to(like) for name, sparse in self.sparse.items()}, self.label)
 
 

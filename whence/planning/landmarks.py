@@ -20,7 +20,7 @@ from whence.gradients import Dense, Factored, Gradient
 from whence.indexing.build import Layout, code_rows, landmark_questions, layout, most_questions
 from whence.indexing.directions import KEPT, Directions, Whitened, settled
 from whence.indexing.index import DEPTHS, ROWS
-from whence.linalg.project import Sparse
+from whence.linalg.project import Sparse, place_dtype
 from whence.operators import BlockDiagonal
 from whence.planning import files
 from whence.planning.work import Data
@@ -148,7 +148,7 @@ class Landmarks:
 def _blank_sparse(width: int, dim: int, key: str) -> Sparse:
     """One whose numbers nobody draws, which takes longer than all else that is rehearsed."""
     padded = -(-width // dim) * dim
-    return Sparse(torch.empty(1, padded, dtype=torch.long), torch.empty(1, padded), dim)
+    return Sparse(torch.empty(1, padded, dtype=place_dtype(padded)), torch.empty(1, padded, dtype=torch.int8), dim)
 
 
 def _own_questions(task: Any, rows: Sequence[Any]) -> list[Any]:
