@@ -14,6 +14,7 @@ from whence.engine.passes import Unsaved, run_pass
 from whence.engine.point import Point
 from whence.engine.queries import encode_queries, precondition
 from whence.errors import StaleArtifact, UsageError
+from whence.gradients import Factored
 from whence.indexing import add_rows
 from whence.indexing.build import _fitting, landmark_questions
 from whence.indexing.directions import RIDGE, Whitened, settled
@@ -201,15 +202,46 @@ def test_an_index_of_an_earlier_version_opens(tmp_path, monkeypatch):
     assert np.array_equal(opened.search(model, task, CASE.queries()).raw, index.search(model, task, CASE.queries()).raw)
 
 
-def test_low_ranks_keep_the_landmarks_small(curvature, notes):
+def test_low_ranks_keep_the_landmarks_small(curvature):
     sites = Point(CASE.model(), CASE.task()).cover(CASE.modules).sites
     assert settled("auto", 10, sites) is None and settled("full", 10**9, sites) is None and settled(3, 10, sites) == 3
-    assert settled("auto", 2 * 10**6, sites) == 1 and any("kept at rank 1" in said for said in notes)
+    assert settled("auto", 2 * 10**6, sites) == 1
     index = built(curvature, rank=1, bytes=0.5)
     assert index.about["rank"] == 1
     found = index.search(CASE.model(), CASE.task(), CASE.queries(), curvature.inverse(0.1))
     exact = whence.score(CASE.model(), CASE.task(), CASE.queries(), ROWS_OF[:40], curvature.inverse(0.1))
     assert np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(found.raw, exact.raw, strict=True)]) > 0.8
+
+
+def test_questions_held_out_are_kept_at_a_low_rank_where_they_are_large_and_fewer_where_that_is_large(
+    curvature, notes, monkeypatch
+):
+    whole = built(curvature, bytes=0.5)
+    held_out, count, shapes = whole._directions.held_out, whole.about["held_out"], whole.about["modules"].values()
+    assert (whole.about["held_out_rank"], count) == (None, 10) and not any("held out" in said for said in notes)
+    size = 4 * sum(min(2 * (n_out + n_in), n_out * n_in) for n_out, n_in in shapes)
+    monkeypatch.setattr("whence.indexing.directions.BYTES", size)
+    monkeypatch.setattr("whence.indexing.directions.HELD_OUT_RANK", 2)
+    for bound, left in ((count * size, count), (4 * size - 1, 3), (size, 1)):
+        monkeypatch.setattr("whence.indexing.directions.HELD_OUT_BYTES", bound)
+        index = built(curvature, bytes=0.5, rank="auto")
+        about, low = index.about, index._directions.held_out
+        assert (about["held_out_rank"], about["held_out"], about["landmarks"]) == (2, left, whole.about["landmarks"])
+        assert len(index.measured["places"]) == left
+        assert any(f"{left} questions held out would take" in said and "kept at rank 2 " in said for said in notes)
+        assert (left < count) == any(f"with {left} questions instead of {count}" in said for said in notes)
+        tensors = [part for each in low.values() for part in vars(each).values() if part is not None]
+        assert sum(part.nbytes for part in tensors) == left * size and all(part.dtype == torch.float32 for part in tensors)
+        for name, each in low.items():  # the last ones, which are given ones
+            u, s, vh = torch.linalg.svd(held_out[name].w_BOI[-left:], full_matrices=False)
+            rank = 2 if isinstance(each, Factored) else s.shape[1]
+            best = (u[..., :rank] * s[:, None, :rank]) @ vh[:, :rank]
+            torch.testing.assert_close(each.dense().w_BOI, best, rtol=1e-2, atol=1e-3 * float(s.max()))
+    notes.clear()
+    assert built(curvature, bytes=0.5, rank=1).about["held_out_rank"] == 2
+    assert sum("kept at rank" in said for said in notes) == 1  # of the landmarks it is known
+    full = built(curvature, bytes=0.5, rank="full").about
+    assert (full["held_out_rank"], full["held_out"]) == (None, count)
 
 
 def test_half_of_the_questions_are_given_and_recall_is_measured_with_these():

@@ -61,10 +61,14 @@ def test_an_index_is_a_stage_with_the_bytes_of_its_files(tmp_path, kept):
     assert "index" not in [stage.name for stage in plan(TINY).stages]
 
 
-@pytest.mark.parametrize("rank", ["auto", 2])
-def test_an_index_of_landmarks_is_planned_as_it_is_built(tmp_path, rank):
+@pytest.mark.parametrize(("rank", "fits"), [("auto", None), (2, None), (2, 3)])
+def test_an_index_of_landmarks_is_planned_as_it_is_built(tmp_path, monkeypatch, rank, fits):
+    """Also where gradients of questions held out fit at a low rank only."""
     from transformers import AutoModelForCausalLM
 
+    if fits:
+        monkeypatch.setattr("whence.indexing.directions.HELD_OUT_RANK", fits)
+        monkeypatch.setattr("whence.indexing.directions.BYTES", 10_000)
     case, settings = replace(TINY, train=40), Index(bytes=0.25, rank=rank, chunks=2)
     made = plan(case, index=settings)
     stages = {stage.name: stage for stage in made.stages}
@@ -76,7 +80,8 @@ def test_an_index_of_landmarks_is_planned_as_it_is_built(tmp_path, rank):
     files = sum(file.stat().st_size for file in (tmp_path / "index").iterdir())
     assert stages["index"].disk == pytest.approx(files, rel=0.02)
     low = " at rank 2" if rank == 2 else ""
-    codes = f"256 bytes a row: {index.about['landmarks']} landmarks{low}, {index.about['signs']:,} signs"
+    held_out = f"; {index.about['held_out']} questions held out at rank 3" if fits else ""
+    codes = f"256 bytes a row: {index.about['landmarks']} landmarks{low}, {index.about['signs']:,} signs{held_out}"
     assert stages["index"].note == codes and stages["questions"].note == "40 answers of the model"
     assert all(stages[name].seconds > 0 for name in ("questions", "landmarks", "index"))
     kept = (tmp_path / "index" / "landmarks.safetensors").stat().st_size

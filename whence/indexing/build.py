@@ -23,7 +23,17 @@ from whence.engine.queries import encode_queries
 from whence.engine.stream import identify
 from whence.errors import TruncatedQueryError, UsageError
 from whence.fitting.curvature import Curvature
-from whence.indexing.directions import Directions, Whitened, make_directions, open_directions, settled
+from whence.indexing.directions import (
+    HELD_OUT_BYTES,
+    HELD_OUT_RANK,
+    Directions,
+    Whitened,
+    affordable,
+    make_directions,
+    open_directions,
+    settled,
+    settled_held_out,
+)
 from whence.indexing.index import ADDED, EXAMPLES, MAPS, RECALL, ROWS, Index, added_to, open_index
 from whence.indexing.rows import LandmarkRows, ProjectedRows
 from whence.operators import BlockDiagonal
@@ -77,7 +87,7 @@ def build_index(
     `curvature.inverse(damping)`, the other half signs of what these leave of it (`whence.indexing.directions`). Half of the
     questions are `landmarks`, with their answers, as far as there are so many, the others training rows. Those most like what
     will be asked serve best (`whence.run.Run.build_index` lets the model answer some). A few are held out to measure
-    `index.recall(k, among)`. Their gradients stay in the folder, at `rank`.
+    `index.recall(k, among)`. Their gradients stay in the folder, those of landmarks at `rank`.
 
     `kind` "projections": the codes are `dim x dim` numbers per module, by random signs drawn with `seed`; a side of at most
     `dim` inputs or outputs is kept as it is. With `curvature` the gradients are projected in its eigenbasis, whitened, which
@@ -289,12 +299,15 @@ def _write_landmarks(
     asked = encode_queries(
         point.task, dist.from_first(landmark_questions(point.task, usable, given, most, settings.seed)), point.model
     )
-    found = layout(settings, len(asked))
+    found = layout(settings, len(asked), sites)
     if len(asked) < most:
         note(f"{found.landmarks:,} landmarks instead of {most - HELD_OUT:,}: there are no more rows and questions")
+    if found.held_out < (wanted := held_out(len(asked))):
+        fewer = f"recall is measured with {found.held_out} questions instead of {wanted}"
+        note(f"{fewer}: more would take over {HELD_OUT_BYTES / 2**30:.1f} GiB at rank {HELD_OUT_RANK}")
     with multiplying("float32", point.device):
         directions = make_directions(
-            folder, point, sites, asked, found.held_out, operator, found.signs, settings.rank, settings.seed
+            folder, point, sites, asked, found.landmarks, found.held_out, operator, found.signs, settings.rank, settings.seed
         )
     with multiplying(products, point.device):
         code_rows(saved, point, sites, directions, operator)
@@ -302,6 +315,7 @@ def _write_landmarks(
         "bytes": int(1024 * settings.bytes),
         **found._asdict(),
         "rank": settled(settings.rank, found.landmarks, sites),
+        "held_out_rank": settled_held_out(settings.rank, found.held_out, sites),
         "damping": settings.damping,
         "operator": fingerprint_operator(operator),
         "products": products,
@@ -335,11 +349,12 @@ class Layout(NamedTuple):
     held_out: int
 
 
-def layout(settings: Settings, questions: int) -> Layout:
+def layout(settings: Settings, questions: int, sites: Mapping[str, Site]) -> Layout:
     """That of an index with this many different questions."""
     spared = held_out(questions)
     landmarks = questions - spared
-    return Layout(landmarks, 64 * ((int(1024 * settings.bytes) - SCALES - landmarks) // 8), spared)
+    signs = 64 * ((int(1024 * settings.bytes) - SCALES - landmarks) // 8)
+    return Layout(landmarks, signs, affordable(settings.rank, spared, sites))
 
 
 def most_questions(settings: Settings) -> int:

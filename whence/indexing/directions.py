@@ -9,6 +9,7 @@ thousand numbers (Kane & Nelson 2014), of which rows keep the signs.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -32,10 +33,20 @@ RIDGE = 0.01
 """`e`: recall is the same from 0.001 to 0.1."""
 
 BYTES = 2**30
-"""Up to which rank="auto" keeps the landmarks' gradients whole; else they have the largest rank that takes no more."""
+"""Up to which rank="auto" keeps the landmarks' gradients whole, and those of the questions held out. Else the landmarks have
+the largest rank that takes no more, and the questions held out `HELD_OUT_RANK`."""
 
-KEPT = torch.bfloat16
-"""Of the landmarks: rows and questions meet the same rounded ones, so that nothing of it is seen in their products."""
+HELD_OUT_RANK = 16
+"""What an index says of the best 10 rows is then within .011 of what it says with whole gradients, half the standard error that
+16 questions leave; at rank 8 within .018, at rank 4 .025 (`benchmarks.few_rows --stories 1000`). At rank 32 rows would take as
+long with them as with 512 landmarks at rank 1."""
+
+HELD_OUT_BYTES = 2**32
+"""If questions take more at that rank, fewer are held out."""
+
+KEPT, HELD_OUT_KEPT = torch.bfloat16, torch.float32
+"""Formats of the gradients. Rows and questions meet the same rounded landmarks, so that nothing of it is seen in their
+products; questions held out say what exact scores are."""
 
 AT_A_TIME = 64
 """Questions whose whole gradients are held."""
@@ -75,7 +86,7 @@ class Directions:
 
     landmarks: Gradients
     held_out: Gradients
-    """`[H]`, as they are."""
+    """`[H]` in float32."""
     signs: int
     """Numbers that the rest is projected to."""
     seed: int
@@ -153,23 +164,29 @@ def make_directions(
     point: Point,
     sites: Mapping[str, Site],
     asked: Queries,
+    landmarks: int,
     held_out: int,
     operator: BlockDiagonal,
     signs: int,
     rank: int | str,
     seed: int,
 ) -> Directions:
-    """Measure the gradients of the questions, of which the last are held out; what a killed build has kept is taken."""
+    """Measure the gradients of the first questions, and of the last, held out; what a killed build has kept is taken."""
     if not folder.has(LANDMARKS):
-        count = len(asked) - held_out
         parts: dict[str, Tensor] = {}
-        for kind, some in (("landmark", slice(0, count)), ("held out", slice(count, None))):
-            whole = kind == "held out"
-            low, dtype = None if whole else settled(rank, count, sites), torch.float32 if whole else KEPT
-            if asked.ids[some]:
-                given = point, asked.take(some), sites, Whitened(operator)
-                gradients = precondition(*given, rank=low, kept=dtype, name="landmarks").gradients
-                parts |= {f"{kind}/{key}": tensor for key, tensor in _tensors(gradients).items()}
+        for kind, some, low, dtype in (
+            ("landmark", slice(landmarks), settled(rank, landmarks, sites), KEPT),
+            ("held out", slice(len(asked) - held_out, None), settled_held_out(rank, held_out, sites), HELD_OUT_KEPT),
+        ):
+            if not (count := len(asked.ids[some])):
+                continue
+            if low not in (None, rank):
+                size = count * numbers(sites) * dtype.itemsize / 2**30
+                named = "landmarks" if kind == "landmark" else "questions held out"
+                note(f"{count:,} {named} would take {size:.1f} GiB: kept at rank {low} (rank='full' for all of them)")
+            given = point, asked.take(some), sites, Whitened(operator)
+            gradients = precondition(*given, rank=low, kept=dtype, name="landmarks").gradients
+            parts |= {f"{kind}/{key}": tensor for key, tensor in _tensors(gradients).items()}
         keep(folder, LANDMARKS, parts)
     return open_directions(folder, signs, seed)
 
@@ -184,12 +201,30 @@ def settled(rank: int | str, questions: int, sites: Mapping[str, Site]) -> int |
     """The rank that "auto" stands for; None for "full"."""
     if rank != "auto":
         return None if rank == "full" else int(rank)
-    whole = questions * sum(site.shape[0] * site.shape[1] for site in sites.values()) * KEPT.itemsize
-    if whole <= BYTES:
+    if questions * numbers(sites) * KEPT.itemsize <= BYTES:
         return None
-    found = max(1, BYTES // (questions * sum(sum(site.shape) for site in sites.values()) * KEPT.itemsize))
-    note(f"{questions:,} landmarks would take {whole / 2**30:.1f} GiB: kept at rank {found} (rank='full' for all of them)")
-    return found
+    return max(1, BYTES // (questions * sum(sum(site.shape) for site in sites.values()) * KEPT.itemsize))
+
+
+def settled_held_out(rank: int | str, questions: int, sites: Mapping[str, Site]) -> int | None:
+    """That of questions held out; None for "full", and where they are small. A rank of the landmarks is none for these."""
+    whole = questions * numbers(sites) * HELD_OUT_KEPT.itemsize
+    return None if rank == "full" or whole <= BYTES else HELD_OUT_RANK
+
+
+def affordable(rank: int | str, questions: int, sites: Mapping[str, Site]) -> int:
+    """Of so many questions those that are held out: at least one, and no more than `HELD_OUT_BYTES` where ranks are low."""
+    if (low := settled_held_out(rank, questions, sites)) is None:
+        return questions
+    return min(questions, max(1, HELD_OUT_BYTES // (numbers(sites, low) * HELD_OUT_KEPT.itemsize)))
+
+
+def numbers(sites: Mapping[str, Site], rank: int | None = None) -> int:
+    """Those of a question's gradients, whole or at a rank; a matrix that has fewer than its factors stays whole."""
+    whole = [math.prod(site.shape) for site in sites.values()]
+    if rank is None:
+        return sum(whole)
+    return sum(min(each, rank * sum(site.shape)) for each, site in zip(whole, sites.values(), strict=True))
 
 
 def _tensors(gradients: Gradients) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from whence.engine.queries import encode_queries, precondition
 from whence.generation import ANSWER_TOKENS, OWN_QUESTIONS, can_answer, prompts_like
 from whence.gradients import Dense, Factored, Gradient
 from whence.indexing.build import Layout, code_rows, landmark_questions, layout, most_questions
-from whence.indexing.directions import KEPT, Directions, Whitened, settled
+from whence.indexing.directions import HELD_OUT_KEPT, KEPT, Directions, Whitened, numbers, settled, settled_held_out
 from whence.indexing.index import DEPTHS, ROWS
 from whence.linalg.project import Sparse, place_dtype
 from whence.operators import BlockDiagonal
@@ -60,16 +60,22 @@ class Landmarks:
     @functools.cached_property
     def layout(self) -> Layout:
         """What a row's codes are made of."""
-        return layout(self.settings, self.asked.total)
+        return layout(self.settings, self.asked.total, self.sites)
 
     @functools.cached_property
     def rank(self) -> int | None:
         """Of the landmarks' gradients; None for all of them."""
         return settled(self.settings.rank, self.layout.landmarks, self.sites)
 
+    @functools.cached_property
+    def held_out_rank(self) -> int | None:
+        """Of the gradients of questions held out; None for all of them."""
+        return settled_held_out(self.settings.rank, self.layout.held_out, self.sites)
+
     def __str__(self) -> str:
         size, low = int(1024 * self.settings.bytes), f" at rank {self.rank}" if self.rank else ""
-        return f"{size:,} bytes a row: {self.layout.landmarks:,} landmarks{low}, {self.layout.signs:,} signs"
+        held_out = f"; {self.layout.held_out} questions held out at rank {self.held_out_rank}" if self.held_out_rank else ""
+        return f"{size:,} bytes a row: {self.layout.landmarks:,} landmarks{low}, {self.layout.signs:,} signs{held_out}"
 
     @property
     def row_bytes(self) -> int:
@@ -80,13 +86,13 @@ class Landmarks:
     @property
     def question_bytes(self) -> int:
         """Bytes of the gradients of a landmark."""
-        return sum(math.prod(shape) for site in self.sites.values() for shape in self._shapes(site)) * KEPT.itemsize
+        return numbers(self.sites, self.rank) * KEPT.itemsize
 
     @property
     def questions_bytes(self) -> int:
-        """Bytes of the gradients of all questions, those held out whole and in float32."""
-        whole = sum(math.prod(site.shape) for site in self.sites.values()) * torch.float32.itemsize
-        return self.layout.landmarks * self.question_bytes + self.layout.held_out * whole
+        """Bytes of the gradients of all questions."""
+        held_out = numbers(self.sites, self.held_out_rank) * HELD_OUT_KEPT.itemsize
+        return self.layout.landmarks * self.question_bytes + self.layout.held_out * held_out
 
     def disk(self, data: Data) -> int:
         """Bytes of the folder."""
@@ -127,22 +133,24 @@ class Landmarks:
         with multiplying(products, point.device):
             code_rows(saved, point, point.cover(list(self.sites)).sites, directions, operator)
 
-    def _shapes(self, site: Site) -> list[tuple[int, int]]:
-        """Of the matrices that a landmark's gradient is kept as."""
-        (n_out, n_in), rank = site.shape, self.rank
-        if rank is None or rank * (n_out + n_in) >= n_out * n_in:
-            return [(n_out, n_in)]
-        return [(rank, n_out), (rank, n_in)]
-
     def _blank(self) -> Directions:
         """The questions' gradients as they are read from the folder, without numbers."""
-        landmarks, _, held_out = self.layout
-        found: dict[str, Gradient] = {}
-        for name, site in self.sites.items():
-            parts = [torch.empty(landmarks, *shape, dtype=KEPT) for shape in self._shapes(site)]
-            found[name] = Dense(*parts) if len(parts) == 1 else Factored(*parts)
-        whole = {name: Dense(torch.empty(held_out, *site.shape)) for name, site in self.sites.items() if held_out}
-        return Directions(found, whole, self.layout.signs, 0, _blank_sparse)
+        landmarks, signs, held_out = self.layout
+
+        def blank(count: int, rank: int | None, kept: torch.dtype) -> dict[str, Gradient]:
+            parts = {n: [torch.empty(count, *each, dtype=kept) for each in _shapes(s, rank)] for n, s in self.sites.items()}
+            return {name: Dense(*each) if len(each) == 1 else Factored(*each) for name, each in parts.items()}
+
+        spared = blank(held_out, self.held_out_rank, HELD_OUT_KEPT) if held_out else {}
+        return Directions(blank(landmarks, self.rank, KEPT), spared, signs, 0, _blank_sparse)
+
+
+def _shapes(site: Site, rank: int | None) -> list[tuple[int, int]]:
+    """Of the matrices that a question's gradient is kept as."""
+    n_out, n_in = site.shape
+    if rank is None or rank * (n_out + n_in) >= n_out * n_in:
+        return [(n_out, n_in)]
+    return [(rank, n_out), (rank, n_in)]
 
 
 def _blank_sparse(width: int, dim: int, key: str) -> Sparse:
