@@ -108,6 +108,7 @@ def measure(options: argparse.Namespace, work: Path, sizes: list[float]) -> dict
     print(f"{time.strftime('%H:%M:%S')} {len(mixed)} questions for landmarks", file=sys.stderr, flush=True)
     asked = encode_queries(asking.task, mixed)
     directions = make_directions(Memory(), asking, sites, asked, len(asked) - HELD_OUT, HELD_OUT, operator, 64, "full", 0)
+    directions = replace(directions, landmarks=directions.single)  # all sizes share these, in float32 already
     many = encode_queries(asking.task, queries)
     exact = make_directions(Memory(), asking, sites, many, 0, len(many), operator, 64, "full", 0).held_out
     cuts = {size: cut(directions, marks, 8 * bits) for size in sizes for marks, bits in [shares(int(1024 * size) - SCALES)]}
