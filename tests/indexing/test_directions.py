@@ -244,6 +244,18 @@ def test_questions_held_out_are_kept_at_a_low_rank_where_they_are_large_and_fewe
     assert (full["held_out_rank"], full["held_out"]) == (None, count)
 
 
+def test_landmarks_of_large_modules_are_sketched_a_few_at_a_time_to_the_same_bits(curvature, monkeypatch):
+    directions, held = built(curvature, bytes=0.5)._directions, []
+    expected, sketch = directions.sketched, type(directions).sketch_module
+    monkeypatch.setattr("whence.indexing.directions.CHUNK_BYTES", 4 * 64 * 7)
+    monkeypatch.setattr(
+        type(directions), "sketch_module", lambda self, name, x_BP: held.append(x_BP.shape) or sketch(self, name, x_BP)
+    )
+    monkeypatch.setattr("whence.gradients.chunks.__defaults__", (4 * 64 * 7,))
+    assert torch.equal(directions.sketch(directions.single), expected)
+    assert all(count == 1 or count * numbers <= 64 * 7 for count, numbers in held) and len(held) > len(directions.single)
+
+
 def test_half_of_the_questions_are_given_and_recall_is_measured_with_these():
     task, given = CASE.task(), [{"text": f"w{number} w1 w2"} for number in range(40)]
     some = landmark_questions(task, ROWS_OF, given, 64, seed=0)

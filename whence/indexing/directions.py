@@ -21,7 +21,7 @@ from whence.coverage import Site
 from whence.engine.partition import keep
 from whence.engine.point import Point
 from whence.engine.queries import Queries, precondition
-from whence.gradients import Dense, Factored, Gradient, Gradients, dot, dot_module
+from whence.gradients import CHUNK_BYTES, Dense, Factored, Gradient, Gradients, chunks, dot, dot_module
 from whence.linalg.project import Sparse, dealt
 from whence.operators import BlockDiagonal
 from whence.operators.sketch import ByModule
@@ -49,7 +49,7 @@ KEPT, HELD_OUT_KEPT = torch.bfloat16, torch.float32
 products; questions held out say what exact scores are."""
 
 AT_A_TIME = 64
-"""Questions whose whole gradients are held."""
+"""Questions whose whole gradients are held, of large modules fewer."""
 
 LANDMARKS = "landmarks"
 
@@ -116,7 +116,7 @@ class Directions:
         """Project gradients, `[B, K]`."""
         found: Tensor | None = None
         for name, gradient in gradients.items():
-            parts = [gradient[start : start + AT_A_TIME] for start in range(0, len(gradient), AT_A_TIME)]
+            parts = chunks(gradient, max(math.prod(gradient.shape[1:]), CHUNK_BYTES // 4 // AT_A_TIME))
             part = torch.cat([self.sketch_module(name, part.dense().w_BOI.flatten(1)) for part in parts])
             found = part if found is None else found + part
         assert found is not None
