@@ -1,4 +1,5 @@
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 from whence.errors import EmptyLossError, UsageError
 from whence.tasks import CausalLM
-from whence.tasks.tokens import Passage, pad, padding_id, report_lengths, tokenize
+from whence.tasks.tokens import Passage, _align, pad, padding_id, report_lengths, tokenize
 
 texts = st.text(st.sampled_from("abc  \n\t,é戦🙂́") | st.characters(codec="utf-8"), max_size=20)
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -171,3 +172,30 @@ def test_a_beginning_that_the_text_spells_is_not_in_the_loss(framing_tokenizer):
     (row,) = CausalLM(framing_tokenizer).encode([{"prompt": "<s>a", "completion": " b</s>"}])
     assert row.ids.tolist().count(0) == row.ids.tolist().count(1) == 1
     assert row.in_loss[-1]
+
+
+def one_by_one(total, offsets, added, answers):
+    """Where each token's characters begin and end, and whether any is in an answer: token by token."""
+    last_real = max((i for i, special in enumerate(added) if not special), default=-1)
+    begins, ends, end = [], [], 0
+    for i, ((first, last), special) in enumerate(zip(offsets, added, strict=True)):
+        begins.append(end if special else min(first, end))
+        if not special:
+            end = total if i == last_real else min(total, max(end, last, end + 1 if first == last else 0))
+        ends.append(end)
+    spans = list(zip(begins, ends, strict=True))
+    return ends, [any(end > first and begin < last for first, last in answers) for begin, end in spans]
+
+
+def test_characters_go_to_tokens_as_one_by_one_whatever_the_offsets_say():
+    draw, empty, special = random.Random(0), 0, 0
+    for _ in range(3000):
+        total, count = draw.randrange(20), draw.randrange(9)
+        firsts = [draw.randrange(total + 1) for _ in range(count)]
+        offsets = [(first, first + draw.choice([0, 0, 1, 3])) for first in (sorted(firsts) if draw.random() < 0.7 else firsts)]
+        added = [int(draw.random() < 0.2) for _ in range(count)]
+        answers = tuple((first, first + draw.randrange(6)) for first in draw.choices(range(total + 1), k=draw.randrange(3)))
+        found = _align(Passage("x" * total, answers), list(range(count)), offsets, added, None, 512)
+        assert (found.ends.tolist(), found.in_loss.tolist()) == one_by_one(total, offsets, added, answers)
+        empty, special = empty + any(first == last for first, last in offsets), special + any(added)
+    assert empty > 1000 and special > 1000

@@ -143,20 +143,19 @@ def _align(
     Offsets are not exact: byte-level tokenizers may leave white space out of them, and normalisers may drop characters.
     Such characters go to the next token, and what is left at the end to the last.
     """
-    total = len(passage.text)
-    last_real = max((i for i, special in enumerate(added) if not special), default=-1)
-    starts, ends, end = [], [], 0
-    for i, ((first, last), special) in enumerate(zip(offsets, added, strict=True)):
-        starts.append(end if special else min(first, end))
-        if not special:
-            # an empty offset is white space that was left out: at least one character
-            end = total if i == last_real else min(total, max(end, last, end + 1 if first == last else 0))
-        ends.append(end)
+    total, special = len(passage.text), np.array(added, bool)
+    first, last = np.fromiter(itertools.chain.from_iterable(offsets), np.int32, 2 * len(ids)).reshape(-1, 2).T
+    # an empty offset is white space that was left out, at least one character: end[i] = max(end[i - 1] + empty[i], last[i])
+    empty = np.cumsum(~special & (first == last), dtype=np.int32)
+    ends = np.minimum(empty + np.maximum.accumulate(np.maximum(np.where(special, 0, last) - empty, 0)), total)
+    ends[len(ids) if special.all() else up_to_last(~special) - 1 :] = total
+    before = np.concatenate([[0], ends[:-1]])
+    begins = np.where(special, before, np.minimum(first, before))
     if eos is not None and (not ids or ids[-1] != eos):
-        ids, starts, ends = [*ids, eos], [*starts, total], [*ends, total]
-    begins, ends, in_loss = np.array(starts, np.int32), np.array(ends, np.int32), np.zeros(len(ids), bool)
-    for first, last in passage.answers:
-        in_loss |= (ends > first) & (begins < last)
+        ids, begins, ends = [*ids, eos], np.append(begins, total), np.append(ends, np.int32(total))
+    in_loss = np.zeros(len(ids), bool)
+    for begin, end in passage.answers:
+        in_loss |= (ends > begin) & (begins < end)
     return Tokens(
         ids=np.array(ids[:max_length], np.int64),
         in_loss=in_loss[:max_length].copy(),
