@@ -273,12 +273,12 @@ class Capture:
         self._paused = False
         readers = tuple(use.source.readers) if use.source else (use.site.name,)
         name = use.site.name
+        if self._calls[name] == 1:
+            self._give(name, gradient, readers)
+            return
         calls = self._arrived.setdefault(name, [])
         calls.append((number, gradient))
-        if self._calls[name] == 1:
-            del self._arrived[name]
-            self._give(name, gradient, readers)
-        elif len(calls) == self._calls[name]:
+        if len(calls) == self._calls[name]:
             self._hand_over(name)
 
     def _hand_over(self, name: str) -> None:

@@ -144,7 +144,9 @@ def multiplying_on(hook: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(hook)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _mode.get() or contextlib.nullcontext():
+        if (mode := _mode.get()) is None:
+            return hook(*args, **kwargs)
+        with mode:
             return hook(*args, **kwargs)
 
     return wrapped
