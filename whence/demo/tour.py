@@ -32,9 +32,8 @@ from whence.progress import note
 from whence.report.words import SLOPE, impossible, probability
 from whence.scoring import score
 from whence.store.digest import digest
-from whence.store.files import atomic, write_json
+from whence.store.files import aside, atomic, write_json
 from whence.store.intact import read_json
-from whence.store.manifest import aside
 from whence.store.scores import Scores
 from whence.train.reading import RECORD
 from whence.validate.without import calibrated

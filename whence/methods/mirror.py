@@ -67,13 +67,12 @@ def mirror(request: Request, settings: Mirrored) -> Scores:
 def _plan(request: Request, run: Run, settings: Mirrored, parts: int, whole: bool) -> int:
     """Say what it will take; how many queries go side by side."""
     asked, rows, unread = request.asked, len(request.point.examples), settings.unread(len(run))
-    side = settings.together or at_once(run, len(asked), sum(asked.sizes[:SIDE_BY_SIDE]))  # each reads the queries of all
-    bases = parts + (not whole)
+    beside, bases = sum(asked.sizes[:SIDE_BY_SIDE]), parts + (not whole)  # each reads the queries of all
+    side = settings.together or at_once(run, len(asked), beside)
     steps = bases * len(run) + parts * len(asked) * (len(run) - unread)
     steps += parts * (len(asked) + 1) * len(run) / (3 * run.epochs)  # rows read after each: a third of what an epoch takes
-    numbers = bases * (run.start().numel() + len(run.decay_P)) + parts * len(asked) * (rows + 1)
-    lesson = own_query(run, asked.weighted[:side], settings.eps)
-    announce(run, bases + parts * len(asked), steps, side, numbers * run.decay_P.element_size(), lesson)
+    disk_bytes = run.start().itemsize * (bases * (run.start().numel() + len(run.decay_P)) + parts * len(asked) * (rows + 1))
+    announce(run, bases + parts * len(asked), steps, side, disk_bytes, own_query(run, asked.weighted[:side], settings.eps))
     return side
 
 

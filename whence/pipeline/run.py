@@ -18,9 +18,8 @@ from whence.pipeline.lock import Lock, Record, changes
 from whence.pipeline.needs import check_inputs, check_method, check_packages
 from whence.pipeline.stages import STAGES, Stage, active
 from whence.progress import note
-from whence.store.files import atomic, locked
+from whence.store.files import aside, atomic, locked
 from whence.store.intact import refuse_loop
-from whence.store.manifest import aside
 from whence.train.reading import as_trained
 
 SHOWN = 5

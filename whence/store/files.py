@@ -99,6 +99,14 @@ def locked(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def aside(path: Path) -> Path:
+    """Give the first of NAME.1, NAME.2, ... that is free."""
+    number = 1
+    while (free := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return free
+
+
 def _sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -34,7 +34,7 @@ from whence.errors import StaleArtifact, WhenceError
 from whence.progress import note
 from whence.shortage import shortage, shortages
 from whence.store.digest import canonical_json, digest, plain
-from whence.store.files import atomic, locked, take_lock, temporary_for
+from whence.store.files import aside, atomic, locked, take_lock, temporary_for
 from whence.store.intact import (
     CONFIG,
     FORMAT,
@@ -414,14 +414,6 @@ def refuse_other_kind(folder: Folder, is_kind: bool, kind: str, made_by: str) ->
             given=f"a folder of the stage {folder.provenance.get('stage', '(unknown)')}",
             accepted=f"a folder that {made_by} made, or a run with one in it",
         )
-
-
-def aside(path: Path) -> Path:
-    """Give the first of NAME.1, NAME.2, ... that is free."""
-    number = 1
-    while (free := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
-    return free
 
 
 def _own(tensor: Tensor) -> Tensor:
