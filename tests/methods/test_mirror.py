@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from killing import killed_and_resumed
+from killing import Killed, Killer, killed_and_resumed
 from models import texts, tokenizer
 from oracle import agree
 from torch import nn
@@ -13,12 +13,14 @@ from benchmarks.oracles.base import Case
 from benchmarks.oracles.training import ORACLES as OF_CHECKPOINTS
 from benchmarks.oracles.unrolled import ORACLES
 from whence.data import as_rows
-from whence.errors import NumericalError, UsageError
+from whence.errors import NumericalError, StaleArtifact, UsageError
 from whence.fitting import fit
 from whence.methods.base import attribute
 from whence.models import load_model
+from whence.progress import report_to
 from whence.settings import Score
 from whence.tasks import CausalLM, Regression
+from whence.train import replicas
 from whence.train.record import read_training
 from whence.validate.trainer import Recipe, recorded, retrain
 
@@ -103,6 +105,15 @@ def test_a_killed_run_resumes(trainings, tmp_path, monkeypatch):
     monkeypatch.setattr("whence.engine.trials.SaveTimer.due", True)
     seen = killed_and_resumed(lambda out: scored(trainings / "adamw", together=1, out=out), tmp_path, "mirror", 3)
     assert "repeat" not in seen.done and seen.done["mirror"] == 1  # of three, the two before the kill are kept
+
+
+def test_work_that_was_begun_with_more_queries_side_by_side_is_refused(trainings, tmp_path, monkeypatch):
+    """As on another kind of device, which decides otherwise: its parts would not fit."""
+    with pytest.raises(Killed), report_to(Killer("mirror", 1, "begin")):
+        scored(trainings / "adamw", out=tmp_path)
+    monkeypatch.setitem(replicas.SHORT, "cpu", 0)
+    with pytest.raises(StaleArtifact, match=r"together 3 -> 1"):
+        scored(trainings / "adamw", out=tmp_path)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])

@@ -213,7 +213,7 @@ def settled_held_out(rank: int | str, questions: int, sites: Mapping[str, Site])
 
 
 def affordable(rank: int | str, questions: int, sites: Mapping[str, Site]) -> int:
-    """Of so many questions those that are held out: at least one, and no more than `HELD_OUT_BYTES` where ranks are low."""
+    """How many of the questions can be held out: at least one, and where their rank is low, what `HELD_OUT_BYTES` hold."""
     if (low := settled_held_out(rank, questions, sites)) is None:
         return questions
     return min(questions, max(1, HELD_OUT_BYTES // (numbers(sites, low) * HELD_OUT_KEPT.itemsize)))

@@ -46,10 +46,11 @@ def mirror(request: Request, settings: Mirrored) -> Scores:
     order = torch.randperm(len(point.examples), generator=torch.Generator().manual_seed(settings.seed))
     read_N = order < round(settings.share * len(order))
     parts = [read_N, ~read_N] if settings.complement else [read_N]
-    side = _plan(request, run, settings, len(parts), bool(read_N.all()))
+    # what was decided is part of what folders are made from: it changes last bits, and differs between devices
+    settings = settings.changed(together=_plan(request, run, settings, len(parts), bool(read_N.all())))
     if not read_N.all():  # a training on fewer rows ends elsewhere, and would not notice a wrong record
         _base(request, run, settings, "whole", torch.ones_like(read_N))
-    each = [_mirrored(request, run, settings, str(part), rows_N, side) for part, rows_N in enumerate(parts)]
+    each = [_mirrored(request, run, settings, str(part), rows_N) for part, rows_N in enumerate(parts)]
     found = torch.stack(each).mean(0)
     gains_Q = found[:, -1].numpy()
     note(f"training along with a query raises it by {np.median(gains_Q):.2g} (median); {(gains_Q <= 0).sum()} are not raised")
@@ -66,9 +67,8 @@ def mirror(request: Request, settings: Mirrored) -> Scores:
 
 def _plan(request: Request, run: Run, settings: Mirrored, parts: int, whole: bool) -> int:
     """Say what it will take; how many queries go side by side."""
-    asked, rows, unread = request.asked, len(request.point.examples), settings.unread(len(run))
-    beside, bases = sum(asked.sizes[:SIDE_BY_SIDE]), parts + (not whole)  # each reads the queries of all
-    side = settings.together or at_once(run, len(asked), beside)
+    asked, rows, unread, bases = request.asked, len(request.point.examples), settings.unread(len(run)), parts + (not whole)
+    side = settings.together or at_once(run, len(asked), sum(asked.sizes[:SIDE_BY_SIDE]))  # each reads the queries of all
     steps = bases * len(run) + parts * len(asked) * (len(run) - unread)
     steps += parts * (len(asked) + 1) * len(run) / (3 * run.epochs)  # rows read after each: a third of what an epoch takes
     disk_bytes = run.start().itemsize * (bases * (run.start().numel() + len(run.decay_P)) + parts * len(asked) * (rows + 1))
@@ -76,9 +76,10 @@ def _plan(request: Request, run: Run, settings: Mirrored, parts: int, whole: boo
     return side
 
 
-def _mirrored(request: Request, run: Run, settings: Mirrored, part: str, read_N: Tensor, side: int) -> Tensor:
+def _mirrored(request: Request, run: Run, settings: Mirrored, part: str, read_N: Tensor) -> Tensor:
     """What a copy of each query gives each row, and in the last column itself, `[Q, N + 1]`, of the training on some rows."""
-    point, asked, unread = request.point, request.asked, settings.unread(len(run))
+    point, asked, unread, side = request.point, request.asked, settings.unread(len(run)), settings.together
+    assert side is not None  # it was decided
     begun_1XP, end_1P = _base(request, run, settings, part, read_N)
 
     def losses(theta_P: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def repeat_steps(
 
 
 def at_once(run: Run, count: int, beside: int = 0) -> int:
-    """How many of so many replicas to train side by side, each reading `beside` positions of lessons in addition to the rows.
+    """How many of `count` replicas to train side by side; each reads `beside` positions of lessons in addition to its rows.
 
     Of short batches 16 are up to several times as quick together, each operation being begun once for all of them; of long
     ones, whose attention has no kernel for replicas, one after the other is up to three times as quick. What counts is the work
@@ -68,7 +68,7 @@ def at_once(run: Run, count: int, beside: int = 0) -> int:
 
 
 def announce(run: Run, trainings: int, steps: float, side: int, disk_bytes: float, lesson: Lesson | None = None) -> None:
-    """Say what trainings of so many `steps` in all will take, `side` of them going side by side; a step is taken to see."""
+    """Say what trainings will take that have `steps` steps in all and go `side` at a time; takes a step to measure it."""
     states = run.start()[None].expand(side, -1, -1)
     step = functools.partial(repeat_steps, run, states, range(1), lambda steps: None, lesson=lesson)
     step()  # what is done once, such as the choice of kernels
