@@ -65,7 +65,7 @@ def test_fewer_positions_than_columns(name, rows, method):
         agree(again, found[each], 1e-9)
     if case.text:
         for each, short in matrices_of(fit(case.model().float(), case.task(), case.train(), **given)).items():
-            agree(short, found[each], 1e-3)
+            agree(short, found[each], 1e-2)  # float32 hardly tells eigenvalues near 1e-6 of the largest apart
 
 
 def test_another_seed_draws_other_labels():

@@ -296,5 +296,6 @@ def test_a_transport_of_ones_own():
 
 def test_a_formed_matrix_is_kept_only_on_the_way(tmp_path):
     kept = multistage(three()[1:], QUERIES, out=tmp_path / "run")
-    np.testing.assert_array_equal(kept.total().raw, multistage(three()[1:], QUERIES).total().raw)
+    again = multistage(three()[1:], QUERIES).total().raw
+    np.testing.assert_allclose(kept.total().raw, again, rtol=1e-10)  # last bits may hang on where in memory a matrix lies
     assert {file.name for file in (tmp_path / "run" / "second").iterdir()} == {"scores"}
