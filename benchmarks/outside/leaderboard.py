@@ -165,8 +165,11 @@ def no_dropout(model: nn.Module) -> None:
 
 def chunks(tokenizer: Any, file: Path, tokens: int, count: int) -> list[str]:
     """The first texts of so many tokens, one after the other. Raises UsageError where the file is too short."""
-    text = file.read_text(encoding="utf-8")
-    offsets = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)["offset_mapping"]
+    text, offsets = file.read_text(encoding="utf-8"), []
+    for part in (text[: 12 * tokens * count], text):  # in English four characters are a token
+        offsets = tokenizer(part, return_offsets_mapping=True, add_special_tokens=False, verbose=False)["offset_mapping"]
+        if len(offsets) > 1.1 * tokens * count:  # what was cut off changes the last tokens
+            break
     if len(offsets) < tokens * count:
         raise UsageError(
             f"{file} is too short",

@@ -19,8 +19,6 @@ from typing import Any
 
 from distributed.work import kill_at
 
-PRELOADED = ["torch.distributed", "distributed.work", "scipy.stats", "matplotlib.figure"]
-PRELOADED += [f"whence.{name}" for name in ("pipeline.work", "train.finetune", "validate.quick", "report.write", "cli.fit")]
 PATIENCE = 180
 """Seconds after which processes that wait for each other are a failed test."""
 
@@ -52,7 +50,7 @@ def run(work: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:
 def server() -> ForkServerContext:
     """What starts processes that have everything imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(["distributed.warm"])
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])  # for the server
     return context
 

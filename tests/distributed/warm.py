@@ -1,0 +1,22 @@
+"""What most tests and their processes would each import and build for themselves; whoever forks them imports this before.
+
+All of it stays: looking through it for garbage, which every Trainer does, takes longer than most tests.
+"""
+
+import gc
+
+import distributed.work  # noqa: F401
+import matplotlib.figure  # noqa: F401
+import scipy.stats  # noqa: F401
+import torch.distributed  # noqa: F401
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+import whence.cli.fit
+import whence.pipeline.work
+import whence.report.write
+import whence.train.finetune
+import whence.validate.quick  # noqa: F401
+
+get_checkpoint_conversion_mapping("llama")  # of all architectures, half a second
+gc.collect()
+gc.freeze()
