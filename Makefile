@@ -25,8 +25,8 @@ page: .venv/bin/python  ## build the page of whence serve into whence/serve/stat
 	$(NODE)
 	$(BIN)/python page/build_page.py
 
-test: .venv/installed-dev  ## run the tests, one worker a core (PYTEST_ARGS="-k capture" for some, "-n 0 --pdb" to look into one)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+test: .venv/installed-dev  ## run the tests, on all cores (PYTEST_ARGS="-k capture" for some, "-n 0 --pdb" to look into one)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 lint: .venv/installed-dev  ## ruff, its formatter, pyright, and svelte-check for the page
 	$(BIN)/ruff check .

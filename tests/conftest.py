@@ -100,6 +100,11 @@ def tiny_model_folder(tmp_path, tiny_llama, tiny_tokenizer) -> Path:
     return folder
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores, since tests wait for processes that they start; four at most."""
+    return min(4, len(os.sched_getaffinity(0)) + 1)
+
+
 def pytest_collection_finish():
     """What is imported by now stays: looking through it for garbage takes longer than most tests."""
     if "PYTEST_XDIST_WORKER" in os.environ:  # who runs many tests needs all of it in the end

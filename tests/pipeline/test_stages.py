@@ -57,7 +57,7 @@ def test_what_runs_again_when_a_setting_of_one_training_changes(two):
 
 
 @pytest.mark.slow
-def test_two_files_become_a_report_of_both_trainings_and_a_file_of_stages_gives_the_same_scores(two):
+def test_two_files_become_a_report_of_both_trainings_and_a_file_of_stages_gives_the_same_scores(two, blank_pictures):
     path = two()
     assert go(path) == dict.fromkeys(STAGES, "new")
     assert set(go(path).values()) == {"unchanged"}

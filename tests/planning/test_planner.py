@@ -58,6 +58,9 @@ def test_an_index_is_a_stage_with_the_bytes_of_its_files(tmp_path, kept):
     whence.build_index(blank(TINY).to_empty(device="cpu").apply(zeroed), task, rows, settings, out=tmp_path / "index")
     assert stage.disk == pytest.approx(sum(file.stat().st_size for file in (tmp_path / "index").iterdir()), rel=0.1)
     assert stage.seconds > 0 and stage.memory.tensors > stage.memory.comes > 0 and f"8 x 8 {kept}" in stage.note
+
+
+def test_an_index_is_planned_only_when_asked_for():
     assert "index" not in [stage.name for stage in plan(TINY).stages]
 
 
