@@ -7,6 +7,7 @@ from rich.console import Console
 from whence import progress
 from whence.cli.console import reporting
 from whence.progress import Stage, note, stage
+from whence.show import bars
 from whence.show.bars import Bars, Lines, Outlook, span
 
 
@@ -21,7 +22,8 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(progress.time, "monotonic", clock.monotonic)
+    for module in (progress, bars):  # not time itself, by which a server in another thread waits
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
