@@ -56,6 +56,7 @@ clean:  ## remove the environment and everything generated
 
 .venv/installed: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[compare]'
+	$(BIN)/python -m compileall -q whence  # as pip does with what it copies
 	touch $@
 
 .venv/installed-dev: .venv/installed

@@ -30,7 +30,7 @@ def checking():
 
 
 CHECK = checking()
-MEASURED = {"tiny": 4, "llama-S-mlp": 2, "neox-S-mlp": 2, "llama-S-all-groups": 2}
+MEASURED = {"tiny": 4, "neox-S-mlp": 2, "llama-S-all-groups": 2}
 """Cases that are fitted and scored for real, and their layers; `python benchmarks/plan_check.py` does all, with four."""
 
 TINY = replace(next(case for case in CHECK.CASES if case.name == "tiny"), layers=1)
@@ -114,11 +114,11 @@ def zeroed(module):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
 @pytest.mark.parametrize("case", [case for case in CHECK.CASES if case.name in MEASURED], ids=lambda case: case.name)
-def test_memory_within_a_fifth_and_disk_within_a_twentieth(case):
+def test_memory_within_fifteen_and_disk_within_five_percent(case):
     case = replace(case, layers=MEASURED[case.name])
     expected, real = CHECK.predicted(case, calibrate=False), CHECK.measured(case, returning=True)
     for name in ("fit", "score"):
-        assert expected[name]["returning"] == pytest.approx(real[name]["peak"], rel=0.2), name
+        assert expected[name]["returning"] == pytest.approx(real[name]["peak"], rel=0.15), name
     assert expected["fit"]["disk"] == pytest.approx(real["fit"]["disk"], rel=0.05)
     assert expected["score"]["disk"] == pytest.approx(real["score"]["disk"], rel=0.1)  # compressed texts of a few kB
 
