@@ -204,11 +204,15 @@ def measured(case: Case, returning: bool = False) -> dict[str, dict[str, Any]]:
 
 
 def predicted(case: Case, calibrate: bool = True) -> dict[str, dict[str, Any]]:
-    """The same figures as `measured`, planned from the model's config; "returning" is the peak without freed memory."""
+    """The same figures as `measured`, planned from the model's config.
+
+    "returning" is the peak without freed memory: the tables of scores then take the place of the batches.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     import whence
+    from whence.planning.planner import OVERHEADS
 
     torch.set_num_threads(1)
     with torch.device("meta"):
@@ -221,7 +225,8 @@ def predicted(case: Case, calibrate: bool = True) -> dict[str, dict[str, Any]]:
     for stage in plan.stages:
         part = found["score" if stage.name in ("queries", "score") else "fit"]
         part["peak"] = max(part["peak"], stage.memory.peak)
-        part["returning"] = max(part["returning"], stage.memory.peak - stage.memory.heap)
+        back = stage.memory.heap + (min(stage.memory.comes, OVERHEADS["cpu"].tables) if stage.name == "score" else 0)
+        part["returning"] = max(part["returning"], stage.memory.peak - back)
         part["disk"] += stage.disk
         part["seconds"] += stage.seconds
         part["stages"][stage.name] = {"peak": stage.memory.peak, "seconds": stage.seconds}

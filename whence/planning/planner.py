@@ -493,8 +493,6 @@ OVERHEADS = {
 
 def memory_of(name: str, seen: Rehearsed, over: Overheads, products: Products) -> Memory:
     """The memory of a stage that was rehearsed."""
-    comes = max(0, seen.peak.all - seen.kept.all)
-    tables = max(0, over.tables - comes) if name == "score" else 0  # they are written when the batches have gone
-    libraries = over.libraries + tables + over.short * (products == "bfloat16")
+    libraries = over.libraries + over.tables * (name == "score") + over.short * (products == "bfloat16")
     heap = round(over.kept_by_heap * max(0, seen.peak.small - seen.kept.small))
-    return Memory(libraries, seen.peak.all, heap, comes)
+    return Memory(libraries, seen.peak.all, heap, comes=max(0, seen.peak.all - seen.kept.all))
