@@ -31,6 +31,13 @@ SENTENCES = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_to_look_through():
+    """What the tests before left in caches is looked through for garbage once, not by every Trainer."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
