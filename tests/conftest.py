@@ -109,7 +109,7 @@ def tiny_model_folder(tmp_path, tiny_llama, tiny_tokenizer) -> Path:
 
 def pytest_xdist_auto_num_workers(config):
     """One more than there are cores, since tests wait for processes that they start; four at most."""
-    return min(4, len(os.sched_getaffinity(0)) + 1)
+    return min(4, (os.cpu_count() or 1) + 1)
 
 
 def pytest_collection_finish():

@@ -33,6 +33,14 @@ def test_what_a_plain_trainer_made(shared_data, tmp_path, monkeypatch):
     assert len(run["controls"]) == 8 and run["sentence"] in (tmp_path / "prove.md").read_text()
 
 
+def test_a_command_is_timed_or_killed(tmp_path):
+    (place := tmp_path / "work").mkdir()
+    whole = prove.started(["-c", "sum(range(2_000_000))"], place)
+    assert whole.code == 0 and 0 < whole.processor < 60
+    cut = prove.started(["-c", "import time; time.sleep(60)"], place, 0.2)
+    assert cut.code == -signal.SIGKILL and 0.2 <= cut.wall < 60
+
+
 def test_targets_that_are_missed_are_said():
     run = {
         "run": "full",

@@ -65,7 +65,8 @@ def test_fewer_positions_than_columns(name, rows, method):
         agree(again, found[each], 1e-9)
     if case.text:
         for each, short in matrices_of(fit(case.model().float(), case.task(), case.train(), **given)).items():
-            agree(short, found[each], 1e-2)  # float32 hardly tells eigenvalues near 1e-6 of the largest apart
+            # float32 hardly tells eigenvalues near 1e-6 of the largest apart, as two rows of shampoo's have them
+            agree(short, found[each], 1e-2 if method == "shampoo" else 1e-3)
 
 
 def test_another_seed_draws_other_labels():
