@@ -33,7 +33,7 @@ FLOORS = [
     },
     {"linalg"},
     {"gradients", "operators"},
-    {"adapters", "capture", "coverage", "data", "experts", "layers", "models", "store", "tasks"},
+    {"adapters", "capture", "coverage", "data", "experts", "layers", "models", "opened", "store", "tasks"},
     {"engine", "filter"},
     {"fitting", "indexing", "scoring", "train"},
     {"methods"},

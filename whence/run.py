@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch import nn
 
-from whence import fitting, planning
+from whence import dist, fitting, planning
 from whence.config import Resolved, read_config
 from whence.coverage import cover
 from whence.data import Rows, as_rows, content_id, load_data
@@ -40,6 +40,7 @@ from whence.indexing import Index, add_rows, build_index, open_index
 from whence.loading import in_turns, question_like, rows_of, task_of, trained_on
 from whence.methods.base import Request, recipe_named, request_scores
 from whence.models import load_model
+from whence.opened import remember, remembered
 from whence.operators import Identity, Operator
 from whence.planning.blank import blank_model, tokenizer_of
 from whence.progress import note
@@ -83,7 +84,7 @@ def open(
     attention: str | None = None,
     **settings: Any,
 ) -> Run:
-    """Open a model with its training data, or the folder of a finished `whence run`.
+    """Open a model with its training data, or the folder of a run.
 
         run = whence.open("gpt2", data="train.jsonl", columns={"text": "story"}, max_length=256)
         run = whence.open((model, tokenizer), data=rows)
@@ -96,8 +97,8 @@ def open(
     tokenizer, dtype, device). How a model was trained is read from the `training.json` beside it and need not be said.
 
     What is computed is kept in the folder `out` and taken from there the next time; default: runs/MODEL-DATA, as
-    `whence trace` has it, and nowhere for a model in memory. `factors`, `index` and `training` name folders that other commands
-    made.
+    `whence trace` has it, and nowhere for a model in memory. The folder then opens by its name alone, as that of a `whence run`
+    does. `factors`, `index` and `training` name folders that other commands made.
 
     Raises UsageError where it is not said what the model was trained on, or for an unknown setting. Whatever else is wrong with
     model or data is found when they are loaded, at the first use.
@@ -110,6 +111,12 @@ def open(
                 f"{folder} says itself how it was made.", given=", ".join(settings), fix=f"whence.open({str(folder)!r})"
             )
         return Run.of(read_config(folder))
+    if data is None and folder is not None and (known := remembered(folder)):
+        given = {"out": out or folder, "task": task, "factors": factors, "index": index, "training": training}
+        known |= {name: value for name, value in {**given, "attention": attention}.items() if value is not None}
+        if _finished(folder / "factors"):
+            known.setdefault("factors", str(folder / "factors"))
+        return open(known.pop("model"), **known | settings)
     reading = {name: value for name, value in settings.items() if name in {field.name for field in settings_of(Data)}}
     weights = Weights().changed(**{name: value for name, value in settings.items() if name not in reading})
     if folder is not None and (folder / "model").is_dir() and record_of(folder):
@@ -338,6 +345,7 @@ class Run:
         self._warn_if_untrained  # noqa: B018
         place = {"out": out or self._place("factors"), "save_every": save_every, "rerun": rerun}
         self.curvature = fitting.fit(self.model, self.task(), self.rows, settings, **place)
+        self._remember(place["out"])
         return self.curvature
 
     def ask(
@@ -511,6 +519,7 @@ class Run:
         if curvature is not None and settings.kind != "projections" and settings.dim is None:
             given["landmarks"] = self._landmarks(questions)
         self.index = build_index(self.model, self.task(), self.rows, settings, **given)
+        self._remember(given["out"])
         return self.index
 
     def _landmarks(self, questions: Any) -> Any:
@@ -756,6 +765,7 @@ class Run:
         return settings.changed(n_train=settings.n_train or self.n_train)
 
     def _keep(self, scores: Scores, place: str | Path | None) -> Scores:
+        self._remember(place)
         self._scored.append((scores, Path(place) if place is not None else None))
         return scores
 
@@ -764,6 +774,20 @@ class Run:
         if self.out is None:
             return None
         return self.out / ASKED / name if self.resolved is not None and name != "factors" else self.out / name
+
+    def _remember(self, made: str | Path | None) -> None:
+        """Note in a run's folder, beside what was made there, how it is opened again; the newest factors decide."""
+        home, name = (Path(made).parent, Path(made).name) if made is not None else (Path(), "")
+        of_a_run = home != Path() and (home == self.out or name in ("factors", "index"))
+        if not of_a_run or self.resolved or self._given_task or not (self.name and self._data.path):
+            return
+        usual = {field.name: field.default for field in (*settings_of(Data), *settings_of(Weights))}
+        settings = (self._data.as_json() | self._weights.as_json()).items()
+        own = {name: value for name, value in settings if name in self._said or value != usual[name]}
+        own |= {"model": self.name, "data": own.pop("path"), "attention": self._attention, "device": None}  # of this machine
+        parts = {"factors": self._factors, "index": self._index, "training": self._training}
+        own |= {name: part for name, part in parts.items() if isinstance(part, str | Path)}
+        dist.on_first(remember, home, own, anew=name == "factors")
 
     def _gathered(self, scores: Scores, folder: Path | None) -> dict[str, Any]:
         """What a report of the scores is made of."""

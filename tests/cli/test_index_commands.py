@@ -76,6 +76,8 @@ def test_asking_builds_what_is_missing_once(run, tiny_model_folder, data, querie
     assert [row["id"] for row in json.loads(filtered.stdout)["rows"]] == left and 2 < len(left) < 12
     assert f"{len(left)} of {len(left)} rows with text~cleo" in run(*given, "--where", "text~cleo").stdout
     assert "not a condition" in run(*given, "--where", "red", code=2).stderr
+    alone = json.loads(run("ask", folder.parent, *given[4:], "--json").stdout)  # the folder says of what it is
+    assert alone["queries"] == document["queries"]
     known = {name: scores.about[name] for name in ("operator", "measurement")}
     known |= {"gain": 0.25, "low": 0.2, "high": 0.3, "certain": True, "retrainings": 7, "says": "calibrated on 7 retrainings"}
     (folder.parent / "scores").mkdir()

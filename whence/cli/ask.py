@@ -23,7 +23,7 @@ class Searched(Section):
 
 def ask(
     *,
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a whence run, or a model (with --data).")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or a model (with --data).")],
     question: Annotated[str, typer.Argument(help="The prompt; a chat model gets it as a user's turn.")],
     asked: Answer,
     searched: Searched,
@@ -58,20 +58,20 @@ def ask(
     from whence.cli.ranking import Ranking
     from whence.cli.show import display, document
     from whence.escapes import command
+    from whence.opened import OPENED
     from whence.progress import note
     from whence.run import SETTINGS, Run
     from whence.run import open as open_run
     from whence.validate.without import read_calibration
 
     with start(session):
-        finished = not path and (folder / SETTINGS).is_file()
-        if not (finished or path):
+        if not (path or (folder / SETTINGS).is_file() or (folder / OPENED).is_file()):
             raise UsageError(
                 f"{folder} does not say which model and which data it is of.",
-                accepted="the folder of a whence run, or a model with --data",
+                accepted="the folder of a run, or a model with --data",
                 fix=command("whence", "ask", "MODEL", "--data", "DATA", question),
             )
-        run = open_run(folder) if finished else Run(str(folder), data, weights, said=said())
+        run = Run(str(folder), data, weights, said=said()) if path else open_run(folder, **options.reading_said(data, weights))
         if not run.has_index:
             note(f"{run.out} has no index yet: it is built now, once")
             run.build_index(kind="landmarks")
@@ -82,7 +82,7 @@ def ask(
             **answer,
             candidates=searched.candidates,
             where=where or (),
-            asking=None if finished else measured,
+            asking=None if run.resolved else measured,
         )
     known = read_calibration(run.out / "scores") if run.out is not None else None
     ranking = Ranking(finding.scores.calibrated(known), None, top, LOWERING, coloured())

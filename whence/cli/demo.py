@@ -75,7 +75,7 @@ def demo(
         from whence.cli.serve import open_page
         from whence.serve import Opening
 
-        open_page(Opening(str(tour.folder / "model"), str(corpus), str(tour.folder)))
+        open_page(Opening.of(str(tour.folder)))
 
 
 def show_measured(measured: Measured, stdout: Console) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from whence.cli.from_settings import said
 from whence.errors import UsageError
-from whence.settings import COLUMNS, SEED, Data, Section, setting, settings_of
+from whence.settings import COLUMNS, SEED, Data, Section, Weights, setting, settings_of
 
 File = Annotated[Path, typer.Argument(metavar="[FILE]", help="The settings of the run, whence.yaml.", show_default=False)]
 Settings = Annotated[
@@ -89,3 +89,9 @@ def refuse_both(through: Path | None, model: str | None, data: str, allowed: Ite
     if through is not None and own:
         name = {"model": "MODEL", "path": "--data"}.get(own[0], f"--{own[0].replace('_', '-')}")
         raise UsageError(f"{name} goes with one training, and --through has several.", fix=f"say it of each in {through}")
+
+
+def reading_said(data: Data, weights: Weights) -> dict[str, Any]:
+    """What was said on the command line of how rows and model are read, for `whence.open`."""
+    given = data.as_json() | weights.as_json()
+    return {name: given[name] for name in said() - {"path"} if name in given}

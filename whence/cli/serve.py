@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from whence.cli import options
-from whence.cli.from_settings import said
 from whence.settings import Data, Weights
 
 if TYPE_CHECKING:
@@ -62,15 +61,13 @@ def serve(
         )
     if not path and not Path(run).expanduser().exists():
         raise UsageError(f"There is no {run}.", accepted="a folder of a run, a whence.yaml, or a model with --data")
-    if not path and (Path(run) / "factors").is_dir() and not (Path(run) / "whence.yaml").is_file():
+    opening = Opening.of(run, path or None, str(out) if out is not None else None, options.reading_said(data, weights))
+    if opening.data is None and (Path(run) / "factors").is_dir() and not (Path(run) / "whence.yaml").is_file():
         raise UsageError(
             f"{run} does not say which model and which data it is of.",
-            accepted="the folder of a whence run; that of a whence trace, with its model and data",
+            accepted="the folder of a run by whence run, trace, fit or demo",
             fix=command("whence", "serve", "MODEL", "--data", "DATA", "--out", run),
         )
-    sections = data.as_json() | weights.as_json()
-    settings = {name: sections[name] for name in said() - {"path"} if name in sections}
-    opening = Opening(run, path or None, str(out) if out is not None else None, settings)
     open_page(opening, port, host, browser=not no_browser)
 
 

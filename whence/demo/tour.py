@@ -27,6 +27,7 @@ from whence.filter.tfidf import tfidf_scores
 from whence.fitting import fit
 from whence.linalg.stats import best_rank, spearman
 from whence.models import load_model
+from whence.opened import remember
 from whence.operators import Identity
 from whence.progress import note
 from whence.report.words import SLOPE, impossible, probability
@@ -189,6 +190,7 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0, *, rerun: bool = 
     reading = {"max_length": task.max_length, "append_eos": True}
     with atomic(folder / RECORD) as record:  # for commands that ask the model
         record.write_text(json.dumps({"rows": {"train": len(corpus)}, "reading": reading}), encoding="utf-8")
+    remember(folder, {"model": folder / "model", "data": folder / CORPUS})
     given = answers(model, tokenizer, [question.prompt for question in world.questions])
     asked = [question for question, answer in zip(world.questions, given, strict=True) if answer == question.answer]
     if not asked:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from whence.errors import UsageError
+from whence.opened import remembered
 from whence.store.intact import MANIFEST
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ class Opening:
     out: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, run: str, data: str | None = None, out: str | None = None, settings: Mapping[str, Any] | None = None) -> Self:
+        """The same, where a folder may itself say how its run was opened (`whence.opened`)."""
+        known = remembered(run) if not data else None
+        if known is None:
+            return cls(run, data, out, settings or {})
+        return cls(known.pop("model"), known.pop("data"), out or run, {**known, **(settings or {})})
+
     def open(self) -> Run:
         """The run, with the factors that it has."""
         import whence
@@ -37,7 +46,13 @@ class Opening:
         if run.out is None:
             raise UsageError("A run that is served needs a folder.", fix="--out FOLDER")
         factors = run.out / "factors"
-        return whence.open(self.model, **given, factors=factors) if (factors / MANIFEST).is_file() and not run.resolved else run
+        own = {"factors": factors} if (factors / MANIFEST).is_file() and not run.resolved else {}
+        return whence.open(self.model, **own | given) if own else run
+
+    @property
+    def name(self) -> str:
+        """What pages call it."""
+        return Path(self.out or self.model).name
 
     @property
     def file(self) -> Path | None:

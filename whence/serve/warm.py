@@ -183,11 +183,11 @@ class Warm:
         known = {"version": __version__, "state": self.phase, "loading": loading, "formula": FORMULA}
         known |= {"error": self.error} if self.error else {}
         if self.run is None:
-            return {"name": Path(self.opening.model).name, "folder": self.opening.out, **known}
+            return {"name": self.opening.name, "folder": self.opening.out, **known}
         try:
             return plain(known | self._facts(self.run))
         except WhenceError as error:  # a damaged file is no reason to show nothing
-            return plain({"name": Path(self.opening.model).name, "folder": str(self.run.out), **known, "damaged": str(error)})
+            return plain({"name": self.opening.name, "folder": str(self.run.out), **known, "damaged": str(error)})
 
     def _facts(self, run: Run) -> dict[str, Any]:
         from whence.methods.base import recipes
