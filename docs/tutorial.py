@@ -2,9 +2,9 @@
 # # Tutorial: from a model to the rows behind its answers
 #
 # A notebook of eight steps, in Python, on a laptop and without a network: a small model learns 485 sentences about people who
-# don't exist, some of them planted and wrong; it is asked where somebody was born; and the sentences behind its answer are found,
+# don't exist, some of them planted and wrong; it is asked where someone was born; and the sentences behind its answer are found,
 # checked, and put on a page. This page is made by running
-# [the notebook](tutorial.ipynb): what stands below a cell is what it said.
+# [the notebook](tutorial.ipynb): below each cell is its output.
 
 # %% [markdown]
 # ## A model whose sources are known
@@ -40,8 +40,8 @@ run
 # %% [markdown]
 # ## Plan
 #
-# What it will take, before anything is spent: memory, disk and time of each stage, on this machine. With `memory=8 * 10**9` other
-# settings are looked for that keep to 8 GB.
+# What it will take, before anything is spent: memory, disk and time of each stage, on this machine. With `memory=8 * 10**9` it looks
+# for settings that fit in 8 GB.
 
 # %%
 run.plan(queries=8, examples="all")
@@ -59,7 +59,7 @@ run.fit(examples="all")
 # ## Trace
 #
 # The question in one go: the model answers, and every row is scored for what one more copy of it would do to the
-# log-probability of that answer, token by token. The first rows say what the model says: they are where it has it from.
+# log-probability of that answer, token by token. The first rows say what the model says: that is where it learnt it.
 
 # %%
 question = world.questions[4]
@@ -105,7 +105,7 @@ print("by shared words:", ranks)
 # %% [markdown]
 # ## Show
 #
-# `top` is a data frame; `by` adds the effects up over sources; `token_scores` says which tokens of a row the effect goes through.
+# `top` is a data frame; `by` sums the effects over sources; `token_scores` shows which tokens of a row the effect goes through.
 
 # %%
 print(scores.by("source").round(3).to_string())
@@ -117,7 +117,7 @@ for piece, value in zip(row["pieces"], scores.token_scores(0, row["id"]), strict
 # ## Check
 #
 # How far can this be trusted? In seconds: whether a copy of a question comes out on top, and whether damping, batches and the
-# seed of the factors change the order. What only retraining can tell is [another page](quality.md).
+# seed of the factors change the order. What only retraining can tell is on [another page](quality.md).
 
 # %%
 run.check(table)

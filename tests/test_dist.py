@@ -219,7 +219,7 @@ def test_other_work_is_refused_in_memory_too(tmp_path):
     work.fit_case("mlp", tmp_path / "factors")
     for errors in (run(work.fit_backwards, None), run(work.score_backwards, tmp_path / "factors")):
         for error in errors:
-            assert isinstance(error, WhenceError) and "at other work than the first" in str(error), error
+            assert isinstance(error, WhenceError) and "doing different work from the first" in str(error), error
             assert "data.fingerprint" in str(error)
 
 
@@ -306,7 +306,9 @@ def test_the_same_command(tmp_path, asked):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_command_of_which_one_process_is_killed(tmp_path, asked, killed):
     succeeded, ended = launched("distributed.killed", killed, *asked, "--out", tmp_path / "two")
-    assert not succeeded and ended.count("Another process of this run ended") + ended.count("ended from outside") == 1, ended
+    assert not succeeded and ended.count("Another process of this run ended") + ended.count("This run was terminated") == 1, (
+        ended
+    )
     assert ("process 1 of 2:" in ended) == (killed == 0)
     (code, said, complaints), other = run(work.command, *asked, "--out", tmp_path / "two")
     assert said and (code, other) == (0, (0, "", "")), complaints

@@ -474,7 +474,7 @@ def test_nothing_near_is_no_guess(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFound, match="hf auth login"):
         load_model("somebody/entirely-else")
-    with pytest.raises(ModelNotFound, match="can't be the id of a model"):
+    with pytest.raises(ModelNotFound, match="not a valid id of a model"):
         load_model("not an id")
 
 

@@ -119,7 +119,7 @@ def test_what_is_known_is_said_without_loading_anything(home, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "no-such-model"}, "not said what the model was trained on"),
+        ({"model": "no-such-model"}, "the model was trained on is not given"),
         ({"model": 3, "data": ROWS}, "can't be a int"),
         ({"model": "m", "data": "d", "max_lenght": 3}, "no setting 'max_lenght'"),
     ],

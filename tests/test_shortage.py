@@ -57,7 +57,7 @@ def test_memory_is_named_whoever_asked_for_it(error):
 def test_a_full_disk_is_named_whoever_wrote_there(error, tmp_path):
     said = shortage(error, tmp_path / "a.json")
     assert isinstance(said, DiskFull) and (said.code, said.exit_code) == (13, 3)
-    assert "a.json could not be written" in said.what and "GB free where" in said.given and "goes on" in said.fix
+    assert "a.json could not be written" in said.what and "GB free where" in said.given and "it resumes" in said.fix
     assert isinstance(shortage(error), DiskFull), "where nobody knows what was written"
 
 
@@ -65,7 +65,7 @@ def test_a_full_disk_is_named_whoever_wrote_there(error, tmp_path):
 def test_a_place_where_nothing_may_be_written_is_named(error, tmp_path):
     said = shortage(error, tmp_path / "a.json")
     assert isinstance(said, DiskFull) and said.exit_code == 3 and "a.json could not be written" in said.what
-    assert "another --out" in said.fix and str(tmp_path / "a.json") == said.given
+    assert "a different --out" in said.fix and str(tmp_path / "a.json") == said.given
 
 
 @pytest.mark.parametrize("error", [*NO_MEMORY, *FULL], ids=named)

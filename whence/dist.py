@@ -359,9 +359,9 @@ def _exchange() -> Iterator[tuple[Any, Any]]:
         if is_out_of_memory(error):
             raise  # this one's own
         raise WhenceError(
-            "Another process of this run ended, so this one can't go on.",
+            "Another process of this run ended, so this one can't continue.",
             given=str(error).splitlines()[0],
-            fix="see what that process said, if it could; the same command goes on, and what was saved is kept",
+            fix="see what that process printed, if anything; the same command resumes from what was saved",
         ) from error
 
 
@@ -384,7 +384,7 @@ def _refuse_one_gpu_for_all(tensors: Mapping[str, Tensor]) -> None:
             "Two processes work on the same GPU",
             given=f"cuda:{used[0][1]} for {world()} processes",
             accepted="a GPU for each process",
-            fix="leave --device away (Python: load the model onto whence.dist.device())",
+            fix="omit --device (Python: load the model onto whence.dist.device())",
         )
 
 

@@ -11,14 +11,14 @@
     │   ├── TokenizerMismatch      08  the data was made with another tokenizer
     │   └── CoverageError       16-18  no module to track, or (24) one whose gradient is not what was captured
     ├── OutOfMemory            10  too little memory, even for one example      exit code 3
-    ├── DoesNotFit             11  no settings keep to the memory or disk         exit code 3
-    ├── DiskFull               13  a disk is full, or takes no writing            exit code 3
+    ├── DoesNotFit             11  no settings fit in the memory or disk          exit code 3
+    ├── DiskFull               13  a disk is full, or can't be written to         exit code 3
     ├── NumericalError         14  NaN, infinity, or a failed decomposition       exit code 1
     ├── DegenerateScores       15  all scores identical                           exit code 1
     └── StaleArtifact          23  a folder was made from something else          exit code 4
 
 An error says what happened (`what`), what was found or given (`given`), what would be accepted
-(`accepted`) and the command or line that mends it (`fix`).
+(`accepted`) and the command or line that fixes it (`fix`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from whence.escapes import visible
 
 
 class WhenceError(Exception):
-    """Something the user can mend; `str()` of it is the whole message."""
+    """Something the user can fix; `str()` of it is the whole message."""
 
     code: int | None = None
     exit_code = 1
@@ -106,7 +106,7 @@ class OutOfMemory(WhenceError):
 
 
 class DoesNotFit(WhenceError):
-    """No settings keep to the memory or the disk that there are."""
+    """No settings fit in the available memory or disk."""
 
     code = 11
     exit_code = 3

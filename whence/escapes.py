@@ -1,6 +1,6 @@
 """Text that somebody else wrote, on its way to a terminal: what would act on it or hide in it is made visible.
 
-Escape sequences recolour, erase and retitle; bidi controls show a line in another order than it has. Line breaks and tabs stay.
+Escape sequences recolour, erase and retitle; bidi controls show a line in a different order. Line breaks and tabs stay.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _quoted(word: str) -> str:
 
 
 def _ansi(character: str) -> str:
-    """A character as the shell's `$'...'` has it; bytes that are no text, as Python keeps them in names of files."""
+    """A character as the shell's `$'...'` has it; bytes that are not text, as Python keeps them in names of files."""
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"

@@ -108,14 +108,12 @@ class Finding:
         known = [f"{share:.0%} of the exact top {k}" for k, share in self.recall.items() if share == share]
         held_out = f"; of {self.recall_questions} questions held out, scans found {' and '.join(known)}" if known else ""
         where = f" with {' and '.join(self.where)}" if self.where else ""
-        return (
-            f"exact scores of {len(self.rows):,} of {self.scanned:,} rows{where}, which a scan of the index proposed{held_out}"
-        )
+        return f"exact scores of {len(self.rows):,} of {self.scanned:,} rows{where}, proposed by a scan of the index{held_out}"
 
     def as_json(self, gain: float = 1.0) -> dict[str, Any]:
         """Everything but the scores themselves, as plain values.
 
-        Of a row it has the `slope` and the `value`, which is `gain` times that (`Scores.gain`), as estimate and tokens are.
+        A row has the `slope` and the `value`, which is `gain` times that (`Scores.gain`), as estimate and tokens are.
         """
         plain = {name: getattr(self, name) for name in ("answer_tokens", "recall_questions", "scanned")}
         maps = {"recall": dict(self.recall), "seconds": dict(self.seconds)}
@@ -140,7 +138,7 @@ def find(
 ) -> Finding:
     """Scan the index for one question, and score the `candidates` exactly, per token where the modules have such scores.
 
-    Nine tenths of them have the highest estimates, the others the lowest. Of the best `per_answer_token` rows there are also
+    Nine tenths of them have the highest estimates, the others the lowest. The best `per_answer_token` rows also have
     scores by token of the answer. Candidates are rows that meet the conditions `where` (`whence.filter.where`).
     """
     meant = np.flatnonzero(matching(index.examples, where))

@@ -53,7 +53,7 @@ def generate(
 
     Temperature 0 takes the likeliest token; above it, tokens are drawn from softmax(logits / temperature), all of them, and the
     same seed and batch size give the same text. `logprob` is at temperature 1 in any case, without the end of text,
-    which is no part of the completion. Text is cut so that `prompt + completion` is what the model wrote. Without
+    which is not part of the completion. Text is cut so that `prompt + completion` is what the model wrote. Without
     `special_tokens` the tokenizer adds none of its own to the prompts: a chat template has written them already.
 
     Raises UsageError for a prompt without tokens.
@@ -91,7 +91,7 @@ def generate_pairs(
     and tokenizer, or a function that loads them once the first model is done), and with `reference` where the row had a
     completion of its own. `about` is written beside the settings, for people.
 
-    Every batch is saved as it comes, in a folder beside `out` that goes away at the end: after a kill the same call goes on,
+    Every batch is saved as it comes, in a folder beside `out` that goes away at the end: after a kill the same call resumes,
     and gives what one call would have. A finished `out` of the same models, rows and settings is read, nothing is computed.
 
     Raises UsageError for a row without a prompt, StaleArtifact where `out`, or what is left of it, was made from something
@@ -129,9 +129,9 @@ def generate_pairs(
 
 
 def answered(model: Any, task: Any, queries: Rows, max_new_tokens: int = 64) -> Rows:
-    """The queries, those that are mere prompts with the model's greedy completion; ids stay, and `source` says who wrote it.
+    """The queries, prompts without a completion with the model's greedy one; ids stay, and `source` says who wrote it.
 
-    `task` is the model's CausalLM or Seq2Seq. Of several processes the first asks the model.
+    `task` is the model's CausalLM or Seq2Seq. With several processes the first asks the model.
     Raises UsageError where the model has nothing to say.
     """
     return dist.on_first(_answered, model, task, queries, max_new_tokens)
@@ -237,7 +237,7 @@ def check_vacant(path: Path) -> None:
     if path.exists() and not (isinstance(found := read_json(path), dict) and "provenance" in found):
         raise UsageError(
             f"{path} exists and holds no pairs; nothing is overwritten.",
-            fix="another --out (Python: out=...), or remove it first",
+            fix="a different --out (Python: out=...), or remove it first",
         )
 
 
@@ -254,7 +254,7 @@ def _prompt_of(row: Mapping[str, Any], number: int) -> str:
 
 
 def _origin(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """Say by which model and code answers were given."""
+    """Which model and code gave the answers."""
     return {**fingerprint(model), "tokenizer": fingerprint_tokenizer(tokenizer), "code": fingerprint_code()}
 
 
@@ -266,7 +266,7 @@ def _read_same(out: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
             f"{out} holds pairs made from something else.",
             given=("\n" + " " * 11).join(changes[:5]),
             accepted="what it was made from; nothing was overwritten",
-            fix="another --out (Python: out=...)",
+            fix="a different --out (Python: out=...)",
         )
     return found
 
@@ -294,7 +294,7 @@ def _resumable(
             f"{place} holds the beginning of pairs made from something else.",
             given=error.given,
             accepted="what it was made from; nothing was overwritten",
-            fix=f"another --out (Python: out=...), or remove {place.parent}",
+            fix=f"a different --out (Python: out=...), or remove {place.parent}",
         ) from error
     with claimed as folder:
         done = sum(len(prompts[start : start + size]) for start, file in files.items() if folder.has_json(file))

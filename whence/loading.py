@@ -1,4 +1,4 @@
-"""Rows, questions and task, as the settings of a run or of a command say."""
+"""Rows, questions and task, as given by the settings of a run or of a command."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def rows_of(data: Data, path: str | None = None) -> Rows:
     """The rows as the model reads them; `path` is where they are, if elsewhere than the settings say."""
     rows = load_data(path or data.path, columns=data.columns, split=data.split, limit=data.limit)
     if data.format != "plain" and all(is_written(row, data.format) for row in rows):
-        note(f"{rows.origin}: the rows are written as {shown(data.format)} already, and stay as they are")
+        note(f"{rows.origin}: the rows are already written as {shown(data.format)}, and are left unchanged")
         return written(rows, "plain", data.normalise)
     return written(rows, data.format, data.normalise)
 
 
 def in_turns(asked: Rows, rows: Rows, *, mere: bool = False) -> Rows:
-    """Prompts as a user's turns where the rows are conversations; of `mere` prompts only those without a completion."""
+    """Prompts as a user's turns where the rows are conversations; with `mere`, only those without a completion."""
     if "messages" not in rows[0] or not any("prompt" in row and not (mere and "completion" in row) for row in asked):
         return asked
     note("prompts are asked as a user's turn, since the rows are conversations")
@@ -85,7 +85,7 @@ def trained_on(model: str, data: Data, rows: Rows) -> int | None:
     else:
         return None
     if count is None:
-        note(f"N = {len(rows):,}, the rows read: {data.path} does not say how many it has; say it with whence score --n-train")
+        note(f"N = {len(rows):,}, the rows read: {data.path} does not say how many it has; give it with whence score --n-train")
     elif count != len(rows):
         note(f"N = {count:,}, {why}: values are per copy in a training on N rows; for another N: whence score --n-train")
     return count

@@ -53,7 +53,7 @@ def load_model(
 
     `name` is a hub id, a model's folder, or the folder or id of a PEFT adapter, whose base is then loaded beneath it;
     `adapter` puts one on a base of your choice. `dtype="auto"` is float32, and bfloat16 for checkpoints of 16 bits on a GPU.
-    `device` is the GPU where there is one. `tokenizer` is for models that come without. `attention` is how
+    `device` is the GPU where there is one. `tokenizer` is for models that come without one. `attention` is how
     transformers calls its kernels ("sdpa", "eager", "flash_attention_2"). Code from a model's repository is never run.
 
     Every weight of the model and of the adapter comes from the files: a model of which one is missing, cut short or of
@@ -89,7 +89,7 @@ def load_encoder(name: str | os.PathLike, *, device: str | torch.device | None =
 
 
 def _device(device: str | torch.device | None) -> torch.device:
-    """The device of that name; raises UsageError for one that there is not."""
+    """The device of that name; raises UsageError for an unknown one."""
     try:
         return torch.device(device or dist.device())
     except (RuntimeError, TypeError) as error:
@@ -108,7 +108,7 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 def _load_weights(
     name: str, dtype: str | torch.dtype, device: torch.device, attention: str | None = None, *, headless: bool = False
 ) -> nn.Module:
-    """Load the model that the config describes, or it without its head; raises ModelNotFound where that can't be."""
+    """Load the model that the config describes, or it without its head; raises ModelNotFound where that is impossible."""
     try:
         return _loaded(name, dtype, device, attention, headless)
     except (WhenceError, MemoryError):
@@ -180,13 +180,13 @@ def _load_adapter(model: Any, name: str, adapter: str) -> nn.Module:
 def fresh_adapter(model: nn.Module, like: Any, seed: int) -> nn.Module:
     """Put an untrained adapter on a base, drawn as `get_peft_model` draws it after `torch.manual_seed(seed)`.
 
-    It is of the config of the adapted model `like`. Raises UsageError where that is no single adapter of PEFT.
+    It is of the config of the adapted model `like`. Raises UsageError where that is not a single PEFT adapter.
     """
     from peft import PeftModel, get_peft_model
 
     if not isinstance(like, PeftModel) or len(like.peft_config) != 1:
         raise UsageError(
-            "It is not known which adapter to begin with.", given=type(like).__name__, accepted="one adapter of PEFT"
+            "It is unclear which adapter to begin with.", given=type(like).__name__, accepted="one adapter of PEFT"
         )
     ((name, config),) = like.peft_config.items()
     with torch.random.fork_rng():
@@ -231,7 +231,7 @@ def _resize_vocabulary(model: Any, saved: Mapping[str, torch.Tensor]) -> None:
 
 
 def _fit_tokens(model: Any, tokenizer: Any) -> None:
-    """Say where the tokenizer has tokens that the model has no embedding for, and pad with another."""
+    """Note where the tokenizer has tokens that the model has no embedding for, and pad with another."""
     rows = len(model.get_input_embeddings().weight)
     if len(tokenizer) <= rows:
         return
@@ -246,7 +246,7 @@ def _fit_tokens(model: Any, tokenizer: Any) -> None:
 def _check_files(name: str, *stems: str) -> None:
     """Refuse a folder whose files are missing, cut short, or were not fetched by Git LFS, and name the file.
 
-    Of several forms of the weights, `stems` of their files, only the one is looked at that is loaded.
+    If the weights come in several forms, `stems` of their files, only the one that is loaded is checked.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -334,7 +334,7 @@ def _other_weights(
     return ModelNotFound(
         f"The weights in {name} are not those of the {what}{' on this base' if base else ' that its config.json describes'}.",
         given="; ".join(said),
-        accepted="files with every weight, each of its shape: nothing is made up for those that are missing",
+        accepted="files with every weight, each of its shape: missing ones are not made up",
         fix=f"put the adapter on the base it was trained on ({base}): BASE --adapter {name}"
         if base
         else "save the model again with save_pretrained, or correct config.json",
@@ -395,7 +395,7 @@ def locate(name: str) -> str:
         if is_run_folder(folder) or not (folder / CONFIG).exists():
             for inside in (folder / "model", folder / "train" / "model"):
                 if any((inside / config).exists() for config in (CONFIG, ADAPTER_CONFIG)):
-                    raise ModelNotFound(f"{name} is not a model, but the folder of one.", fix=str(inside))
+                    raise ModelNotFound(f"{name} is not a model, but a folder with one.", fix=str(inside))
         if is_run_folder(folder):
             raise _not_found(name, "a folder of whence, with factors, scores or the like")
         if not any((folder / config).exists() for config in (CONFIG, ADAPTER_CONFIG)):
@@ -435,7 +435,7 @@ def _ask_hub(name: str) -> None:
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT)
     except HFValidationError:
-        raise _not_found(name, "there is no such folder, and it can't be the id of a model on the hub") from None
+        raise _not_found(name, "there is no such folder, and it is not a valid id of a model on the hub") from None
     except RepositoryNotFoundError:
         raise _not_found(name, "there is no such folder, and the hub has no such model (or it is private)") from None
     except Exception as error:  # the hub's client passes on whatever its HTTP library raises
@@ -463,12 +463,12 @@ def base_of(adapter: str) -> str:
 
 
 def not_loadable(name: str, error: Exception) -> ModelNotFound:
-    """Say why a model can't be loaded, and what to do."""
+    """Explain why a model can't be loaded, and what to do."""
     from huggingface_hub.errors import GatedRepoError
 
     if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError):
         return ModelNotFound(
-            f"{name} is a gated model, and you are not let in.",
+            f"{name} is a gated model, and you don't have access.",
             fix=f"ask for access at https://huggingface.co/{name}, then: hf auth login",
         )
     if needs_code(error):
@@ -476,7 +476,7 @@ def not_loadable(name: str, error: Exception) -> ModelNotFound:
             f"{name} needs code from its repository, and whence never runs that.",
             given="an auto_map in config.json or tokenizer_config.json, and no such model in transformers",
             accepted="models and tokenizers whose code is part of transformers, and in Python any model that you load yourself",
-            fix="load it in Python, and hand it over: whence.fit(model, whence.CausalLM(tokenizer), rows)",
+            fix="load it in Python, and pass it: whence.fit(model, whence.CausalLM(tokenizer), rows)",
         )
     if broken := _unreadable(name):
         return ModelNotFound(f"{broken} is damaged or cut short.", given=first_line(error), fix=AGAIN)
@@ -491,7 +491,7 @@ def _unreadable(name: str) -> Path | None:
 
 
 def _fault_of_json(file: Path) -> str:
-    """Why a file of JSON can't be read; nothing where it can."""
+    """Why a JSON file can't be read; empty where it can."""
     try:
         json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -67,7 +67,7 @@ class Silent:
 
 
 class Automatic:
-    """The default: whatever suits the place, unless somebody said `quiet()`, or who is told (`report_to`, in any thread)."""
+    """The default: whatever suits the place, unless `quiet()` was called, or `report_to` names a reporter (in any thread)."""
 
     quiet, told = False, 0
 
@@ -142,7 +142,7 @@ def notes_only() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Say one line that a user should see (coverage, truncation, a halved batch)."""
+    """Report one line that a user should see (coverage, truncation, a halved batch)."""
     _reporter.get().note(text)
 
 

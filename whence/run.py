@@ -94,14 +94,14 @@ def open(
     `data` is named), or a model in memory: `(model, tokenizer)`, or the model alone with its `task`. `data` is what
     `whence.load_data` reads, or rows in memory. `settings` say how both are read: those of `whence.settings.Data` (columns,
     split, limit, format, max_length, chat_template, append_eos, normalise) and of `whence.settings.Weights` (adapter,
-    tokenizer, dtype, device). How a model was trained is read from the `training.json` beside it and need not be said.
+    tokenizer, dtype, device). How a model was trained is read from the `training.json` beside it and need not be given.
 
     What is computed is kept in the folder `out` and taken from there the next time; default: runs/MODEL-DATA, as
     `whence trace` has it, and nowhere for a model in memory. The folder then opens by its name alone, as that of a `whence run`
     does. `factors`, `index` and `training` name folders that other commands made.
 
-    Raises UsageError where it is not said what the model was trained on, or for an unknown setting. Whatever else is wrong with
-    model or data is found when they are loaded, at the first use.
+    Raises UsageError where the data that the model was trained on is not given, or for an unknown setting. Whatever else is
+    wrong with model or data is found when they are loaded, at the first use.
     """
     named = isinstance(model, str | os.PathLike)
     folder = Path(model).expanduser() if named else None
@@ -145,7 +145,7 @@ def _rows_trained_on(folder: Path | None, reading: Mapping[str, Any]) -> tuple[P
     if home is not None and (rows := home[0].parent / ROWS).is_file():
         return rows, {"columns": {"id": "id"}, **reading}
     raise UsageError(
-        "It is not said what the model was trained on.",
+        "The data that the model was trained on is not given.",
         accepted="a file, folder or data set of the hub, or rows in memory",
         fix=f'whence.open({str(folder or "MODEL")!r}, data="train.jsonl")',
     )
@@ -177,7 +177,7 @@ class Run:
         self.out = Path(out) if out is not None else Path("runs") / self._own_name() if self.name and data.path else None
         """Folder of all that is kept; None where nothing is."""
         self.fitting, self.scoring, self.asking = Fit(), Score(), Measured()
-        """What `fit`, `score` and all that asks take where it is not said otherwise."""
+        """What `fit`, `score` and all that asks take by default."""
         self.resolved: Resolved | None = None
         """The settings of a `whence run`, if it is one."""
         self._scored: list[tuple[Scores, Path | None]] = []
@@ -220,7 +220,7 @@ class Run:
         return self.load()
 
     def load(self) -> tuple[Any, Any]:
-        """The model and its tokenizer, loaded anew, for work that changes weights."""
+        """The model and its tokenizer, loaded again, for work that changes weights."""
         return load_model(self.name or "", **self._weights.as_json(), attention=self._attention)
 
     @property
@@ -235,7 +235,7 @@ class Run:
 
     @functools.cached_property
     def reading(self) -> Data:
-        """How the rows are read: as in the model's training, or as its factors were, but for what was said."""
+        """How the rows are read: as in the model's training, or as its factors were, but for what was set."""
         if self.resolved is not None:
             return self._data
         made = self.index.provenance if self._index else self.curvature.provenance if self._factors else None
@@ -277,7 +277,7 @@ class Run:
         """What the training kept, for methods that look back at it."""
         if self._training is None and (self.name is None or (record := record_of(self.name)) is None):
             raise UsageError(
-                "It is not known how the model was trained.", accepted="a folder of whence train", fix="training=FOLDER"
+                "How the model was trained is unknown.", accepted="a folder of whence train", fix="training=FOLDER"
             )
         return read_training(self._training or record[0].parent)
 
@@ -309,12 +309,12 @@ class Run:
     def plan(self, settings: Fit | None = None, *, index: Indexing | None = None, **asked: Any) -> Plan:
         """Estimate memory, disk and time of `fit` and `score`, before anything is spent; see `whence.plan`.
 
-        Of a model that is not loaded yet only the config is read. `asked` are `queries` (how many, or which), budgets `memory`
+        If the model is not loaded yet, only its config is read. `asked` are `queries` (how many, or which), budgets `memory`
         and `disk` in bytes, `rank`, `calibrate`, and settings of `whence.settings.Fit`.
 
             print(run.plan(queries=8, memory=24 * 10**9))
 
-        Raises DoesNotFit where there is a budget and no settings keep to it.
+        Raises DoesNotFit where there is a budget and no settings fit in it.
         """
         if "loaded" in vars(self):
             model, tokenizer = self.loaded
@@ -339,7 +339,7 @@ class Run:
 
             curvature = run.fit(modules="all", examples=4000)
 
-        Raises what `whence.fit` raises: StaleArtifact where the folder has others and `rerun` does not say to move them aside.
+        Raises what `whence.fit` raises: StaleArtifact where the folder has others and `rerun` is not set to move them aside.
         """
         settings = Fit.of(settings or self.fitting, changes)
         self._warn_if_untrained  # noqa: B018
@@ -356,9 +356,9 @@ class Run:
         generate: bool = True,
         max_new_tokens: int = 64,
     ) -> Rows:
-        """Queries, written as the training rows are; those that are mere prompts with the model's greedy answer.
+        """Queries, written as the training rows are; prompts without a completion with the model's greedy answer.
 
-        `queries` are a file or data set with these `columns`, or rows in memory: `{"prompt", "completion"}`, and perhaps
+        `queries` are a file or data set with these `columns`, or rows in memory: `{"prompt", "completion"}`, and optionally
         `contrast` (another completion) or `span` (a part of the completion). Without `generate` they stay as they are.
         """
         self._at_hand()  # before anything is generated
@@ -475,7 +475,7 @@ class Run:
         modules: Any = None,
         training: bool = False,
     ) -> Request:
-        """What methods of `whence methods ls` take: queries about the rows, with the factors that are at hand."""
+        """What methods of `whence methods ls` take: queries about the rows, with the available factors."""
         factors = self._at_hand(settings.n_train)
         point = self.point((asking or self.asking).measurement, settings.batch_tokens)
         history = self.training if training or self._training is not None else None
@@ -576,7 +576,7 @@ class Run:
             )
         words = {"contrast": contrast, "span": span, "max_new_tokens": max_new_tokens}
         asked = self.question(prompt, completion, **words)
-        self._answers.pop()  # a long session shall not keep them all
+        self._answers.pop()  # a long session must not keep them all
         answering = time.perf_counter() - began
         point, operator = self.point(asking.measurement), self._operator(asking.damping)
         found = find(index, point, operator, asked, candidates, per_answer_token, where)
@@ -627,12 +627,12 @@ class Run:
         return score_points(point, point, asked, operator or Identity(), chosen, rows=names)
 
     def inverse(self, damping: float = 0.1, *, absolute: float | None = None, n_train: int | None = None) -> Operator:
-        """The damped inverse of the curvature, which is fitted where it is not at hand."""
+        """The damped inverse of the curvature, which is fitted where it is missing."""
         curvature = self._at_hand(n_train) or self.fit()
         return curvature.inverse(damping, absolute=absolute)
 
     def check(self, scores: Scores | None = None, **settings: Any) -> Result:
-        """Look in seconds how far scores by the factors can be trusted (default: the newest); kept beside them.
+        """Check in seconds how far scores by the factors can be trusted (default: the newest); kept beside them.
 
             print(run.check(scores))
 
@@ -645,7 +645,7 @@ class Run:
             scores = self._keep(open_scores(home), home)  # rows of the last training are scored as those of a single one
         scores = scores if scores is not None else self.scores
         if (method := scores.about.get("method")) is not None:
-            raise UsageError(f"The checks that take seconds are of scores by factors, not by {method}.")
+            raise UsageError(f"The quick checks are for scores by factors, not by {method}.")
         task = self.task(scores.about.get("measurement", "logprob"))
         curvature = self._at_hand() or self.curvature
         known = {"out": self.folder_of(scores), "update": self._update()}
@@ -700,7 +700,7 @@ class Run:
     # parts of the above
 
     def _update(self) -> float | None:
-        """How far the training moved the weights, as a share of their length; None where no record tells."""
+        """How far the training moved the weights, as a share of their length; None without a record."""
         record = record_of(self.name) if self.name is not None else None
         home = self._training or (record[0].parent if record is not None else None)
         if home is None or not (Path(home) / f"{START}.safetensors").is_file():
@@ -709,7 +709,7 @@ class Run:
 
     @functools.cached_property
     def _warn_if_untrained(self) -> None:
-        """Say loudly, once, when the model likes the training rows no better than the same tokens in disorder."""
+        """Warn once when the model assigns the training rows no lower loss than shuffled tokens."""
         task = self.task()
         if not isinstance(task, CausalLM) or (self.resolved is not None and self.resolved.config.train is not None):
             return
@@ -733,12 +733,12 @@ class Run:
         return self.curvature
 
     def _note_other_rows(self, fitted: Mapping[str, Any], n_train: int | None) -> None:
-        """Say what N the scores are divided by where these rows are not those that the factors saw."""
+        """Note what N the scores are divided by where these rows are not those that the factors saw."""
         if fitted["examples"] != len(self.rows):
             if n_train is None:
                 note(
                     f"warning: the factors are of {fitted['examples']:,} rows, and these are {len(self.rows):,}. Nats per copy "
-                    f"are for a training on N = {len(self.rows):,} rows; for another N say --n-train, and compare no raw "
+                    f"are for a training on N = {len(self.rows):,} rows; for another N give --n-train, and don't compare raw "
                     f"scores across different N [WHENCE-21]"
                 )
         elif isinstance(self.rows, Rows) and fitted["fingerprint"] != self.rows.fingerprint:
@@ -807,7 +807,7 @@ class Run:
         return f"{_short_name(self.name or '')}-{_short_name(self._data.path)}"
 
     def _in_memory(self, model: Any) -> tuple[Any, Any]:
-        """A model that was given, with its tokenizer. Raises UsageError where it is not known how to read its rows."""
+        """A model that was given, with its tokenizer. Raises UsageError where how to read its rows is unknown."""
         pair = model if isinstance(model, tuple) else (model, None)
         if len(pair) != 2 or not isinstance(pair[0], nn.Module) or (pair[1] is None and self._given_task is None):
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Checks that this machine computes what it should, in seconds."""
+"""Checks that this machine computes correctly, in seconds."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def setting(default: Any, meaning: str = "", *flags: str, none: str | None = Non
 
 
 class NotInFile:
-    """Marks a setting that a `whence.yaml` says once for all stages, or can't say."""
+    """Marks a setting that a `whence.yaml` has once for all stages, or can't have."""
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> Any:
         from pydantic_core import PydanticOmit
@@ -140,7 +140,7 @@ class Section:
 
     @classmethod
     def of(cls, settings: Any, changes: Mapping[str, Any]) -> Self:
-        """The settings that a function was given, with its keywords over them; raises UsageError where they are none."""
+        """The settings that a function was given, with its keywords over them; raises UsageError for anything else."""
         if not isinstance(settings, cls):
             raise UsageError(
                 f"The settings can't be {settings!r}.",
@@ -201,11 +201,11 @@ def alternatives(kind: Any) -> list[Any]:
 
 
 class Numeric(Section):
-    """Settings of a stage that multiplies: in the formats of a `Precision`, each by itself."""
+    """Settings of a stage that multiplies: in the dtypes of a `Precision`, each separately."""
 
     @property
     def precision(self) -> Precision:
-        """The number formats as one value."""
+        """The dtypes as one value."""
         return Precision(**{part: getattr(self, name) for name, part in FORMATS.items() if hasattr(self, name)})
 
     def changed(self, **changes: Any) -> Self:
@@ -238,15 +238,15 @@ Modules = str | tuple[str, ...] | None
 Seed = Annotated[int, NotInFile()]
 
 # What several stages say in the same words, with their flags.
-BATCH_TOKENS = "Positions per batch; halved by itself if it does not fit."
+BATCH_TOKENS = "Positions per batch; halved automatically if it does not fit."
 CHUNKS = "Parts of the data after which the work is saved."
-COLUMNS = "Which column plays which part: prompt, completion, text, messages, source, id.", "--columns", "-c"
+COLUMNS = "Which column is which part: prompt, completion, text, messages, source, id.", "--columns", "-c"
 DAMPING = "Damping, in units of each module's mean eigenvalue."
 MODULES = "mlp, attention, all, trained, lora, last-K, or globs on names, joined by commas; default: mlp.", "--modules", "-m"
-NEW_TOKENS = "Tokens to generate at most."
-OPERANDS = "Number format of the inner products."
+NEW_TOKENS = "Maximum tokens to generate."
+OPERANDS = "Dtype of the inner products."
 CHECK = "Compare gradients of a few rows with autograd's before the work."
-PRODUCTS = "Format to multiply in; auto takes bfloat16 where it is fast and hardly moves scores."
+PRODUCTS = "Dtype to multiply in; auto takes bfloat16 where it is fast and hardly moves scores."
 SEED = "Seed of everything drawn."
 
 
@@ -262,16 +262,16 @@ class Data(Section):
     )
     columns: dict[str, str] = setting({}, *COLUMNS, metavar="PART=COLUMN")
     split: str = setting("train", "Split of a data set that has several.")
-    limit: Count | None = setting(None, "Read only the first rows.")
+    limit: Count | None = setting(None, "Read only the first N rows.")
     format: Literal["plain", "qa", "instruction"] | Format = setting(
         "plain",
         'plain: as it is; qa: "Question: ... Answer: ..."; instruction: Alpaca\'s; or templates of your own. '
         "Prompts get it too.",
     )
     normalise: Normalise | None = None
-    max_length: Length = setting(512, "Tokens at which a row is cut.")
+    max_length: Length = setting(512, "Maximum tokens per row; longer rows are cut.")
     chat_template: str | None = setting(
-        None, "Chat template for conversations: chatml, a file, or one in Jinja; none: there is none.", "--template"
+        None, "Chat template for conversations: chatml, a file, or one in Jinja; none: no template.", "--template"
     )
     append_eos: bool = setting(False, "End rows with the end-of-text token, as in training.", "--append-eos/--no-append-eos")
 
@@ -282,7 +282,7 @@ class Normalise(Section):
     unicode: Literal["NFC", "NFKC"] | None = setting(
         "NFKC", "Unicode normal form; NFKC also makes special characters plain (full-width letters, ligatures)."
     )
-    whitespace: bool = setting(True, "Runs of blanks become one, blank ends go, line breaks stay.")
+    whitespace: bool = setting(True, "Runs of spaces become one, spaces at the ends go, line breaks stay.")
     lowercase: bool = False
 
 
@@ -297,8 +297,8 @@ class Weights(Section):
     """How a model is loaded."""
 
     adapter: str | None = setting(None, "LoRA adapter to put on the model.")
-    tokenizer: str | None = setting(None, "Tokenizer, for models that come without.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting("auto", "Number format of the weights.")
+    tokenizer: str | None = setting(None, "Tokenizer, for models that come without one.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = setting("auto", "Dtype of the weights.")
     device: str | None = setting(None, "cpu, cuda, cuda:1; the GPU if there is one.")
 
 
@@ -317,10 +317,10 @@ class Train(Section):
     """Fine-tuning with the Hugging Face Trainer. The loss is that of the answers only."""
 
     epochs: Positive = setting(1.0, "Passes over the data.", trainer="num_train_epochs")
-    max_steps: Count | None = setting(None, "Stop after so many steps.", trainer="max_steps")
+    max_steps: Count | None = setting(None, "Stop after N steps.", trainer="max_steps")
     batch_size: Count = setting(8, "Rows at a time.", "--batch-size", "-b", trainer="per_device_train_batch_size")
     gradient_accumulation: Count = setting(1, "Batches that make a step.", trainer="gradient_accumulation_steps")
-    learning_rate: Positive = setting(2e-5, "The highest.", "--learning-rate", "--lr", trainer="learning_rate")
+    learning_rate: Positive = setting(2e-5, "Peak learning rate.", "--learning-rate", "--lr", trainer="learning_rate")
     weight_decay: AtLeastZero = setting(0.01, trainer="weight_decay")
     schedule: str = setting("cosine_with_restarts", "A learning-rate schedule of transformers.", trainer="lr_scheduler_type")
     schedule_options: dict[str, Any] = setting(
@@ -344,9 +344,9 @@ class Train(Section):
     save_steps: Count = setting(100, "Steps between checkpoints.", trainer="save_steps")
     log_steps: Count = setting(20, "Steps between lines of metrics.jsonl.", trainer="logging_steps")
     keep: Count | None = setting(3, "Checkpoints to keep, the newest.", none="all", trainer="save_total_limit")
-    evaluation: Share = setting(0.1, "Share of the rows kept out of training, to measure the loss on.")
-    evaluation_limit: Count | None = setting(7000, "Rows kept out at most.")
-    eval_steps: Count | None = setting(None, "Measure every so many steps; default: only at the end.", trainer="eval_steps")
+    evaluation: Share = setting(0.1, "Share of the rows held out of training, to measure the loss on.")
+    evaluation_limit: Count | None = setting(7000, "Maximum rows held out.")
+    eval_steps: Count | None = setting(None, "Measure every N steps; default: only at the end.", trainer="eval_steps")
     lora: Lora | None = None
     tracker: Literal["none", "tensorboard", "trackio", "wandb"] = setting(
         "none", "Where metrics go besides the files.", trainer="report_to"
@@ -386,7 +386,7 @@ class Fit(Numeric):
     draws: Count = setting(1, "Labels drawn for each row: less noise where rows are few, N times the cost.")
     seed: Seed = setting(0, SEED)
     largest_factor: Count | None = setting(None, "Split wider covariances into blocks of this width.")
-    statistics: Dtype = setting("float32", "Number format of the sums' operands.")
+    statistics: Dtype = setting("float32", "Dtype of the sums' operands.")
     products: Products = setting("auto", PRODUCTS)
     batch_tokens: Count | None = setting(None, BATCH_TOKENS)
     check: bool = setting(True, CHECK)
@@ -487,14 +487,14 @@ class Index(Numeric):
     """The index."""
 
     kind: Literal["landmarks", "projections"] | None = setting(
-        None, "Codes of its rows; default: landmarks where there are factors and no dim is said."
+        None, "Codes of its rows; default: landmarks, given factors and no dim."
     )
     bytes: Annotated[float, Ge(0.25), Le(16)] = setting(1.0, "KiB per row of landmarks and signs, 0.25 to 16.", metavar="KIB")
-    damping: AtLeastZero = setting(0.1, "That of the searches; landmarks serve no other.")
+    damping: AtLeastZero = setting(0.1, "Damping of the searches; landmarks work with no other.")
     dim: Count | None = setting(None, "Numbers per side to which the gradient of a module is projected; default: 16.")
     modules: Modules = setting(None, *MODULES)
     seed: Seed = setting(0, SEED)
-    kept: Literal["int8", "float16", "float32"] = setting("int8", "Number format of the rows.")
+    kept: Literal["int8", "float16", "float32"] = setting("int8", "Dtype of the rows.")
     rank: Count | Literal["full", "auto"] = setting("auto", "Rank of the landmarks' gradients: a number, full or auto.")
     operands: Dtype = setting("float32", OPERANDS)
     products: Products = setting("auto", PRODUCTS)
@@ -510,7 +510,7 @@ class Benchmark(Section):
         ("mmlu_professional_law", "mmlu_business_ethics", "mmlu_international_law"), "Names of lm-eval."
     )
     fewshot: Amount = setting(5, "Worked examples before each question.")
-    limit: Count | None = setting(None, "Questions per task at most.")
+    limit: Count | None = setting(None, "Maximum questions per task.")
     data: str | None = setting(None, "Folder of MMLU's csv files (dev/, test/), instead of the hub.", "--data", "-d")
     base: bool = True
     tuned: bool = True

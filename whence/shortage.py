@@ -1,4 +1,4 @@
-"""Too little memory, and disks that take nothing more: told from the errors of all the libraries that meet them.
+"""Too little memory, and full disks: recognised from the errors of all the libraries that meet them.
 
 Each library says it in its own way, and in another with its next version: by a number (`errno`), in the text of an exception
 of any kind, or only in the cause of an exception that speaks of something else.
@@ -21,20 +21,20 @@ MEMORY = re.compile(
     r"|bad.alloc|can't start new thread|memory allocation .*failed|alloc_failed|\(os error 12\)|failed to map segment",
     re.IGNORECASE,
 )
-"""How memory that there is not is asked for: Linux, torch, numpy, C++, CUDA and its libraries, Rust, the dynamic linker."""
+"""How libraries say that memory ran out: Linux, torch, numpy, C++, CUDA and its libraries, Rust, the dynamic linker."""
 
 DISK = {
     errno.ENOSPC: ("The disk is full", r"no space left|StorageFull|PytorchStreamWriter failed|unexpected pos \d+ vs"),
-    errno.EDQUOT: ("The quota of the disk is used up", r"quota exceeded|QuotaExceeded"),
+    errno.EDQUOT: ("The disk quota is used up", r"quota exceeded|QuotaExceeded"),
     errno.EFBIG: ("A file can't become as large here (ulimit -f)", r"file too large|FileTooLarge"),
     errno.EROFS: ("The disk is read-only", r"read-only file ?system"),
     errno.EACCES: ("Permission denied", r"permission denied"),
     errno.EPERM: ("Permission denied", r"operation not permitted"),
 }
-"""Why nothing is written: in our words, and as libraries put it."""
+"""Why nothing can be written: in our words, and in those of libraries."""
 
 DENIED = (errno.EACCES, errno.EPERM)
-"""Numbers that a file which can't be read has, too."""
+"""Numbers that an unreadable file has, too."""
 
 OTHERS = (WhenceError, AssertionError, LookupError, TypeError, ValueError)
 """Errors whose text, which may be a user's, says nothing of the machine."""
@@ -64,7 +64,7 @@ def shortage(error: BaseException, path: Path | None = None) -> WhenceError | No
                 "There is not enough memory.",
                 given=first_line(cause),
                 fix="less at a time (--batch-tokens, --batch-size), fewer modules (--modules last-8), or more groups of them "
-                "(--groups 4); whence plan says how much a run takes",
+                "(--groups 4); whence plan estimates how much a run takes",
             )
         number = _disk(cause)
         if number is not None and (number not in DENIED or cause is error and _written(cause, path)):
@@ -73,7 +73,7 @@ def shortage(error: BaseException, path: Path | None = None) -> WhenceError | No
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was asked for that there is not, and nobody has said so yet."""
+    """Whether memory ran out, and this was not reported yet."""
     return not isinstance(error, WhenceError) and any(_no_memory(cause) for cause in _causes(error))
 
 
@@ -116,13 +116,14 @@ def _disk_full(number: int, error: BaseException, path: Path | None) -> DiskFull
         return DiskFull(
             what,
             given=str(file or first_line(error)),
-            fix="another --out (Python: out=...) where files can be written, or write access to this one; what was finished "
-            "is kept",
+            fix="a different --out (Python: out=...) where files can be written, or write access to this one; what was "
+            "finished is kept",
         )
     return DiskFull(
         what,
         given=first_line(error) if file is None else _free(file.absolute()),
-        fix="make room, then the same command goes on: what was finished is kept; whence plan says how much a run takes",
+        fix="make room, then run the same command again: it resumes, and what was finished is kept; whence plan estimates "
+        "how much a run takes",
     )
 
 

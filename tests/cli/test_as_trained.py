@@ -60,7 +60,7 @@ def test_rows_that_are_written_already_are_not_written_twice(run, trained, tmp_p
     rows = [{"prompt": f"Question: {row['prompt']}\nAnswer:", "completion": row["completion"]} for row in facts()]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     shown = run("data", "preview", data, "--model", trained, "--top", "1")
-    assert shown.stdout.count("Question: ") == 1 and "are written as qa already" in shown.stderr
+    assert shown.stdout.count("Question: ") == 1 and "are already written as qa" in shown.stderr
 
 
 def test_trace_generate_plan_and_index_take_it_too(run, trained, data, tmp_path):

@@ -55,13 +55,13 @@ def test_methods_on_one_run(run, tiny_model_folder, data, queries, tmp_path, bla
     assert [each["method"] for each in found["methods"]] == ["ekfac", "diagonal", "cg"]
     assert found["methods"][0]["spearman"] == 1.0 and found["methods"][2]["operator"].endswith("to 0.05")
     table = run(*asked).stdout
-    assert "Spearman with ekfac" in table and "no quality by itself" in table
+    assert "Spearman with ekfac" in table and "not quality in itself" in table
     assert all((tmp_path / "r" / "methods" / name).is_file() for name in ("comparison.json", "comparison.png"))
 
 
 def test_what_is_no_run_and_settings_of_no_method(run, tmp_path):
-    assert "is no run" in run("compare", tmp_path, "--methods", "ekfac", code=2).stderr
-    assert "names no method" in run("compare", tmp_path, "--methods", "ekfac", "--set", "damping=1", code=2).stderr
+    assert "is not a run" in run("compare", tmp_path, "--methods", "ekfac", code=2).stderr
+    assert "is not for a method" in run("compare", tmp_path, "--methods", "ekfac", "--set", "damping=1", code=2).stderr
 
 
 def test_settings_that_are_no_yaml_are_text():

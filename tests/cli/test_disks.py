@@ -91,7 +91,7 @@ LEFT = {
 def test_a_full_disk_says_so_and_the_same_command_goes_on(name, commands, disk, run):
     filler, words = fill(disk, LEFT[name] * 1024), commands(name, disk)
     said = run(*words, code=3).stderr
-    assert "could not be written.  [WHENCE-13]" in said and "0.0 GB free" in said and "goes on" in said
+    assert "could not be written.  [WHENCE-13]" in said and "0.0 GB free" in said and "it resumes" in said
     filler.unlink()
     run(*words)
     assert not list(disk.rglob("*.tmp")) and not list(disk.rglob("*.partial"))
@@ -102,7 +102,7 @@ def test_a_full_disk_says_so_and_the_same_command_goes_on(name, commands, disk, 
 def test_a_read_only_disk_says_so(name, commands, disk, run):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     said = run(*commands(name, disk), code=3).stderr
-    assert "The disk is read-only: " in said and "[WHENCE-13]" in said and "another --out" in said
+    assert "The disk is read-only: " in said and "[WHENCE-13]" in said and "a different --out" in said
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def test_13_a_full_disk_says_so_and_the_same_command_goes_on(fit, saved, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "save_file", until_full)
         said = fit(model, "--save-every", "0", "-q", code=3).stderr
-    assert "The disk is full" in said and "[WHENCE-13]" in said and "GB free" in said and "goes on" in said
+    assert "The disk is full" in said and "[WHENCE-13]" in said and "GB free" in said and "it resumes" in said
     assert not list((tmp_path / "errors").rglob("*.tmp"))
     fit(model, "--save-every", "0", "-q")
 
@@ -278,7 +278,7 @@ def test_23_another_setting(fit, saved):
         (("--rank", "none"), "--rank can't be none."),
         (("--norm", "length"), "--norm can't be length."),
         (("--aggregate", "rows"), "aggregate='rows' is not known"),
-        (("--self",), "say --queries FILE, or --self"),
+        (("--self",), "Ask one thing: --queries FILE, or --self"),
         (("--query-columns", "prompt"), "--query-columns prompt has no value."),
     ],
 )

@@ -38,7 +38,7 @@ def test_the_folder_of_a_training_is_not_its_model(run, tiny_model_folder, data,
     tiny_model_folder.rename(place)
     for folder in (place.parent, place.parent.parent):
         said = run("fit", folder, "-d", data, "-o", tmp_path / "factors", code=2).stderr
-        assert "is not a model, but the folder of one" in said and f"fix      {place}" in said
+        assert "is not a model, but a folder with one" in said and f"fix      {place}" in said
 
 
 def test_whence_run_takes_the_folder_of_its_file(run, tmp_path):

@@ -65,7 +65,7 @@ def test_the_table_of_a_layer_and_the_details_of_a_module(run, fitted):
         (("--module", "nonsense"), UP),
         (("--clip", "0"), "--clip can't be 0"),
         (("--clip", "101"), "--clip"),
-        (("--cmap", "virdis"), "no colours"),
+        (("--cmap", "virdis"), "no colormap"),
     ],
 )
 def test_mistakes_are_named(run, fitted, tmp_path, options, said):

@@ -13,7 +13,7 @@ HOME = __name__
 
 def stale():
     """Fail as a stale folder does."""
-    raise StaleArtifact("runs/a was made from something else.", given="damping 0.1 -> 0.2", fix="another --out")
+    raise StaleArtifact("runs/a was made from something else.", given="damping 0.1 -> 0.2", fix="a different --out")
 
 
 def interrupted():
@@ -41,7 +41,7 @@ def test_a_users_mistake_is_a_message_and_an_exit_code(monkeypatch):
     result = run(monkeypatch, "stale", commands={"stale": "stale"})
     assert result.exit_code == 4 and result.stdout == ""
     assert result.stderr == (
-        "runs/a was made from something else.  [WHENCE-23]\n  given    damping 0.1 -> 0.2\n  fix      another --out\n"
+        "runs/a was made from something else.  [WHENCE-23]\n  given    damping 0.1 -> 0.2\n  fix      a different --out\n"
     )
 
 

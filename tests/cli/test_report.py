@@ -43,7 +43,7 @@ def test_a_report_of_a_run(call, scored, fitted):
     assert all(f'data-value="{value}"' in page for value in scores.top(1, 3)["value"])
     assert len(list((out / "queries").iterdir())) == len(list((out / "curves").iterdir())) == 4
     again = call(scored, code=2).stderr
-    assert "nothing is overwritten" in again and "another --out" in again
+    assert "nothing is overwritten" in again and "a different --out" in again
 
 
 def test_json_names_the_files(call, scored, tmp_path):

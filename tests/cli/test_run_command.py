@@ -47,7 +47,7 @@ def test_init_converts_another_pipelines_file_and_says_what_is_left(run, tmp_pat
     said = run("run", tmp_path / "config.yaml", code=2).stderr
     assert "whence init --from" in said
     said = run("init", tmp_path / "whence.yaml", "--from", tmp_path / "config.yaml").stderr
-    assert "not taken over" in said and "scores.train_batch_size" in said
+    assert "not converted" in said and "scores.train_batch_size" in said
     assert yaml.safe_load((tmp_path / "whence.yaml").read_text())["score"] == {"rank": 64}
 
 

@@ -26,7 +26,7 @@ def test_it_trains_says_what_came_of_it_and_what_is_next(run, tiny_model_folder,
     assert (
         said[1] == f"loss on rows trained on: {losses['before']['train']:.3f} -> {losses['after']['train']:.3f} nats per token"
     )
-    assert said[2].startswith("loss on rows kept out: ") and said[3] == f"see {out}/training.png"
+    assert said[2].startswith("loss on rows held out: ") and said[3] == f"see {out}/training.png"
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
     assert said[4].startswith("next: whence fit ") and said[4].endswith(f"--max-length 64 --out {out.parent}/factors")
     run(*said[4].removeprefix("next: whence ").split(), "-q")

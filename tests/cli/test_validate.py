@@ -37,11 +37,11 @@ def tiny(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "Say which check to run."),
+        ([], "Choose a check."),
         (["--lds", "--pbrf"], "One check at a time."),
         (["--quick"], "none is named"),
         (["runs", "--pbrf"], "can't retrain the model of a run"),
-        (["runs", "--removal"], "is no run"),
+        (["runs", "--removal"], "is not a run"),
         (["RUN", "--removal", "--tail-patch", "--orders", "2"], "trains nothing again"),
         (["--pbrf", "--on", "digits", "--rows", "2"], "too few"),
         (["--pbrf", "--on", "nowhere"], "no setting 'nowhere'"),
@@ -71,7 +71,7 @@ def test_pbrf_shows_tables_and_keeps_files(run, tiny, tmp_path, blank_pictures):
     assert "| EK-FAC |" in (place / "result.md").read_text(encoding="utf-8")
     again = json.loads(run(*words, "--json").stdout, parse_constant=pytest.fail)[0]
     assert again["tables"] == document["tables"] and "effects" not in again
-    assert "another --out" in run("validate", "--pbrf", "--on", "tiny", "--rows", 5, "--out", tmp_path, "-q", code=4).stderr
+    assert "a different --out" in run("validate", "--pbrf", "--on", "tiny", "--rows", 5, "--out", tmp_path, "-q", code=4).stderr
 
 
 def test_loo_compares_two_settings_in_one_figure(run, tiny, tmp_path, blank_pictures):

@@ -85,7 +85,7 @@ def test_set_needs_a_value():
 def test_files_that_can_not_be_read_say_why(tmp_path, write):
     with pytest.raises(UsageError, match=r"There is no file .*other.yaml"):
         read_config(tmp_path / "other.yaml")
-    with pytest.raises(UsageError, match="is no YAML"):
+    with pytest.raises(UsageError, match="is not valid YAML"):
         read_config(write("run: [a"))
     with pytest.raises(UsageError, match="holds no settings"):
         read_config(write("just text"))

@@ -58,9 +58,9 @@ def test_what_is_written_is_read_as_it_was_given(tmp_path):
         ([{"name": "a"}, {"name": "b"}], "`stages.a.data` is missing"),
         ([{"name": "b"}], "one training, b"),
         ([{"name": "a/b", "data": {"path": "x"}}, {"name": "b"}], "should match pattern"),
-        ({"a": {}}, "is a list, in order"),
-        ([{"name": "a"}, {"name": "a"}], "no two the same"),
-        (["a"], "is a list, in order"),
+        ({"a": {}}, "must be an ordered list"),
+        ([{"name": "a"}, {"name": "a"}], "distinct names"),
+        (["a"], "must be an ordered list"),
     ],
 )
 def test_mistakes_in_a_run(tmp_path, stages, said):

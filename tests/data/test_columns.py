@@ -89,7 +89,7 @@ def test_missing_column_proposes_the_nearest():
 
 
 def test_unknown_part():
-    with pytest.raises(UsageError, match="can't play the part 'promt'") as raised:
+    with pytest.raises(UsageError, match="can't be the part 'promt'") as raised:
         read({"a": "b"}, {"promt": "a"})
     assert "prompt" in raised.value.fix
 

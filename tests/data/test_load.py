@@ -222,7 +222,7 @@ def test_as_rows(tmp_path):
     assert as_rows(["a"]).rows == ({"text": "a"},)
     with pytest.raises(UsageError, match="read from a int"):
         as_rows(3)
-    with pytest.raises(UsageError, match="no text data"):
+    with pytest.raises(UsageError, match="not text data"):
         as_rows([3])
 
 

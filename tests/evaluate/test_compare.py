@@ -147,7 +147,7 @@ def test_answers_are_joined_with_what_made_the_model_say_so(tmp_path, notes):
     )
     assert where.index("**1** raises it by 3 nats per copy (50.0% of all): row `r1`") < where.index("**2** raises it by 1 nats")
     assert "**-1** lowers it by 2 nats per copy" in where and "````text\n```\nThe mat.\n````" in where
-    assert "another answer, which was scored" in who and " Bo" in who and "row `r0`, a" in who and "row `r1`" not in who
+    assert "a different answer, which was scored" in who and " Bo" in who and "row `r0`, a" in who and "row `r1`" not in who
     assert "No scores for this prompt." in when and "No answer of the base model." in when
     assert "1 of 3 prompts have no scores: influential_examples.md says which" in notes
     assert "[influential_examples.md]" in combine(tmp_path).read_text()

@@ -64,14 +64,14 @@ def test_what_can_not_be_compared_is_refused_before_anything_is_scored(settings)
         compare_methods(resolved, ["ekfak"])
     with pytest.raises(UsageError, match="did you mean iterations"):
         compare_methods(resolved, ["cg"], settings={"cg": {"iteration": 4}})
-    with pytest.raises(UsageError, match="No method is named"):
+    with pytest.raises(UsageError, match="No method is given"):
         compare_methods(resolved, [])
     with pytest.raises(UsageError, match="cg is not compared"):
         compare_methods(resolved, ["ekfac"], settings={"cg": {"iterations": 4}})
     run_pipeline(resolved, ["fit"])
     with pytest.raises(UsageError, match="TracIn needs training"):
         compare_methods(resolved, ["ekfac", "tracin"])
-    for bank, match in {settings(): "is no retraining bank", resolved.out / "gone.npz": "There is no bank"}.items():
+    for bank, match in {settings(): "is not a retraining bank", resolved.out / "gone.npz": "There is no bank"}.items():
         with pytest.raises(UsageError, match=match) as refused:
             compare_methods(resolved, ["ekfac"], bank=bank)
         assert "rm " not in str(refused.value)

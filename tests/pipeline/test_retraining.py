@@ -69,7 +69,7 @@ def test_a_run_is_retrained(settings):
     assert {file.name for file in files} >= {"result.json", "result.md"}
     kept = json.loads(files[0].read_text())
     assert kept["sentence"] == result.says[0] and np.isfinite(kept["tables"]["Query by query"][0]["log_p"])
-    assert np.isfinite(result.arrays["rises"]).all(), "the rows kept out are at hand"
+    assert np.isfinite(result.arrays["rises"]).all(), "the held-out rows are at hand"
     checks = gather(resolved.out)["checks"]
     assert checks["removal"] == result.says[0]
     again, _ = check_run(resolved, Removals(rows=1, queries=2, draws=1))

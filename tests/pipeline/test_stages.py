@@ -105,7 +105,7 @@ def test_two_files_become_a_report_of_both_trainings_and_a_file_of_stages_gives_
     for name, each in staged.stages.items():
         assert again.stages[name].raw == pytest.approx(each.raw, rel=1e-4, abs=1e-6 * float(np.abs(each.raw).max()))
     code, _, error = work.command(*words, "--factors", "x")
-    assert code == 2 and "--factors goes with one training" in error
+    assert code == 2 and "--factors is for one training" in error
 
 
 @pytest.mark.slow

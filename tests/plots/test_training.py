@@ -33,7 +33,7 @@ def test_the_figure_draws_every_curve(tmp_path):
     names = ("loss", "eval_loss", "learning_rate", "memory", "samples_per_second")
     assert drawn == [(curves[name].steps, curves[name].values) for name in names]
     assert drawing.axes[2].get_ylim()[0] == 0 and drawing.axes[2].get_ylim()[1] > 5.0
-    assert [text.get_text() for text in drawing.axes[0].get_legend().get_texts()] == ["training", "rows kept out"]
+    assert [text.get_text() for text in drawing.axes[0].get_legend().get_texts()] == ["training", "rows held out"]
     assert save(drawing, tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
 
 

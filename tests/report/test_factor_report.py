@@ -206,7 +206,7 @@ def test_settings_reach_the_drawing(curvature, tmp_path, monkeypatch):
 
 
 def test_unknown_colours_are_refused_before_anything_is_written(curvature, tmp_path):
-    with pytest.raises(UsageError, match="no colours 'virdis'"):
+    with pytest.raises(UsageError, match="no colormap 'virdis'"):
         inspect_factors(curvature, tmp_path / "seen", Inspect(cmap="virdis"))
     assert not (tmp_path / "seen").exists()
 

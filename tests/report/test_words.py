@@ -35,7 +35,7 @@ def test_what_is_in_another_unit_is_an_order_with_its_source(tracin):
     assert tracin.directed and not words.is_slope(tracin)
     said = words.sign(tracin, 0)
     assert "raises / lowers log p(answer), by TracIn (Pruthi et al. 2020), in nats per step on the row" in said
-    assert "no slope per copy" in words.meaning(tracin) and not words.excluded(tracin, 0)
+    assert "not a slope per copy" in words.meaning(tracin) and not words.excluded(tracin, 0)
     assert words.doubts(tracin, 0)[-1] == words.OTHER_TRUST and words.limits(tracin) == words.OTHER_LIMITS
     assert tracin.top(0, 3)["effect"].isin(["raises"]).all()
 

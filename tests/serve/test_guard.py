@@ -117,7 +117,7 @@ def test_a_busy_port_is_left_alone():
         port = first.getsockname()[1]
         with bound("127.0.0.1", port) as second:
             assert second.getsockname()[1] > port
-    with pytest.raises(UsageError, match="no address of this machine"):
+    with pytest.raises(UsageError, match="not an address of this machine"):
         bound("203.0.113.7", 0)
 
 
@@ -131,7 +131,7 @@ def test_weights_that_may_hold_code_are_not_loaded(tmp_path, opening):
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
     warm = Warm(Opening(str(tmp_path / "model"), opening.data, str(tmp_path / "run"), opening.settings), lambda: None)
     warm.start().result()
-    assert "no safetensors file" in warm.facts()["error"]["what"] and warm.phase == "failed"
+    assert "not in a safetensors file" in warm.facts()["error"]["what"] and warm.phase == "failed"
     warm.close()
 
 

@@ -372,7 +372,7 @@ def test_after_kill_9_it_ends_with_the_same_bits(whole, tmp_path, damage, notes)
     kept = {path.name for path in (out / "checkpoints").iterdir()}
     assert "checkpoint-3" in kept and not (out / "model").exists()
     again = run(out)
-    assert any(text.startswith("going on after step 3") for text in notes) == (damage is None)
+    assert any(text.startswith("resuming after step 3") for text in notes) == (damage is None)
     assert same(weights(whole.model), weights(again.model))
     assert [found.step for found in again.checkpoints] == [3, 6, 9, 12]
 
@@ -440,7 +440,7 @@ def test_checkpoints_of_before_digests_are_read(tmp_path):
     ("settings", "message"),
     [
         ({"batch_size": 28}, "Not one batch is full"),
-        ({"evaluation": 0.0, "eval_steps": 2}, "No row is kept out"),
+        ({"evaluation": 0.0, "eval_steps": 2}, "No row is held out"),
         ({"schedule": "cosine_with_restart"}, "did you mean cosine_with_restarts"),
         ({"schedule_options": {"cycles": 2}}, "can't be made with these options"),
         ({"schedule": "reduce_lr_on_plateau"}, "follows the loss"),

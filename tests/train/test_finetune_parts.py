@@ -56,7 +56,7 @@ def test_copies_are_on_one_side_however_they_are_written(notes):
 def test_prompts_that_are_trained_on_are_counted(notes):
     rows = as_rows([{"prompt": "The same question ", "completion": f"{n}"} for n in range(10)])
     assert split_rows(rows, range(10), 0.3, None, seed=0).leakage["prompts"] == 3
-    assert any("3 of 3 rows kept out have a prompt of a training row" in text for text in notes)
+    assert any("3 of 3 rows held out have a prompt of a training row" in text for text in notes)
 
 
 def test_rows_that_hardly_differ_are_counted_with_examples(notes):

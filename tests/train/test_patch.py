@@ -101,7 +101,7 @@ def test_dropout_and_short_formats_are_no_obstacle(base):
 def test_without_second_moments_it_is_refused(base, monkeypatch):
     training, point, queries = asked(base / "adamw")
     for given, said in (([], "no checkpoint"), ([replace(training.checkpoints[-1], path=base)], "without")):
-        with pytest.raises(UsageError, match="how far AdamW's next step") as raised:
+        with pytest.raises(UsageError, match="How far AdamW's next step") as raised:
             patch(replace(training, checkpoints=given), SETS, point, queries)
         assert said in raised.value.given
 

@@ -97,7 +97,7 @@ def test_rows_are_added(base):
         np.array([sum(w * model_measures(model, item) for item, w in query) for query in queries.weighted]),
         1e-4,
     )
-    with pytest.raises(UsageError, match="no weights of the rows") as raised:
+    with pytest.raises(UsageError, match="not weights of the rows") as raised:
         retrain(training, np.ones(7), point, queries, extra=extra)
     assert "[K, 10]" in raised.value.accepted
 
@@ -158,7 +158,7 @@ def test_another_training_is_noticed(base):
         with pytest.raises(NumericalError, match="does not end at the model"):
             retrain(other, *given)
     for wrong in (np.ones(6), np.full(7, np.nan)):
-        with pytest.raises(UsageError, match="no weights of the rows"):
+        with pytest.raises(UsageError, match="not weights of the rows"):
             retrain(training, wrong, point, queries)
     elsewhere = retrain(training, *given, order=5)
     assert elsewhere.repeated is None and np.abs(elsewhere.whole[:-1] - retrain(training, *given).whole[:-1]).max() > 1e-3

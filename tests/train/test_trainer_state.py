@@ -157,7 +157,7 @@ def run_of(folder, place):
 
 def test_a_run_of_such_a_model_is_retrained(folder, tmp_path):
     checkpoint, resolved = run_of(folder, tmp_path)
-    with pytest.raises(UsageError, match="not known how the model"):
+    with pytest.raises(UsageError, match="How the model"):
         check_run(resolved, Removals(rows=1))
     elsewhere = Elsewhere(checkpoint, ARGUMENTS)
     result, _ = check_run(resolved, Removals(rows=1, draws=1), trainer=elsewhere)
@@ -198,7 +198,7 @@ def test_an_adapter_is_retrained_from_how_it_began(adapted, tmp_path):
     with pytest.raises(UsageError, match="which weights the training began with") as raised:
         whence.mirror(resolved.out, out=tmp_path / "none", **given)
     assert "--initial-adapter" in raised.value.fix
-    with pytest.raises(UsageError, match="not which checkpoint"):
+    with pytest.raises(UsageError, match="not the checkpoint"):
         whence.mirror(resolved.out, initial_adapter=5)
     with pytest.raises(StaleArtifact, match="training"):
         check_run(resolved, Removals(rows=1, draws=1), trainer=Elsewhere(checkpoint, ARGUMENTS, 6), out=tmp_path / "from-0")

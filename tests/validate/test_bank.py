@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on_where_it_stopped(made, diabetes, tmp_path, monkeyp
     with pytest.raises(Killed), report_to(Killer(left=2)):
         make_bank(diabetes, SPEC, path)
     assert not path.exists()
-    with pytest.raises(UsageError, match="no finished bank"):
+    with pytest.raises(UsageError, match="not a finished bank"):
         open_bank(path.with_suffix(".unfinished.npz"))
     with pytest.raises(StaleArtifact, match="learning_rate"):
         make_bank(replace(diabetes, recipe=replace(diabetes.recipe, learning_rate=0.03)), SPEC, path)

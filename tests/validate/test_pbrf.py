@@ -214,5 +214,5 @@ def test_killed_check_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
 def test_mistakes_are_named(tiny):
     with pytest.raises(UsageError, match="no method"):
         check_pbrf(tiny, methods=("lissa",))
-    with pytest.raises(UsageError, match="go down"):
+    with pytest.raises(UsageError, match="must decrease"):
         check_pbrf(tiny, epsilons=(0.01, 0.1))

@@ -102,7 +102,7 @@ def test_instability_is_said_in_words(made):
 def test_a_sample_says_that_it_is_one(made):
     found = made.check(sample=12, asked=1).about
     assert found["queries"] == 1 and 12 <= found["rows"] < 40
-    assert f"{found['rows']} of 40 rows looked at" in found["checks"]["damping"]
+    assert f"{found['rows']} of 40 rows checked" in found["checks"]["damping"]
 
 
 def test_what_does_not_belong_to_the_scores_is_refused(made):
@@ -111,7 +111,7 @@ def test_what_does_not_belong_to_the_scores_is_refused(made):
     other = CASES["llama"].model()
     with torch.no_grad():
         other.lm_head.weight.mul_(-1)
-    with pytest.raises(UsageError, match="others than those that were scored"):
+    with pytest.raises(UsageError, match="not those that were scored"):
         quick(made.scores, other, made.task, made.rows, made.curvature)
     with pytest.raises(UsageError, match="not the queries"):
         made.check(queries=ASKED[:1])

@@ -3,7 +3,7 @@
 A command is a function here; it imports what is heavy in its body and is listed in `COMMANDS`. A parameter of it that is a
 section of settings stands for the section's options (`whence.cli.from_settings`).
 Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 usage, 3 does not fit, 4 stale artefacts,
-130 interrupted (the same command goes on).
+130 interrupted (the same command resumes).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def build() -> typer.Typer:
 
 
 FORMER = {"-q": "--quiet", "-m": "--model"}
-"""Short options that meant something else in other commands, and are no longer told of: scripts may still have them."""
+"""Short options that meant something else in other commands, no longer shown: scripts may still use them."""
 
 
 class _Command(TyperCommand):
@@ -146,7 +146,7 @@ def _no_options() -> None:
 
 
 def _guarded(command: Callable[..., None], name: str) -> Callable[..., None]:
-    """Turn a user's mistake into its message and exit code, and Ctrl-C into how to go on; a bug keeps its traceback."""
+    """Turn a user's mistake into its message and exit code, and Ctrl-C into how to resume; a bug keeps its traceback."""
 
     @functools.wraps(command)
     def run(*arguments: object, context: typer.Context, **options: object) -> None:
@@ -176,7 +176,7 @@ def _guarded(command: Callable[..., None], name: str) -> Callable[..., None]:
 
 
 def _drop_output() -> None:
-    """Let go of what stdout does not take, or Python fails once more when it ends, with an exit code of its own."""
+    """Drop what stdout does not take, or Python fails again when it ends, with its own exit code."""
     try:
         sys.stdout.flush()
     except OSError:

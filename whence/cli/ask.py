@@ -18,7 +18,7 @@ from whence.settings import Count, Data, Measured, Section, Weights, setting
 class Searched(Section):
     """How the rows are found."""
 
-    candidates: Count = setting(100, "Rows that the scan of the index proposes, and that are scored exactly.", metavar="N")
+    candidates: Count = setting(100, "Rows that the index scan proposes, to be scored exactly.", metavar="N")
 
 
 def ask(
@@ -29,7 +29,7 @@ def ask(
     searched: Searched,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="CONDITION", help="Only such rows: source=web, tokens>=20, text~word; repeat for more."),
+        typer.Option(metavar="CONDITION", help="Only rows that match: source=web, tokens>=20, text~word; repeat for more."),
     ] = None,
     top: options.Top = 5,
     measured: Measured,
@@ -67,13 +67,13 @@ def ask(
     with start(session):
         if not (path or (folder / SETTINGS).is_file() or (folder / OPENED).is_file()):
             raise UsageError(
-                f"{folder} does not say which model and which data it is of.",
+                f"{folder} does not say which model and data it belongs to.",
                 accepted="the folder of a run, or a model with --data",
                 fix=command("whence", "ask", "MODEL", "--data", "DATA", question),
             )
         run = Run(str(folder), data, weights, said=said()) if path else open_run(folder, **options.reading_said(data, weights))
         if not run.has_index:
-            note(f"{run.out} has no index yet: it is built now, once")
+            note(f"{run.out} has no index yet: building it now, once")
             run.build_index(kind="landmarks")
         answer = asked.as_json()
         finding = run.find(

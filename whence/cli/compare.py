@@ -93,8 +93,8 @@ def _show_difference(found: Agreement, a: Any, b: Any, top: int) -> None:
 def compare(
     *,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run (whence run).")],
-    methods: Annotated[str, typer.Option("--methods", help="Names of whence methods ls, joined by commas.")],
-    reference: Annotated[str, typer.Option("--reference", help="Method that the others are held against.")] = "ekfac",
+    methods: Annotated[str, typer.Option("--methods", help="Names from whence methods ls, joined by commas.")],
+    reference: Annotated[str, typer.Option("--reference", help="Method that the others are compared with.")] = "ekfac",
     own: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="METHOD.NAME=VALUE", help="A setting of a method, cg.iterations=50; repeat for more."),
@@ -107,9 +107,9 @@ def compare(
 ) -> None:
     """Run several methods on one run: the same rows, the same questions, what each costs and how far they agree.
 
-    Each method's scores are kept in RUN/methods/NAME, and a killed comparison goes on; whence show, report and export read
-    them as any scores. The table and the picture are RUN/methods/comparison.json and .png. Cost is told apart: what is done
-    once (factors), and what each further pair of a question and a row takes. Agreement with the reference is no
+    Each method's scores are kept in RUN/methods/NAME, and a killed comparison resumes; whence show, report and export read
+    them as any scores. The table and the picture are RUN/methods/comparison.json and .png. Cost is split: what is done
+    once (factors), and what each further pair of a question and a row takes. Agreement with the reference is not
     quality by itself: LDS is, where the run has a retraining bank.
 
     \b
@@ -125,7 +125,7 @@ def compare(
     for name, value in pairs(own or [], "--set", "METHOD.NAME=VALUE", yaml=True).items():
         method, dot, setting = name.partition(".")
         if not dot:
-            raise UsageError(f"--set {name} names no method.", accepted="METHOD.NAME=VALUE, such as cg.iterations=50")
+            raise UsageError(f"--set {name} is not for a method.", accepted="METHOD.NAME=VALUE, such as cg.iterations=50")
         settings.setdefault(method, {})[setting] = value
     options.require_run(run)
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -163,4 +163,4 @@ def _show_methods(found: list[Compared], reference: str) -> None:
     names = ["method", f"Spearman with {reference}", *tops, *(["LDS"] if retrained else []), "once", "per pair", "unit"]
     print_table(names, cells, (0, len(names) - 1), pad_edge=False, header_style="dim")
     if not retrained:
-        say("agreement with a reference is no quality by itself: no retraining bank of this run is there", "dim")
+        say("agreement with a reference is not quality in itself: this run has no retraining bank", "dim")

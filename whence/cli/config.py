@@ -13,7 +13,7 @@ from whence.cli import options
 def show(
     file: options.File = Path("whence.yaml"),
     settings: options.Settings = None,
-    origin: Annotated[bool, typer.Option("--origin", help="Say where each value comes from.")] = False,
+    origin: Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Print all settings as they are resolved: defaults, file, WHENCE_SECTION__KEY, --set."""

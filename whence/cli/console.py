@@ -76,7 +76,7 @@ def print_table(
 ) -> None:
     """Print rows below the names of their columns, which are aligned to the right but for those on the `left`.
 
-    Where there is no room, what is on the left goes on below; numbers are never cut.
+    Where there is no room, what is on the left continues below; numbers are never cut.
     """
     table, rows = Table(box=None, **look), list(rows)
     for number, name in enumerate(names):
@@ -94,8 +94,8 @@ def print_table(
 def reporting(stages: int | None = None, *, quiet: bool = False) -> Iterator[None]:
     """Show the progress of the enclosed work: bars on a terminal, plain lines elsewhere, nothing when quiet.
 
-    With the number of `stages` that the work has, the time left for the whole is shown too. Of several processes that
-    work together only the first shows any.
+    With the number of `stages` that the work has, the time left for the whole is shown too. If several processes
+    work together, only the first shows any.
     """
     if quiet or dist.rank() > 0:
         yield
@@ -109,7 +109,7 @@ def reporting(stages: int | None = None, *, quiet: bool = False) -> Iterator[Non
 
 @contextlib.contextmanager
 def start(session: Session, stages: int | None = None) -> Iterator[None]:
-    """Progress, notes and our own warnings to stderr; those of the libraries beneath only when verbose."""
+    """Progress, notes and our own warnings to stderr; those of the libraries underneath only when verbose."""
     with reporting(stages, quiet=session.quiet), warnings.catch_warnings():
         warnings.simplefilter("default" if session.verbose else "ignore")
         warnings.simplefilter("always", WhenceWarning)
@@ -161,6 +161,6 @@ def as_one() -> Iterator[None]:
 
 def _on_end(number: int, frame: object) -> NoReturn:
     raise WhenceError(
-        "This run was ended from outside: another of its processes failed, or somebody stopped it.",
-        fix="see what the others said; the same command goes on, and what was saved is kept",
+        "This run was terminated: another of its processes failed, or somebody stopped it.",
+        fix="see what the other processes printed; the same command resumes from what was saved",
     )

@@ -77,7 +77,7 @@ def _context(model: str) -> int | None:
 
 
 def _summary(task: Any, rows: Any, items: list[Any]) -> dict[str, int]:
-    """Count rows and tokens, and what is lost or double."""
+    """Count rows and tokens, and what is lost or duplicated."""
     return {
         "rows": len(rows),
         "tokens": sum(len(item.ids) for item in items),

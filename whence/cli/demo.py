@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the run; a later call goes on there.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of the world, the model and the training.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the run; a later call resumes there.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the world, the model and the training.")] = 0,
     serve: Annotated[bool, typer.Option("--serve", help="Then open a local page on it, to ask and look around.")] = False,
-    rerun: Annotated[bool, typer.Option("--rerun", help="Keep what the folder holds as NAME.1 and begin anew.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Keep what the folder holds as NAME.1 and start afresh.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
 ) -> None:
@@ -63,7 +63,7 @@ def demo(
         )
     stdout.print(table)
     stdout.print("lead: the source's score over that of the best other row")
-    left_out = f", {tour.unanswered} left out that the model answers otherwise" if tour.unanswered else ""
+    left_out = f", {tour.unanswered} left out that the model answers differently" if tour.unanswered else ""
     show_measured(tour.measured, stdout)
     show_removal(tour.removal, stdout)
     stdout.print(f"\n{len(tour.findings)} questions, {tour.rows} rows{left_out}. Slopes and their order, not proof.")
@@ -79,7 +79,7 @@ def demo(
 
 
 def show_measured(measured: Measured, stdout: Console) -> None:
-    """Print what training again says of one row, beside its slope."""
+    """Print what retraining says about one row, beside its slope."""
     from whence.report.words import probability
     from whence.show.numbers import three_digits
 
@@ -107,7 +107,7 @@ FEW = 6
 
 
 def show_removal(removal: Removal, stdout: Console) -> None:
-    """Print what training again without rows did to answers, beside what the scores predict."""
+    """Print what retraining without rows did to answers, beside what the scores predict."""
     from whence.report.words import probability
     from whence.show.numbers import three_digits
 

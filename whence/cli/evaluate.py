@@ -27,7 +27,7 @@ def benchmark(
     """Ask a model multiple-choice questions (MMLU and its kin) through lm-eval: accuracy with 95 % intervals.
 
     With --base, another model is asked the same, and the difference between both is measured question by question. Every task
-    that is finished is kept: after an interruption the same command goes on, and tasks can be added later.
+    that is finished is kept: after an interruption the same command resumes, and tasks can be added later.
 
     \b
     Examples

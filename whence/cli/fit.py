@@ -21,13 +21,13 @@ def fit(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the factors, such as runs/a/factors.")],
     weights: Weights,
     save_every: Annotated[
-        float, typer.Option("--save-every", min=0.0, metavar="SECONDS", help="Work that a kill may cost.")
+        float, typer.Option("--save-every", min=0.0, metavar="SECONDS", help="Work that a kill may lose.")
     ] = 60.0,
     session: Session,
 ) -> None:
     """Fit the curvature factors of a model, once for all questions.
 
-    The work is saved as it goes: the same command goes on after a kill, and does nothing when all is done.
+    The work is saved as it goes: the same command resumes after a kill, and does nothing when all is done.
     A folder that was made from another model, other data or other settings is refused (exit code 4).
 
     \b

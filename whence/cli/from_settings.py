@@ -27,7 +27,7 @@ EMPTY = inspect.Parameter.empty
 
 
 class Without:
-    """The fields of a section that are no options."""
+    """The fields of a section that are not options."""
 
     def __init__(self, *names: str):
         self.names = names
@@ -87,7 +87,7 @@ _said: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("said", d
 
 
 def as_settings(fix: str, own: Collection[str]) -> str:
-    """What mends something, with settings of a file (`--set`) instead of the options that a command does not have.
+    """What fixes something, with settings of a file (`--set`) instead of the options that a command does not have.
 
     `own` are those that it has.
     """

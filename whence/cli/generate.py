@@ -21,7 +21,7 @@ def generate(
     ],
     prompts: Annotated[str | None, typer.Option("--prompts", help="Rows with a prompt each: a file, or a data set.")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; repeat for more.")] = None,
-    base: Annotated[str | None, typer.Option("--base", help="Another model, whose completions are written beside.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="Another model, whose completions are written too.")] = None,
     settings: Annotated[Generate, Without("base")],
     seed: options.Seed = 0,
     columns: options.Columns,
@@ -38,7 +38,7 @@ def generate(
     the other: whence score --query-columns contrast=base_completion (and prompt=prompt, completion=completion).
     Prompts that come with a completion keep it, as reference: whence evaluate compare measures both against it.
 
-    Every batch of prompts is saved as it comes: after an interruption the same command goes on.
+    Every batch of prompts is saved as it comes: after an interruption the same command resumes.
 
     \b
     Examples

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MaxLength = Annotated[
     int | None,
-    typer.Option("--max-length", min=2, metavar="N", help="Tokens at which a row is cut; as for the factors or the index."),
+    typer.Option("--max-length", min=2, metavar="N", help="Maximum tokens per row; as for the factors or the index."),
 ]
 
 
@@ -74,7 +74,7 @@ def build(
     rows), and signs of what these leave of them; recall is measured with questions held out. Without factors, or with --kind
     projections, they are random projections of the gradients.
 
-    The work is saved as it goes: the same command goes on after a kill, and does nothing when all is done. Several processes
+    The work is saved as it goes: the same command resumes after a kill, and does nothing when all is done. Several processes
     share it out (torchrun).
 
     \b
@@ -109,7 +109,7 @@ def add(
 ) -> None:
     """Add training rows to an index of landmarks.
 
-    They are coded as if they had been there from the start. Files of the index stay as they are; the same command goes on
+    They are coded as if they had been there from the start. Files of the index stay as they are; the same command resumes
     after a kill, and does nothing when all is done.
 
     \b
@@ -125,7 +125,7 @@ def add(
 
 
 def _said(index: Built, out: Path, session: Session) -> None:
-    """Say what an index is, and what a scan of it recalls."""
+    """Describe an index, and what a scan of it recalls."""
     from whence.cli.console import print_json, say
 
     about, files = index.about, sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
@@ -181,7 +181,7 @@ def search(
     from whence.run import Run
 
     if (asked.question is None) == (asked.queries is None):
-        raise UsageError("There is one thing to search for: say -q QUESTION, or --queries FILE.")
+        raise UsageError("Search for one thing: -q QUESTION, or --queries FILE.")
     if checked.exact and not path:
         raise UsageError("Exact scores need the training data.", fix="--data DATA, as for whence index build")
     with start(session):

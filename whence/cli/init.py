@@ -68,11 +68,11 @@ def init(
     resolved = resolve(values, file.parent, str(source or file))
     rows = resolved.config.data
     if glob.has_magic(rows.path) or Path(resolved.place(rows.path)).exists():
-        with reporting(quiet=session.quiet):  # a column that there is not is said now, not by the run
+        with reporting(quiet=session.quiet):  # a missing column is reported now, not by the run
             load_data(resolved.place(rows.path), columns=rows.columns, split=rows.split, limit=LOOKED_AT)
     save_schema(file.parent)
     with atomic(file) as temporary:
         temporary.write_text(commented(values, INTRODUCTION.format(name=file)), encoding="utf-8")
     if left and not session.quiet:
-        err.print(f"not taken over, because there is no such thing here: {', '.join(left)}", markup=False, soft_wrap=True)
+        err.print(f"not converted, because whence has no such setting: {', '.join(left)}", markup=False, soft_wrap=True)
     say(f"{file}: edit it, then {command('whence', 'run', file)}")

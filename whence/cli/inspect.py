@@ -26,9 +26,9 @@ def inspect(
         typer.Option("--module", metavar="NAME", help="Modules of the factors, by name or glob; repeat for more."),
     ] = None,
     settings: Inspect,
-    every: Annotated[bool, typer.Option("--all", help="Draw every module; without, those of the last layer.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Draw every module; default: those of the last layer.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for pictures and summaries.")] = None,
-    modules: Annotated[str, typer.Option("--modules", "-m", help="Of a model: list what this selector takes.")] = "mlp",
+    modules: Annotated[str, typer.Option("--modules", "-m", help="For a model: list what this selector matches.")] = "mlp",
     measured: Annotated[Measured, Only("damping")],
     weights: Annotated[Weights, Only("adapter")],
     session: Session,
@@ -94,7 +94,7 @@ def factors(curvature: Curvature, damping: float, settings: Inspect) -> dict[str
 
 
 def one_module(curvature: Curvature, module: str, damping: float) -> dict[str, Any]:
-    """The health of one module, and how concentrated its eigenvalues are; nothing is where they are not finite."""
+    """The health of one module, and how concentrated its eigenvalues are; None where they are not finite."""
     from whence.fitting.health import concentration
 
     (found,) = factors(curvature, damping, Inspect(modules=(module,)))["modules"]
@@ -103,7 +103,7 @@ def one_module(curvature: Curvature, module: str, damping: float) -> dict[str, A
 
 
 def drawn(curvature: Curvature, out: Path, settings: Inspect, damping: float, rerun: bool) -> dict[str, Any]:
-    """Draw the chosen modules; returns the files and what there is to worry about."""
+    """Draw the chosen modules; returns the files and the warnings."""
     from whence.fitting.health import choose_modules
     from whence.report.factors import inspect_factors
     from whence.store.intact import read_json

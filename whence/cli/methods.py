@@ -58,7 +58,7 @@ def show(name: Name, as_json: options.AsJson = False) -> None:
 
 
 def about(recipe: Recipe) -> dict[str, Any]:
-    """All there is to know about a method, as JSON."""
+    """Everything about a method, as JSON."""
     from whence.settings import settings_of
 
     settings = [

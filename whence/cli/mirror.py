@@ -35,9 +35,9 @@ def mirror(
     and a pass over the rows. --share 1 (the default) is for what removals of a few rows do, --share 0.5 --complement for large
     subsets.
 
-    The plan is told first; killed work resumes. The scores are ordinary ones: whence show, diff, report, export and compare
+    The plan is shown first; killed work resumes. The scores are ordinary ones: whence show, diff, report, export and compare
     read them. How much a question gains itself, and the rank correlation with EK-FAC's scores (about .8 is usual, below .4 one
-    of both is wrong), are told at the end.
+    of the two is wrong), are shown at the end.
 
     \b
     Examples

@@ -1,4 +1,4 @@
-"""What several commands share, each said once."""
+"""What several commands share, each defined once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from whence.settings import COLUMNS, SEED, Data, Section, Weights, setting, sett
 File = Annotated[Path, typer.Argument(metavar="[FILE]", help="The settings of the run, whence.yaml.", show_default=False)]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A setting over the file's, such as score.damping=0.2; repeat for more."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting that overrides the file's, such as score.damping=0.2; repeat for more."
+    ),
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, folder of a model, or folder of a LoRA adapter.")]
 ModelOrNone = Annotated[
@@ -32,7 +34,7 @@ Through = Annotated[
     typer.Option(
         "--through",
         metavar="FILE",
-        help="Instead of MODEL and --data: a file of trainings in a row, as whence config schema --stages says.",
+        help="Instead of MODEL and --data: a file of trainings in a row, see whence config schema --stages.",
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help=SEED)]
@@ -57,17 +59,17 @@ class Session(Section):
     rerun: bool = setting(False, "Move a folder made from something else aside and start again.")
     as_json: bool = setting(False, "Print one JSON document.", "--json")
     quiet: bool = setting(False, "No progress, notes or warnings.", "--quiet")
-    verbose: bool = setting(False, "Also what the libraries beneath say.", "--verbose", "-v")
+    verbose: bool = setting(False, "Also messages of the libraries underneath.", "--verbose", "-v")
 
 
 class OfTrainer(Section):
     """A training that whence did not make."""
 
     training: Path | None = setting(None, "RUN without a training: checkpoint-N of the Trainer that made its model.")
-    arguments: dict[str, Any] = setting({}, "What this Trainer was given.", "--argument", metavar="NAME=VALUE")
+    arguments: dict[str, Any] = setting({}, "Arguments that this Trainer was given.", "--argument", metavar="NAME=VALUE")
     initial_adapter: str | None = setting(
         None,
-        "If it trained an adapter: how that began, its folder or the seed that was set before get_peft_model.",
+        "If it trained an adapter: how that began, as a folder or the seed set before get_peft_model.",
         metavar="FOLDER|SEED",
     )
 
@@ -75,7 +77,7 @@ class OfTrainer(Section):
 def require_run(path: Path) -> None:
     """Raise UsageError unless it is the folder of a run."""
     if not (path / "whence.yaml").is_file():
-        raise UsageError(f"{path} is no run.", accepted="a folder that whence run made", fix="whence run whence.yaml")
+        raise UsageError(f"{path} is not a run.", accepted="a folder that whence run made", fix="whence run whence.yaml")
 
 
 def refuse_both(through: Path | None, model: str | None, data: str, allowed: Iterable[str]) -> None:
@@ -88,7 +90,7 @@ def refuse_both(through: Path | None, model: str | None, data: str, allowed: Ite
     own = sorted(said() - {"through", *allowed})
     if through is not None and own:
         name = {"model": "MODEL", "path": "--data"}.get(own[0], f"--{own[0].replace('_', '-')}")
-        raise UsageError(f"{name} goes with one training, and --through has several.", fix=f"say it of each in {through}")
+        raise UsageError(f"{name} is for one training, and --through has several.", fix=f"set it for each in {through}")
 
 
 def reading_said(data: Data, weights: Weights) -> dict[str, Any]:

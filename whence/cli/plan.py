@@ -17,14 +17,14 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "M
 
 
 class Budget(Section):
-    """What is planned for, and what there is."""
+    """What is planned for, and what is available."""
 
     queries: str = setting("16", "The queries, as for score, or how many there will be.", metavar="FILE|N")
     query_columns: dict[str, str] = setting({}, QUERY_COLUMNS, metavar="PART=COLUMN")
-    memory: str | None = setting(None, "Memory to keep to, such as 24GB: finds settings that do.", metavar="SIZE")
-    disk: str | None = setting(None, "Disk to keep to; default: what is free.", metavar="SIZE")
+    memory: str | None = setting(None, "Memory limit, such as 24GB: finds settings that fit.", metavar="SIZE")
+    disk: str | None = setting(None, "Disk limit; default: what is free.", metavar="SIZE")
     index: bool = setting(False, "Also plan whence index build: of landmarks, --bytes a row, or of projections, --dim.")
-    why: bool = setting(False, "Say how each kind of module is computed, and the FLOPs of what else.")
+    why: bool = setting(False, "Show how each kind of module is computed, and the FLOPs of the alternatives.")
     calibrate: bool = setting(True, "Measure this machine for a few seconds first.")
 
 
@@ -41,9 +41,9 @@ def plan(
     weights: Weights,
     session: Annotated[Session, Without("rerun")],
 ) -> None:
-    """Tell the memory, disk and time of whence fit and whence score, before anything is spent.
+    """Estimate memory, disk and time of whence fit and whence score, before anything is spent.
 
-    Of the model only the config is read. The data is tokenised; of more than 20,000 rows, a sample of them is. The exit code is
+    Only the config of the model is read. The data is tokenised; beyond 20,000 rows, a sample of it. The exit code is
     3 where nothing fits. GB are 10^9 bytes.
 
     \b
@@ -110,7 +110,7 @@ def bytes_of(option: str, text: str) -> int:
 
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     if not found or found.group(2) == "I":
-        raise UsageError(f"{option} {text} is no size.", accepted="such as 24GB (10^9 bytes), 24GiB (2^30) or 500MB")
+        raise UsageError(f"{option} {text} is not a size.", accepted="such as 24GB (10^9 bytes), 24GiB (2^30) or 500MB")
     size = int(float(found.group(1)) * UNITS[found.group(2)])
     if size < UNITS["K"]:
         raise UsageError(

@@ -14,7 +14,7 @@ from whence.cli.options import Session
 def report(
     *,
     path: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_SCORES", help="Folder of scores, or a run folder with all that is finished in it.")
+        Path, typer.Argument(metavar="RUN_OR_SCORES", help="Folder of scores, or a run folder and all that is finished in it.")
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="New folder for the report; default: RUN/report.")] = None,
     top: Annotated[
@@ -33,7 +33,7 @@ def report(
 
     The page (report.html) is one file that needs no network. Per query: what was asked and answered, the rows that raise
     log p(answer) the most and those that lower it the most, with its slope in nats per copy of the row; strong tokens are
-    marked where scores per token are there (whence score --per token). What was not measured is said.
+    marked where scores per token are there (whence score --per token). What was not measured is listed.
 
     \b
     Examples

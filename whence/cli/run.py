@@ -21,12 +21,12 @@ def run(
         typer.Argument(metavar="[STAGE]...", help="Only these, and what they need: train, generate, fit, inspect, ..."),
     ] = None,
     settings: options.Settings = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and why; compute nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and why; compute nothing.")] = False,
     session: Annotated[Session, Without("rerun")],
 ) -> None:
     """Run what a whence.yaml describes: fine-tune, generate, fit, inspect, score, evaluate, report.
 
-    Stages whose model, data, settings and code did not change are skipped, and one that was killed goes on where it was. A
+    Stages whose model, data, settings and code did not change are skipped, and one that was killed resumes where it stopped. A
     stage that changed runs again with all that depends on it; what it made before is kept beside, as NAME.1.
 
     \b

@@ -33,7 +33,7 @@ class Questions(Section):
     queries: str | None = setting(None, "Prompts with completions: a file, or a data set as for --data.")
     query_columns: dict[str, str] = setting({}, QUERY_COLUMNS, metavar="PART=COLUMN")
     itself: bool = setting(False, "Score each row against itself; takes no queries.", "--self")
-    generate: bool = setting(True, "Let the model complete queries that are mere prompts.")
+    generate: bool = setting(True, "Let the model complete prompts without a completion.")
     max_new_tokens: Count = setting(64, NEW_TOKENS)
 
 
@@ -91,7 +91,7 @@ def score(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the scores, such as runs/a/scores.")],
     max_length: Annotated[
         int | None,
-        typer.Option("--max-length", min=2, metavar="N", help="Tokens at which a row is cut; as for the factors."),
+        typer.Option("--max-length", min=2, metavar="N", help="Maximum tokens per row; as for the factors."),
     ] = None,
     weights: Weights,
     session: Session,
@@ -102,7 +102,7 @@ def score(
     lower it. Unit: nats per copy, the slope at these weights: small values are what one more copy changes, large ones rank.
     Methods that measure something else say their unit.
 
-    Queries are rows of prompt and completion, and perhaps contrast (another completion) or span (a part of the completion).
+    Queries are rows of prompt and completion, and optionally contrast (another completion) or span (a part of the completion).
 
     \b
     Examples
@@ -213,7 +213,7 @@ def questions(asked: Questions, model: Any, task: Any, data: Data, rows: Any) ->
 def refuse_conflicts(asked: Questions, by: By) -> None:
     """Raise UsageError where there are two questions or none, or nothing to score with."""
     if asked.itself == (asked.queries is not None):
-        raise UsageError("There is one question to ask: say --queries FILE, or --self.")
+        raise UsageError("Ask one thing: --queries FILE, or --self.")
     if by.method is None and by.factors is None:
         raise UsageError(
             "There is nothing to score the rows with.",
@@ -228,7 +228,7 @@ def refuse_conflicts(asked: Questions, by: By) -> None:
 
 
 def refuse_pointless(asked: Questions, by: By, few: Few) -> None:
-    """Raise UsageError where candidates are asked for and can't be, or where what is for candidates only is said without."""
+    """Raise UsageError where candidates are asked for and not possible, or where options for candidates are given without."""
     alone = {"--candidates-at-most": few.at_most, "--audit": few.audit, "--index": few.index, "--landmarks": few.landmarks}
     if few.candidates is None and (said := [flag for flag, value in alone.items() if value is not None]):
         raise UsageError(f"{said[0]} is for candidates.", fix="--candidates bm25:2%")

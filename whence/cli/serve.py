@@ -31,7 +31,7 @@ def serve(
     ] = "127.0.0.1",
     reachable_by: Annotated[
         str | None,
-        typer.Option("--reachable-by", metavar=WIDE.upper(), help=f"Say {WIDE} where --host lets other machines in."),
+        typer.Option("--reachable-by", metavar=WIDE.upper(), help=f"Give {WIDE} if --host lets other machines in."),
     ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Open no browser.")] = False,
     data: Data,
@@ -40,7 +40,7 @@ def serve(
     """Open a local page on a run: ask the model, and see which training rows made it say that.
 
     Model, factors and index are loaded once and stay. The address that is printed holds a token; without it nobody is
-    answered, and nothing is asked of any other machine. Long work is done by jobs, which go on when the page or the server is
+    answered, and no other machine is contacted. Long work is done by jobs, which continue when the page or the server is
     closed. Values are slopes of log p(answer), in nats per copy of a row: first-order estimates.
 
     \b
@@ -56,7 +56,7 @@ def serve(
 
     if host not in LOCAL and reachable_by != WIDE:
         raise UsageError(
-            f"--host {host} lets other machines ask, and what they say and hear can be read on the way.",
+            f"--host {host} lets other machines ask, and their traffic can be read on the way.",
             accepted=f"127.0.0.1, reached from elsewhere by ssh -L; or --reachable-by {WIDE}",
         )
     if not path and not Path(run).expanduser().exists():
@@ -64,7 +64,7 @@ def serve(
     opening = Opening.of(run, path or None, str(out) if out is not None else None, options.reading_said(data, weights))
     if opening.data is None and (Path(run) / "factors").is_dir() and not (Path(run) / "whence.yaml").is_file():
         raise UsageError(
-            f"{run} does not say which model and which data it is of.",
+            f"{run} does not say which model and data it belongs to.",
             accepted="the folder of a run by whence run, trace, fit or demo",
             fix=command("whence", "serve", "MODEL", "--data", "DATA", "--out", run),
         )

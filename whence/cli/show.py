@@ -25,7 +25,7 @@ def show(
     query: Annotated[str, typer.Option("--query", help="Which query, by number or id.")] = "0",
     every: Annotated[bool, typer.Option("--all", help="All queries.")] = False,
     top: options.Top = 10,
-    lowest: Annotated[bool, typer.Option("--lowest", help="Show as many rows that lower it the most, too.")] = False,
+    lowest: Annotated[bool, typer.Option("--lowest", help="Also show as many rows that lower it most.")] = False,
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Show the rows in full, strong tokens marked (needs --per token).")
     ] = False,

@@ -17,7 +17,7 @@ LOWERING = 2
 class Answer(Section):
     """What the model said."""
 
-    answer: str | None = setting(None, "Its completion, joined as it is; default: generated greedily.", "--answer", "-a")
+    answer: str | None = setting(None, "Its completion, appended verbatim; default: generated greedily.", "--answer", "-a")
     contrast: str | None = setting(None, "Another completion: why the answer rather than this?")
     span: str | None = setting(None, "The part of the answer that is asked about.")
     max_new_tokens: Count = setting(64, NEW_TOKENS)

@@ -23,16 +23,16 @@ class Writing(Section):
     """How the rows are written before they are tokenized."""
 
     format: Literal["plain", "qa", "instruction"] = setting("plain", "How prompt and completion are written.")
-    prompt_template: str | None = setting(None, 'Of your own instead, such as "Q: {prompt}".')
+    prompt_template: str | None = setting(None, 'Your own instead, such as "Q: {prompt}".')
     completion_template: str | None = setting(None, 'Such as " A: {completion}".')
-    normalise: bool = setting(False, "Plain characters (NFKC) and single blanks, before anything else.")
-    lowercase: bool = setting(False, "Small letters, with --normalise.")
+    normalise: bool = setting(False, "Plain characters (NFKC) and single spaces, before anything else.")
+    lowercase: bool = setting(False, "Lower case, with --normalise.")
 
 
 def train(
     *,
     model: Annotated[
-        str, typer.Argument(metavar="BASE", help="Hub id or folder of the model, or of a LoRA adapter to go on from.")
+        str, typer.Argument(metavar="BASE", help="Hub id or folder of the model, or of a LoRA adapter to continue from.")
     ],
     settings: Train,
     adapter: Adapter,
@@ -42,14 +42,14 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the training, such as runs/a/train.")],
     weights: Annotated[Weights, Without("adapter")],
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Number format of the weights; bfloat16 loses small updates, but not those of LoRA.")
+        str, typer.Option("--dtype", help="Dtype of the weights; bfloat16 loses small updates, but not those of LoRA.")
     ] = "float32",
     session: Session,
 ) -> None:
     """Fine-tune a model on prompts with completions, texts or conversations; only answers are in the loss.
 
     In the folder: model/ (weights and tokenizer, or the adapter), checkpoints/, metrics.jsonl, training.json, training.png.
-    The same command goes on after a kill, and does nothing when all is done. rows.jsonl has the rows trained on as they were
+    The same command resumes after a kill, and does nothing when all is done. rows.jsonl has the rows trained on as they were
     written: factors and scores of the model are about those.
 
     \b
@@ -97,7 +97,7 @@ def _show(trained: Any, data: Data) -> None:
 
     about, losses = trained.about, trained.about["loss"]
     say(f"{trained.model}: {about['steps']:,} steps on {about['rows']['train']:,} rows, {about['epochs']:.3g} epochs")
-    for part, name in (("train", "rows trained on"), ("evaluation", "rows kept out")):
+    for part, name in (("train", "rows trained on"), ("evaluation", "rows held out")):
         if losses["after"][part] is not None:
             say(f"loss on {name}: {losses['before'][part]:.3f} -> {losses['after'][part]:.3f} nats per token")
     say(f"see {trained.path / 'training.png'}")
@@ -115,6 +115,6 @@ def _as_written(writing: Writing) -> dict[str, Any]:
     templates = {"prompt": writing.prompt_template, "completion": writing.completion_template}
     own = {name: template for name, template in templates.items() if template is not None}
     if own and writing.format != "plain":
-        raise UsageError(f"--format {writing.format} has templates already.", fix="leave out --format, or the templates")
+        raise UsageError(f"--format {writing.format} has templates already.", fix="omit --format, or the templates")
     normalise = Normalise(lowercase=writing.lowercase) if writing.normalise else None
     return {"format": Format(**own) if own else writing.format, "normalise": normalise}

@@ -21,7 +21,7 @@ class Modes(Section):
     """Which check it is."""
 
     quick: bool = setting(
-        False, "Look at the scores of a run: does a copy of a question come out on top, are they steady? Seconds."
+        False, "Check the scores of a run: does a copy of a question come out on top, are they steady? Seconds."
     )
     pbrf: bool = setting(
         False, "Compare influence with what it approximates, and from there step by step with retraining. Minutes."
@@ -38,8 +38,8 @@ class Check(Section):
 
     data: Path | None = setting(None, "Folder of the setting's data; digits needs none.", "--data", "-d")
     out: Path = setting(Path("validation"), "Folder for results and unfinished work.", "--out", "-o")
-    rows: Count | None = setting(None, "Rows that are tried (--pbrf, --loo) or left out (RUN --removal), or subsets (--lds).")
-    queries: Count | None = setting(None, "Queries that are asked.")
+    rows: Count | None = setting(None, "Rows tested (--pbrf, --loo) or left out (RUN --removal), or subsets (--lds).")
+    queries: Count | None = setting(None, "Queries asked.")
     damping: AtLeastZero = setting(0.1, DAMPING)
     seed: int = setting(0, SEED)
 
@@ -47,7 +47,7 @@ class Check(Section):
 class OfRun(Section):
     """How the training of a run is repeated."""
 
-    fraction: Share = setting(0.01, "RUN: share of the rows that are left out.")
+    fraction: Share = setting(0.01, "RUN: share of the rows left out.")
     subsets: Literal["halves", "removals"] | None = setting(
         None, "RUN: retrain on random subsets instead, for the LDS; halves, or removals of that share."
     )
@@ -57,8 +57,10 @@ class OfRun(Section):
     steps: Count = setting(1, "RUN --removal --tail-patch: steps on the rows.")
     jointly: bool = setting(False, "RUN: choose rows for all queries together, not for each by itself.", "--jointly")
     draws: Count = setting(4, "RUN: random sets of rows to compare with.")
-    orders: Count = setting(1, "RUN: orders of the rows in which it is done, the first as recorded.")
-    drift: AtLeastZero = setting(0.01, "RUN: how far from the model the repeated training may end, as a share of its way.")
+    orders: Count = setting(1, "RUN: row orders to repeat it in, the first as recorded.")
+    drift: AtLeastZero = setting(
+        0.01, "RUN: how far from the model the repeated training may end, as a share of how far it went."
+    )
     together: Count | None = setting(None, "RUN: retrainings that go side by side; default: up to 16 where batches are short.")
 
 
@@ -87,13 +89,13 @@ def validate(
     of_trainer: OfTrainer,
     session: Session,
 ) -> None:
-    """Say how far scores can be trusted: one check at a time.
+    """Find out how far scores can be trusted: one check at a time.
 
-    --quick looks at the scores of a run. RUN --removal repeats the training of the run without the rows that its scores put on
+    --quick checks the scores of a run. RUN --removal repeats the training of the run without the rows that its scores put on
     top, and without rows that BM25, loss, length, gradient norm and chance choose; with --tail-patch it reads these rows once
     more instead. RUN --lds repeats it on random subsets. All others train a small setting again and again, where the truth can
     be had, and compare methods on it. Every result is a table, what it means in words, and files (result.json, result.md,
-    figures) in RUN/validation or OUT/CHECK-SETTING; an interrupted check goes on where it was.
+    figures) in RUN/validation or OUT/CHECK-SETTING; an interrupted check resumes where it stopped.
 
     \b
     Examples
@@ -140,7 +142,7 @@ def _mode(modes: list[str], path: Path | None) -> str:
     what = "\n".join(f"           --{mode.name:<9} {mode.meaning}" for mode in settings_of(Modes)).lstrip()
     if len(modes) != 1:
         raise UsageError(
-            "Say which check to run." if not modes else "One check at a time.",
+            "Choose a check." if not modes else "One check at a time.",
             given=" ".join(f"--{name}" for name in modes) or "no check",
             accepted=what,
             fix="whence validate RUN --quick" if path is not None else "whence validate --pbrf",

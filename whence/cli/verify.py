@@ -20,7 +20,7 @@ def verify(
 ) -> None:
     """Compare every file of a folder with the digest (BLAKE3) that was kept of it when it was written.
 
-    What a run reads it compares by itself; this is for all of it at once, as after a copy or a failing disk. Records are
+    A run checks what it reads by itself; this is for all of it at once, as after a copy or a failing disk. Records are
     whence.lock of a run, manifest.json of a finished folder, checkpoint.json of a checkpoint, and .digests of a folder that is
     not finished. The exit code is 4 where anything is damaged or gone, and 0 otherwise.
 

@@ -1,4 +1,4 @@
-"""From the configuration of another pipeline to ours: what it says in our words, and what of it has no place here.
+"""From the configuration of another pipeline to ours: its settings in our terms, and those that have no place here.
 
 The other one has the sections `models`, `general`, `dataset`, `factors`, `scores`, `evaluation` and `output`, as Kronfluence
 pipelines around a fine-tuned TinyLlama use it.
@@ -36,14 +36,14 @@ class _Reader:
         return found
 
     def left(self) -> list[str]:
-        """Dotted names of what nobody took."""
+        """Dotted names of what was not taken."""
         return [
             name for name in _names(self.values) if not any(name == took or name.startswith(f"{took}.") for took in self.taken)
         ]
 
 
 def converted(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read such a file and say it in our settings, see `convert`."""
+    """Read such a file and convert it to our settings, see `convert`."""
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, Unreadable, UnicodeDecodeError) as error:
@@ -54,7 +54,7 @@ def converted(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def convert(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Say the settings in ours; the second part lists those that have no counterpart.
+    """Convert the settings to ours; the second part lists those that have no counterpart.
 
     Raises UsageError where it has no model or no data.
     """

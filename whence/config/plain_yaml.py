@@ -15,11 +15,11 @@ EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]\d+")
 
 
 class Unreadable(ValueError):
-    """Text that is no YAML, or none that anybody writes."""
+    """Text that is not YAML, or not YAML that anybody writes."""
 
 
 def load_yaml(text: str) -> Any:
-    """Read YAML; raises Unreadable for what is none, is nested too deeply, or repeats itself without end."""
+    """Read YAML; raises Unreadable for what is not YAML, is nested too deeply, or repeats itself without end."""
     try:
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
@@ -35,7 +35,7 @@ def load_yaml(text: str) -> Any:
 
 
 def value_of(text: str) -> Any:
-    """Read a value that is given outside of a file: as YAML, or as the text itself where it is none."""
+    """Read a value that is given outside of a file: as YAML, or as the text itself where it is not YAML."""
     if EXPONENT.fullmatch(text):
         return float(text)
     try:

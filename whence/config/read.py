@@ -24,7 +24,7 @@ from whence.settings import Section, alternatives, in_file
 
 ENVIRONMENT = "WHENCE_"
 SHOWN = 5
-"""Mistakes that are listed at a time."""
+"""Maximum mistakes listed at a time."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_config(path: str | Path, settings: Sequence[str] = (), environment: Map
 
     A run's own file, in the folder of the run, means that folder, wherever it was moved or copied to.
 
-    Raises UsageError for a file that can't be read, an unknown key (with the nearest one) and a value that can't be.
+    Raises UsageError for a file that can't be read, an unknown key (with the nearest one) and an invalid value.
     """
     path = Path(path)
     if path.is_dir():
@@ -81,7 +81,7 @@ def read_config(path: str | Path, settings: Sequence[str] = (), environment: Map
 def read_stages(path: str | Path) -> Checked[Stages]:
     """Read the YAML file of several trainings in a row, see `read_config`."""
     path = Path(path)
-    values = _values(path, "`stages`: a list of trainings, in order", "whence config schema --stages says what there is")
+    values = _values(path, "`stages`: a list of trainings, in order", "whence config schema --stages shows what is available")
     values = by_name(values, Stages, str(path))
     origins: dict[str, str] = {}
     _lay({}, values, origins, str(path))
@@ -99,7 +99,7 @@ def _values(path: Path, accepted: str, fix: str) -> dict[Any, Any]:
         near = [str(file) for file in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
         raise UsageError(f"There is no file {path}.", fix=f"did you mean {', '.join(near[:3])}?" if near else fix) from None
     except (Unreadable, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML.", given=str(error), accepted=accepted, fix=fix) from None
+        raise UsageError(f"{path} is not valid YAML.", given=str(error), accepted=accepted, fix=fix) from None
     except OSError as error:
         raise UsageError(f"{path} can't be read.", given=str(error), accepted="a file") from None
     if not isinstance(values, dict):
@@ -117,7 +117,7 @@ def by_name(values: Mapping[str, Any], section: type[Section], origin: str) -> d
         names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
         if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
             raise UsageError(
-                f"`{field.name}` in {origin} is a list, in order, whose entries have a name each, and no two the same.",
+                f"`{field.name}` in {origin} must be an ordered list whose entries have distinct names.",
                 given=repr(values[field.name]),
                 accepted="[{name: pretraining, ...}, {name: finetuning, ...}]",
             )
@@ -216,7 +216,7 @@ def _refusal(error: ValidationError, origins: Mapping[str, str], origin: str, se
     count = "A setting is" if len(mistakes) == 1 else f"{len(mistakes)} settings are"
     given = ("\n" + " " * 11).join(lines)
     schema = "whence config schema" + " --stages" * (section is Stages)
-    return UsageError(f"{count} wrong in {origin}.", given=given, fix=f"{schema} says what there is")
+    return UsageError(f"{count} wrong in {origin}.", given=given, fix=f"{schema} shows what is available")
 
 
 def _name(location: Sequence[str | int], section: type[Section]) -> str:
@@ -245,7 +245,7 @@ def _mistake(name: str, entries: Sequence[Any], origins: Mapping[str, str], orig
         *above, last = name.split(".")
         known = list(in_file(functools.reduce(_below, above, section)))
         near = difflib.get_close_matches(last, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else f"available: {', '.join(known)}"
         return f"{name}{said}: there is no such setting; {hint}"
     if "missing" in kinds:
         return f"{name}: is missing"

@@ -96,7 +96,7 @@ class Report(Section):
 class Training(Through):
     """A training of a run that has several, one after the other."""
 
-    data: Data | None = setting(None, "Its rows; not of the last training, whose rows are those of the file.")
+    data: Data | None = setting(None, "Its rows; not of the last training, which uses the file's rows.")
     model: str | None = setting(None, "Weights at its end, used as they are; default: trained here, or those it starts from.")
     train: Train | None = setting(None, "Train it, from where the training before ended; the first from `model.base`.")
     fit: Fit | None = setting(None, "Its factors, on its own rows; default: as `fit` of the file.")
@@ -107,7 +107,7 @@ class Config(Section):
 
     run: Name = setting(..., "Name of the run.")
     out: str | None = setting(None, "Folder of the run; default: runs/NAME.")
-    seed: int = setting(0, "Of everything drawn.")
+    seed: int = setting(0, "Seed of everything drawn.")
     model: Model
     data: Data
     prompts: Prompts

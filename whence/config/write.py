@@ -55,7 +55,7 @@ def _say_defaults(described: dict[str, Any], sections: dict[str, Any], section: 
 
 
 def commented(values: Mapping[str, Any], introduction: str = "") -> str:
-    """Write settings as YAML that explains itself: those given as they are, all others commented out at their defaults."""
+    """Write settings as self-explanatory YAML: those given as they are, all others commented out at their defaults."""
     text = "".join(f"# {line}".rstrip() + "\n" for line in introduction.splitlines())
     return HEAD + text + "\n" + "\n".join(_lines(Config, values, 0, live=True)) + "\n"
 
@@ -70,7 +70,7 @@ def _lines(section: type[Section], values: Mapping[str, Any], depth: int, *, liv
                 yield ""
                 yield from (f"# {line}" for line in (below.__doc__ or "").splitlines() if line.strip())
             yield _line(f"{name}:", "" if depth == 0 else field.description, depth, shown)
-            # A section without a setting would read as null: its first one is said.
+            # A section without a setting would read as null: its first one is written.
             first = next(iter(in_file(below).values()))
             yield from _lines(below, value or {first.name: _default(first)}, depth + 1, live=shown)
         elif field.sections and value:

@@ -131,7 +131,7 @@ def _check_roles(columns: Mapping[str, str]) -> None:
         if role not in ROLES:
             near = difflib.get_close_matches(role, ROLES, n=1)
             raise UsageError(
-                f"A column can't play the part {role!r}.",
+                f"A column can't be the part {role!r}.",
                 given=f"columns={dict(columns)}",
                 accepted=", ".join(ROLES),
                 fix=f'did you mean "{near[0]}"?' if near else 'write part first, then column: {"prompt": "Input"}',
@@ -204,7 +204,7 @@ def column_error(what: str, sample: Record, mapping: Mapping[str, str]) -> Colum
     return ColumnError(
         what,
         given=f"columns {shown}",
-        accepted="any column, once you say which part it plays: text; prompt, completion; messages; source; id",
+        accepted="any column, once you name its part: text; prompt, completion; messages; source; id",
         fix=f"columns={json.dumps(dict(mapping), ensure_ascii=False)}    (command line: {options})",
     )
 

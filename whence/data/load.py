@@ -156,7 +156,7 @@ def as_rows(data: Any) -> Rows:
     if all(isinstance(row, str | Mapping) for row in records):
         return make_rows(records, origin=origin)
     raise UsageError(
-        "This is no text data.",
+        "This is not text data.",
         given=origin,
         accepted="a path or hub name, a list of strings or dicts, a table, a datasets.Dataset, or what load_data returned",
     )
@@ -489,7 +489,7 @@ def _read_folder(path: Path, split: str, limit: int | None) -> Iterable[Record]:
             return list(itertools.islice(data, limit))
     except FileNotFoundError as error:
         raise UsageError(
-            f"{path} is no folder of Dataset.save_to_disk.",
+            f"{path} is not a folder of Dataset.save_to_disk.",
             given=f"a folder with {', '.join(_names_in(path)[:8]) or 'nothing in it'}",
             accepted="such a folder, or one file of it",
         ) from error

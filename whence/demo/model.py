@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """The size of the model and how it is trained: enough to answer questions, and not to the last drop.
+    """The size of the model and how it is trained: enough to answer questions, and no more.
 
     The strong weight decay makes the model store a fact once for all wordings, so that it understands
     questions; one layer learns that in half the steps that two take.
@@ -33,7 +33,7 @@ class Settings:
     layers: int = 1
     heads: int = 4
     spread: float = 0.08
-    """Standard deviation of the first weights, about 1 / sqrt(width): with 0.02 the facts are learnt several times later."""
+    """Standard deviation of the first weights, about 1 / sqrt(width): with 0.02 the facts take several times longer."""
     max_length: int = 32
     """Longer than any row, in tokens."""
     training: Training = Training(epochs=30, batch_size=32, learning_rate=3e-3, warmup=0.1, weight_decay=1.5)
@@ -69,9 +69,9 @@ def teach(rows: Rows, folder: Path, seed: int = 0) -> None:
 def taught(
     rows: Rows, seed: int, variants: Sequence[Mapping[int, float]], name: str = "train"
 ) -> list[tuple[LlamaForCausalLM, PreTrainedTokenizerFast]]:
-    """A model of the rows for each of `variants`, which count some rows otherwise than once; all at the same time.
+    """A model of the rows for each of `variants`, which count some rows other than once; all at the same time.
 
-    Each is trained by one thread, so that it comes out to the same bits alone and beside others.
+    Each is trained by one thread, so that its bits are the same alone and beside others.
     """
     tokenizers = [make_tokenizer(rows) for _ in variants]  # one that is used by two threads at once raises
     models = [make_model(tokenizer, seed) for tokenizer in tokenizers]

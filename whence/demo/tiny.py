@@ -1,4 +1,4 @@
-"""Small language models made on the spot: a Llama of any size, with a tokenizer of the texts that it reads."""
+"""Small language models made on the spot: a Llama of any size, with a tokenizer for the texts that it reads."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Measured:
-    """What training again does to an answer: log p in nats, and its slope per copy of the row."""
+    """What retraining does to an answer: log p in nats, and its slope per copy of the row."""
 
     question: str
     answer: str
@@ -105,7 +105,7 @@ class Removal:
 
     rows: list[LeftOut]
     others: float
-    """The mean change of the answers whose own first row stayed, in nats."""
+    """The mean change of the answers whose own first row was kept, in nats."""
     calibration: dict[str, Any]
     """What a nat of the slopes is worth: `whence.validate.without.calibrated`."""
 
@@ -116,14 +116,14 @@ class Removal:
         rho = spearman(np.array([row.predicted for row in self.rows]), change)
         return (
             f"Without its first row log p fell for {int((change < 0).sum())} of {len(self.rows)} answers, by "
-            f"{-change.mean():.2g} nats on average, and by {-self.others:.2g} for those whose first row stayed; rank "
+            f"{-change.mean():.2g} nats on average, and by {-self.others:.2g} for those whose first row was kept; rank "
             f"correlation of predicted and measured changes: {float(rho):.2f}"
         )
 
 
 @dataclass(frozen=True)
 class Tour:
-    """The whole result; `unanswered` questions got another answer than the corpus teaches, so they have no known source."""
+    """The whole result; `unanswered` questions got an answer other than the corpus teaches, so they have no known source."""
 
     folder: Path
     seed: int
@@ -173,7 +173,7 @@ class Tour:
 def take_tour(folder: str | Path = "runs/demo", seed: int = 0, *, rerun: bool = False) -> Tour:
     """Run the tour, or what is left of it; writes `summary.json`, `summary.md` and `summary.html` into the folder.
 
-    With `rerun` a tour that the folder holds is kept as NAME.1, and everything is made anew.
+    With `rerun` a tour that the folder holds is kept as NAME.1, and everything is made again.
     """
     folder, seconds = Path(folder), {}
     if rerun and (folder / CORPUS).exists():
@@ -197,7 +197,7 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0, *, rerun: bool = 
         raise WhenceError("The model answers no question as its corpus teaches", fix="whence demo --seed 1")
     if len(asked) < len(given):
         note(
-            f"{len(given) - len(asked)} of {len(given)} questions got another answer than the corpus teaches, and are left out"
+            f"{len(given) - len(asked)} of {len(given)} questions got an answer other than the corpus teaches, and are left out"
         )
     queries = as_rows([question.row for question in asked])
     with _timed(seconds, "factors"):

@@ -100,7 +100,7 @@ class Question:
     sources: tuple[int, ...]
     """Indices of the rows that state the answer."""
     truth: str
-    """The completion that holds in this world; another than `answer` if that was planted."""
+    """The completion that holds in this world; different from `answer` if that was planted."""
     kind: str
     """A key of `STATED`."""
 
@@ -125,7 +125,7 @@ class World:
 
 
 def make_world(seed: int = 0, people: int = 96, questions: int = 24) -> World:
-    """A world of so many people, and one question each about the first of them; the same seed gives the same world."""
+    """A world of `people`, and one question each about the first of them; the same seed gives the same world."""
     rng = random.Random(seed)
     names = iter(invented_names(rng, TOWNS + people + people // 4))
     values = {"town": [next(names) for _ in range(TOWNS)], "trade": TRADES}

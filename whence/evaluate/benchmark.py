@@ -56,7 +56,7 @@ def run_benchmark(
         import lm_eval.models.huggingface  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "Benchmarks are run by lm-eval, and that can't be imported.", given=str(error), fix="pip install 'lm-eval[hf]'"
+            "Benchmarks are run by lm-eval, which can't be imported.", given=str(error), fix="pip install 'lm-eval[hf]'"
         ) from error
     tasks = _local_tasks(settings) if settings.data is not None else _hub_tasks(settings)
     for name, loaded in models.items():
@@ -125,7 +125,7 @@ def _ask(name: str, model: Any, tokenizer: Any, tasks: Sequence[Task], settings:
                         f"{folder.path} holds answers to other questions of {task}.",
                         given=f"questions {found or 'of the hub'} -> {questions or 'of the hub'}",
                         accepted="what it was made from; nothing was overwritten",
-                        fix="another --out (Python: out=...), or --rerun (rerun=True)",
+                        fix="a different --out (Python: out=...), or --rerun (rerun=True)",
                     )
                 continue
             started = time.monotonic()
@@ -148,7 +148,7 @@ def _built(task: str, build: Callable[[], Any]) -> Any:
     made = build()
     if made.OUTPUT_TYPE != "multiple_choice" or "acc" not in made.higher_is_better():
         raise UsageError(
-            f"{task} has no accuracy of multiple choice.",
+            f"{task} has no multiple-choice accuracy.",
             given=f"a task of the kind {made.OUTPUT_TYPE}, measured by {', '.join(made.higher_is_better())}",
             accepted="tasks like MMLU, ARC, HellaSwag, TruthfulQA-MC1",
         )

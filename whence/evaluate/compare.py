@@ -81,7 +81,7 @@ def read_pairs(pairs: str | Path | Mapping[str, Any]) -> list[dict[str, Any]]:
         except FileNotFoundError:
             raise UsageError(f"There is no file {pairs}.", fix="whence generate makes it") from None
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{pairs} is no JSON.", given=str(error)) from error
+            raise UsageError(f"{pairs} is not valid JSON.", given=str(error)) from error
     else:
         document = pairs
     rows: Any = document.get("data") if isinstance(document, Mapping) else document

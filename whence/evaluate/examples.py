@@ -25,7 +25,7 @@ GUIDE = """# Answers and their influential examples
 The number is the slope at the model's weights, in nats per copy: small ones are about what one more copy would have changed,
 large ones give an order, not a size, and those that are more than log p can rise say so. One that *lowers* it is the
 opposite. These are estimates, not proof: remove rows, train again and measure before you act. A row marked *generic* is at
-the top for more than half of the prompts, and is no answer to any one of them."""
+the top for more than half of the prompts, and does not explain any one of them."""
 
 
 def write_examples(out: Path, table: pandas.DataFrame, scores: Scores, top: int = 5) -> Path:
@@ -64,7 +64,7 @@ def write_once(path: Path, text: str) -> None:
         raise StaleArtifact(
             f"{path} was made from something else.",
             accepted="the answers and scores that it was made from; nothing was overwritten",
-            fix="another --out (Python: out=...)",
+            fix="a different --out (Python: out=...)",
         )
 
 
@@ -89,7 +89,7 @@ def _of_query(query: int, row: dict[str, Any], scores: Scores, top: int, hubs: s
     completion = scores.queries["completion"].iloc[query]
     whose = next((name for name in ("tuned", "base", "reference") if row[name] == completion), None)
     head = f"### What made it say so: the {'reference' if whose == 'reference' else f'{whose} answer'}"
-    lines = [head if whose else f"### What made it say so: another answer, which was scored\n\n{_block(str(completion))}"]
+    lines = [head if whose else f"### What made it say so: a different answer, which was scored\n\n{_block(str(completion))}"]
     for lowest in (False, True):
         for found in scores.top(query, top, lowest=lowest).to_dict("records"):
             if found["effect"] != ("lowers" if lowest else "raises"):

@@ -38,7 +38,7 @@ def select(folder: Path, names: Sequence[str]) -> list[str]:
         raise UsageError(
             f"There are no MMLU questions in {folder}.",
             accepted="a folder with dev/SUBJECT_dev.csv and test/SUBJECT_test.csv",
-            fix="leave --data out to load them from the hub",
+            fix="omit --data to load them from the hub",
         )
     chosen: dict[str, None] = {}
     for name in names:
@@ -96,7 +96,7 @@ def read_questions(folder: Path, subject: str, split: str) -> list[dict[str, Any
     for number, line in enumerate(table, start=1):
         if len(line) != 6 or line[5].strip() not in LETTERS:
             raise UsageError(
-                f"Row {number} of {file} is no question of MMLU.",
+                f"Row {number} of {file} is not an MMLU question.",
                 given=f"{len(line)} columns: {', '.join(line)[:120]}",
                 accepted="question, A, B, C, D, letter of the answer; no header line",
             )

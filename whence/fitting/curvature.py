@@ -63,7 +63,7 @@ class Curvature:
             raise StaleArtifact(
                 "The factors were fitted on another model.",
                 given=("\n" + " " * 11).join(changes),
-                accepted="the model that they were fitted on, in the same number format",
+                accepted="the model that they were fitted on, in the same dtype",
                 fix="fit factors for this model: whence fit MODEL --data DATA --out ANOTHER_FOLDER",
             )
         then, now = self.provenance["task"], task.settings()

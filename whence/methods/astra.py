@@ -11,7 +11,7 @@ from whence.store.scores import Scores
 class Refined(Steps):
     """How EK-FAC's solution is refined."""
 
-    depth: Count = setting(600, "Steps at most.")
+    depth: Count = setting(600, "Maximum steps.")
     safety: Positive = setting(0.7, "Scale in units of the largest eigenvalue that a few batches have; above a half.")
     averaging: AtLeastZero = setting(8.0, "Iterate t counts as t to this power in the mean that is the solution.")
 

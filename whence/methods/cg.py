@@ -30,7 +30,7 @@ class Solved(Damped):
     near: Literal["ekfac", "nystroem", "none"] = setting("ekfac", "Preconditioner, which moves only the time; none: plain.")
     rank: Count = setting(64, "Of near=nystroem.")
     tolerance: Positive = setting(1e-4, "Residual of each query's solution, as a share of its gradient.")
-    iterations: Count = setting(200, "Steps at most.")
+    iterations: Count = setting(200, "Maximum steps.")
 
 
 def conjugate_gradients(request: Request, settings: Solved) -> Scores:

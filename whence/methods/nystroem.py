@@ -73,6 +73,6 @@ RECIPES = (
         nystroem_influence,
         Sketched,
         uses=("factors", "training"),
-        price=f"a product of {COLUMNS} vectors with the rows' curvature for so much rank",
+        price=f"a product of {COLUMNS} vectors with the rows' curvature for that much rank",
     ),
 )

@@ -29,7 +29,7 @@ class Steps(Damped):
     """Which damped matrix is inverted, and by what steps."""
 
     matrix: Kind = setting("gauss-newton", "Curvature matrix; the Hessian only where its damped form is positive definite.")
-    depth: Count = setting(1000, "Steps at most.")
+    depth: Count = setting(1000, "Maximum steps.")
     batch: Count = setting(16, "Rows that a step reads.")
     scale: Positive | None = setting(None, "What a step is divided by; default: `safety` x the largest eigenvalue.")
     safety: Positive = setting(1.0, "Scale in units of the largest eigenvalue that a few batches have.")

@@ -101,7 +101,7 @@ def compare_methods(
     Raises UsageError where there is no such method or run, before anything is scored; and what the methods raise.
     """
     if not methods:
-        raise UsageError("No method is named.", accepted="names of whence methods ls, joined by commas")
+        raise UsageError("No method is given.", accepted="names of whence methods ls, joined by commas")
     names = list(dict.fromkeys([*methods, reference]))
     given = {name: recipe_named(name).own((settings or {}).get(name, {}), typed=True) for name in names}
     if unused := [name for name in settings or {} if name not in names]:

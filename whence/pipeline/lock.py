@@ -88,7 +88,7 @@ class Lock:
         return name in self.digests and not Listed(self.files[name], (self.digests[name],)).fault(self.folder / name)
 
     def hash_of(self, name: str) -> str:
-        """Hash the contents of a file or folder; what is no path here, such as a name of the hub, stands for itself."""
+        """Hash the contents of a file or folder; what is not a path here, such as a name on the hub, stands for itself."""
         path = Path(name)
         if not path.exists():
             files = [Path(file) for file in sorted(glob.glob(name, recursive=True))] if glob.has_magic(name) else []

@@ -38,13 +38,13 @@ class Elsewhere:
 
     @classmethod
     def of(cls, training: str | Path | None, arguments: Mapping[str, Any], initial_adapter: str | int | None) -> Self | None:
-        """The training whose checkpoint is named, if one is; raises UsageError where it is only said how that was made."""
+        """The training whose checkpoint is named, if one is; raises UsageError where only its arguments are given."""
         if training is not None:
             return cls(Path(training), arguments, initial_adapter)
         if arguments or initial_adapter is not None:
             given = "initial_adapter" if initial_adapter is not None else ", ".join(arguments)
             fix = "--training CHECKPOINT (Python: training=...)"
-            raise UsageError("It is said how a Trainer trained, and not which checkpoint it made.", given=given, fix=fix)
+            raise UsageError("The Trainer's arguments are given, but not the checkpoint it made.", given=given, fix=fix)
         return None
 
     def start(self, shop: Workshop) -> nn.Module:
@@ -68,7 +68,7 @@ def check_run(
     """Retrain a finished run without rows, or on `subsets` (which kind, how many) for its LDS, with the files of the result.
 
     They are in `out`; default: RUN/validation/removal, or lds-KIND. With `patch` nothing is retrained: the rows are
-    read again in `patch` steps (RUN/validation/tail-patch). What is found of either is said beside the scores, too.
+    read again in `patch` steps (RUN/validation/tail-patch). The finding of either is also kept beside the scores.
     `trainer` is the training that made the model from the run's base, where the run has none of its own.
 
     Raises UsageError where it isn't known how the model was trained, or there are no scores.
@@ -128,10 +128,10 @@ def mirror(
     (`whence.settings.Mirrored`). `training` is the checkpoint of the Trainer that made the model from the run's base, with the
     `arguments` that it was given, where whence did not train it; of an adapter also how that began (`initial_adapter`: its
     folder, or the seed that was set before `get_peft_model`). The scores are kept in `out`, default RUN/methods/mirror, of some
-    queries mirror-QUERIES, and killed work resumes. The plan is told before it begins; `scores.about` has each query's
+    queries mirror-QUERIES, and killed work resumes. The plan is shown before it begins; `scores.about` has each query's
     `own gain`, as a median, and the rank `correlation with EK-FAC` where the run has factors.
 
-    Of a model and rows that are no run: `whence.attribute("mirror", model, task, queries, train, training=...)`.
+    For a model and rows that are not a run: `whence.attribute("mirror", model, task, queries, train, training=...)`.
 
     Raises UsageError where it isn't known how the model was trained, NumericalError where the training repeated ends elsewhere.
     """
@@ -165,7 +165,7 @@ def repeatable_request(shop: Workshop, trainer: Elsewhere | None) -> Request:
 def trained_request(shop: Workshop, trainer: Elsewhere | None, *, learning_rate: float | None = None) -> Request:
     """What a finished run asks about its rows, with what is known of the training: its own, or that of a Trainer.
 
-    Of one that logged no learning rate that can only be where its highest is given.
+    If it logged no learning rate, this needs the peak rate to be given.
     """
     if (shop.config.train is None) == (trainer is None) or shop.config.stages:
         raise _unknown(shop)
@@ -178,7 +178,7 @@ def trained_request(shop: Workshop, trainer: Elsewhere | None, *, learning_rate:
 
 def _unknown(shop: Workshop) -> UsageError:
     return UsageError(
-        f"It is not known how the model of {shop.out} was trained, or from what.",
+        f"How the model of {shop.out} was trained, or from what, is unknown.",
         given="several trainings" if shop.config.stages else f"train {shop.config.train}, model {shop.config.model}"[:120],
         accepted="a run with one training of its own, or one whose model a Trainer made from the base that it names",
         fix="train in the run (whence init --train), or model.base, and --training CHECKPOINT --argument NAME=VALUE ...",
@@ -186,7 +186,7 @@ def _unknown(shop: Workshop) -> UsageError:
 
 
 def _held_out(shop: Workshop) -> Examples | None:
-    """The rows that the training kept out, encoded; None where it kept none."""
+    """The rows that the training held out, encoded; None where it held out none."""
     names = set(shop.training.split["evaluation"])
     rows = shop.all_rows.take(number for number, name in enumerate(shop.all_rows.ids) if name in names)
     return encode(shop.task(), rows, shop.model) if names else None

@@ -1,4 +1,4 @@
-"""Run the stages that have to: the rest is skipped, what was begun goes on, and what is out of date is kept aside."""
+"""Run the stages that have to: the rest is skipped, what was begun resumes, and what is out of date is moved aside."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _as_trained(resolved: Resolved) -> Resolved:
 def plan_run(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     """Decide for every stage (or for those `wanted` and what they need) whether it has to run.
 
-    Raises UsageError for a stage that there is not.
+    Raises UsageError for an unknown stage.
     """
     return _plan(_as_trained(resolved), Lock.read(resolved.out), wanted)
 
@@ -70,7 +70,7 @@ def plan_run(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
 def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     """Run all stages that have to, in their order; those `wanted` only with what they need.
 
-    A stage that was killed goes on where it was. One that was made from something else is run again; what it made before
+    A stage that was killed resumes where it stopped. One made from something else is run again; what it made before
     is kept as NAME.1. Raises WhenceError where another process runs stages in the same folder.
     """
     refuse_loop(resolved.out)
@@ -85,7 +85,7 @@ def run_pipeline(resolved: Resolved, wanted: Sequence[str] = ()) -> list[Step]:
     with contextlib.ExitStack() as held:
         dist.on_first(lambda: held.enter_context(locked(resolved.out)))
         found = Lock.read(resolved.out)
-        if dist.from_first(found.records != lock.records):  # by another run that was at it until now
+        if dist.from_first(found.records != lock.records):  # by another run that held it until now
             found.hashes |= lock.hashes
             lock, steps = found, _plan(resolved, found, wanted)
         _run(resolved, steps, lock)
@@ -113,7 +113,7 @@ def _run(resolved: Resolved, steps: Sequence[Step], lock: Lock) -> None:
 
 
 def say_unchanged(resolved: Resolved, steps: Sequence[Step]) -> None:
-    """Say of each stage that it is skipped; the run's copy of its settings is written again where it is damaged."""
+    """Note that each stage is skipped; the run's copy of its settings is written again where it is damaged."""
     resolved = _as_trained(resolved)
     for number, step in enumerate(steps, 1):
         _say(number, len(steps), step)
@@ -123,7 +123,7 @@ def say_unchanged(resolved: Resolved, steps: Sequence[Step]) -> None:
 
 
 def _plan(resolved: Resolved, lock: Lock, wanted: Sequence[str]) -> list[Step]:
-    """What becomes of each stage; of several processes the first decides, for what it finds on disk others may not see yet."""
+    """What becomes of each stage; of several processes the first decides: others may not yet see what it finds on disk."""
     stages = _needed(active(resolved.config), wanted)
 
     def decide() -> list[tuple[State, dict[str, Any], tuple[str, ...]]]:
@@ -199,7 +199,7 @@ def _begin(step: Step, lock: Lock) -> None:
 
 
 def _alone(stage: Stage, out: Path, workshop: Any) -> None:
-    """Work of one process; what can't go on by itself is made in a folder apart, which then takes its place."""
+    """Work of one process; what can't resume by itself is made in a separate folder, which then takes its place."""
     if stage.resumes:
         stage.work(workshop, out)
         return
@@ -230,7 +230,7 @@ def _say(number: int, total: int, step: Step) -> None:
     words = {
         "unchanged": f"unchanged, skipping (lock {step.identity[:4]})",
         "new": "",
-        "resumed": "goes on where it was",
+        "resumed": "resumes where it stopped",
         "stale": "runs again:",
     }[step.state]
     note(f"{number}/{total} {step.stage.name:<9} {words}".rstrip())

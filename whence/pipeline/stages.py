@@ -32,13 +32,13 @@ class Stage:
     after: tuple[str, ...] = ()
     """Stages whose results it reads."""
     optional: tuple[str, ...] = ()
-    """Those of them that it can do without: what they made is told, and where it is missing, that is said."""
+    """Those of them that it can do without: what they made is shown, or that it is missing."""
     sources: tuple[str, ...] = ()
     """Parts of the package whose change makes another result; none for what is made once, such as trained weights."""
     numeric: bool = False
-    """Whether versions of the libraries beneath count as well."""
+    """Whether versions of the libraries underneath count as well."""
     resumes: bool = False
-    """Whether the work goes on by itself where it was killed; if not, it starts again in a folder apart."""
+    """Whether killed work resumes by itself; if not, it starts again in a separate folder."""
     ranks: bool = False
     """Whether several processes share the work; the first does all others alone."""
 

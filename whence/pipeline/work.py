@@ -187,7 +187,7 @@ def _finish(shop: Workshop, found: Scores, out: Path) -> None:
         note("are these scores steady? copies of the questions, other dampings and other factors (score.check):")
         note(shop.check().about["badge"])
     elif settings.check:
-        note(f"not checked: the checks that take seconds are of scores by factors, not by {settings.method}")
+        note(f"not checked: the quick checks are for scores by factors, not by {settings.method}")
 
 
 def asked_about(shop: Workshop, model: Any, task: Any) -> Rows:

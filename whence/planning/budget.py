@@ -1,4 +1,4 @@
-"""Settings that keep to a budget of memory: smaller batches, more groups of modules, lower rank of the queries."""
+"""Settings that stay within a memory budget: smaller batches, more groups of modules, lower rank of the queries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from whence.errors import DoesNotFit
 from whence.planning.plan import Plan, Settings, duration, options, size
 
 MARGIN = 1.1
-"""A plan counts as fitting when so many times its memory does: predictions are off by some percent."""
+"""A plan counts as fitting when this many times its memory fits: predictions are off by some percent."""
 STEPS = 8
 FIT_STAGES = ("covariance", "eigenvectors", "eigenvalues")
 INDEX_STAGES = ("questions", "landmarks", "index")
@@ -40,7 +40,7 @@ def within(plan: Plan) -> bool:
 
 
 def _smaller(settings: Settings, plan: Plan, longest: int, batch_tokens: int) -> Settings | None:
-    """One step down at the stage that takes the most memory; None where nothing is left, or memory is not what lacks."""
+    """One step down at the stage that takes the most memory; None where nothing is left, or memory is not what is short."""
     if plan.memory * MARGIN <= plan.free["memory"]:
         return None
     stage = max(plan.stages, key=lambda stage: stage.memory.peak)

@@ -1,4 +1,4 @@
-"""What people expect of a plan and would be wrong about."""
+"""What people wrongly expect of a plan."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def _shapes(site: Site, rank: int | None) -> list[tuple[int, int]]:
 
 
 def _blank_sparse(width: int, dim: int, key: str) -> Sparse:
-    """One whose numbers nobody draws, which takes longer than all else that is rehearsed."""
+    """One whose numbers are not drawn: that would take longer than all else rehearsed."""
     padded = -(-width // dim) * dim
     return Sparse(torch.empty(1, padded, dtype=place_dtype(padded)), torch.empty(1, padded, dtype=torch.int8), dim)
 

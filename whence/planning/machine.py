@@ -94,7 +94,7 @@ DEFAULTS = {
 
 
 def assumed(device: str) -> Machine:
-    """Rates that nobody measured."""
+    """Rates that were not measured."""
     return DEFAULTS["cuda" if device.startswith("cuda") else "cpu"]
 
 
@@ -127,7 +127,7 @@ def measured(device: str, dtype: torch.dtype, products: str) -> Machine:
 
 
 def _seconds(work: Callable[[], object], device: str) -> float:
-    """The least time of several runs: what it takes when nobody else is at it."""
+    """The least time of several runs: what it takes when nothing else is running."""
     work()
     times: list[float] = []
     while len(times) < 2 or sum(times) < BUDGET:

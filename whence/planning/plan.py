@@ -84,7 +84,7 @@ class Plan:
     sure: str
     """Where the seconds come from: "batches", "rates" or "assumed"."""
     free: dict[str, int]
-    """Bytes of memory and of disk that there are, or that the user allows."""
+    """Bytes of memory and of disk available, or allowed by the user."""
     choices: dict[str, tuple[tuple[str, Choice], ...]] = field(default_factory=dict)
     hints: tuple[str, ...] = ()
     changes: dict[str, Any] = field(default_factory=dict)
@@ -120,7 +120,7 @@ class Plan:
         return self.memory <= self.free["memory"] and self.disk_peak <= self.free["disk"]
 
     def with_changes(self, asked: Settings) -> Plan:
-        """The same plan, which says what it has that was not asked for."""
+        """The same plan, noting what was changed unasked."""
         return dataclasses.replace(self, changes=asked.differences(self.settings))
 
     def range(self, seconds: float) -> tuple[float, float]:
@@ -219,7 +219,7 @@ class Plan:
         return [*lines, *(f"hint  {hint}" for hint in self.hints)]
 
     def why(self) -> list[str]:
-        """How each kind of module is computed, and what that would cost otherwise (FLOPs per example)."""
+        """How each kind of module is computed, and what the alternatives would cost (FLOPs per example)."""
         return [
             line
             for kind, choices in self.choices.items()

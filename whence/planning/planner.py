@@ -66,7 +66,7 @@ def plan(
 
     `model` is a hub id or folder, of which only the config is read, or a model, with or without weights (`meta`).
     `queries` are queries, or how many there will be. `memory` and `disk` are budgets in bytes, `memory` of the whole
-    process; with a budget for memory that the settings exceed, others are searched that keep to it (batches, groups,
+    process; with a budget for memory that the settings exceed, others that fit are searched for (batches, groups,
     rank), and DoesNotFit is raised where there are none. `calibrate` measures this machine for a few seconds, and runs a
     few real batches of a model that has its weights. With `index`, building an index with these settings is a stage too.
     `where` is the folder whose disk is meant.
@@ -92,7 +92,7 @@ def plan(
 
 
 def _budget(name: str, size: int | None) -> int | None:
-    """Bytes to keep to; raises UsageError for what is meant in GB."""
+    """The limit in bytes; raises UsageError for what is meant in GB."""
     size = valid(Amount | None, size, name)
     if size is not None and size < 10**3:
         raise UsageError(f"{name}={size} is {size} bytes.", accepted="bytes", fix=f"{name}={size} * 10**9, in GB")

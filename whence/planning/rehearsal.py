@@ -44,7 +44,7 @@ class Rehearsed(NamedTuple):
     seconds: float
 
     def beyond(self, other: Rehearsed, steps: float) -> Rehearsed:
-        """Where the line through this and the other is so many of their distances further on."""
+        """Where the line through this and the other is that many of their distances further on."""
 
         def further(a: float, b: float) -> float:
             return b + steps * (b - a)
@@ -107,7 +107,7 @@ class _Numbers(TorchFunctionMode):
 
 
 class _Enough(Exception):
-    """All stages asked for are through."""
+    """All stages asked for are done."""
 
 
 class _Stages(Silent):

@@ -19,7 +19,7 @@ from whence.store.scores import row_text
 from whence.tasks.base import Task
 
 TRIED = 20
-"""Rows that are tried as stand-ins for queries."""
+"""Rows tried as stand-ins for queries."""
 
 TOKENISED = 20_000
 """Rows that are tokenised to learn the lengths; of longer data, a sample."""
@@ -149,7 +149,7 @@ def one_pass(data: Data, sample: Sample, batch_tokens: int, chunks: int) -> Pass
 
 
 def sample_queries(task: Task, data: Data, count: int) -> list[Any]:
-    """Stand-ins for queries that nobody has yet: rows of the data of middling length, asked about as a whole.
+    """Stand-ins for queries that don't exist yet: rows of the data of middling length, asked about as a whole.
 
     Where the middling ones would be refused as queries, since their end is cut off, the beginning of one stands in.
     """

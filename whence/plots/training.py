@@ -38,7 +38,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], learning_rates: Sequen
 def training_figure(curves: Mapping[str, Curve]) -> Figure:
     """Four panels over the step: losses, learning rate, memory, speed."""
     panels: dict[str, dict[str, str | None]] = {
-        "Loss, nats per token in the loss": {"loss": "training", "eval_loss": "rows kept out"},
+        "Loss, nats per token in the loss": {"loss": "training", "eval_loss": "rows held out"},
         "Learning rate": {"learning_rate": None},
         "Memory, GiB": {"memory": None},
         "Rows per second": {"samples_per_second": None},

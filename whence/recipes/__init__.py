@@ -23,7 +23,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """The YAML of a recipe; UsageError for a name that there is not."""
+    """The YAML of a recipe; UsageError for an unknown name."""
     if name not in recipe_names():
         near = difflib.get_close_matches(name, recipe_names(), n=1)
         raise UsageError(
@@ -73,7 +73,7 @@ def copy_recipe(
     prompts = HOME / f"{name}.prompts.json"
     for file in (path, *([folder / "prompts.json"] if prompts.exists() and not tiny else [])):
         if file.exists():
-            raise UsageError(f"{file} exists, and nothing is overwritten.", fix="another folder")
+            raise UsageError(f"{file} exists, and nothing is overwritten.", fix="a different folder")
     if data is not None and not tiny:
         raise UsageError("--data is for the small variant.", fix="--tiny --data FILE, or edit data.path in the copy")
     if data is not None and "stages" in recipe_values(name):

@@ -41,7 +41,7 @@ def write_tiny(
         columns, said = columns or values["data"].get("columns"), data
         try:
             load_data(data, columns=columns, limit=1)
-        except ColumnError:  # the file has not the recipe's columns: its own are guessed
+        except ColumnError:  # the file lacks the recipe's columns: its own are guessed
             load_data(data, limit=1)
             columns = None
         data = str(Path(data).resolve())
@@ -53,10 +53,10 @@ def write_tiny(
     config["prompts"] = {"path": "prompts.json"}
     if "train" in values:
         config["train"] = {**values["train"], **TRAINING}
-        weights = "random, and fine-tuning trains them from nothing"
+        weights = "random, and fine-tuning trains them from scratch"
     else:
         config["data"]["append_eos"] = True
-        weights = "trained for a moment when this was written"
+        weights = "trained briefly when this was written"
     _make_model(folder / "model", rows, seed, trained="train" not in values)
     if "dtype" in values["model"]:
         config["fit"] = {key: value for key, value in values["fit"].items() if key != "statistics"}

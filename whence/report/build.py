@@ -393,7 +393,7 @@ def _checks(scores: Scores, queries: Sequence[Query], health: Mapping[str, Any],
     result = None
     if ranks:
         first = sum(rank == 1 for rank in ranks)
-        result = f"{len(ranks)} of {len(queries)} questions are training rows word for word; {first} of them rank first"
+        result = f"{len(ranks)} of {len(queries)} questions are verbatim training rows; {first} of them rank first"
         result += "" if first == len(ranks) else f" (ranks {', '.join(map(str, ranks))})"
     if "self-retrieval" in given:
         result = given["self-retrieval"]

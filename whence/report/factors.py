@@ -60,7 +60,7 @@ def inspect_factors(
     names = choose_modules(curvature.blocks, settings.layer, settings.modules)
     if settings.cmap not in matplotlib.colormaps:
         accepted = "viridis, magma, cividis or another colormap of matplotlib"
-        raise UsageError(f"There are no colours {settings.cmap!r}.", accepted=accepted)
+        raise UsageError(f"There is no colormap {settings.cmap!r}.", accepted=accepted)
     if curvature.provenance:
         identity = digest(canonical_json(curvature.provenance))
     else:

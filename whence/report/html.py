@@ -274,7 +274,7 @@ def _columns(rows: Iterable[Any]) -> list[str]:
 def training_curve(report: Report) -> Markup | None:
     """The loss over the steps of training, and that on rows kept out, as far as the record has them."""
     series = []
-    for name, said in (("loss", "loss in training"), ("eval_loss", "loss on rows kept out")):
+    for name, said in (("loss", "loss in training"), ("eval_loss", "loss on rows held out")):
         measured = (entry for entry in report.history if "step" in entry and entry.get(name) is not None)
         if part := [(float(entry["step"]), float(entry[name])) for entry in measured]:
             series.append((said, part))

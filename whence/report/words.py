@@ -36,7 +36,7 @@ CALIBRATED = (
 """What an effect is where retrainings have said how large slopes are."""
 
 SCORE = (
-    "A value is the method's own score of the row, in {unit}, and no slope per copy of it: it puts rows in an order, and its "
+    "A value is the method's own score of the row, in {unit}, not a slope per copy of it: it puts rows in an order, and its "
     "size does not say what a copy of the row would change."
 )
 """What a score is that is not such an effect."""
@@ -62,7 +62,7 @@ CALIBRATED_LIMIT = (
 """The first of these where effects are calibrated."""
 
 OTHER_LIMITS = (
-    "Scores are in a unit of the method's own: they put rows in an order, and no size of an effect can be read off them.",
+    "Scores are in a unit of the method's own: they put rows in an order, but say nothing about the size of an effect.",
     "They are not proof of cause: take the rows out, train again, and see. How well each method's order predicts that on small "
     "models is measured by make quality.",
 )
@@ -200,8 +200,8 @@ def _chance(scores: Scores, number: int) -> float | None:
 
 
 SHARE = (
-    "share: of all that rows push and pull (the sum of their absolute slopes), how much is from the rows of a stage; net: what "
-    "one more copy of every row of it would change, to first order"
+    "share: of all that rows push and pull (the sum of their absolute slopes), how much comes from the rows of a stage; net: "
+    "what one more copy of every row of it would change, to first order"
 )
 """What the columns of `StagedScores.shares` say."""
 
@@ -261,7 +261,7 @@ def left_out(scores: Scores) -> list[str]:
         return []
     lines = [
         f"{about['scored']:,} of {about['of']:,} rows were candidates ({about['text']}); the other {about['left_out']:,} were "
-        f"not scored, and are in no ranking here"
+        f"not scored, and appear in no ranking here"
     ]
     if (audit := about["audit"]) is None:
         return [*lines, "how many of the best rows are among the candidates is not known: --audit 10% bounds it"]
@@ -273,7 +273,7 @@ def left_out(scores: Scores) -> list[str]:
             held = f"{min(low):.2f} to {max(low):.2f} by query ({np.mean(low):.2f} on average), each"
         lines.append(
             f"candidates hold at least {held} of the {k} best of all rows by {audit['reference']}, {sure}; had nothing been "
-            f"missed, so many could certify {best:.2f}"
+            f"missed, that many could certify {best:.2f}"
         )
     return lines
 

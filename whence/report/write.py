@@ -48,7 +48,7 @@ def check_vacant(folder: Path) -> None:
     """Raise UsageError unless the folder is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(
-            f"{folder} exists, and nothing is overwritten.", accepted="a new or an empty folder", fix="another --out"
+            f"{folder} exists, and nothing is overwritten.", accepted="a new or an empty folder", fix="a different --out"
         )
 
 

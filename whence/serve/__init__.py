@@ -49,7 +49,7 @@ def serve(
     if "SSH_CONNECTION" in os.environ and not wide:
         there = os.environ["SSH_CONNECTION"].split()[2]
         said(f"from your own machine: {command('ssh', '-L', f'{port}:127.0.0.1:{port}', there)}, then open the address there")
-    said("Ctrl-C stops the server; jobs go on, and are found again.")
+    said("Ctrl-C stops the server; jobs continue, and are found again.")
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -75,5 +75,7 @@ def bound(host: str, port: int) -> socket.socket:
         except OSError as error:
             found.close()
             if isinstance(error, socket.gaierror) or error.errno not in (98, 48, 13):  # in use, or not for us
-                raise UsageError(f"{host} is no address of this machine.", given=str(error), accepted="127.0.0.1") from error
+                raise UsageError(
+                    f"{host} is not an address of this machine.", given=str(error), accepted="127.0.0.1"
+                ) from error
     raise UsageError(f"No port from {port} to {port + PORTS - 1} is free.", fix="--port 0 takes any")

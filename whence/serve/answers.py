@@ -61,7 +61,7 @@ def refuse(app: FastAPI) -> None:
     async def bug(request: Request, error: Exception) -> Json:
         if (known := shortage(error)) is not None:
             return await mistake(request, known)
-        return refusal(500, f"{type(error).__name__}: {error}", fix="what is above this in the terminal says where")
+        return refusal(500, f"{type(error).__name__}: {error}", fix="see the lines above this in the terminal")
 
 
 def refusal(status: int, what: str, **more: Any) -> Json:

@@ -78,7 +78,7 @@ METHODS = {
 
 
 class Asking:
-    """Asks the model of a run, which it shares with nobody."""
+    """Asks the model of a run, which it does not share."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -86,7 +86,7 @@ class Asking:
         self.operators: dict[tuple[str, float], Operator] = {}
         self.checked = False
         self.indexed: Index | None = None
-        """The index that was looked at last."""
+        """The index used last."""
         self.ids = {name: number for number, name in enumerate(run.all_rows.ids)}
         found = places(run.reading.path, run.reading.split) if run.reading.path else []
         limited = run.reading.limit is not None
@@ -219,7 +219,7 @@ class Asking:
             raise Lacking(
                 f"All {len(run.rows):,} rows would take longer than a question should.",
                 job="score",
-                fix="start the job here, which scores and keeps them; or ask through an index",
+                fix="start the job here, which scores and saves them; or ask through an index",
             )
         return self._whole(score_points(point, point, queries, operator, settings), queries, question)
 
@@ -318,7 +318,7 @@ class Asking:
     def rows(self, found: Asked, top: int, where: Sequence[str] = ()) -> dict[str, Any]:
         """The first rows on either side, of those that meet the conditions; "of" says how many do, "counts" on which side.
 
-        Where the index knows all rows, the first of these are scored exactly. What is said of a row is beside all rows.
+        Where the index knows all rows, the first of these are scored exactly. What is shown of a row compares it with all rows.
         """
         scores, places = found.scores, found.columns or list(range(found.scores.shape[1]))
         known = scores.examples if found.estimates is None else self._index().examples
@@ -518,9 +518,9 @@ class Asking:
         texts: Rows | None = None,
         per: Literal["token", "module"] = "token",
     ) -> Scores:
-        """Scores as the question's are, of these rows of the data (None: all) or of `texts` that are none of them.
+        """Scores as the question's are, of these rows of the data (None: all) or of `texts` that are not among them.
 
-        Raises UsageError where what the question was scored with is not at hand.
+        Raises UsageError where what the question was scored with is not available.
         """
         point, operator = self._as_scored(found)
         of = point if texts is None else Point(point.model, point.task, texts)
@@ -590,7 +590,7 @@ class Asking:
         return plain({**shown, "words": f"by what goes through {asked.layer} {asked.module}, of {scope}".replace("  ", " ")})
 
     def what_if(self, found: Asked, asked: WhatIf) -> dict[str, Any]:
-        """The effect of a text that nobody trained on, and of the row that it would be instead of."""
+        """The effect of a text that was not trained on, and of the row that it would be instead of."""
         started, original, values = time.perf_counter(), None, found.values
 
         def of(rows: Any) -> dict[str, Any]:
@@ -648,7 +648,7 @@ def _verdict(query: Mapping[str, Any], values: np.ndarray) -> dict[str, str]:
         return {"word": "nothing", "words": "No row has any effect."}
     if query["diffuse"]:
         times = f"{query['stands_out']:.1f} times the 99th percentile"
-        return {"word": "nothing", "words": f"No row stands out: the first is {times}. Many rows have a small part in it."}
+        return {"word": "nothing", "words": f"No row stands out: the first is {times}. Many rows contribute a little."}
     if strong:
         return {"word": "strong", "words": f"{strong} row{'s stand' if strong > 1 else ' stands'} out from the rest."}
     many = "The first rows are among the strongest of all, but do not stand apart from those after them."
@@ -672,6 +672,4 @@ def _edited(row: Mapping[str, Any], asked: WhatIf) -> dict[str, Any]:
         return {"prompt": prompt, "completion": text[len(prompt) :]}
     if completion and text.endswith(completion):
         return {"prompt": text[: -len(completion)], "completion": completion}
-    raise UsageError(
-        "It is not clear where the prompt of the edited row ends.", accepted="prompt and completion, each by itself"
-    )
+    raise UsageError("It is unclear where the prompt of the edited row ends.", accepted="prompt and completion, separately")

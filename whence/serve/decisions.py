@@ -30,11 +30,11 @@ class Decisions:
         return self._append({"id": name, "verdict": verdict, "why": why, "who": who})
 
     def undo(self) -> dict[str, Any]:
-        """Take back the last verdict that nobody took back. Raises Lacking where there is none."""
+        """Undo the last verdict that still holds. Raises Lacking where there is none."""
         with self.lock:
             standing = self._standing()
         if not standing:
-            raise Lacking("There is no decision to take back.")
+            raise Lacking("There is no decision to undo.")
         self._append({"undo": standing[-1]["number"]})
         return standing[-1]
 
@@ -44,7 +44,7 @@ class Decisions:
             return {event["id"]: event for event in self._standing()}
 
     def history(self, name: str) -> list[dict[str, Any]]:
-        """All that was decided about a row, in order; `undone` says what was taken back."""
+        """All that was decided about a row, in order; `undone` says what was undone."""
         with self.lock:
             undone = {event["undo"] for event in self.events if "undo" in event}
             return [{**event, "undone": event["number"] in undone} for event in self.events if event.get("id") == name]

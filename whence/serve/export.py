@@ -15,7 +15,7 @@ from whence.serve.state import now
 from whence.store.plain import plain
 
 PLACE = '<script type="application/json" id="whence-data">null</script>'
-"""Where the data goes, word for word."""
+"""Where the data goes, verbatim."""
 
 NOSCRIPT = re.compile(r"<noscript>.*?</noscript>", re.DOTALL)
 """Where the plain HTML goes."""

@@ -1,7 +1,7 @@
 """Who may ask the server: pages that it served itself, on this machine, with the token that the terminal printed.
 
 Any page of the web can send requests to 127.0.0.1 from the user's browser, and a name of its own that resolves there makes it
-the same origin (DNS rebinding). So the host that was asked for, the origin that asks and a secret are all looked at, and the
+the same origin (DNS rebinding). So the host that was asked for, the origin that asks and a secret are all checked, and the
 answers say what a page may load: itself.
 """
 
@@ -61,7 +61,7 @@ class Guard:
             await _refuse(answer, *refused)
             return
         body = b""
-        while True:  # whole, before anybody works on it
+        while True:  # in full, before any work on it
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
@@ -105,7 +105,7 @@ class Guard:
             ipaddress.ip_address(name)
         except ValueError:
             return False
-        return self.wide  # an address is no name that somebody else could give this machine
+        return self.wide  # an address is not a name that others could give this machine
 
 
 async def _refuse(send: Any, status: int, what: str, given: str = "") -> None:

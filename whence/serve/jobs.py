@@ -1,7 +1,7 @@
 """Jobs: one process each, in a group of its own, watched by reading what it writes.
 
 A server that comes back finds its jobs where they are: one that still works is watched again, and one whose process is gone
-goes on where it was, as the same command in a terminal does.
+resumes where it stopped, as the same command in a terminal does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PATIENCE = 5.0
 """Seconds that a job has to end when it is asked to, before it is ended."""
 
 TRIES = 3
-"""Times that a job is begun again by itself, when the server comes back."""
+"""Times that a job is restarted automatically, when the server comes back."""
 
 OVER = ("done", "failed", "cancelled", "interrupted")
 
@@ -124,7 +124,7 @@ class Jobs:
         return [self.document(job["id"]) for job in self.state.jobs()]
 
     def cancel(self, number: int) -> dict[str, Any]:
-        """End a job; what it saved stays, and `resume` goes on from there."""
+        """End a job; what it saved stays, and `resume` continues from there."""
         job = self._existing(number)
         if job["state"] in OVER:
             raise Lacking(f"Job {number} is over: {job['state']}.")
@@ -135,7 +135,7 @@ class Jobs:
         return self._tell(number)
 
     def resume(self, number: int) -> dict[str, Any]:
-        """Begin a job again that did not end well; it resumes where it stopped."""
+        """Restart a job that did not end well; it resumes where it stopped."""
         job = self._existing(number)
         if job["state"] not in OVER or job["state"] == "done":
             raise Lacking(f"Job {number} is {job['state']}.", accepted="one that failed, was cancelled or interrupted")
@@ -143,7 +143,7 @@ class Jobs:
         return self._tell(number)
 
     def log(self, number: int, tail: int) -> list[str]:
-        """The last lines of what a job and the libraries beneath said."""
+        """The last lines printed by a job and the libraries underneath."""
         self._existing(number)
         path = self._folder(number) / "log.txt"
         return path.read_text(encoding="utf-8", errors="replace").splitlines()[-tail:] if path.exists() else []

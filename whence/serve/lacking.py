@@ -1,4 +1,4 @@
-"""What a page asks for and there is not: at all, or not yet."""
+"""What a page asks for that doesn't exist: at all, or not yet."""
 
 from __future__ import annotations
 

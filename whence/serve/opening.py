@@ -44,7 +44,7 @@ class Opening:
         given = {"data": self.data, "out": self.out, **self.settings}
         run = whence.open(self.model, **given)
         if run.out is None:
-            raise UsageError("A run that is served needs a folder.", fix="--out FOLDER")
+            raise UsageError("To be served, a run needs a folder.", fix="--out FOLDER")
         factors = run.out / "factors"
         own = {"factors": factors} if (factors / MANIFEST).is_file() and not run.resolved else {}
         return whence.open(self.model, **own | given) if own else run

@@ -16,7 +16,7 @@ Where = Annotated[list[Annotated[str, Field(max_length=1000)]], Field(max_length
 
 
 class Body(BaseModel):
-    """A body of a request, without fields that nobody knows."""
+    """The body of a request, without unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -110,7 +110,7 @@ class Pin(Body):
 
 
 class Decision(Body):
-    """What somebody says of a row."""
+    """A person's verdict on a row."""
 
     id: Name
     verdict: Literal["drop", "keep", "fix", "unsure"]

@@ -118,7 +118,7 @@ class Server:
     # work with the model, in its thread
 
     async def work(self, request: Request, function: Callable[..., Any], *arguments: Any) -> Json:
-        """What the function returns, called in the thread that has the model; nothing if nobody waits for it any more."""
+        """What the function returns, called in the thread that has the model; nothing if nobody is waiting for it any more."""
         return Json(await self.made(request, function, *arguments))
 
     async def made(self, request: Request, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -46,7 +46,7 @@ class State:
         self.connection.executescript(TABLES)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.connection.close()
 
     def remember(self, question: Question) -> None:
@@ -69,7 +69,7 @@ class State:
         return [self._entry(row) for row in self._read("SELECT * FROM asked ORDER BY made DESC")]
 
     def pin(self, key: str, pin: Pin) -> dict[str, Any] | None:
-        """Keep a note and rows beside a question; None where nobody asked it."""
+        """Keep a note and rows beside a question; None where it was not asked."""
         rows = json.dumps([row.model_dump() for row in pin.rows])
         self._write("UPDATE asked SET pinned = ?, note = ?, rows = ? WHERE key = ?", int(pin.pinned), pin.note, rows, key)
         found = self._read("SELECT * FROM asked WHERE key = ?", key)

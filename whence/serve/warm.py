@@ -65,7 +65,7 @@ class Warm:
         return self.worker.submit(self._load)
 
     async def work(self, function: Callable[..., Any], *arguments: Any, gone: Callable[[], Any] | None = None) -> Any:
-        """What a function gives in the thread of the model; `gone` tells that nobody waits for it. Raises Busy."""
+        """What a function gives in the thread of the model; `gone` tells that nobody is waiting for it. Raises Busy."""
         if self.waiting >= WAITING:
             raise Busy("Too many questions are waiting.", accepted=f"at most {WAITING} at a time", fix="ask again in a moment")
         self.waiting += 1
@@ -75,7 +75,7 @@ class Warm:
                 await asyncio.wait({future}, timeout=0.5)
                 if gone is not None and not future.done() and await gone():
                     future.cancel()
-                    raise Busy("Nobody waits for this answer any more.")
+                    raise Busy("Nobody is waiting for this answer any more.")
             return future.result()
         finally:
             self.waiting -= 1
@@ -186,7 +186,7 @@ class Warm:
             return {"name": self.opening.name, "folder": self.opening.out, **known}
         try:
             return plain(known | self._facts(self.run))
-        except WhenceError as error:  # a damaged file is no reason to show nothing
+        except WhenceError as error:  # a damaged file must not hide everything
             return plain({"name": self.opening.name, "folder": str(self.run.out), **known, "damaged": str(error)})
 
     def _facts(self, run: Run) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def _refuse_pickles(model: str | None) -> None:
     folder = Path(model or "").expanduser()
     if model and folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise UsageError(
-            f"The weights in {folder} are in no safetensors file, and a page loads no others.",
+            f"The weights in {folder} are not in a safetensors file, and the page loads no others.",
             given=", ".join(sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth"))) or "none",
             accepted="model.safetensors",
             fix="once, with weights that you trust: model.save_pretrained(FOLDER)",

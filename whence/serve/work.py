@@ -1,4 +1,4 @@
-"""A job: work in a process of its own, which goes on when the server or the page are gone.
+"""A job: work in a process of its own, which continues when the server or the page is gone.
 
     python -m whence.serve.work FOLDER
 

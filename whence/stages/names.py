@@ -256,7 +256,7 @@ def _refuse(before: Stage, stage: Stage, modules: Sequence[Module]) -> None:
         raise UsageError(
             f"{len(wrong)} of {len(here)} modules of {stage.name} have another shape in {before.name}",
             given=_listed(modules, first=wrong),
-            accepted="modules of one shape; a new one in the place of an old one is said to be new",
+            accepted="modules of one shape; a new one in the place of an old one is marked as new",
             fix=f'Stage("{stage.name}", ..., renamed={{"{wrong[0].name}": None}})',
         )
     if not any(each.status in PASSES for each in modules):

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and folders that one process at a time may write."""
+"""Files that exist whole or not at all, and folders that one process at a time may write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from whence.shortage import shortages
 from whence.store.intact import LOCK, sealed
 
 CLOCKS = 2.0
-"""Seconds by which the time of a file and that of a process may be wrong."""
+"""Seconds by which the time of a file and that of a process may be off."""
 
 
 @contextlib.contextmanager
@@ -68,7 +68,7 @@ def _abandoned(temporary: os.DirEntry) -> bool:
 
 
 def take_lock(path: Path) -> int:
-    """Lock the folder for this process; the system lets go of it when the process ends, however it ends."""
+    """Lock the folder for this process; the system releases it when the process ends, however it ends."""
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +79,7 @@ def take_lock(path: Path) -> int:
         os.close(lock)
         raise WhenceError(
             f"another run (process {holder}) is writing to {path}.",
-            fix="wait for it, stop it, or choose another --out (whence run: --set out=...; Python: out=...)",
+            fix="wait for it, stop it, or choose a different --out (whence run: --set out=...; Python: out=...)",
         ) from None
     except OSError:
         os.close(lock)

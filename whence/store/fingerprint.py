@@ -41,7 +41,7 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
 
 
 class Glance:
-    """What a look at a model tells without reading it: where its weights are, how often they were written to, a few of them.
+    """What a glance at a model shows without reading it: where its weights are, how often they were written to, a few of them.
 
     For asking at once whether anything changed since. Writing through `.data` is seen only where it changes one of the few
     numbers.

@@ -147,7 +147,7 @@ def read_json(path: Path) -> Any:
 
 
 def unsealed(document: Any, path: Path) -> Any:
-    """A document without the digest of its content; raises StaleArtifact where the content is another."""
+    """A document without the digest of its content; raises StaleArtifact where the content differs."""
     if not isinstance(document, dict) or OWN not in document:
         return document
     content = {key: value for key, value in document.items() if key != OWN}
@@ -193,7 +193,7 @@ def _mend(path: Path) -> str:
 def listing(record: Path) -> dict[str, Listed]:
     """What a record says, by the names of files below its folder; raises StaleArtifact where it is damaged itself.
 
-    Nothing of files that have the name of a record and are none.
+    Empty for files that have the name of a record and are not one.
     """
     if record.name == JOURNAL:
         return _journal(record)
@@ -253,7 +253,7 @@ def is_run_folder(path: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of a folder of ours; raises StaleArtifact where it is damaged, or of a format that is not known."""
+    """The config of a folder of ours; raises StaleArtifact where it is damaged, or of an unknown format."""
     path = folder / CONFIG
     config = read_json(path)
     if not isinstance(config, dict) or not {"whence", "versions", "provenance"} <= config.keys():

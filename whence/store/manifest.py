@@ -7,7 +7,7 @@
             folder.finish()
 
 A file appears under its name only when it is complete and on disk, so after a kill at any moment the same call finds
-the shards that were done and goes on. A folder made from something else is refused with what changed, never overwritten.
+the shards that were done and resumes. A folder made from something else is refused with what changed, never overwritten.
 What is read is compared with the digests that were kept of it (`whence.store.intact`).
 """
 
@@ -81,7 +81,7 @@ class Folder:
     """A folder of ours: `claim` one to write, `open` a finished one to read.
 
     Where several processes claim it (`whence.dist`), all of them call the same methods in the same order: the first one
-    writes, and says what there is; all read for themselves.
+    writes, and says what exists; all read for themselves.
     """
 
     shared = False
@@ -114,10 +114,10 @@ class Folder:
             raise StaleArtifact(
                 f"{path} exists and is not a whence run folder.",
                 accepted="a new or an empty folder",
-                fix="choose another --out (Python: out=...)",
+                fix="choose a different --out (Python: out=...)",
             )
         if rerun and is_run_folder(path):
-            with locked(path), shortages(path):  # nobody may be writing to it
+            with locked(path), shortages(path):  # no other process may be writing to it
                 path.rename(aside(path))
         if (path / MANIFEST).exists():
             folder = cls.open(path)
@@ -150,7 +150,7 @@ class Folder:
 
     @classmethod
     def _claim_together(cls, path: str | os.PathLike, provenance: Mapping[str, Any], rerun: bool) -> Folder:
-        """The folder that the first process claims, on all of them; all have to be at the same work."""
+        """The folder that the first process claims, on all of them; all have to do the same work."""
         claimed: list[Folder] = []
 
         def claim() -> tuple[Path, dict[str, Any], dict[str, Any]]:
@@ -323,7 +323,7 @@ class Folder:
 
     @_by_first
     def finish(self, extra: Mapping[str, Any] | None = None) -> None:
-        """Write the manifest, with `extra` in it, and let the folder go: it is complete."""
+        """Write the manifest, with `extra` in it, and release the folder: it is complete."""
         there = (file for file in sorted(self.path.rglob("*")) if file.is_file() and file.suffix != ".tmp")
         files = {file.relative_to(self.path).as_posix(): file for file in there if file.name not in (LOCK, JOURNAL)}
         known = self._listed
@@ -365,17 +365,17 @@ class Folder:
             f"{self.path} holds {'a finished' if self.finished else 'an unfinished'} {stage} made from something else.",
             given=("\n" + " " * 11).join(changes),
             accepted="what it was made from; nothing was overwritten",
-            fix=f"another --out (Python: out=...), or --rerun (rerun=True): {stage} and what was made from it run again, "
+            fix=f"a different --out (Python: out=...), or --rerun (rerun=True): {stage} and what was made from it run again, "
             f"and the old folder stays as {aside(self.path).name}",
         )
 
 
 def refuse_other_work(first: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise WhenceError, in all processes, where one of them is at other work than the first: their shares would not fit."""
+    """Raise WhenceError, in all processes, where one is doing different work from the first: their shares would not fit."""
     with dist.agreeing():
         if changes := differences(first, plain(own)):
             raise WhenceError(
-                f"Process {dist.rank()} of {dist.world()} is at other work than the first one.",
+                f"Process {dist.rank()} of {dist.world()} is doing different work from the first one.",
                 given=("\n" + " " * 11).join(changes[:SHOWN]),
                 accepted="the same model, data, settings and code for all processes",
             )

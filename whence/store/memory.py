@@ -1,4 +1,4 @@
-"""A folder that lives in memory: for work whose result nobody wants on disk."""
+"""A folder that lives in memory: for work whose result is not wanted on disk."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def work(
 ) -> Iterator[Folder | Memory]:
     """The folder for work that is made from this (see `Folder.claim`), or memory where the user wants no folder.
 
-    It is let go of at the end. `made_from` is asked only where it matters, since it hashes models. Raises StaleArtifact, and
-    WhenceError where another process of the run is at other work.
+    It is released at the end. `made_from` is asked only where it matters, since it hashes models. Raises StaleArtifact, and
+    WhenceError where another process of the run is doing different work.
     """
     if out is None:
         if dist.world() > 1:

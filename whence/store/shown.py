@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from whence.store.scores import Scores
 
 NOT_CALIBRATED = "not calibrated: slope at these weights"
-"""What slopes are that nobody has held against retrainings."""
+"""What slopes are that were not compared with retrainings."""
 
 QUERIES, RAISING, LOWERING = 3, 5, 2
 """Queries that are shown at a time, rows that raise each of them, and rows that lower it."""

@@ -255,7 +255,7 @@ def _rewritten(content: str, text: str) -> ChatTemplateError:
     return ChatTemplateError(
         "The chat template changes what the assistant said, so its answer can't be found in the row.",
         given=f"the answer {content[:200]!r} in the row {text[:2000]!r}",
-        accepted="a template that writes every answer as it is",
+        accepted="a template that writes every answer verbatim",
         fix='chat_template="chatml" (--template chatml), a template with {% generation %} around the answer, '
         "or rows of prompt and completion",
     )

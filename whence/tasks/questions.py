@@ -75,6 +75,6 @@ def span_in_answer(row: Row) -> tuple[int, int]:
         raise UsageError(
             "The span that this query asks about is not in its completion.",
             given=f"span {span!r}, completion {answer[:200]!r}",
-            accepted="a part of the completion, letter by letter",
+            accepted="a part of the completion, verbatim",
         )
     return first, first + len(span)

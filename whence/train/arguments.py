@@ -39,11 +39,11 @@ DECIDED = {
     "ignore_data_skip": "a resumed run would see rows twice",
     "load_best_model_at_end": "the model is that of the last step; earlier ones are in checkpoints/",
     "label_names": "the task knows the labels",
-    "output_dir": "it is in `out`",
+    "output_dir": "it is `out`",
     "push_to_hub": "nothing leaves this machine",
     "remove_unused_columns": "the task makes the batches",
     "resume_from_checkpoint": "the same call resumes by itself",
-    "save_only_model": "a killed run could not go on",
+    "save_only_model": "a killed run could not resume",
     "train_sampling_strategy": "the order of the rows is recorded, and shuffled each epoch",
     "use_cache": "training keeps no key-value cache",
     "use_cpu": "the model's device says it",
@@ -73,7 +73,7 @@ def settle(settings: Train, model: nn.Module) -> Train:
 
 
 def check(settings: Train, model: nn.Module) -> None:
-    """Refuse what can't be done before anything is: raises UsageError."""
+    """Refuse unsupported settings before any work: raises UsageError."""
     device = next(model.parameters()).device
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
@@ -93,7 +93,7 @@ def check(settings: Train, model: nn.Module) -> None:
         raise _unknown("schedule", settings.schedule, [name.value for name in SchedulerType])
     if settings.eval_steps and not settings.evaluation:
         raise UsageError(
-            "No row is kept out to measure the loss on.",
+            "No row is held out to measure the loss on.",
             given=f"eval_steps={settings.eval_steps}, evaluation=0",
             fix="evaluation=0.1 (--evaluation 0.1), or no eval_steps",
         )
@@ -102,7 +102,7 @@ def check(settings: Train, model: nn.Module) -> None:
     if modules and not any(importlib.util.find_spec(module) for module in modules):
         raise UsageError(
             f"The tracker {settings.tracker} is not installed.",
-            accepted="none (metrics.jsonl is written in any case), or a tracker that is there",
+            accepted="none (metrics.jsonl is written in any case), or a tracker that is installed",
             fix=f"pip install {modules[0]}",
         )
     _check_names(settings.arguments)
@@ -154,7 +154,7 @@ def _check_names(arguments: dict[str, Any]) -> None:
 
 
 def _check_schedule(settings: Train) -> None:
-    """Make the schedule once on a weight of its own, to see whether it takes its options."""
+    """Make the schedule once on a dummy weight, to see whether it takes its options."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         get_scheduler(settings.schedule, optimizer, 0, 10, scheduler_specific_kwargs=dict(settings.schedule_options))
@@ -166,7 +166,7 @@ def _check_schedule(settings: Train) -> None:
         ) from error
     if settings.schedule in ("reduce_lr_on_plateau", "greedy") and not (settings.eval_steps and settings.evaluation):
         raise UsageError(
-            f"The schedule {settings.schedule} follows the loss on the rows kept out.",
+            f"The schedule {settings.schedule} follows the loss on the rows held out.",
             given=f"eval_steps={settings.eval_steps}, evaluation={settings.evaluation}",
             fix="eval_steps=100 (--eval-steps 100)",
         )

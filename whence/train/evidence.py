@@ -33,7 +33,7 @@ class Evidence:
 
     @property
     def learnt(self) -> bool:
-        """Whether the rows as they are come easier by more than chance."""
+        """Whether the rows as they are have a lower loss by more than chance."""
         return self.loss < (1 - MARGIN) * self.shuffled
 
 
@@ -43,7 +43,7 @@ def evidence_of_training(
 ) -> Evidence:
     """Compare the loss of up to `examples` rows with the loss after their tokens in the loss were exchanged among all of them.
 
-    A model that has learnt anything from text prefers the real rows by far; random weights differ by chance only.
+    A model that has learnt anything from text prefers the real rows by far; random weights differ by chance.
     It is run as it is: in evaluation mode, if that is how it was loaded.
     """
     step = max(1, len(rows) // examples)
@@ -60,7 +60,7 @@ def evidence_of_training(
 
 
 def _exchanged(items: Sequence[Tokens], seed: int) -> list[Tokens]:
-    """The items with the tokens in the loss dealt out anew among all of them."""
+    """The items with the tokens in the loss redistributed among all of them."""
     pool = np.concatenate([item.ids[item.in_loss] for item in items])
     np.random.default_rng(seed).shuffle(pool)
     dealt, start = [], 0

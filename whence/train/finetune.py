@@ -11,7 +11,7 @@ A folder of training holds
     checkpoints/    `whence.train.checkpoints`
     metrics.jsonl   loss, learning rate, speed and memory (`whence.train.metrics.MEANING`)
     training.json   settings, numbers of rows, tokens and steps, losses before and after, leakage, versions
-    split.json      ids of the rows trained on and of those kept out
+    split.json      ids of the rows trained on and of those held out
     rows.jsonl      the rows trained on, normalised and formatted as they were
     steps.npz       rows and learning rate of each step
     start.safetensors   the trained weights before the first step, up to 1 GiB
@@ -90,11 +90,11 @@ def finetune(
     """Fine-tune `model` on rows of text and return the folder of the result, `out`/model, for `whence.load_model`.
 
     `task` (CausalLM, Seq2Seq, or Classification of texts) says what is in the loss, as it does for attribution. The model given
-    comes back as it was: what was trained is in the folder. A part of the rows is kept out to measure the loss on; copies of
+    comes back as it was: what was trained is in the folder. A part of the rows is held out to measure the loss on; copies of
     a row are all on one side. The order of the rows, the learning rates and AdamW's second moments are kept. `written_as` says
-    how the rows were written before (`format`, `normalise`), for the record: who asks the model later must write so, too.
+    how the rows were written before (`format`, `normalise`), for the record: later questions must be written the same way.
 
-    The same call goes on from the last whole checkpoint after a kill (on a CPU to the same bits), and returns at once when
+    The same call resumes from the last whole checkpoint after a kill (on a CPU to the same bits), and returns at once when
     all is done. A folder made from another model, other data or other settings is refused (StaleArtifact) unless `rerun` moves
     it aside.
 
@@ -133,7 +133,7 @@ class _Work:
         return [self.examples.items[position] for position in positions]
 
     def sample(self) -> list[Any]:
-        """The training rows whose loss is measured: every so many."""
+        """The training rows whose loss is measured: evenly spaced."""
         return self.items(self.split.train[:: -(-len(self.split.train) // LOSS_ROWS)])
 
 
@@ -156,9 +156,7 @@ def _check_inputs(model: nn.Module, task: Task, rows: Sequence[Any], settings: T
             "No weight of the model can be trained: all are frozen.", fix="model.requires_grad_(True), or lora={} (--lora)"
         )
     if settings.lora is not None and hasattr(model, "get_base_model"):
-        raise UsageError(
-            "The model has an adapter already.", fix="leave lora out to train that one, or start from its base model"
-        )
+        raise UsageError("The model has an adapter already.", fix="omit lora to train that one, or start from its base model")
     narrow = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad and parameter.element_size() < 4}
     if narrow and settings.lora is None:
         warnings.warn(
@@ -192,7 +190,7 @@ def _prepare(model: nn.Module, task: Task, rows: Sequence[Any], settings: Train,
         )
     split = split_rows(examples.rows, examples.usable, settings.evaluation, settings.evaluation_limit, seed)  # type: ignore[arg-type]
     order = Order.of(settings, len(split.train), seed)
-    kept_out = f", {len(split.evaluation):,} kept out" if split.evaluation else ""
+    kept_out = f", {len(split.evaluation):,} held out" if split.evaluation else ""
     note(f"{len(split.train):,} rows to train on{kept_out}; {order.steps:,} steps, {order.epochs:.3g} epochs")
     return _Work(task, examples, split, order, settings, seed, folder)
 
@@ -207,7 +205,7 @@ def _train(model: nn.Module, work: _Work) -> None:
     start = next((found for found in reversed(find_checkpoints(place)) if found.resumable), None)
     if start:
         intact(start.path)
-        note(f"going on after step {start.step} of {order.steps}")
+        note(f"resuming after step {start.step} of {order.steps}")
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not folder.has(START) and sum(parameter.nbytes for parameter in trained.values()) <= START_BYTES:
         folder.save(START, trained)  # a resumed run has not loaded its checkpoint yet
@@ -239,7 +237,7 @@ def _train(model: nn.Module, work: _Work) -> None:
 
 
 def _losses_before(trainer: TaskTrainer, work: _Work, metrics: Metrics) -> dict[str, float | None]:
-    """Losses of the untrained model on a sample of the training rows and on those kept out, measured once."""
+    """Losses of the untrained model on a sample of the training rows and on those held out, measured once."""
     if not work.folder.has_json(BEFORE):
         kept_out = trainer.mean_loss(trainer.kept_out) if trainer.kept_out else None
         work.folder.write_json(BEFORE, {"train": trainer.mean_loss(work.sample()), "evaluation": kept_out})

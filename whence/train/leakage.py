@@ -1,7 +1,7 @@
-"""Which rows are kept out of training to measure the loss on, and whether training rows give them away.
+"""Which rows are held out of training to measure the loss on, and whether training rows give them away.
 
-Rows whose texts are the same but for case, Unicode form and blanks are one group, and a group is never divided. What can
-only be told by degrees (rows that share most of their wording) is counted and said.
+Rows whose texts are the same but for case, Unicode form and spaces are one group, and a group is never divided. What is
+a matter of degree (rows that share most of their wording) is counted and reported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BLANK = re.compile(r"\s+")
 
 @dataclass(frozen=True)
 class Split:
-    """Positions of the rows that are trained on and of those kept out, both rising, and what was found between them."""
+    """Positions of the rows that are trained on and of those held out, both ascending, and what was found between them."""
 
     train: tuple[int, ...]
     evaluation: tuple[int, ...]
@@ -43,9 +43,9 @@ class Split:
 
 
 def split_rows(rows: Rows, usable: Iterable[int], share: float, limit: int | None, seed: int) -> Split:
-    """Keep about `share` of the usable rows out, `limit` at most, drawn with the seed; one row at least stays in training.
+    """Hold out about `share` of the usable rows, `limit` at most, drawn with the seed; one row at least stays in training.
 
-    The leakage report counts rows that are kept with copies of themselves (`rows_with_copies`), rows kept out whose text
+    The leakage report counts rows that are kept with copies of themselves (`rows_with_copies`), rows held out whose text
     occurs in training (`copies`: none, or this is wrong), whose prompt does (`prompts`), and near-duplicates (`near`).
     """
     usable = list(usable)
@@ -63,7 +63,7 @@ def split_rows(rows: Rows, usable: Iterable[int], share: float, limit: int | Non
     train, evaluation = tuple(index for index in usable if index not in out), tuple(sorted(out))
     if share and not evaluation:
         raise UsageError(
-            "No row can be kept out to measure the loss on: too many have the same text.",
+            "No row can be held out to measure the loss on: too many have the same text.",
             given=f"{len(usable):,} rows with {len(groups):,} different texts, evaluation={share}",
             fix="more varied data, or evaluation=0 (--evaluation 0)",
         )
@@ -73,7 +73,7 @@ def split_rows(rows: Rows, usable: Iterable[int], share: float, limit: int | Non
 
 
 def plain_text(row: Mapping[str, Any]) -> str:
-    """The whole text of a row, prompt and completion joined, in small letters and single blanks."""
+    """The whole text of a row, prompt and completion joined, in lower case with single spaces."""
     if "messages" in row:
         text = "\n".join(message["content"] for message in row["messages"])
     else:
@@ -109,7 +109,7 @@ def near_duplicates(training: Sequence[str], others: Sequence[str]) -> dict[int,
 
 
 def _leaks(rows: Rows, train: Sequence[int], evaluation: Sequence[int]) -> dict[str, Any]:
-    """Count what the rows kept out share with the training rows."""
+    """Count what the held-out rows share with the training rows."""
     texts = {index: plain_text(rows[index]) for index in (*train, *evaluation)}
     known = {texts[index] for index in train}
     prompts = {_squeezed(rows[index]["prompt"]) for index in train if "prompt" in rows[index]}
@@ -128,12 +128,12 @@ def _leaks(rows: Rows, train: Sequence[int], evaluation: Sequence[int]) -> dict[
 
 
 def _say(leakage: Mapping[str, Any], evaluation: int) -> None:
-    """Note what makes the loss on the rows kept out look better than it is."""
+    """Note what makes the loss on the held-out rows look better than it is."""
     if evaluation and leakage["rows_with_copies"]:
-        note(f"{leakage['rows_with_copies']:,} rows have copies; copies are all trained on, or all kept out")
+        note(f"{leakage['rows_with_copies']:,} rows have copies; copies are all trained on, or all held out")
     for count, what in ((leakage["prompts"], "have a prompt"), (leakage["near"], "have most of the wording")):
         if count:
-            note(f"warning: {count:,} of {evaluation:,} rows kept out {what} of a training row: their loss flatters the model")
+            note(f"warning: {count:,} of {evaluation:,} rows held out {what} of a training row: their loss flatters the model")
 
 
 def _squeezed(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a training says of itself while it runs: one line of `metrics.jsonl` for each time that it is asked."""
+"""What a training says of itself while it runs: one line of `metrics.jsonl` each time that it is asked."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MEANING = {
     "step": "updates of the weights so far; 0 is before the first",
     "epoch": "passes over the training rows so far",
     "loss": "training loss in nats per token in the loss, the mean over the steps since the line before that has one",
-    "eval_loss": "loss on the rows kept out, in nats per token in the loss, of all their tokens together",
+    "eval_loss": "loss on the rows held out, in nats per token in the loss, over all their tokens",
     "learning_rate": "of this step's update",
     "grad_norm": "norm of this step's gradient before it was clipped",
     "samples_per_second": "rows trained on per second since the line before, without evaluating and saving",
-    "memory_bytes": "on a GPU the most that tensors took up so far, elsewhere what the process takes up now",
-    "seconds": "since training began, with evaluating and saving, without the time between a kill and going on",
+    "memory_bytes": "on a GPU the peak that tensors took up so far, elsewhere what the process takes up now",
+    "seconds": "since training began, with evaluating and saving, without the time between a kill and resuming",
 }
 """Columns of `metrics.jsonl`; null where nothing was measured. For models that classify, a token is a row."""
 
@@ -51,7 +51,7 @@ class Metrics:
         self.mark = time.monotonic()
 
     def trained(self, rows: int) -> None:
-        """A step on so many rows is done."""
+        """A step on `rows` rows is done."""
         now = time.monotonic()
         self.rows, self.busy, self.mark = self.rows + rows, self.busy + now - self.mark, now
 

@@ -1,4 +1,4 @@
-"""Which rows are in which step: decided by the seed before training begins, so that it can be told and resumed."""
+"""Which rows are in which step: decided by the seed before training begins, so that it can be recorded and resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from whence.settings import Train
 
 @dataclass(frozen=True)
 class Order:
-    """`rows` rows in batches of `batch_size`, `accumulation` of which make a step, shuffled anew each epoch."""
+    """`rows` rows in batches of `batch_size`, `accumulation` of which make a step, reshuffled each epoch."""
 
     rows: int
     batch_size: int
@@ -28,7 +28,7 @@ class Order:
 
     @classmethod
     def of(cls, settings: Train, rows: int, seed: int) -> Order:
-        """The order for so many rows; raises UsageError where a batch is never full."""
+        """The order for `rows` rows; raises UsageError where a batch is never full."""
         if settings.drop_last and rows < settings.batch_size:
             raise UsageError(
                 "Not one batch is full, and incomplete ones are left out.",

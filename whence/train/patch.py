@@ -1,4 +1,4 @@
-"""A step more on some rows, from the weights that a training ended with, and what becomes of the queries by it: tail-patch.
+"""One more step on some rows, from the weights that a training ended with, and what becomes of the queries by it: tail-patch.
 
     found = patch(read_training("runs/a/train"), [[3, 17], [5, 8]], Point(model, task, rows), queries)
     print(-found.falls)  # by how much log p of each query rises
@@ -48,10 +48,10 @@ def patch(
 
     A step descends the summed loss of the set's rows over their tokens, as the training did, by the rate of its last epoch
     (`ending_rate`) and with the second moments that AdamW ended with; momentum is at rest. It is taken in float32 or better,
-    and without dropout. `whole` is what is measured before any step. Of several processes each takes the next set; with
+    and without dropout. `whole` is what is measured before any step. Each of several processes takes the next set; with
     `out` what was measured is kept in that folder, and killed work resumes to the same bits.
 
-    Raises UsageError where it isn't known how the training moved the weights.
+    Raises UsageError where how the training moved the weights is unknown.
     """
     run, begun_XP, before = _ending(training, sets, point)
 
@@ -112,7 +112,7 @@ def _ending(training: History, sets: Sequence[Sequence[int]], point: Point) -> t
     moments: Mapping[str, Tensor] = last.second_moments() if last is not None else {}
     if descent.optimizer.kind == "adamw" and not moments:
         raise UsageError(
-            "It is not known how far AdamW's next step would go.",
+            "How far AdamW's next step would go is unknown.",
             given=f"{'a last checkpoint without' if last is not None else 'no checkpoint with'} the optimizer's second moments",
             accepted="a training whose last checkpoint has them (whence train keeps it; of the Trainer save_only_model=False)",
         )

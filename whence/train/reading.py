@@ -11,7 +11,7 @@ from whence.settings import Data
 from whence.store.intact import intact, read_json
 
 RECORD = "training.json"
-"""What a training tells of itself, beside the folder of its model."""
+"""What a training records of itself, beside the folder of its model."""
 
 READING = ("format", "normalise", "max_length", "chat_template", "append_eos")
 """The settings of the data that say how text is read."""
@@ -58,7 +58,7 @@ def as_trained(
     """The settings with what is not `said` as in training, or as in the provenance that factors or an index were `made` with.
 
     `names` are the settings that matter. `models` are the folders where a `training.json` may be above: an adapter, then the
-    model. What comes from there is noted, and warned of where it is said otherwise.
+    model. What comes from there is noted, with a warning where it is set differently.
     """
     if made is not None:
         then = {name: value for name, value in made.get("task", {}).items() if name in ("max_length", "append_eos")}

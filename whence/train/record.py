@@ -42,7 +42,7 @@ PACKAGES = ("accelerate", "peft", "safetensors", "tokenizers", "torch", "transfo
 
 @dataclass(frozen=True)
 class Training:
-    """A finished training, as its folder tells it."""
+    """A finished training, as its folder records it."""
 
     path: Path
     about: dict[str, Any]
@@ -85,7 +85,7 @@ class Training:
         return {row["step"]: row["loss"] for row in self.metrics if row.get("loss") is not None}
 
     def descent(self) -> Descent:
-        """How it moved the weights; raises UsageError for an optimizer that is not known here, or was not recorded."""
+        """How it moved the weights; raises UsageError for an optimizer that is unknown here, or was not recorded."""
         known, chosen = self.about.get("optimizer", {}), self.about["settings"]
         given = known.get("name", "no record of it")
         variants = [name for name in ("nesterov", "dampening", "amsgrad", "maximize") if known.get(name)]
@@ -93,7 +93,7 @@ class Training:
             raise UsageError(
                 "It is not known how the training's optimizer moved the weights.",
                 given=" with ".join([given, *variants]),
-                accepted="AdamW, and SGD with momentum or without",
+                accepted="AdamW, and SGD with or without momentum",
                 fix="train with --optimizer adamw_torch or sgd, or choose a method or damping that doesn't ask for it",
             )
         beta1, beta2 = known.get("betas", (0.9, 0.999))
@@ -102,7 +102,7 @@ class Training:
         return Descent(optimizer, chosen["weight_decay"], known["undecayed"])
 
     def replay(self) -> Replay:
-        """How it is repeated; raises UsageError where that can't be."""
+        """How it is repeated; raises UsageError where that is impossible."""
         descent, chosen = self.descent(), self.about["settings"]
         kept = (self.path / f"{START}.safetensors").exists()
         if chosen["bf16"] or not kept:

@@ -1,4 +1,4 @@
-"""Repeat a recorded training with rows that count otherwise, and measure what becomes of the queries.
+"""Repeat a recorded training with rows reweighted, and measure what becomes of the queries.
 
     training = read_training("runs/a/train")
     without = np.ones(len(rows))
@@ -104,7 +104,7 @@ def retrain(
     `extra` are `M` further rows, whose weights are the last columns, `[K, N + M]`: each is read once an epoch, evenly over its
     steps, in addition to the rows of the step. The control reads none of them.
     Before the first `start` steps are over each row counts once, as recorded; a retraining then costs the steps left.
-    Retrainings go `together` side by side (default: up to 16 where batches are short), and of several processes each takes the
+    Retrainings go `together` side by side (default: up to 16 where batches are short), and each of several processes takes the
     next. With `out` what was measured is kept in that folder, a few numbers for each, and killed work resumes to the same bits.
 
     Raises UsageError where the training can't be repeated, the weights are of other rows or there is no such step,
@@ -114,7 +114,7 @@ def retrain(
     count = len(point.examples) + (len(extra) if extra else 0)
     if weights_KN.shape[1:] != (count,) or not np.isfinite(weights_KN).all():
         raise UsageError(
-            "These are no weights of the rows.",
+            "These are not weights of the rows.",
             given=f"shape {weights_KN.shape}, {int((~np.isfinite(weights_KN)).sum())} not finite",
             accepted=f"[K, {count}]: how often each row counts, 0 leaves it out",
         )

@@ -49,11 +49,11 @@ def train(
 ) -> list[float]:
     """Train `model` in place on the rows of `data`; returns each epoch's mean loss in nats per row.
 
-    `copies` counts the loss of some rows otherwise than once: 2 for one more copy, 0 for none. The order of the rows, what
+    `copies` counts the loss of some rows other than once: 2 for one more copy, 0 for none. The order of the rows, what
     stands in which batch and the number of steps stay as they are. `name` is what progress calls it.
 
     The objective is the one whose influence is measured: the mean over rows of a row's summed loss. Tensors on the CPU
-    are computed by one thread, because sums over several come out otherwise on another number of cores.
+    are computed by one thread, because sums over several differ with the number of cores.
     """
     examples = encode(task, data, model)
     items = [examples.items[index] for index in examples.usable]
@@ -100,7 +100,7 @@ def shuffled_batches(sizes: Sequence[int], batch_size: int, generator: torch.Gen
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute with one thread: sums over several come out otherwise on another number of cores."""
+    """Compute with one thread: sums over several differ with the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -142,7 +142,7 @@ def repeatable(state: State, point: Point, base: nn.Module, arguments: Mapping[s
         try:
             given = TrainingArguments(**{**told, **arguments, "output_dir": folder, "use_cpu": True, "report_to": "none"})
         except (TypeError, ValueError) as error:
-            raise UsageError("These are no arguments of the Trainer.", given=str(error).splitlines()[0]) from error
+            raise UsageError("These are not arguments of the Trainer.", given=str(error).splitlines()[0]) from error
         places: Any = range(len(point.examples))
         trainer = Trainer(nn.Linear(1, 1), given, lambda rows: {"rows": torch.tensor(rows)}, places)
         read = [

@@ -130,7 +130,7 @@ class TaskTrainer(Trainer):
         super().log(logs, *rest)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """The loss on the rows kept out."""
+        """The loss on the held-out rows."""
         metrics = {f"{metric_key_prefix}_loss": self.mean_loss(self.kept_out)}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -176,7 +176,7 @@ class Follow(TrainerCallback):
             trainer.logged = int(start.unlogged[1])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Shuffle anew."""
+        """Reshuffle."""
         self.trainer.sampler.epoch = state.global_step // self.trainer.order.steps_per_epoch
         self.metrics.wait()
 
@@ -197,7 +197,7 @@ class Follow(TrainerCallback):
         return control
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Take down the metrics; raises NumericalError for a loss that is no number."""
+        """Take down the metrics; raises NumericalError for a loss that is not finite."""
         for name in ("loss", "eval_loss"):
             if name in logs and not math.isfinite(logs[name]):
                 raise NumericalError(

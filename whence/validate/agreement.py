@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 TOPS = (10, 100)
-"""Sizes of the tops whose overlap is told, where there are more rows than that."""
+"""Sizes of the tops whose overlap is reported, where there are more rows than that."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Bank:
 
 
 def make_bank(setting: Setting, spec: Spec, path: str | Path) -> Bank:
-    """The bank of the setting in the file `path`: opened where it is finished, else made, going on where a killed run stopped.
+    """The bank of the setting in the file `path`: opened where it is finished, else made, resuming where a killed run stopped.
 
     Raises StaleArtifact where the file is of another setting or spec, UsageError where it is damaged.
     """
@@ -158,7 +158,7 @@ def open_bank(path: str | Path) -> Bank:
     arrays, about = read_arrays(Path(path))
     if set(arrays) != {"kept", "rows", "levels", "largest", "whole"}:
         raise UsageError(
-            f"{path} is no finished bank", given=", ".join(arrays), fix="make it again: it goes on where it stopped"
+            f"{path} is not a finished bank", given=", ".join(arrays), fix="make it again: it resumes where it stopped"
         )
     rows = int(arrays["rows"])
     kept = np.unpackbits(arrays["kept"], axis=1)[:, :rows].astype(bool)
@@ -187,7 +187,7 @@ def refuse_other(what: Any, found: dict[str, Any], wanted: dict[str, Any]) -> No
             f"{what} is of something else",
             given="\n           ".join(changed[:8]),
             accepted="the setting and the subsets that it was made with; nothing was overwritten",
-            fix="another file, or delete this one and make it again",
+            fix="a different file, or delete this one and make it again",
         )
 
 
@@ -243,15 +243,15 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not path.is_file():
         raise UsageError("There is no bank", given=str(path))
     with path.open("rb") as opened:
-        if opened.read(2) != b"PK" and not zipfile.is_zipfile(path):  # never advise to delete a file that is none of ours
-            raise UsageError(f"{path} is no retraining bank", accepted="an .npz file that whence validate --lds made")
+        if opened.read(2) != b"PK" and not zipfile.is_zipfile(path):  # never advise deleting a file that is not ours
+            raise UsageError(f"{path} is not a retraining bank", accepted="an .npz file that whence validate --lds made")
     again = f"rm {shlex.quote(str(path))}, and make it again"
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         text, expected = str(arrays.pop("about")), str(arrays.pop("hash"))
     except Exception as error:  # zipfile and numpy raise a dozen types for damaged files
-        raise UsageError(f"{path} is cut off or no bank", given=f"{type(error).__name__}: {error}", fix=again) from error
+        raise UsageError(f"{path} is cut off or not a bank", given=f"{type(error).__name__}: {error}", fix=again) from error
     if _hash(arrays, text) != expected:
         raise UsageError(f"{path} was altered: its content has changed since it was written", fix=again)
     return arrays, json.loads(text)

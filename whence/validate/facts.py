@@ -125,7 +125,7 @@ def facts_result(
     ks, seeds = about["ks"], about["seeds"]
     says = [
         f"Fact tracing, {about['name']}: {about['questions']} questions on {len(seeds)} corpora of about {about['rows']:,} "
-        f"rows (seeds {', '.join(map(str, seeds))}), {about['unanswered']} more left out that the models answer otherwise",
+        f"rows (seeds {', '.join(map(str, seeds))}), {about['unanswered']} more left out that the models answer differently",
         f"  {'':<22}" + "".join(f"{f'recall@{k}':<20}" for k in ks) + "MRR",
     ]
     table, tracings, flags = [], [], []
@@ -203,7 +203,7 @@ def recall_at(scores: np.ndarray, sources: Sequence[int], k: int) -> float:
 
 
 def _ties(scores: np.ndarray, sources: Sequence[int], source: int) -> int:
-    """Rows of the source's score that are no sources: they count as if they stood before it."""
+    """Rows with the source's score that are not sources: they count as if they stood before it."""
     return int((scores == scores[source]).sum()) - sum(scores[other] == scores[source] for other in sources)
 
 
@@ -238,10 +238,10 @@ def real_corpus(
     questions: int = 6,
     settings: Settings = SETTINGS,
 ) -> Corpus:
-    """So many facts of each relation, and questions about some of them in a wording that none of their own rows has.
+    """`facts` facts of each relation, and questions about some of them in a wording that none of their own rows has.
 
-    Of each relation four wordings that end with the value are drawn; the last is that of the questions. Facts that nobody
-    asks for are stated in it and in two others; those that are asked for in two others only. Subjects of several relations
+    Of each relation four wordings that end with the value are drawn; the last is that of the questions. Facts that are not
+    asked for are stated in it and in two others; those that are asked for in two others only. Subjects of several relations
     come first, so that most questions have rows about the same subject that do not answer them.
 
     Raises UsageError where the folder has no such files.

@@ -3,7 +3,7 @@
 Each objective changes one thing: begin at the trained weights instead of new ones; stay near them; stay near the outputs of the
 trained model instead of the labels, since training had not converged; go along a straight line.
 
-`K` copies that are trained, `R` rows that are tried, `Q` queries.
+`K` copies that are trained, `R` rows tested, `Q` queries.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Ladder:
 
     @property
     def enough(self) -> bool:
-        """Whether so many minima were found that the others can be left out."""
+        """Whether enough minima were found to leave the others out."""
         return int(self.found_R.sum()) >= FEWEST
 
     def of(self, name: str, raw: bool = False) -> np.ndarray:
@@ -140,7 +140,7 @@ class Climb:
         return Ladder(change, effects, raw, (residuals <= LOOSE) & (pbrf[1] <= LOOSE))
 
     def control(self, objectives: Objectives, usual: float, way: Way) -> dict[str, Tensor]:
-        """The minimum of training loss and proximity with all rows; the curvature is taken anew on the way there."""
+        """The minimum of training loss and proximity with all rows; the curvature is recomputed on the way there."""
         if not self.folder.has("proximal-control"):
             theta, found = objectives.problem.theta, None
             with stage("control", CONTROL_ROUNDS, "rounds") as advance:

@@ -53,7 +53,7 @@ def check_lds(
         f"{setting.about}: retrained on {subsets} subsets, each without {what}",
         f"{first}: LDS {at.mean:.3f} [{at.low:.3f}, {at.high:.3f}]{verdict}; training from another seed predicts "
         f"the same to {noise.mean:.3f}",
-        f"beyond doubt (paired 95 %) better than: {', '.join(behind) or 'none of the others'}",
+        f"significantly (paired 95 %) better than: {', '.join(behind) or 'none of the others'}",
     ]
     rows = [*compare(found, first), {"method": CEILING, "lds": noise.mean, "low": noise.low, "high": noise.high}]
     about = {"setting": setting.name, "about": setting.about, "kind": kind, "subsets": subsets}
@@ -62,7 +62,7 @@ def check_lds(
 
 @dataclass(frozen=True)
 class LDS:
-    """Rank correlation of predictions with what was measured, and how sure it is."""
+    """Rank correlation of predictions with what was measured, and how certain it is."""
 
     per_query: np.ndarray
     """`[Q]`."""
@@ -93,7 +93,7 @@ def predictions(scores_QN: np.ndarray, bank: Bank) -> np.ndarray:
     """The sum of the scores over the rows that each subset keeps, `[Q, K]`."""
     if scores_QN.shape != (bank.changes.shape[2], bank.kept.shape[1]):
         raise UsageError(
-            "The scores are of other queries or rows than the bank",
+            "The scores are of other queries or rows than the bank's",
             given=str(scores_QN.shape),
             accepted=str((bank.changes.shape[2], bank.kept.shape[1])),
         )

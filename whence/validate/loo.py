@@ -4,7 +4,7 @@ Five steps (Koh & Liang 2017; Basu et al. 2021): train on all rows; choose some;
 see how much each query's measurement changed; correlate that with influence. In a convex model trained to the end it must fit.
 In a network that can fit everything, one row's effect is of the size of what another seed does, and it often does not.
 
-`R` rows that are tried, `Q` queries.
+`R` rows tested, `Q` queries.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def check_loo(
 
     The first of `seeds` trains the model that is attributed, and is left out of again from the same weights in the same
     order; the others give the noise ceiling. `damping` is in units of the mean eigenvalue; a convex model's is its weight
-    decay, which its loss has. The warm start goes on from the trained weights in another order, beside its own control.
-    With `out`, what is trained is kept, and a killed check goes on.
+    decay, which its loss has. The warm start continues from the trained weights in another order, beside its own control.
+    With `out`, what is trained is kept, and a killed check resumes.
 
     Raises UsageError, StaleArtifact.
     """
@@ -145,7 +145,7 @@ def loo_result(
         table.append({"retraining": COLD, "compared": CEILING} | noise._asdict())
         says.append(f"Training from another seed agrees with that to r = {noise.pearson:.3f}: no method can be better")
     if not about["convex"] and r < GOOD:
-        says.append("One row's effect is not what these scores can be trusted for here; groups of rows are (LDS, removal)")
+        says.append("These scores can't be trusted here for the effect of one row; they can for groups of rows (LDS, removal)")
     arrays, heading = {"effects": effects, "scores": scores}, f"Leaving one out: {about['setting']}"
     return Result("loo", about, {"Agreement with leaving one out": table}, says, [], arrays, heading)
 

@@ -56,6 +56,6 @@ def _scores(
 
 
 def refuse_unknown(methods: Sequence[str]) -> None:
-    """Raise UsageError for a method that there is not."""
+    """Raise UsageError for an unknown method."""
     if unknown := [name for name in methods if name not in NAMES]:
         raise UsageError(f"There is no method {unknown[0]!r} to compare", accepted=", ".join(NAMES))

@@ -40,10 +40,10 @@ def minimise(
     steps: int = 200,
     memory: int = 40,
 ) -> Minimum:
-    """Minimise until the gradient's norm is `tolerance` or less, or `steps` are taken, or none goes down any more.
+    """Minimise until the gradient's norm is `tolerance` or less, or `steps` are taken, or no step goes down any more.
 
     Near the minimum differences of values drown in rounding, so steps are judged by the slope along the line, which has
-    to shrink; values may only not rise.
+    to shrink; values must not rise.
     """
     theta = start.clone()
     value, gradient = function(theta)

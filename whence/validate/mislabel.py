@@ -1,6 +1,6 @@
 """Finding wrong labels: part of the labels of a real data set are replaced, a model is trained on them, and rows are ranked.
 
-How many of the wrong ones are among the first so many inspected is what a ranking is worth here. Influence is asked in two
+How many of the wrong ones are among the first ones inspected is what a ranking is worth here. Influence is asked in two
 ways: of each row on itself (Koh and Liang 2017: what only itself can have taught), and of each row on clean rows that were not
 trained on. The loss of a row, its gradient's size and chance stand beside them.
 """
@@ -45,7 +45,7 @@ CONTROLS = METHODS[3:]
 """What needs no attribution."""
 
 GOAL, GOAL_SHARE = 0.9, 0.2
-"""Share of the wrong labels that should be found in the first so large share of the rows."""
+"""Share of the wrong labels that should be found in the first `GOAL_SHARE` of the rows."""
 
 
 def mislabel(
@@ -59,10 +59,10 @@ def mislabel(
 ) -> Result:
     """Replace `planted` of the labels of a classification setting, train on them, and rank the rows.
 
-    Each seed draws other wrong labels, first weights and order of the rows. The clean rows are the setting's queries. What a
-    seed gave is kept in the `folder`, if there is one, and not measured again.
+    Each seed draws different wrong labels, first weights and order of the rows. The clean rows are the setting's queries. What
+    a seed gave is kept in the `folder`, if there is one, and not measured again.
 
-    Raises UsageError for a setting that is no classification.
+    Raises UsageError for a setting that is not classification.
     """
     if not isinstance(setting.task, Classification):
         raise UsageError(
@@ -184,7 +184,7 @@ def labels_of(rows: Sequence[Any]) -> np.ndarray:
 
 
 def plant(labels: np.ndarray, classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows get a wrong label, `[N]`, and all labels with these: each another class, drawn with the seed."""
+    """Which rows get a wrong label, `[N]`, and all labels with these: each a different class, drawn with the seed."""
     draw = np.random.default_rng([seed, 0])
     wrong = np.zeros(len(labels), dtype=bool)
     wrong[draw.choice(len(labels), round(share * len(labels)), replace=False)] = True

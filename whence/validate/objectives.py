@@ -26,7 +26,7 @@ LOOSE, LARGE_STEPS = 1e-3, 80
 """The same for changes of a whole copy, whose objective may have no minimum near the trained weights."""
 
 SHARES = (1.0, 0.3, 0.1, 0.0)
-"""Parts of the linear prediction that are tried as a start there."""
+"""Fractions of the linear prediction that are tried as a start there."""
 
 
 class Objectives:
@@ -38,7 +38,7 @@ class Objectives:
             self.anchors: list[Outputs] = [problem.outputs(problem.theta, batch) for batch in problem.batches]
 
     def solved_with(self, inverse: Inverse) -> Objectives:
-        """The same objectives, whose minima are searched with another inverse curvature."""
+        """The same objectives, whose minima are searched with a different inverse curvature."""
         other = copy.copy(self)
         other.inverse = inverse
         return other

@@ -4,12 +4,12 @@ Bae et al. 2022, "If influence functions are the answer, then what is the questi
 
     1/N sum_i D(h(theta, x_i), h(theta_s, x_i)) + e L(z, theta) + l/2 |theta - theta_s|^2
 
-with `D` the Bregman divergence of the loss between outputs (KL for cross-entropy), and the minimum is found anew. The effect of
-one more copy of the row on a measurement `m` is `(m(theta(e)) - m(theta(-e))) / (2 e N)`; its limit for small `e` is the score
-with the exact damped Gauss-Newton matrix. One minimum serves all queries. The ladder leads from what a user may have in
+with `D` the Bregman divergence of the loss between outputs (KL for cross-entropy), and the minimum is found again. The effect
+of one more copy of the row on a measurement `m` is `(m(theta(e)) - m(theta(-e))) / (2 e N)`; its limit for small `e` is the
+score with the exact damped Gauss-Newton matrix. One minimum serves all queries. The ladder leads from what a user may have in
 mind, training again from new weights without the row, to influence, one step at a time.
 
-`R` rows that are tried, `Q` queries, `E` sizes of the change, in units of 1/N.
+`R` rows tested, `Q` queries, `E` sizes of the change, in units of 1/N.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Solved:
     absolute: float
     epsilons: tuple[float, ...]
     effects_EQR: np.ndarray
-    """Of one more copy, by central differences, in nats; NaN where a row was not tried at that size."""
+    """Of one more copy, by central differences, in nats; NaN where a row was not tested at that size."""
     without_EQR: np.ndarray
-    """Measurements with so much of the row out."""
+    """Measurements with that much of the row out."""
     residuals_ER: np.ndarray
     """Norm of the gradient at the worse of the two minima, over `e |grad L(z)|`."""
     steps_ER: np.ndarray
@@ -85,15 +85,15 @@ def check_pbrf(
     """Train the setting's model, minimise the proximal objective for `rows` of its rows, and compare scores with that.
 
     `dampings` are in units of the mean eigenvalue of the exact curvature; every method gets the same absolute damping.
-    `epsilons` are in units of 1/N, largest first: all rows are tried at the smallest, `large` of them at the others, and these
+    `epsilons` are in units of 1/N, largest first: all rows are tested at the smallest, `large` of them at the others, and these
     have the five objectives too if there is to be a `ladder`, at the first damping. With `out` every row's minima are saved
-    as they are found: a killed check goes on from there.
+    as they are found: a killed check resumes from there.
 
     Raises UsageError, StaleArtifact.
     """
     refuse_unknown(methods)
     if list(epsilons) != sorted(epsilons, reverse=True) or min(epsilons) <= 0:
-        raise UsageError("The sizes of the change go down, to a number above zero", given=str(list(epsilons)))
+        raise UsageError("The sizes of the change must decrease, and stay above zero", given=str(list(epsilons)))
     settings = {"rows": rows, "large": large, "dampings": tuple(dampings), "epsilons": tuple(epsilons)}
     check = _Check(replace(setting, queries=setting.queries[:queries]), seed, settings)
     provenance = {
@@ -194,12 +194,12 @@ class _Check:
                 minima = (solved.without_EQR[e][:, large], solved.residuals_ER[e][large])
                 ladders.append(climb.climb(objectives, epsilon, minima, solved.scores[EXACT][:, large], way))
                 if loose := int((~ladders[-1].found_R).sum()):
-                    what = "left out there" if ladders[-1].enough else "they stand where the search ended"
+                    what = "left out there" if ladders[-1].enough else "they are where the search ended"
                     self.note(f"{loose} of {len(large)} rows have no minimum under some objective at {epsilon:g}/N: {what}")
         return ladders
 
     def note(self, text: str) -> None:
-        """Remember what the reader should know, and say it."""
+        """Remember what the reader should know, and report it."""
         self.notes.append(text)
         note(f"warning: {text}")
 
@@ -220,7 +220,7 @@ def trained(setting: Setting, recipe: Recipe, folder: Folder | Memory) -> nn.Mod
 def small(setting: Setting) -> Setting:
     """The setting with a network whose exact curvature fits: images have two layers of 32 tanh units.
 
-    A tanh has second derivatives everywhere; at a ReLU's kinks the minimum of a smooth objective is none.
+    A tanh has second derivatives everywhere; at a ReLU's kinks the minimum of a smooth objective is not one.
     """
     if setting.name not in ("digits", "mnist"):
         return setting
@@ -248,7 +248,7 @@ def pbrf_result(
     r = {row["method"]: row["pearson"] for row in tables["Agreement with the PBRF"] if row["lambda"] == first.absolute}
     says = [
         f"{about['about']}: {about['parameters']:,} weights, {about['train']} training rows; {len(about['rows'])} of them "
-        f"tried on {first.effects_EQR.shape[1]} queries, damping {first.relative:g} x mean eigenvalue = {first.absolute:.3g}",
+        f"tested on {first.effects_EQR.shape[1]} queries, damping {first.relative:g} x mean eigenvalue = {first.absolute:.3g}",
         f"Exact influence {'agrees' if r[EXACT] >= FAITHFUL else 'does NOT agree'} with the PBRF: "
         f"r = {r[EXACT]:.4f} at a change of {first.epsilons[-1]:g}/N",
     ]

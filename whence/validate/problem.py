@@ -31,7 +31,7 @@ class Problem:
     """The functions; `theta` are the weights that the model has now. The model itself is copied, not touched.
 
     `modules` is a selector as of `fit` (None: every weight that can be trained is in the vector). Raises UsageError for a
-    task whose outputs are not known here.
+    task whose outputs are unknown here.
     """
 
     def __init__(self, model: nn.Module, task: Task, train: Any, queries: Any = (), modules: str | Sequence[str] | None = None):
@@ -91,7 +91,7 @@ class Problem:
         return torch.cat([self.at(theta, self.task.losses, batch) for batch in self.batches])
 
     def row(self, row: int) -> Batch:
-        """A training row as a batch of its own."""
+        """A training row as its own batch."""
         return self._batch([self.train.items[row]])
 
     def row_gradient(self, row: int, theta: Tensor | None = None) -> Tensor:

@@ -34,7 +34,7 @@ FILE = "quick.json"
 """Beside the scores that were checked."""
 
 QUERIES, COPIES, ROWS, FEWEST = 4, 12, 512, 64
-"""At most so many queries are asked again, so many copied, and so many rows scored; no fewer than the last for lack of time."""
+"""The most queries asked again, copied, and rows scored; and the fewest rows, even for lack of time."""
 
 FLOPS, EIGH_FLOPS, BYTES = 1e12, 2e11, 2**31
 """Work of one pass over the rows, and of the eigenvectors of another fit, that take seconds on two cores; memory of queries."""
@@ -68,9 +68,9 @@ def quick(
     The damping is what the scores say they were made with, unless given. `queries` are needed only where the scores don't
     hold their text: conversations and tensors. With `out`, the folder of the scores, the result is kept there as
     `quick.json`. `sample` rows at most are scored again; on models where that takes more than seconds, fewer. `lds` and
-    `update` are said along with them: what an LDS found, and how far training moved the weights, as a share of their length.
+    `update` are reported with them: what an LDS found, and how far training moved the weights, as a share of their length.
 
-    Raises UsageError where model, rows or queries are others than those that were scored.
+    Raises UsageError where model, rows or queries are not those that were scored.
     """
     started = time.monotonic()
     checker = _Checker(scores, model, task, rows, curvature, damping, queries, sample, asked, seed)
@@ -115,7 +115,7 @@ def _badge(about: Mapping[str, Any]) -> str:
 def _checks(about: Mapping[str, Any]) -> dict[str, str]:
     """Results by name."""
     ranks, seeds = about["ranks"], about["seeds"]
-    looked = "" if about["rows"] == about["of_rows"] else f"; {about['rows']:,} of {about['of_rows']:,} rows looked at"
+    looked = "" if about["rows"] == about["of_rows"] else f"; {about['rows']:,} of {about['of_rows']:,} rows checked"
     copies = f"{ranks.count(1)} of {len(ranks)} copies of a question rank first"
     copies += "" if ranks.count(1) == len(ranks) else f" (ranks {', '.join(map(str, ranks))})"
     found = {"self-retrieval": f"{copies}; {sum(about['signs'])} have the right sign"}
@@ -218,7 +218,7 @@ class _Checker:
             "queries": len(self.chosen),  # asked again, of the rows that are scored again
             "rows": len(self.places),
             "of_rows": self.scores.shape[1],
-            "damping": self.damping,  # None where the operator was no inverse, such as the identity
+            "damping": self.damping,  # None where the operator was not an inverse, such as the identity
             "absolute": self.absolute,  # not times the mean eigenvalue
             "ranks": ranks,  # of a copy of each of some queries among all rows; 1 is right
             "signs": signs,  # whether each copy's effect has the sign that it must have
@@ -233,7 +233,7 @@ class _Checker:
         }
 
     def _operator(self, times: float, curvature: Curvature | None = None) -> Operator:
-        """What the scores were made with, with so many times the damping; or the same of another curvature."""
+        """What the scores were made with, with `times` the damping; or the same of another curvature."""
         curvature = curvature or self.curvature
         if self.damping is None:
             return curvature.operator
@@ -262,14 +262,14 @@ class _Checker:
         return np.isin(places, drawn), places.tolist()
 
     def _refuse_others(self, exact: Scores) -> None:
-        """Raise where the model says something else of the queries than when they were scored."""
+        """Raise where the model measures something else for the queries than when they were scored."""
         then, now = (
             table["measured"].to_numpy(dtype=float) for table in (self.scores.queries.iloc[self.chosen], exact.queries)
         )
         if not np.allclose(then, now, rtol=0.02, atol=0.02, equal_nan=True):
             worst = int(np.abs(then - now).argmax())
             raise UsageError(
-                "The model, or the queries, are others than those that were scored.",
+                "The model or the queries are not those that were scored.",
                 given=f"query {self.chosen[worst]} measures {now[worst]:.3f}, and {then[worst]:.3f} when it was scored",
                 accepted="the model, task and queries that the scores were made with",
             )
@@ -288,7 +288,7 @@ class _Checker:
             ]
             scored = score(self.model, self.task, queries, copies, self._operator(1.0), rank=None, precision=EXACT)
             own = sign * np.diag(scored.raw).astype(np.float64)
-            above = sign * self.scores.raw[some] > own[:, None] + 1e-3 * np.abs(own[:, None])  # other copies are no rivals
+            above = sign * self.scores.raw[some] > own[:, None] + 1e-3 * np.abs(own[:, None])  # other copies don't compete
             ranks += (above.sum(1) + 1).tolist()
             signs += (own > 0).tolist()
         return ranks, signs

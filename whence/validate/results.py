@@ -1,4 +1,4 @@
-"""What a check found, and what becomes of it: JSON with everything, Markdown for people, tables, figures."""
+"""What a check found, and its files: JSON with everything, Markdown for people, tables, figures."""
 
 from __future__ import annotations
 

@@ -424,7 +424,7 @@ def _choices(
         **({"order_seeds": len(orders)} if orders is not None else {}),
     }
     if len(set(counts.values())) > 1:
-        raise UsageError("Weights, seeds and order_seeds are of different numbers of replicas", given=str(counts))
+        raise UsageError("Weights, seeds and order_seeds have different numbers of replicas", given=str(counts))
     if weights is not None and (weights.shape[1:] != (rows,) or not bool(torch.isfinite(weights).all())):
         raise UsageError(
             "Weights are one finite number per replica and row", given=f"{tuple(weights.shape)}", accepted=f"(K, {rows})"

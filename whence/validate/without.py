@@ -34,7 +34,7 @@ from whence.validate.lds import CEILING, ceiling, compare, lds
 from whence.validate.results import Result
 
 BESIDE = ("removal", "tail-patch")
-"""Checks of which CHECK.json beside the scores tells those who read them what was found."""
+"""Checks whose CHECK.json beside the scores tells those who read them what was found."""
 
 SCORES, RANDOM, OTHERS = "the scores", "chance", "the scores of another query"
 
@@ -50,7 +50,7 @@ TRIALS = {"fall": "retrainings", "rise": "sets of rows"}
 """What is counted, by how what is measured moves."""
 
 QUERIES, DRAWS = 8, 4
-"""Queries whose rows are left out, and random sets of rows, where it is not said otherwise."""
+"""Queries whose rows are left out, and random sets of rows, by default."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,12 @@ def check_patch(
     held_out: Examples | None = None,
     out: Path | None = None,
 ) -> Result:
-    """The same question of a model that is too large to be trained again: a few steps more on these rows (tail-patch).
+    """The same question for a model too large to retrain: a few more steps on these rows (tail-patch).
 
     Of each query it is told how much more is measured of it than before the steps, which begin at the final weights for each
     set of rows, and whether the scores' own rows do more than those of every control (Chang et al. 2024).
 
-    Raises UsageError where it isn't known how the training moved the weights, or where there are not that many rows.
+    Raises UsageError where how the training moved the weights is unknown, or where there are not that many rows.
     """
     began, point, asked = time.monotonic(), request.point, request.asked
     assert request.training is not None
@@ -155,7 +155,7 @@ def check_patch(
     titles = (f"Rise of log p after {many} on {tried.rows} of {len(point.examples)} rows, nats", "Query by query")
     arrays = {"rows": tried.sets, "rises_of_log_p": rises_OKQ[0], "rises": losses_OK[0]}
     tables = dict(zip(titles, (table, per_query), strict=True))
-    return Result("tail-patch", about, tables, says, [], arrays, "A step more on rows")
+    return Result("tail-patch", about, tables, says, [], arrays, "One more step on rows")
 
 
 def check_subsets(
@@ -192,8 +192,8 @@ def check_subsets(
     says = [
         f"Retrained on {spec.subsets} subsets, each without {what}: the LDS of the scores is {_shown(own)}"
         f"{'' if own.low > 0 else ', no better than chance'}",
-        f"beyond doubt (paired 95 %) better than: {', '.join(behind) or 'none of the others'}",
-        f"kept as {bank}, which whence compare holds other methods against",
+        f"significantly (paired 95 %) better than: {', '.join(behind) or 'none of the others'}",
+        f"kept as {bank}, which whence compare measures other methods by",
     ]
     known = {"setting": "run", "kind": spec.kind, "subsets": spec.subsets, "seconds": round(time.monotonic() - began, 1)}
     return Result("lds", known, {f"LDS, {spec.kind}": rows}, says, heading="Retrained on subsets")
@@ -251,11 +251,11 @@ def calibrated(predicted_KQ: np.ndarray, measured_KQ: np.ndarray, scores: Scores
 NOT_HELD_OUT = "no held-out rows are at hand: the rise of their loss was not measured"
 
 WIDEST = 10
-"""A gain is not known whose interval ends at more than this many times where it begins."""
+"""A gain is unknown if its interval ends at more than this many times where it begins."""
 
 
 def keep_beside(result: Result, scores: Path) -> None:
-    """Say beside the scores what a check found of them."""
+    """Record beside the scores what a check found of them."""
     names = ("sentence", "calibration", "stands_out", "rows", "queries", "retrainings", "steps", "sets")
     known = {name: result.about[name] for name in names if name in result.about}
     write_json(scores / f"{result.check}.json", {result.check: plain(known)})

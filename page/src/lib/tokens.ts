@@ -64,7 +64,7 @@ const WIDTH = 150;
 const REACH = 70;
 const ENDS = /[.!?…。！？]["'”’)\]]*\s*$|\n\s*$/;
 
-/** First and one past the last token of the stretch of at most so many characters with the largest sum. */
+/** First and one past the last token of the stretch of at most `width` characters with the largest sum. */
 function strongest(pieces: string[], values: number[], width: number): [number, number] {
   let best: [number, number] = [0, 1];
   let most = -1;
