@@ -110,6 +110,19 @@ def test_at_an_optimum_it_is_influence():
     agree(found.values, case.m_QP @ torch.linalg.solve(damped, case.g_NP.T) / len(rows), 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "warned"), [("adamw", "cosine", 1), ("adamw", "warm-up", 0), ("sgd", "cosine", 0)]
+)
+def test_rows_of_a_first_step_that_has_no_slope_are_warned_of(notes, optimizer, schedule, warned):
+    case = replace(CASES["gpt2"], build=lambda: gpt2(**DRY))
+    given = (case.model(), case.task(), case.train(), Recipe(0.02, 2, 2, optimizer, schedule=schedule, eps=1e-5))
+    model = retrain(*given, start="given").copy_of(0)
+    attribute(
+        "magic", model, case.task(), case.queries(), case.train(), training=recorded(*given, start="given"), dtype="float64"
+    )
+    assert sum("of the 2 rows read in it may be far off" in text for text in notes) == warned
+
+
 def test_rows_that_no_step_read_did_nothing(trainings):
     rows = as_rows([*ROWS, {"text": "w1 w2 w3 w4"}])
     found = magic(trainings / "adamw", rows=rows)

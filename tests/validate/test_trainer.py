@@ -218,3 +218,10 @@ def test_copies_begin_where_another_training_ended_and_a_frozen_part_stays():
             assert found.parameters[name][k].equal(before.parameters[name][k]) == name.startswith("0.")
     told = recorded(model, Regression(), second, recipe(), start="given", checkpoints=[4])
     assert set(told.how.start) == {"2.weight", "2.bias"} == set(told.checkpoints[0].weights)
+
+
+def test_a_warm_up_rises_over_the_first_tenth_and_ends_as_the_cosine_does():
+    warm, plain = recipe(schedule="warm-up"), recipe()
+    rates = [warm.rate(step, 40) / warm.learning_rate for step in range(41)]
+    assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1]) and rates[40] == pytest.approx(plain.rate(40, 40)) == 0
+    assert all(later < before for before, later in zip(rates[4:], rates[5:], strict=False))

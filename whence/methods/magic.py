@@ -16,7 +16,7 @@ from whence import dist
 from whence.engine.partition import keep
 from whence.engine.queries import Queries
 from whence.methods.base import Recipe, Request
-from whence.progress import stage
+from whence.progress import note, stage
 from whence.scoring.results import tabulated
 from whence.settings import AtLeastZero, Count, Section, setting
 from whence.store.digest import fingerprint_code
@@ -57,11 +57,23 @@ def magic(request: Request, settings: Repeated) -> Scores:
         every = math.ceil(math.sqrt(len(run)))
         end_P = repeat(run, folder, every)
         drift = run.drift(end_P, point.model, settings.drift)
+        _warn_of_first_step(run)
         measured_Q, adjoints_QP = measure(run, asked, end_P)
         raw_QN = differentiate(run, folder, every, adjoints_QP, settings.together)
     norms = {"norm": adjoints_QP.norm(dim=1).double(), "energy": torch.ones(len(asked)).double()}
     about = {"operator": "MAGIC", "steps": len(run), "drift": drift}
     return tabulated(raw_QN, point, point, {**asked.table, "measured": measured_Q, **norms}, about, n_train=1)
+
+
+def _warn_of_first_step(run: Run) -> None:
+    """AdamW's first step goes by the gradient's sign, and leaving out a row that turns some of the signs is no small change."""
+    share, rows = run.how.learning_rates[0] / max(run.how.learning_rates), len(run.rows[0])
+    if run.how.descent.optimizer.kind == "adamw" and share > 0.25:
+        note(
+            f"warning: the training began at {share:.0%} of its highest learning rate, and AdamW's first step goes by the sign "
+            f"of the gradient, which has no slope: values of the {rows} rows read in it may be far off. A training with a "
+            "warm-up (whence train --warmup 0.1) has no such rows"
+        )
 
 
 def repeat(run: Run, folder: Folder | Memory, every: int) -> Tensor:

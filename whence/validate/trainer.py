@@ -32,7 +32,7 @@ from whence.store.manifest import load_tensors
 from whence.tasks.base import Batch, Task
 from whence.tasks.forward import in_mode
 from whence.train.replay import Descent, Recorded, Replay, record, refuse_random_parts
-from whence.train.small import one_thread
+from whence.train.small import one_thread, warm_cosine
 
 Parameters = dict[str, Tensor]
 """By name as in `model.named_parameters()`, stacked over replicas: `[K, ...]`."""
@@ -62,14 +62,15 @@ class Recipe:
     """For "momentum" only."""
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "warm-up"] = "constant"
+    """"warm-up": a cosine, too, after a linear rise from 0 over the first tenth of the steps."""
     seed: int = 0
     """Of the initial weights."""
     order_seed: int = 0
     """Of the order of the rows."""
 
     def __post_init__(self) -> None:
-        for name, known in {"optimizer": ("sgd", "momentum", "adamw"), "schedule": ("constant", "cosine")}.items():
+        for name, known in {"optimizer": ("sgd", "momentum", "adamw"), "schedule": ("constant", "cosine", "warm-up")}.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"There is no {name} {getattr(self, name)!r}", accepted=", ".join(known))
         if not (self.learning_rate > 0 and self.epochs > 0 and self.batch_size >= 1):
@@ -81,6 +82,8 @@ class Recipe:
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of a step, counted from 0."""
+        if self.schedule == "warm-up":
+            return self.learning_rate * warm_cosine(step / steps, 0.1)
         share = 1.0 if self.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / steps))
         return self.learning_rate * share
 
