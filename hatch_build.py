@@ -10,7 +10,10 @@ import build_page
 
 
 class Page(BuildHookInterface):
-    """Into whence/serve/static; a checkout that is installed as editable builds it with `make page`."""
+    """Into whence/serve/static; a checkout that is installed as editable builds it with `make page`.
+
+    The page of errors goes into the wheel as well: `whence explain` reads it.
+    """
 
     def dependencies(self) -> list[str]:
         """Node where the machine has none, and the page isn't built."""
@@ -25,3 +28,5 @@ class Page(BuildHookInterface):
     def initialize(self, version: str, build_data: dict) -> None:
         if version != "editable":
             build_page.build()
+            if self.target_name == "wheel":
+                build_data["force_include"]["docs/errors.md"] = "whence/errors.md"

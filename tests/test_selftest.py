@@ -10,8 +10,19 @@ def test_this_machine_computes():
 
 def test_a_wrong_product_is_noticed(monkeypatch):
     right = torch.linalg.eigh
-    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (right(matrix)[0] * (1 + 1e-6), right(matrix)[1]))
-    assert [passed for _, passed, _ in self_test()] == [False, True]
+
+    def wrong(matrix, *more, **named):
+        found = right(matrix, *more, **named)
+        return (found[0] * (1 + 1e-6), found[1]) if matrix.shape == (64, 64) else found
+
+    monkeypatch.setattr(torch.linalg, "eigh", wrong)
+    assert [passed for _, passed, _ in self_test()] == [False, True, True]
+
+
+def test_an_engine_that_is_wrong_is_noticed(monkeypatch):
+    right = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w, b=None: right(x, w * 1.01 if x.dim() > 1 else w, b))
+    assert [passed for _, passed, _ in self_test()] == [True, True, False]
 
 
 @pytest.mark.gpu

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
+from torch import Tensor, nn
+
+from whence.fitting import fit
+from whence.progress import Silent, report_to
+from whence.scoring import score
+from whence.tasks import Regression
 
 
 def self_test(device: str | torch.device = "cpu") -> list[tuple[str, bool, str]]:
     """Run every check on a device: its name, whether it passed, and what was measured."""
-    return [check(torch.device(device)) for check in (_eigh, _low_precision_product)]
+    return [check(torch.device(device)) for check in (_eigh, _low_precision_product, _scores)]
 
 
 def _eigh(device: torch.device) -> tuple[str, bool, str]:
@@ -25,3 +33,45 @@ def _low_precision_product(device: torch.device) -> tuple[str, bool, str]:
     exact = a.float() @ b.float()
     error = ((a @ b).float() - exact).norm() / exact.norm()
     return "bfloat16 product against float32", bool(error < 2**-8), f"relative error {error:.1e}"
+
+
+ROWS, QUERIES, DAMPING = 24, 3, 0.1
+
+
+def _scores(device: torch.device) -> tuple[str, bool, str]:
+    """Fit and score a small network as a run does, and by the formula: dense matrices in float64, a gradient at a time."""
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 2, bias=False))
+    with torch.no_grad():
+        for w_OI in model.parameters():
+            w_OI.copy_(torch.randn(w_OI.shape, generator=generator) / w_OI.shape[1] ** 0.5)
+    rows = list(zip(torch.randn(ROWS, 6, generator=generator), torch.randn(ROWS, 2, generator=generator), strict=True))
+    expected = _dense_scores(model, rows)
+    all_of_it = {"examples": "all", "eigenvalue_examples": "all", "disjoint": False, "labels": "data"}
+    exact = {"products": "float32", "check": False}
+    with report_to(Silent()):
+        task, model = Regression(), model.to(device)
+        operator = fit(model, task, rows, modules="all", **all_of_it, **exact).inverse(damping=DAMPING)
+        found = torch.as_tensor(score(model, task, rows[:QUERIES], rows, operator, rank="full", **exact).raw).double()
+    error = (found - expected).norm() / expected.norm()
+    return "EK-FAC scores against dense matrices", bool(error < 1e-3), f"relative error {error:.1e}"
+
+
+def _dense_scores(model: nn.Sequential, rows: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The first rows asked about all of them, `[QUERIES, ROWS]`, by the definition of EK-FAC on the host."""
+    model, total = copy.deepcopy(model).double(), torch.zeros(QUERIES, len(rows), dtype=torch.float64)
+    for layer in (model[0], model[2]):
+        inputs, w_NOI = [], []
+        hook = layer.register_forward_pre_hook(lambda module, given, kept=inputs: kept.append(given[0].detach()))
+        for x_I, y_O in rows:
+            loss = (model(x_I.double()) - y_O.double()).square().sum() / 2
+            w_NOI.append(torch.autograd.grad(loss, layer.weight)[0])
+        hook.remove()
+        a_NI, w_NOI = torch.stack(inputs), torch.stack(w_NOI)
+        g_NO = torch.einsum("noi,ni->no", w_NOI, a_NI) / a_NI.square().sum(1, keepdim=True)  # a row's gradient is g a^T
+        q_II, q_OO = (torch.linalg.eigh(x.T @ x)[1] for x in (a_NI, g_NO))
+        turned_NOI = q_OO.T @ w_NOI @ q_II
+        lambda_OI = turned_NOI.square().mean(0)
+        asked_QOI = turned_NOI[:QUERIES] / (lambda_OI + DAMPING * lambda_OI.mean())
+        total += torch.einsum("qoi,noi->qn", asked_QOI, turned_NOI)
+    return total

@@ -12,7 +12,9 @@ import torch
 from facts import facts, write_jsonl
 
 from whence.cli import COMMANDS
+from whence.data import load_data
 from whence.progress import Silent, report_to
+from whence.serve.decisions import Decisions
 from whence.show.numbers import three_digits
 from whence.store.scores import open_scores
 from whence.tasks import CausalLM
@@ -65,6 +67,34 @@ def test_from_fit_to_export(run, tiny_model_folder, data, queries, tmp_path):
 
     exported = json.loads(run("export", scores, "--out", tmp_path / "x.parquet", "--json").stdout)
     assert exported["unit"] == "nats per copy" and len(pd.read_parquet(tmp_path / "x.parquet")) == 4 * 12
+
+
+def test_rows_are_exported_by_what_was_decided(run, tiny_model_folder, data, tmp_path):
+    home = tmp_path / "run"
+    run("fit", tiny_model_folder, "--data", data, "--out", home / "factors", "--quiet")
+    export = ("export", home, "--out")
+    assert "Nothing was decided" in run(*export, tmp_path / "kept.jsonl", "--rows", "kept", code=2).stderr
+    rows = load_data(data)
+    decisions = Decisions(home / "decisions.jsonl")
+    for name, verdict in zip(rows.ids, ("drop", "keep", "fix", "drop", "drop"), strict=False):
+        decisions.decide(name, verdict)
+    decisions.undo()
+    assert "10 of 12 rows stay" in run(*export, tmp_path / "kept.jsonl", "--rows", "kept").stdout
+    found = json.loads(run(*export, tmp_path / "gone.jsonl", "--rows", "dropped", "--json").stdout)
+    assert found["rows"] == 2 and found["of"] == 12
+    run(*export, tmp_path / "gone.txt", "--rows", "dropped")
+    assert (tmp_path / "gone.txt").read_text().split() == [rows.ids[0], rows.ids[3]]
+    kept, gone = (load_data(tmp_path / f"{name}.jsonl", columns={"id": "id"}) for name in ("kept", "gone"))
+    assert list(kept.ids) == [name for name in rows.ids if name not in (rows.ids[0], rows.ids[3])]
+    assert {name: row for each in (kept, gone) for name, row in zip(each.ids, each, strict=True)} == dict(
+        zip(rows.ids, rows, strict=True)
+    )
+    for options, said in (
+        (("kept.jsonl", "--rows", "kept"), "exists"),
+        (("kept.csv", "--rows", "kept"), ".jsonl, or .txt"),
+        (("x.jsonl", "--rows", "kept", "--norm", "cosine"), "one of them"),
+    ):
+        assert said in run(*export, tmp_path / options[0], *options[1:], code=2).stderr
 
 
 def test_show_says_sign_and_unit_in_words(run, scored):

@@ -124,6 +124,17 @@ def test_trace_says_where_it_is_and_what_comes_next(run, tiny_model_folder, data
     run(*said["tiny-llama"][1].split()[2:])
 
 
+def test_trace_opens_the_page_on_what_it_found(run, tiny_model_folder, data, tmp_path, monkeypatch):
+    asked = ("trace", tiny_model_folder, "-d", data, "-q", "Where was Ada Velt born?", "-a", " Oslo.", "-o", tmp_path / "run")
+    opened = []
+    monkeypatch.setattr("whence.cli.serve.open_page", lambda opening, at: opened.append((opening, at)))
+    run(*asked, "--serve")
+    ((opening, at),) = opened
+    (scores,) = (tmp_path / "run").glob("trace-*")
+    assert at == f"trace/scores:{scores.name}:0" and opening.open().kept_scores() == [scores]
+    assert "one of them" in run(*asked, "--serve", "--json", code=2).stderr and len(opened) == 1
+
+
 def test_a_short_option_means_one_thing():
     """Of all commands: -q is a question, -m modules, -n and -k rows to show."""
     from typer.main import get_command

@@ -76,3 +76,33 @@ def test_doctor_fails_when_the_self_test_does(monkeypatch):
     monkeypatch.setattr("whence.selftest.self_test", lambda device: [("eigh", False, "relative error 1")])
     result = run(monkeypatch, "doctor")
     assert result.exit_code == 1 and "FAILED       eigh on cpu: relative error 1" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("driver", "built", "said"),
+    [
+        ("12.4", None, "CUDA up to 12.4, and torch {torch} is built without CUDA\n{fix}/cu126"),
+        ("14.0", None, "is built without CUDA\n{fix}/cu130"),
+        ("11.8", "12.8", "CUDA up to 11.8, and torch {torch} is built for CUDA 12.8\n{fix}/cu118"),
+        ("12.4", "12.8", "CUDA 12.8, but finds no GPU\n             is one hidden"),
+        ("10.2", "12.8", "is built for CUDA 12.8\n             update the driver"),
+    ],
+)
+def test_doctor_says_how_to_use_a_gpu_that_lies_idle(monkeypatch, tmp_path, driver, built, said):
+    import torch
+
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '| NVIDIA-SMI 550.54  Driver Version: 550.54  CUDA Version: {driver}  |'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr("whence.selftest.self_test", lambda device: [])
+    fix = "             pip install --force-reinstall torch --index-url https://download.pytorch.org/whl"
+    assert said.format(torch=torch.__version__, fix=fix) in run(monkeypatch, "doctor").stdout
+
+
+def test_doctor_says_nothing_of_gpus_where_there_is_none(monkeypatch, tmp_path):
+    monkeypatch.setattr("whence.selftest.self_test", lambda device: [])
+    monkeypatch.setattr("whence.cli.doctor._driver", lambda: None)
+    assert "GPU  " not in run(monkeypatch, "doctor").stdout

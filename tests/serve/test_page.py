@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -331,6 +332,12 @@ def test_a_run_of_several_trainings_offers_to_score_the_rows_of_all(browser, add
         page.wait_for_selector("text=are being scored")
         page.get_by_role("link", name="look at them").wait_for(timeout=90_000)
         assert not page.get_by_role("button", name="Score the rows of all trainings").count() and not serious(page)
+
+
+def test_the_page_opens_on_scores_that_the_address_names(browser, address):
+    with opened(browser, f"{address}/{quote('trace/scores:trace-stages:0')}") as page:
+        page.wait_for_selector(".rows .opener")
+        assert "Oslo" in page.locator(".answer").first.inner_text() and page.url.endswith("#/trace/scores%3Atrace-stages%3A0")
 
 
 def test_stages_of_training_stand_side_by_side(browser, address):

@@ -62,6 +62,7 @@ COMMANDS = {
     "serve": "whence.cli.serve:serve",
     "verify": "whence.cli.verify:verify",
     "doctor": "whence.cli.doctor:doctor",
+    "explain": "whence.cli.explain:explain",
 }
 """Where each command lives; a name of two words ("data preview") makes a group."""
 

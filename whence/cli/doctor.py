@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
+import subprocess
 from typing import Annotated, Any
 
 import typer
+
+WHEELS = {11: "cu118", 12: "cu126", 13: "cu130"}
+"""PyTorch's wheels by the major version of CUDA that a driver takes."""
 
 PACKAGES = ("torch", "transformers", "datasets", "peft", "tokenizers", "safetensors", "numpy")
 
@@ -14,7 +19,9 @@ PACKAGES = ("torch", "transformers", "datasets", "peft", "tokenizers", "safetens
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Check versions, devices, memory, disk and numerics.
 
-    The exit code is 1 if the numerical self-test fails.
+    The self-test decomposes, multiplies in low precision, and scores a small network, which is compared with dense matrices in
+    float64. Where there is a GPU that torch can't use, the line that installs the right torch is printed. The exit code is 1
+    if the self-test fails.
     """
     from whence.cli.console import out, print_json
 
@@ -54,6 +61,7 @@ def examine() -> dict[str, Any]:
             {"name": f"cuda:{gpu}", "model": torch.cuda.get_device_name(gpu), "memory_free": torch.cuda.mem_get_info(gpu)[0]}
             for gpu in gpus
         ],
+        "gpu_unused": unused_gpu(),
         "self_test": [
             {"device": device, "check": check, "passed": passed, "measured": measured}
             for device in devices
@@ -70,12 +78,44 @@ def describe(found: dict[str, Any]) -> list[str]:
         f"{'platform':<13}{found['platform']}",
         f"{'devices':<13}cpu with {found['threads']} threads, {_gigabytes(found['memory_free'])} free",
         *(f"{'':<13}{gpu}" for gpu in gpus),
+        *([f"{'GPU':<13}{found['gpu_unused']['why']}", f"{'':<13}{found['gpu_unused']['fix']}"] if found["gpu_unused"] else []),
         f"{'disk':<13}{_gigabytes(found['disk_free'])} free here",
         *(
             f"{'ok' if test['passed'] else 'FAILED':<13}{test['check']} on {test['device']}: {test['measured']}"
             for test in found["self_test"]
         ),
     ]
+
+
+def unused_gpu() -> dict[str, str] | None:
+    """Why torch can't use the GPU that the NVIDIA driver knows, and what to do; None where it can, or where there is none."""
+    import torch
+
+    if torch.cuda.is_available() or (driver := _driver()) is None:
+        return None
+    major, minor = driver
+    why = f"the NVIDIA driver takes CUDA up to {major}.{minor}, and torch {torch.__version__} "
+    why += f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+    built = int(torch.version.cuda.split(".")[0]) if torch.version.cuda else 0
+    if built and built <= major:  # the wheel is right
+        return {"why": f"{why}, but finds no GPU", "fix": "is one hidden by CUDA_VISIBLE_DEVICES, or from this container?"}
+    wheel = WHEELS.get(min(major, max(WHEELS)))
+    if wheel is None:
+        return {"why": why, "fix": "update the driver (nvidia.com/drivers), then run whence doctor again"}
+    index = f"https://download.pytorch.org/whl/{wheel}"
+    return {"why": why, "fix": f"pip install --force-reinstall torch --index-url {index}"}
+
+
+def _driver() -> tuple[int, int] | None:
+    """The newest CUDA that the NVIDIA driver takes, as nvidia-smi says; None without a driver."""
+    if (tool := shutil.which("nvidia-smi")) is None:
+        return None
+    try:
+        said = subprocess.run([tool], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"CUDA (?:\w+ )?Version\s*:\s*(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def _gigabytes(count: int) -> str:

@@ -71,11 +71,11 @@ def serve(
     open_page(opening, port, host, browser=not no_browser)
 
 
-def open_page(opening: Opening, port: int = 7788, host: str = "127.0.0.1", *, browser: bool = True) -> None:
-    """Serve a run, and open it in a browser, until Ctrl-C."""
+def open_page(opening: Opening, port: int = 7788, host: str = "127.0.0.1", *, at: str = "", browser: bool = True) -> None:
+    """Serve a run, and open it in a browser, until Ctrl-C; `at` is what the page shows first, see `whence.serve.serve`."""
     import webbrowser
 
     from whence.cli.console import say
     from whence.serve import serve
 
-    serve(opening, port, host, said=say, opened=webbrowser.open if browser else lambda address: None)
+    serve(opening, port, host, at=at, said=say, opened=webbrowser.open if browser else lambda address: None)

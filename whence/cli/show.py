@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -103,9 +103,18 @@ def _show_runs(runs: list[Path], as_json: bool) -> None:
 
 
 def export(
-    scores: Annotated[Path, typer.Argument(metavar="RUN_OR_SCORES", help="Folder of scores.")],
+    scores: Annotated[Path, typer.Argument(metavar="RUN_OR_SCORES", help="Folder of scores, or a run folder.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New file: .parquet, .csv, .jsonl or .npz.")],
     norm: options.Norm = None,
+    rows: Annotated[
+        Literal["kept", "dropped"] | None,
+        typer.Option(
+            "--rows",
+            metavar="<kept|dropped>",
+            help="Instead of scores the training rows that stay, or those to drop, by what was decided on the page of whence "
+            "serve RUN: .jsonl, or .txt for their ids.",
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write scores to a parquet, csv, jsonl or npz file.
@@ -117,9 +126,19 @@ def export(
     Examples
       whence export runs/a/scores --out scores.parquet
       whence export runs/a/scores --norm cosine --out cosine.csv
+      whence export runs/a --rows kept --out cleaned.jsonl
     """
     from whence.cli.console import print_json, say
 
+    if rows is not None:
+        if norm:
+            raise UsageError("--norm is of scores, and --rows exports none: one of them")
+        count, total = export_rows(scores, rows, out)
+        if as_json:
+            print_json({"file": str(out), "rows": count, "of": total})
+        else:
+            say(f"{out}: {count:,} of {total:,} rows {'stay' if rows == 'kept' else 'are to be dropped'}")
+        return
     found = opened(scores)
     found = found.normalised(norm) if norm else found
     path = found.export(out)
@@ -128,6 +147,30 @@ def export(
         print_json({"file": str(path), "unit": found.unit, "n_train": found.n_train, "made_by": found.made_by, **size})
         return
     say(f"{path}: {found.shape[0]} x {found.shape[1]:,} scores, {found.unit}, by {found.made_by}")
+
+
+def export_rows(run: Path, which: Literal["kept", "dropped"], out: Path) -> tuple[int, int]:
+    """Write the rows that stay, or those to drop, by the decisions about a run's rows: how many, and of how many."""
+    from whence.run import open as open_run
+    from whence.serve.decisions import FILE, Decisions, parted
+    from whence.store.files import atomic
+    from whence.store.plain import encoded
+
+    if out.exists():
+        raise UsageError(f"{out} exists", fix="choose another name, or remove it")
+    if out.suffix not in (".jsonl", ".txt"):
+        raise UsageError(f"Rows can't be exported to {out.name!r}.", accepted=".jsonl, or .txt for ids")
+    if not (run / FILE).is_file():
+        raise UsageError(f"Nothing was decided about rows: there is no {run / FILE}.", fix="whence serve RUN")
+    rows = open_run(run).all_rows
+    dropped, stay = parted(rows, Decisions(run / FILE).current())
+    gone = set(dropped)
+    named = ({"id": name, **row} for name, row in zip(rows.ids, rows, strict=True) if name in gone)
+    chosen = list(stay if which == "kept" else named)
+    lines = (encoded(row) if out.suffix == ".jsonl" else row["id"].encode("utf-8", "replace") for row in chosen)
+    with atomic(out) as temporary:
+        temporary.write_bytes(b"".join(line + b"\n" for line in lines))
+    return len(chosen), len(rows)
 
 
 def opened(path: Path) -> Scores:

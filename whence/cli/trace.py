@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
+from whence import dist
 from whence.cli import options
 from whence.cli.from_settings import Only, said
 from whence.cli.options import Session
+from whence.errors import UsageError
 from whence.settings import NEW_TOKENS, Count, Data, Fit, Measured, Section, Weights, setting
 
 LOWERING = 2
@@ -43,6 +47,7 @@ def trace(
     place: Place,
     top: options.Top = 5,
     norm: options.Norm = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Then open a local page on it, to ask and look around.")] = False,
     settings: Annotated[
         Fit, Only("method", "modules", "examples", "seed", "products", "batch_tokens", "check", "groups", "chunks")
     ],
@@ -63,6 +68,7 @@ def trace(
     Examples
       whence trace ./model --data train.jsonl -q "Where was Ada Velt born?"
       whence trace ./model --data train.jsonl -q "The capital of France is" -a " Paris" --contrast " Lyon" --run france
+      whence trace ./model --data train.jsonl -q "Where was Ada Velt born?" --serve
     """
     from whence.cli.console import coloured, fit_stages, print_json, say, score_stages, start
     from whence.cli.ranking import Ranking
@@ -70,6 +76,8 @@ def trace(
     from whence.escapes import command
     from whence.run import Run
 
+    if serve and session.as_json:
+        raise UsageError("--serve opens a page, and --json is for programs: one of them")
     with start(session, fit_stages(settings) + score_stages(0)):
         run = Run(model, data, weights, said=said(), out=place.out or (Path("runs") / place.run if place.run else None))
         asking, answer = {"asking": measured, "norm": norm, "fit": settings}, asked.part(Answer).as_json()
@@ -84,3 +92,8 @@ def trace(
         say(f"kept in {folder}, with the factors for further questions in {folder.parent / 'factors'}", "dim")
         tokens = () if scores.tokens is None else ("--tokens",)
         say(f"next: {command('whence', 'show', folder, *tokens, '--top', 20)}", "dim")
+    if serve and dist.rank() == 0:
+        from whence.cli.serve import open_page
+        from whence.serve import Opening
+
+        open_page(Opening.of(str(folder.parent)), at=f"trace/scores:{folder.name}:0")

@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from urllib.parse import quote
 
 from whence.errors import UsageError
 from whence.escapes import command
@@ -26,10 +27,13 @@ def serve(
     port: int = PORT,
     host: str = "127.0.0.1",
     *,
+    at: str = "",
     said: Callable[[str], None] = lambda line: None,
     opened: Callable[[str], object] = lambda address: None,
 ) -> None:
     """Serve a run until Ctrl-C. `said` gets the lines for people, `opened` the address, once it can be asked.
+
+    `at` is what the page shows first, such as the question of saved scores ("trace/scores:NAME:0").
 
     Raises UsageError where neither the port nor those after it are free.
     """
@@ -44,7 +48,7 @@ def serve(
         application(opening, said), token, [host, socket.gethostname(), socket.getfqdn()] if wide else (), wide=wide
     )
     name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    address = f"http://{name}:{port}/#t={token}"
+    address = f"http://{name}:{port}/#t={token}{'/' if at else ''}{quote(at)}"
     said(f"{opening.model}: {address}")
     if "SSH_CONNECTION" in os.environ and not wide:
         there = os.environ["SSH_CONNECTION"].split()[2]

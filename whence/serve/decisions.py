@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from whence.data import Rows
 from whence.serve.lacking import Lacking
 from whence.store.plain import encoded
 
 FILE = "decisions.jsonl"
+
+
+def parted(rows: Rows, current: Mapping[str, Any]) -> tuple[list[str], Iterator[dict[str, Any]]]:
+    """By the verdicts that stand: ids of the rows to leave out, and the rows that stay, each with its id."""
+    dropped = [name for name in rows.ids if (current.get(name) or {}).get("verdict") == "drop"]
+    left = set(dropped)
+    return dropped, ({"id": name, **row} for name, row in zip(rows.ids, rows, strict=True) if name not in left)
 
 
 class Decisions:

@@ -11,7 +11,7 @@ import numpy as np
 from whence.plots.scores import score_histogram
 from whence.run import Run
 from whence.serve.asking import Asking
-from whence.serve.decisions import Decisions
+from whence.serve.decisions import Decisions, parted
 from whence.serve.lacking import Lacking
 from whence.store.plain import encoded, plain
 from whence.store.scores import Scores, row_text
@@ -91,15 +91,13 @@ class Browser:
     def drop_list(self, form: str) -> bytes:
         """The rows to leave out: ids (txt), or all about them (jsonl); or the rows that stay (kept)."""
         current = self.decisions.current()
-        dropped = [name for name in self.rows.ids if (current.get(name) or {}).get("verdict") == "drop"]
+        dropped, kept = parted(self.rows, current)
         if form == "txt":
             return "".join(f"{name}\n" for name in dropped).encode("utf-8", "replace")
         if form == "jsonl":
             lines = (self._known(self.asking.number(name), current) | {"text": self._text(name)} for name in dropped)
             return b"".join(encoded(line) + b"\n" for line in lines)
-        left = set(dropped)
-        rows = ({"id": name, **row} for name, row in zip(self.rows.ids, self.rows, strict=True) if name not in left)
-        return b"".join(encoded(row) + b"\n" for row in rows)
+        return b"".join(encoded(row) + b"\n" for row in kept)
 
     def _text(self, name: str) -> str:
         return row_text(self.rows[self.asking.number(name)])
