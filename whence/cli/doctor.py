@@ -10,9 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-WHEELS = {11: "cu118", 12: "cu126", 13: "cu130"}
-"""PyTorch's wheels by the major version of CUDA that a driver takes."""
-
 PACKAGES = ("torch", "transformers", "datasets", "peft", "tokenizers", "safetensors", "numpy")
 
 
@@ -20,7 +17,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     """Check versions, devices, memory, disk and numerics.
 
     The self-test decomposes, multiplies in low precision, and scores a small network, which is compared with dense matrices in
-    float64. Where there is a GPU that torch can't use, the line that installs the right torch is printed. The exit code is 1
+    float64. Where there is a GPU that torch can't use, it says which torch to install. The exit code is 1
     if the self-test fails.
     """
     from whence.cli.console import out, print_json
@@ -99,11 +96,8 @@ def unused_gpu() -> dict[str, str] | None:
     built = int(torch.version.cuda.split(".")[0]) if torch.version.cuda else 0
     if built and built <= major:  # the wheel is right
         return {"why": f"{why}, but finds no GPU", "fix": "is one hidden by CUDA_VISIBLE_DEVICES, or from this container?"}
-    wheel = WHEELS.get(min(major, max(WHEELS)))
-    if wheel is None:
-        return {"why": why, "fix": "update the driver (nvidia.com/drivers), then run whence doctor again"}
-    index = f"https://download.pytorch.org/whl/{wheel}"
-    return {"why": why, "fix": f"pip install --force-reinstall torch --index-url {index}"}
+    where = f"pip install --force-reinstall torch --index-url INDEX, with the INDEX for CUDA {major} of pytorch.org/get-started"
+    return {"why": why, "fix": where}
 
 
 def _driver() -> tuple[int, int] | None:
