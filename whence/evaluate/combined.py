@@ -29,7 +29,8 @@ READING = """## How to read
 - Two models were asked the same questions: look at *tuned minus base*. When its interval holds 0, there is no evidence that
   they differ.
 - BLEU (0 to 100, of single answers; corpus BLEU takes all as one text) and ROUGE (F1, 0 to 1) count words in common with a
-  reference. A good answer in other words scores low.
+  reference. A good answer in other words scores low. What counts pairs of words (ROUGE-2) or fours of them (corpus BLEU) says
+  nothing where references or answers are shorter, and is left out there.
 - *Base against tuned* says how alike the two answers are, not which is better.
 - Accuracy is that of lm-eval: the choice with the highest log-probability counts as the answer. *Guessing* is right in a share
   of 1/choices.

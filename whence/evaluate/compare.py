@@ -143,15 +143,18 @@ def _summary(table: pandas.DataFrame, answers: Sequence[Mapping[str, Any]], seed
 
 
 def _corpus_bleu(answers: Sequence[Mapping[str, Any]], column: str) -> Interval:
-    """BLEU of all answers as one text, which has no mean over prompts and so no interval here."""
+    """BLEU of all answers as one text, which has no mean over prompts and so no interval here; none of answers below four words.
+
+    It counts sequences of up to four words: where there are none of four it would be 0, also for answers that are all right.
+    """
     import sacrebleu
 
     said = [(row[column], row["reference"]) for row in answers if row.get("reference") and row.get(column) is not None]
     if not said:
         return Interval(math.nan, math.nan, math.nan, 0)
     hypotheses, references = zip(*said, strict=True)
-    score = sacrebleu.corpus_bleu(list(hypotheses), [list(references)]).score
-    return Interval(float(score), math.nan, math.nan, len(said))
+    bleu = sacrebleu.corpus_bleu(list(hypotheses), [list(references)])
+    return Interval(float(bleu.score), math.nan, math.nan, len(said) if bleu.totals[-1] else 0)
 
 
 def _likeness() -> Callable[[str, str], dict[str, float]]:
@@ -168,9 +171,10 @@ def _likeness() -> Callable[[str, str], dict[str, float]]:
     scorer = RougeScorer(list(LIKENESS[1:]), tokenizer=SimpleNamespace(tokenize=_words))  # its own knows English letters only
 
     def measure(text: str, reference: str) -> dict[str, float]:
-        rouge = scorer.score(reference, text)
-        bleu = sacrebleu.sentence_bleu(text, [reference]).score
-        return {"bleu": float(bleu), **{name: float(rouge[name].fmeasure) for name in LIKENESS[1:]}}
+        rouge = {name: float(score.fmeasure) for name, score in scorer.score(reference, text).items()}
+        if len(_words(reference)) < 2:  # it has no pair of words to be found again
+            rouge["rouge2"] = math.nan
+        return {"bleu": float(sacrebleu.sentence_bleu(text, [reference]).score), **rouge}
 
     return measure
 
