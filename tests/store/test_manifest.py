@@ -120,8 +120,10 @@ def test_folders_of_others_are_refused(tmp_path, name):
 
 
 def test_open_wants_a_finished_folder(tmp_path):
-    with pytest.raises(StaleArtifact, match="not a whence run folder"):
+    with pytest.raises(StaleArtifact, match="There is no .*missing"):
         Folder.open(tmp_path / "missing")
+    with pytest.raises(StaleArtifact, match="not a whence run folder"):
+        Folder.open(tmp_path)
     with Folder.claim(tmp_path / "f", PROVENANCE):
         pass
     with pytest.raises(StaleArtifact, match="unfinished"):
