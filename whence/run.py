@@ -572,10 +572,16 @@ class Run:
         (`whence.filter.where`). Everything that the next question needs stays in memory. Of the best
         `per_answer_token` rows there are also scores for each token of the answer by itself.
 
-        Raises UsageError where there is no index of landmarks, StaleArtifact where it is of another model.
+        Raises UsageError where there is no index of landmarks, StaleArtifact where it is of another model or of other rows.
         """
         asking, began = asking or self.asking, time.perf_counter()
         index = self.index
+        if tuple(index.examples["id"]) != tuple(self.rows.ids):
+            raise StaleArtifact(
+                "The index is of other rows.",
+                given=f"{len(self.rows):,} rows of {self.reading.path or 'the run'}, {len(index):,} in the index",
+                fix="give the data that it was built from, or build the index anew: whence index build with --rerun",
+            )
         if index.kind != "landmarks":
             raise UsageError(
                 "Exact scores are found through an index of landmarks.", given="projections", fix="run.build_index()"
