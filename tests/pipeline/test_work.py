@@ -59,6 +59,21 @@ def test_prompts_for_other_rows_stay_text(tiny_model_folder, tmp_path, notes):
     assert shop.prompts.rows == ({"prompt": "Who?"},)
 
 
+def test_a_list_of_texts_is_a_list_of_prompts(tiny_model_folder, tmp_path):
+    """They are written in the format of the rows; only where the prompts' own completions are scored is a text one whole."""
+    workshop(tmp_path, [{"prompt": "Where?", "completion": "In Turin."}], ["Who?"])
+    (tmp_path / "prompts.json").write_text(json.dumps(["Who?"]))
+    values = yaml.safe_load((tmp_path / "whence.yaml").read_text()) | {"prompts": {"path": "prompts.json"}}
+    for queries, format, expected in (
+        ("generated", "qa", {"prompt": "Question: Who?\nAnswer:"}),
+        ("prompts", "plain", {"text": "Who?"}),
+    ):
+        values |= {"score": {"queries": queries}, "data": {"path": "rows-1.json", "format": format}}
+        (tmp_path / "whence.yaml").write_text(yaml.safe_dump(values))
+        shop = Workshop.of(read_config(tmp_path / "whence.yaml", environment={}))
+        assert shop.prompts.rows == (expected,)
+
+
 def test_files_with_a_star_are_found_and_hashed_by_their_content(tiny_model_folder, tmp_path):
     shop = workshop(tmp_path, [{"messages": TALK}], ["Who?"])
     place = shop.place("rows-*.json")

@@ -17,7 +17,7 @@ from whence.evaluate.benchmark import SUMMARY, run_benchmark
 from whence.evaluate.combined import combine
 from whence.evaluate.compare import compare_answers
 from whence.generation import answered, generate_pairs
-from whence.loading import in_turns, method_of, stage_of, task_of
+from whence.loading import as_prompts, in_turns, method_of, stage_of, task_of
 from whence.methods.base import Request, request_scores
 from whence.models import load_model
 from whence.pipeline.stages import TRAININGS, uses_factors
@@ -98,6 +98,7 @@ class Workshop(Run):
         settings = self.config.prompts
         if settings.path is not None:
             asked = load_data(self.place(settings.path), columns=settings.columns, limit=settings.limit)
+            asked = as_prompts(asked) if self.config.score.queries == "generated" else asked
         else:
             asked = as_rows([{"prompt": item} if isinstance(item, str) else item for item in settings.items])
         asked = in_turns(asked, self.all_rows)
