@@ -1,10 +1,12 @@
 import json
 
+import pytest
 import yaml
 
 from whence.config import read_config
 from whence.data import as_rows
 from whence.loading import in_turns
+from whence.models import load_model
 from whence.pipeline.lock import Lock
 from whence.pipeline.work import Workshop, generate
 
@@ -72,6 +74,20 @@ def test_a_list_of_texts_is_a_list_of_prompts(tiny_model_folder, tmp_path):
         (tmp_path / "whence.yaml").write_text(yaml.safe_dump(values))
         shop = Workshop.of(read_config(tmp_path / "whence.yaml", environment={}))
         assert shop.prompts.rows == (expected,)
+
+
+@pytest.mark.parametrize(("append_eos", "length", "said"), [(False, 4, 1), (True, 4, 0), (False, 2, 0)])
+def test_answers_that_do_not_end_are_told_of(settings, notes, monkeypatch, append_eos, length, said):
+    """A model that was trained on answers without an end of text does not learn to stop."""
+    shop = Workshop.of(read_config(settings(data={"append_eos": append_eos}), environment={}))
+    loaded = load_model(shop.place(shop.config.model.base))
+    words = loaded[1].convert_ids_to_tokens([40, 41, 42, 43])[:length]
+    monkeypatch.setattr(Workshop, "loaded", loaded)
+    monkeypatch.setattr(
+        "whence.pipeline.work.generate_pairs", lambda *given, **more: {"data": [{"completion": "".join(words)}]}
+    )
+    generate(shop, shop.out)
+    assert sum("no answer ended by itself within 4 tokens" in note for note in notes) == said
 
 
 def test_files_with_a_star_are_found_and_hashed_by_their_content(tiny_model_folder, tmp_path):

@@ -208,7 +208,7 @@ def generate(shop: Workshop, out: Path) -> None:
     """What the tuned model answers, and the base model beside it."""
     settings, config, (model, tokenizer) = shop.config.generate, shop.config, shop.loaded
     another = config.train is not None or config.model.path or config.model.adapter
-    generate_pairs(
+    document = generate_pairs(
         model,
         tokenizer,
         [_as_text(row, shop.task()) for row in shop.prompts],
@@ -217,6 +217,13 @@ def generate(shop: Workshop, out: Path) -> None:
         base=shop.base if settings.base and another else None,
         seed=config.seed,
     )
+    lengths = [len(tokenizer(pair["completion"], add_special_tokens=False)["input_ids"]) for pair in document["data"]]
+    without_end = config.train is not None and not shop.reading.append_eos and "completion" in shop.all_rows[0]
+    if without_end and min(lengths) >= settings.max_new_tokens - 1:  # the first token may be one with the space before it
+        note(
+            f"no answer ended by itself within {settings.max_new_tokens} tokens: the rows were trained on without an end of "
+            "text, which data.append_eos: true gives them"
+        )
 
 
 def _as_text(row: dict[str, Any], task: Any) -> dict[str, Any]:
