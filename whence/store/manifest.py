@@ -177,7 +177,7 @@ class Folder:
         path = Path(path).expanduser()
         ours = is_run_folder(path)
         if not ours or not (path / MANIFEST).exists():
-            if not path.exists():
+            if not os.path.lexists(path):
                 raise StaleArtifact(f"There is no {path}.", fix="check its name, or run the command that makes it")
             state = "is unfinished" if ours else "is not a whence run folder"
             raise StaleArtifact(f"{path} {state}.", fix="run the command that makes it (again): finished shards are kept")
