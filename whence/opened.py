@@ -11,9 +11,7 @@ from typing import Any
 from whence.errors import DiskFull, StaleArtifact, UsageError
 from whence.progress import note
 from whence.store.files import write_json
-from whence.store.intact import intact, read_json
-
-OPENED = "opened.json"
+from whence.store.intact import OPENED, intact, read_json
 
 PLACES = ("model", "data", "adapter", "tokenizer", "chat_template", "factors", "index", "training")
 """Arguments of `whence.open` that may be paths."""
