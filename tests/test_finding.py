@@ -6,7 +6,7 @@ from models import llama, randomised, texts, tokenizer
 
 import whence
 from whence.data import as_rows
-from whence.errors import UsageError
+from whence.errors import StaleArtifact, UsageError
 from whence.finding import _ends
 
 ROWS = as_rows(texts(40, seed=1))
@@ -58,6 +58,16 @@ def test_candidates_are_rows_of_the_filter(run):
     assert len(other.find("w1 w2", " w3 w4", candidates=30, where=["source=common", "tokens>=1"]).rows) == 30
     with pytest.raises(UsageError, match="No row meets source=none"):
         other.find("w1 w2", " w3 w4", where=["source=none"])
+
+
+def test_an_index_of_other_rows_or_of_another_order_is_refused(run, tmp_path):
+    """Its places would be those of rows that it has never seen."""
+    for rows in (ROWS.take(reversed(range(40))), ROWS.take(range(20))):
+        other = whence.open((run.model, tokenizer()), data=rows, task=whence.CausalLM(tokenizer()))
+        other.curvature, other.index = run.curvature, run.index
+        with pytest.raises(StaleArtifact, match="index is of other rows") as raised:
+            other.find("w1 w2", " w3 w4")
+        assert f"{len(rows)} rows of the run, 40 in the index" in raised.value.given
 
 
 def test_without_landmarks_nothing_is_found(run):

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -81,6 +82,18 @@ def test_the_end_of_text_is_no_part_of_the_completion(tiny_llama, tiny_tokenizer
     (answer,) = generate(tiny_llama, tiny_tokenizer, PROMPTS[:1], max_new_tokens=6)
     assert free["completion"].startswith(answer["completion"])
     assert len(answer["completion"]) < len(free["completion"])
+
+
+def test_the_tokenizers_end_of_text_ends_an_answer_too(tiny_llama, tiny_tokenizer):
+    """Rows end with it where they do (append_eos), whatever the config of the base model says."""
+    (free,) = generate(tiny_llama, tiny_tokenizer, PROMPTS[:1], max_new_tokens=6)
+    prompt = tiny_tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+    third = greedy(tiny_llama, prompt, 3)[0, -1].item()
+    tiny_llama.generation_config.eos_token_id = [tiny_tokenizer.bos_token_id]
+    words = copy.deepcopy(tiny_tokenizer)
+    words.eos_token = tiny_tokenizer.convert_ids_to_tokens(third)
+    (answer,) = generate(tiny_llama, words, PROMPTS[:1], max_new_tokens=6)
+    assert free["completion"].startswith(answer["completion"]) and len(answer["completion"]) < len(free["completion"])
 
 
 def test_the_model_is_given_back_as_it_was(tiny_llama, tiny_tokenizer):

@@ -90,6 +90,21 @@ def test_a_part_that_is_gone_or_damaged_is_named(home):
         whence.open(home / "run")
 
 
+def test_a_record_without_a_model_is_named(home):
+    opened(home).fit(examples="all")
+    (home / "run" / OPENED).write_text("{}")
+    for opening in (whence.open, Opening.of, remembered):
+        with pytest.raises(StaleArtifact, match=r"opened\.json names no model"):
+            opening(str(home / "run"))
+
+
+def test_a_folder_that_says_nothing_is_refused(home):
+    (home / "empty").mkdir()
+    with pytest.raises(UsageError, match="empty does not say which model and which data") as raised:
+        whence.open(home / "empty")
+    assert "out=" in raised.value.fix
+
+
 def test_a_folder_that_can_not_be_written_keeps_its_factors(home, monkeypatch, notes):
     def full(*arguments):
         raise DiskFull("No space left.")

@@ -383,8 +383,9 @@ def _settings(model: Any, tokenizer: Any, max_new_tokens: int, temperature: floa
             "with --queries FILE of rows with labels",
         )
     ends = model.generation_config.eos_token_id
-    ends = tokenizer.eos_token_id if ends is None else ends
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        ends.append(tokenizer.eos_token_id)  # what rows end with in training; decoding drops it, and what follows would stay
     drawing = (
         {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
     )

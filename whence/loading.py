@@ -35,6 +35,12 @@ def rows_of(data: Data, path: str | None = None) -> Rows:
     return written(rows, data.format, data.normalise)
 
 
+def as_prompts(asked: Rows) -> Rows:
+    """Rows of nothing but a text, such as a list of strings, as prompts: a text of prompts is there to be completed."""
+    bare = [{("prompt" if name == "text" else name): value for name, value in row.items()} for row in asked]
+    return with_contents(asked, bare) if all("prompt" not in row and "text" in row for row in asked) else asked
+
+
 def in_turns(asked: Rows, rows: Rows, *, mere: bool = False) -> Rows:
     """Prompts as a user's turns where the rows are conversations; with `mere`, only those without a completion."""
     if "messages" not in rows[0] or not any("prompt" in row and not (mere and "completion" in row) for row in asked):

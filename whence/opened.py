@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from whence.errors import DiskFull, UsageError
+from whence.errors import DiskFull, StaleArtifact, UsageError
 from whence.progress import note
 from whence.store.files import write_json
-from whence.store.intact import intact, read_json
-
-OPENED = "opened.json"
+from whence.store.intact import OPENED, intact, read_json
 
 PLACES = ("model", "data", "adapter", "tokenizer", "chat_template", "factors", "index", "training")
 """Arguments of `whence.open` that may be paths."""
@@ -52,6 +50,10 @@ def remembered(folder: str | Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     arguments = read_json(intact(file))
+    if not isinstance(arguments, dict) or not arguments.get("model"):
+        raise StaleArtifact(
+            f"{file} names no model.", fix=f"name the model and its data again, and this folder as --out, without {file}"
+        )
     for name in PLACES:
         if (value := arguments.get(name, "")).startswith("./"):
             arguments[name] = value = str(file.parent / value)
@@ -61,6 +63,11 @@ def remembered(folder: str | Path) -> dict[str, Any] | None:
                 fix=f"name the model and its data again, and this folder as --out (in Python: out={str(folder)!r})",
             )
     return arguments
+
+
+def is_model(folder: str | Path) -> bool:
+    """Whether a folder holds a model or an adapter."""
+    return any((Path(folder).expanduser() / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _exists(path: str) -> bool:

@@ -40,7 +40,7 @@ from whence.indexing import Index, add_rows, build_index, open_index
 from whence.loading import in_turns, question_like, rows_of, task_of, trained_on
 from whence.methods.base import Request, recipe_named, request_scores
 from whence.models import load_model
-from whence.opened import remember, remembered
+from whence.opened import is_model, remember, remembered
 from whence.operators import Identity, Operator
 from whence.planning.blank import blank_model, tokenizer_of
 from whence.progress import note
@@ -144,6 +144,12 @@ def _rows_trained_on(folder: Path | None, reading: Mapping[str, Any]) -> tuple[P
     home = record_of(folder) if folder is not None else None
     if home is not None and (rows := home[0].parent / ROWS).is_file():
         return rows, {"columns": {"id": "id"}, **reading}
+    if folder is not None and folder.is_dir() and not is_model(folder):
+        raise UsageError(
+            f"{folder} does not say which model and which data it is of.",
+            accepted="the folder of a run by whence run, trace, fit or demo; a model with its data",
+            fix=f"whence.open(MODEL, data=DATA, out={str(folder)!r})",
+        )
     raise UsageError(
         "The data that the model was trained on is not given.",
         accepted="a file, folder or data set of the hub, or rows in memory",
@@ -566,10 +572,16 @@ class Run:
         (`whence.filter.where`). Everything that the next question needs stays in memory. Of the best
         `per_answer_token` rows there are also scores for each token of the answer by itself.
 
-        Raises UsageError where there is no index of landmarks, StaleArtifact where it is of another model.
+        Raises UsageError where there is no index of landmarks, StaleArtifact where it is of another model or of other rows.
         """
         asking, began = asking or self.asking, time.perf_counter()
         index = self.index
+        if tuple(index.examples["id"]) != tuple(self.rows.ids):
+            raise StaleArtifact(
+                "The index is of other rows.",
+                given=f"{len(self.rows):,} rows of {self.reading.path or 'the run'}, {len(index):,} in the index",
+                fix="give the data that it was built from, or build the index anew: whence index build with --rerun",
+            )
         if index.kind != "landmarks":
             raise UsageError(
                 "Exact scores are found through an index of landmarks.", given="projections", fix="run.build_index()"

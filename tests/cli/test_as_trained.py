@@ -70,6 +70,9 @@ def test_trace_generate_plan_and_index_take_it_too(run, trained, data, tmp_path)
     said = run("generate", trained, "-p", "Where was Bo Quist born?", "-o", out, "--max-new-tokens", "2").stderr
     assert "format qa" in said and "max_length" not in said
     assert json.loads(out.read_text())["data"][0]["prompt"] == "Question: Where was Bo Quist born?\nAnswer:"
+    (tmp_path / "listed.json").write_text('["Where was Bo Quist born?"]')
+    run("generate", trained, "--prompts", tmp_path / "listed.json", "-o", tmp_path / "listed.out.json", "--max-new-tokens", "2")
+    assert json.loads((tmp_path / "listed.out.json").read_text())["data"] == json.loads(out.read_text())["data"]
     said = run("generate", trained, "-p", "x", "-o", tmp_path / "p.json", "--max-new-tokens", "2", "--format", "plain").stderr
     assert "warning: not read as in training" in said
     assert SAID in run("plan", trained, "-d", data, "--queries", "2", "--no-calibrate").stderr

@@ -49,6 +49,20 @@ def test_whence_run_takes_the_folder_of_its_file(run, tmp_path):
     assert f"There is no file {tmp_path / 'whence.yaml'}" in said and "whence init" in said
 
 
+def test_a_folder_that_is_no_run_is_not_served(run, tiny_model_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    said = run("serve", tmp_path / "empty", "--no-browser", code=2).stderr
+    assert "does not say which model and which data it is of" in said and "--out" in said
+    said = run("serve", tiny_model_folder, "--no-browser", code=2).stderr
+    assert "does not say which data it was trained on" in said and f"whence serve {tiny_model_folder} --data DATA" in said
+
+
+@pytest.mark.parametrize(("command", "code"), [("serve", 2), ("ask", 2), ("show", 4)])
+def test_a_folder_that_is_not_there_is_said_to_be_so(run, tmp_path, command, code):
+    question = ["Who?"] if command == "ask" else []
+    assert f"There is no {tmp_path / 'nope'}." in run(command, tmp_path / "nope", *question, code=code).stderr
+
+
 def test_show_lists_the_runs_of_a_folder(run, scored, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     for name in ("a", "b"):

@@ -55,9 +55,11 @@ def test_config_says_where_values_come_from(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WHENCE_SCORE__RESCORE", "5")
     run("init", "--no-train")
-    lines = run("config", "show", "--origin", "--set", "score.damping=0.3").stdout.splitlines()
+    chosen = ("--set", "score.damping=0.3", "--set", "data.columns={prompt: Ask, completion: Say}")
+    lines = run("config", "show", "--origin", *chosen).stdout.splitlines()
     came = {line.split(" = ")[0]: line.rsplit("  ", 1)[-1].strip() for line in lines}
     assert came["score.damping"] == "--set score.damping" and came["score.rescore"] == "WHENCE_SCORE__RESCORE"
+    assert came["data.columns"] == "--set data.columns"
     assert came["model.base"] == "whence.yaml" and came["fit.method"] == "default"
     assert json.loads(run("config", "show", "--json").stdout)["score"]["rescore"] == 5
     assert "Damping" in run("config", "schema").stdout or "damping" in run("config", "schema").stdout

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.flips import flip
+from whence.opened import OPENED, remember
 from whence.store.manifest import Folder
 
 
@@ -46,6 +47,15 @@ def test_damage_is_named_with_exit_code_4(run, folder):
     (folder / "manifest.json").write_text("{")
     failed = run("verify", folder, code=4)
     assert f"{folder}/manifest.json is damaged" in failed.stderr
+
+
+def test_how_a_run_was_opened_has_a_digest_of_its_own(run, folder):
+    remember(folder.parent, {"model": "gpt2", "data": "train"})
+    found = json.loads(run("verify", folder.parent, "--json").stdout)
+    assert found["files"] == 4 and found["unlisted"] == [] == found["by_size_only"]
+    file = folder.parent / OPENED
+    file.write_text(file.read_text().replace("gpt2", "gpt3"))
+    assert f"{file} is damaged" in run("verify", folder.parent, code=4).stderr
 
 
 def test_a_folder_below_is_compared_with_the_record_above(run, folder):

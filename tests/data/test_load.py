@@ -1,5 +1,6 @@
 import gzip
 import json
+import sys
 from types import SimpleNamespace
 
 import pandas as pd
@@ -302,6 +303,14 @@ def test_encodings_that_a_file_says(encoding, name, tmp_path):
     with opened(tmp_path / name, "wt", encoding=encoding) as file:
         file.write(content)
     assert load_data(tmp_path / name).rows == ({"text": "Käse in Turin"},)
+
+
+def test_an_encoding_is_guessed_without_the_package_that_tells(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "charset_normalizer", None)
+    (tmp_path / "a.csv").write_bytes("text\ncafé\n".encode("latin-1"))
+    with pytest.raises(UsageError, match="not UTF-8") as raised:
+        load_data(tmp_path / "a.csv")
+    assert "iconv -f CP1252" in raised.value.fix or "iconv -f WINDOWS-1252" in raised.value.fix
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp1251"])

@@ -1,10 +1,12 @@
 import json
 
+import pytest
 import yaml
 
 from whence.config import read_config
 from whence.data import as_rows
 from whence.loading import in_turns
+from whence.models import load_model
 from whence.pipeline.lock import Lock
 from whence.pipeline.work import Workshop, generate
 
@@ -57,6 +59,35 @@ def test_of_queries_only_mere_prompts_become_turns(notes):
 def test_prompts_for_other_rows_stay_text(tiny_model_folder, tmp_path, notes):
     shop = workshop(tmp_path, [{"prompt": "Where?", "completion": "In Turin."}], ["Who?"])
     assert shop.prompts.rows == ({"prompt": "Who?"},)
+
+
+def test_a_list_of_texts_is_a_list_of_prompts(tiny_model_folder, tmp_path):
+    """They are written in the format of the rows; only where the prompts' own completions are scored is a text one whole."""
+    workshop(tmp_path, [{"prompt": "Where?", "completion": "In Turin."}], ["Who?"])
+    (tmp_path / "prompts.json").write_text(json.dumps(["Who?"]))
+    values = yaml.safe_load((tmp_path / "whence.yaml").read_text()) | {"prompts": {"path": "prompts.json"}}
+    for queries, format, expected in (
+        ("generated", "qa", {"prompt": "Question: Who?\nAnswer:"}),
+        ("prompts", "plain", {"text": "Who?"}),
+    ):
+        values |= {"score": {"queries": queries}, "data": {"path": "rows-1.json", "format": format}}
+        (tmp_path / "whence.yaml").write_text(yaml.safe_dump(values))
+        shop = Workshop.of(read_config(tmp_path / "whence.yaml", environment={}))
+        assert shop.prompts.rows == (expected,)
+
+
+@pytest.mark.parametrize(("append_eos", "length", "said"), [(False, 4, 1), (True, 4, 0), (False, 2, 0)])
+def test_answers_that_do_not_end_are_told_of(settings, notes, monkeypatch, append_eos, length, said):
+    """A model that was trained on answers without an end of text does not learn to stop."""
+    shop = Workshop.of(read_config(settings(data={"append_eos": append_eos}), environment={}))
+    loaded = load_model(shop.place(shop.config.model.base))
+    words = loaded[1].convert_ids_to_tokens([40, 41, 42, 43])[:length]
+    monkeypatch.setattr(Workshop, "loaded", loaded)
+    monkeypatch.setattr(
+        "whence.pipeline.work.generate_pairs", lambda *given, **more: {"data": [{"completion": "".join(words)}]}
+    )
+    generate(shop, shop.out)
+    assert sum("no answer ended by itself within 4 tokens" in note for note in notes) == said
 
 
 def test_files_with_a_star_are_found_and_hashed_by_their_content(tiny_model_folder, tmp_path):

@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
+from starlette.testclient import TestClient
 
 from serve.conftest import HOSTILE, IMAGE, SCRIPT
 from whence.errors import UsageError
-from whence.serve import bound
+from whence.serve import Opening, bound
+from whence.serve.app import application
 from whence.serve.guard import BODY_BYTES, Guard
 from whence.store.plain import encoded
 
@@ -39,6 +41,12 @@ def test_without_the_token_nobody_is_answered(client, token):
 def test_pages_of_others_are_refused(client, headers):
     for path in ("/api/run", "/"):
         assert client.raw("GET", path, **headers)[0] == 403
+
+
+def test_a_checkout_without_the_page_says_how_to_build_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("whence.serve.app.STATIC", tmp_path / "static")
+    answer = TestClient(application(Opening(str(tmp_path)))).get("/")
+    assert answer.status_code == 404 and "make page" in answer.text
 
 
 def test_our_own_page_is_not(client):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from whence.errors import StaleArtifact, WhenceError
+from whence.errors import StaleArtifact, UsageError, WhenceError
 from whence.store.files import atomic
 from whence.store.manifest import Folder, differences
 
@@ -119,9 +119,18 @@ def test_folders_of_others_are_refused(tmp_path, name):
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
+def test_no_folder_is_made_below_a_file(tmp_path):
+    (tmp_path / "rows.csv").write_text("text")
+    with pytest.raises(UsageError, match="No folder can be made at") as raised:
+        Folder.claim(tmp_path / "rows.csv" / "runs" / "factors", PROVENANCE)
+    assert raised.value.given == f"{tmp_path / 'rows.csv'} is a file" and "--out" in raised.value.fix
+
+
 def test_open_wants_a_finished_folder(tmp_path):
-    with pytest.raises(StaleArtifact, match="not a whence run folder"):
+    with pytest.raises(StaleArtifact, match="There is no .*missing"):
         Folder.open(tmp_path / "missing")
+    with pytest.raises(StaleArtifact, match="not a whence run folder"):
+        Folder.open(tmp_path)
     with Folder.claim(tmp_path / "f", PROVENANCE):
         pass
     with pytest.raises(StaleArtifact, match="unfinished"):

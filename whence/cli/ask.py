@@ -65,6 +65,8 @@ def ask(
     from whence.validate.without import read_calibration
 
     with start(session):
+        if not path and not folder.expanduser().exists():
+            raise UsageError(f"There is no {folder}.", accepted="the folder of a run, or a model with --data")
         if not (path or (folder / SETTINGS).is_file() or (folder / OPENED).is_file()):
             raise UsageError(
                 f"{folder} does not say which model and data it belongs to.",

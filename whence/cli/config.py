@@ -30,7 +30,9 @@ def show(
     for name, value in values_of(resolved.config):
         parts = name.split(".")
         above = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-        came = next((resolved.origins[part] for part in above if part in resolved.origins), "default")
+        # of a mapping each entry may have come from elsewhere
+        below = dict.fromkeys(where for part, where in resolved.origins.items() if part.startswith(f"{name}."))
+        came = ", ".join(below) or next((resolved.origins[part] for part in above if part in resolved.origins), "default")
         line = f"{name} = {json.dumps(value, ensure_ascii=False, default=list)}"
         say(f"{line:<56} {came}" if origin else line)
 

@@ -52,6 +52,7 @@ def generate(
     from whence.data.text import asked
     from whence.errors import UsageError
     from whence.generation import check_vacant, generate_pairs
+    from whence.loading import as_prompts
     from whence.models import load_model
     from whence.progress import note
     from whence.train.reading import as_trained
@@ -63,7 +64,11 @@ def generate(
     with start(session, 1 if base is None else 2):
         about = Data(path="", format=format or "plain")
         reading = as_trained(about, {"format"} if format else (), weights.adapter, model, names=("format", "normalise"))
-        rows = as_rows([{"prompt": text} for text in prompt]) if prompt else load_data(prompts or "", columns=columns.columns)
+        rows = (
+            as_rows([{"prompt": text} for text in prompt])
+            if prompt
+            else as_prompts(load_data(prompts or "", columns=columns.columns))
+        )
         rows = asked(rows, reading.format, reading.normalise)
         loaded, tokenizer = load_model(model, **weights.as_json())
         if getattr(tokenizer, "chat_template", None):

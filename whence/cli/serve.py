@@ -51,8 +51,10 @@ def serve(
     """
     from whence.errors import UsageError
     from whence.escapes import command
+    from whence.opened import OPENED, is_model
     from whence.serve import Opening
     from whence.serve.guard import LOCAL
+    from whence.train.reading import record_of
 
     if host not in LOCAL and reachable_by != WIDE:
         raise UsageError(
@@ -62,11 +64,13 @@ def serve(
     if not path and not Path(run).expanduser().exists():
         raise UsageError(f"There is no {run}.", accepted="a folder of a run, a whence.yaml, or a model with --data")
     opening = Opening.of(run, path or None, str(out) if out is not None else None, options.reading_said(data, weights))
-    if opening.data is None and (Path(run) / "factors").is_dir() and not (Path(run) / "whence.yaml").is_file():
+    said = any((Path(run).expanduser() / name).is_file() for name in (OPENED, "whence.yaml")) or record_of(run)
+    if opening.data is None and opening.file is None and not said:
+        model = is_model(run)
         raise UsageError(
-            f"{run} does not say which model and data it belongs to.",
-            accepted="the folder of a run by whence run, trace, fit or demo",
-            fix=command("whence", "serve", "MODEL", "--data", "DATA", "--out", run),
+            f"{run} does not say which {'data it was trained on' if model else 'model and data it belongs to'}.",
+            accepted="the folder of a run by whence run, trace, fit or demo; a model with --data",
+            fix=command("whence", "serve", *([run, "--data", "DATA"] if model else ["MODEL", "--data", "DATA", "--out", run])),
         )
     open_page(opening, port, host, browser=not no_browser)
 

@@ -280,12 +280,8 @@ def _open(path: Path, newline: str | None = None) -> TextIO:
 
 
 def _wrong_encoding(path: Path, error: UnicodeDecodeError) -> UsageError:
-    import charset_normalizer
-
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        best = charset_normalizer.from_bytes(file.read(2**18)).best()
-    likely = best.encoding if best is not None else "latin_1"
-    name = codecs.lookup(likely).name.upper()
+        name = codecs.lookup(_likely_encoding(file.read(2**18))).name.upper()
     end, unpack = error.end, "zcat" if path.suffix == ".gz" else "cat"
     return UsageError(
         f"{path} can't be read as {_kind(path).removeprefix('.')}: it is not UTF-8.",
@@ -293,6 +289,16 @@ def _wrong_encoding(path: Path, error: UnicodeDecodeError) -> UsageError:
         accepted="text in UTF-8, or in UTF-16 with its mark",
         fix=f"{unpack} {shlex.quote(str(path))} | iconv -f {name} -t UTF-8 > utf8{_kind(path)}",
     )
+
+
+def _likely_encoding(content: bytes) -> str:
+    """A guess at the encoding of text that isn't UTF-8: Western European where nothing better is installed to tell."""
+    try:
+        import charset_normalizer
+    except ImportError:  # it comes with other packages only
+        return "cp1252"
+    best = charset_normalizer.from_bytes(content).best()
+    return best.encoding if best is not None else "latin_1"
 
 
 def _read_jsonl(path: Path, limit: int | None, columns: Mapping[str, str]) -> Iterator[Record | str]:

@@ -311,7 +311,7 @@ class Index:
                 "The landmarks of the index are those of another operator.",
                 given="none" if operator is None else operator.label,
                 accepted=f"{built['label']}, of the same factors",
-                fix="search with these factors and this damping, or build another index (projections take any operator)",
+                fix="search with its factors (--factors FOLDER) and damping, or build one for any operator: --kind projections",
             )
         self._operator = operator
         return operator

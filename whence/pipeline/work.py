@@ -17,7 +17,7 @@ from whence.evaluate.benchmark import SUMMARY, run_benchmark
 from whence.evaluate.combined import combine
 from whence.evaluate.compare import compare_answers
 from whence.generation import answered, generate_pairs
-from whence.loading import in_turns, method_of, stage_of, task_of
+from whence.loading import as_prompts, in_turns, method_of, stage_of, task_of
 from whence.methods.base import Request, request_scores
 from whence.models import load_model
 from whence.pipeline.stages import TRAININGS, uses_factors
@@ -98,6 +98,7 @@ class Workshop(Run):
         settings = self.config.prompts
         if settings.path is not None:
             asked = load_data(self.place(settings.path), columns=settings.columns, limit=settings.limit)
+            asked = as_prompts(asked) if self.config.score.queries == "generated" else asked
         else:
             asked = as_rows([{"prompt": item} if isinstance(item, str) else item for item in settings.items])
         asked = in_turns(asked, self.all_rows)
@@ -207,7 +208,7 @@ def generate(shop: Workshop, out: Path) -> None:
     """What the tuned model answers, and the base model beside it."""
     settings, config, (model, tokenizer) = shop.config.generate, shop.config, shop.loaded
     another = config.train is not None or config.model.path or config.model.adapter
-    generate_pairs(
+    document = generate_pairs(
         model,
         tokenizer,
         [_as_text(row, shop.task()) for row in shop.prompts],
@@ -216,6 +217,13 @@ def generate(shop: Workshop, out: Path) -> None:
         base=shop.base if settings.base and another else None,
         seed=config.seed,
     )
+    lengths = [len(tokenizer(pair["completion"], add_special_tokens=False)["input_ids"]) for pair in document["data"]]
+    without_end = config.train is not None and not shop.reading.append_eos and "completion" in shop.all_rows[0]
+    if without_end and min(lengths) >= settings.max_new_tokens - 1:  # the first token may be one with the space before it
+        note(
+            f"no answer ended by itself within {settings.max_new_tokens} tokens: the rows were trained on without an end of "
+            "text, which data.append_eos: true gives them"
+        )
 
 
 def _as_text(row: dict[str, Any], task: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from whence.errors import UsageError
 from whence.escapes import command
-from whence.serve.guard import LOCAL, Guard
+from whence.serve.guard import LOCAL, STATIC, UNBUILT, Guard
 from whence.serve.opening import Opening
 
 __all__ = ["Opening", "serve"]
@@ -49,10 +49,12 @@ def serve(
     )
     name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     address = f"http://{name}:{port}/#t={token}{'/' if at else ''}{quote(at)}"
-    said(f"{opening.model}: {address}")
+    said(f"{opening.out or opening.model}: {address}")
     if "SSH_CONNECTION" in os.environ and not wide:
         there = os.environ["SSH_CONNECTION"].split()[2]
         said(f"from your own machine: {command('ssh', '-L', f'{port}:127.0.0.1:{port}', there)}, then open the address there")
+    if not STATIC.is_dir():
+        said(UNBUILT)
     said("Ctrl-C stops the server; jobs continue, and are found again.")
 
     class Server(uvicorn.Server):

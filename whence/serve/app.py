@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastapi import FastAPI
+from starlette.responses import PlainTextResponse
 from starlette.staticfiles import StaticFiles
 
 from whence.serve.answers import refuse
-from whence.serve.guard import STATIC
+from whence.serve.guard import STATIC, UNBUILT
 from whence.serve.opening import Opening
 from whence.serve.routes import data, factors, jobs, questions, run
 from whence.serve.server import Server
@@ -30,4 +31,6 @@ def application(opening: Opening, said: Callable[[str], None] = lambda line: Non
         app.include_router(part.router)
     if STATIC.is_dir():
         app.mount("/", StaticFiles(directory=STATIC, html=True), name="page")
+    else:
+        app.add_route("/", lambda request: PlainTextResponse(UNBUILT, 404))
     return app

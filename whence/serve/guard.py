@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 from whence.store.plain import encoded
 
 STATIC = Path(__file__).parent / "static"
+
+UNBUILT = "This checkout has no page yet: make page builds it, then start the server again. Programs are answered without it."
+"""Said where the page would be."""
 """The page."""
 
 BODY_BYTES = 2**20

@@ -30,7 +30,7 @@ class Opening:
         known = remembered(run) if not data else None
         if known is None:
             return cls(run, data, out, settings or {})
-        return cls(known.pop("model"), known.pop("data"), out or run, {**known, **(settings or {})})
+        return cls(known.pop("model"), known.pop("data", None), out or run, {**known, **(settings or {})})
 
     def open(self) -> Run:
         """The run, with the factors that it has."""

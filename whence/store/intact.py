@@ -37,6 +37,9 @@ CONFIG, MANIFEST, JOURNAL, SEAL, RUN_LOCK, LOCK = (
     ".lock",
 )
 RECORDS = (MANIFEST, JOURNAL, SEAL, RUN_LOCK)
+OPENED = "opened.json"
+"""How a run was opened (`whence.opened`), with the digest of its own content."""
+
 ITS_OWN = {SEAL: {"files", "step", "learning_rate"}, RUN_LOCK: {"stages", "hashes"}}
 """What tells these from files of others that have the same name."""
 
@@ -334,6 +337,16 @@ def check(record: Path, digest_of: Callable[[Path], str] = file_digest, files: M
     return Checked(record, files, sum(path.stat().st_size for path in paths.values() if path.is_file()), faults)
 
 
+def _of_itself(file: Path) -> Checked:
+    """A document compared with its own digest."""
+    faults = {}
+    try:
+        read_json(file)
+    except StaleArtifact as error:
+        faults[file.name] = f"is damaged: {error.given}"
+    return Checked(file, {file.name: Listed(None, (OWN,))}, file.stat().st_size, faults)
+
+
 def verified(folder: Path) -> Verified:
     """Compare every file of a folder with the records in it; where there are none, with the nearest that lists its files.
 
@@ -357,6 +370,7 @@ def verified(folder: Path) -> Verified:
         except StaleArtifact as error:
             records.append(Checked(record, {}, 0, {read.name: f"is damaged: {error.given}"}))
     records = [each for each in records if each.files or each.faults]
+    records += [_of_itself(file) for file in sorted(folder.rglob(OPENED)) if file.is_file()]
     if not records and (above := _nearest(folder)) is not None:
         records = [check(above[0], digest_of, above[1])]
     if not records:

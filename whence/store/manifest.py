@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from whence import dist
-from whence.errors import StaleArtifact, WhenceError
+from whence.errors import StaleArtifact, UsageError, WhenceError
 from whence.progress import note
 from whence.shortage import shortage, shortages
 from whence.store.digest import canonical_json, digest, plain
@@ -126,7 +126,15 @@ class Folder:
             (path / JOURNAL).unlink(missing_ok=True)  # where a kill came between the manifest and this
             return folder
         with shortages(path):
-            path.mkdir(parents=True, exist_ok=True)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except (NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+                above = next(each for each in path.absolute().parents if each.exists())
+                raise UsageError(
+                    f"No folder can be made at {path}.",
+                    given=f"{above} is a file" if above.is_file() else f"{above} takes no folder",
+                    fix="choose another --out (Python: out=...)",
+                ) from error
             lock = take_lock(path)
         if (path / CONFIG).exists():
             try:
@@ -169,6 +177,8 @@ class Folder:
         path = Path(path).expanduser()
         ours = is_run_folder(path)
         if not ours or not (path / MANIFEST).exists():
+            if not os.path.lexists(path):
+                raise StaleArtifact(f"There is no {path}.", fix="check its name, or run the command that makes it")
             state = "is unfinished" if ours else "is not a whence run folder"
             raise StaleArtifact(f"{path} {state}.", fix="run the command that makes it (again): finished shards are kept")
         folder = cls(path, read_config(path))

@@ -254,7 +254,8 @@ class Run:
                 "The training repeated does not end at the model.",
                 given=f"{drift:.2g} of its way from it, where {most:g} is allowed",
                 accepted="the model that the training ended with, its own rows, and the task it was trained on",
-                fix="compute in the format and on the kind of device that it was trained in and on, or allow more: drift=0.1",
+                fix="compute in the format and on the kind of device that it was trained in and on; train again with a lower "
+                "learning rate, where steps are so large that roundings grow; or allow more: --drift (Python: drift=...)",
             )
         return drift
 
