@@ -146,7 +146,7 @@ def _rows_trained_on(folder: Path | None, reading: Mapping[str, Any]) -> tuple[P
         return rows, {"columns": {"id": "id"}, **reading}
     if folder is not None and folder.is_dir() and not is_model(folder):
         raise UsageError(
-            f"{folder} does not say which model and which data it is of.",
+            f"{folder} does not say which model and data it belongs to.",
             accepted="the folder of a run by whence run, trace, fit or demo; a model with its data",
             fix=f"whence.open(MODEL, data=DATA, out={str(folder)!r})",
         )

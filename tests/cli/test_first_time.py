@@ -52,7 +52,7 @@ def test_whence_run_takes_the_folder_of_its_file(run, tmp_path):
 def test_a_folder_that_is_no_run_is_not_served(run, tiny_model_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     said = run("serve", tmp_path / "empty", "--no-browser", code=2).stderr
-    assert "does not say which model and which data it is of" in said and "--out" in said
+    assert "does not say which model and data it belongs to" in said and "--out" in said
     said = run("serve", tiny_model_folder, "--no-browser", code=2).stderr
     assert "does not say which data it was trained on" in said and f"whence serve {tiny_model_folder} --data DATA" in said
 

@@ -49,6 +49,17 @@ def test_identical_texts_and_a_known_small_example(tmp_path):
     assert when["rouge1_tuned"] == 0 and np.isnan(when["bleu_base"]) and np.isnan(when["rougeL_agreement"])
 
 
+def test_short_answers_that_are_right_are_not_said_to_have_a_likeness_of_zero(tmp_path):
+    short = [{"prompt": "Where?", "completion": "Turin", "base_completion": "Oslo", "reference": "Turin"}]
+    found = means(compare_answers({"data": short}, out=tmp_path / "short")["summary"])
+    assert found["bleu", "tuned"]["mean"] == found["rouge1", "tuned"]["mean"] * 100 == pytest.approx(100)
+    assert not any(measure in ("corpus_bleu", "rouge2") for measure, _ in found)
+    four = [{"prompt": "Where?", "completion": CAT, "base_completion": "Oslo", "reference": CAT}]
+    found = means(compare_answers({"data": four}, out=tmp_path / "four")["summary"])
+    assert found["corpus_bleu", "tuned"]["mean"] == pytest.approx(100) and found["rouge2", "base"]["mean"] == 0
+    assert ("corpus_bleu", "base") not in found
+
+
 def test_means_are_of_the_prompts_that_have_both(tmp_path):
     found = means(compare_answers(PAIRS, out=tmp_path)["summary"])
     assert found["rouge1", "tuned"]["n"] == 2 and found["rouge1", "tuned"]["mean"] == pytest.approx(0.5)

@@ -143,9 +143,9 @@ def _summary(table: pandas.DataFrame, answers: Sequence[Mapping[str, Any]], seed
 
 
 def _corpus_bleu(answers: Sequence[Mapping[str, Any]], column: str) -> Interval:
-    """BLEU of all answers as one text, which has no mean over prompts and so no interval here; none of answers below four words.
+    """BLEU of all answers as one text, which has no mean over prompts and so no interval here.
 
-    It counts sequences of up to four words: where there are none of four it would be 0, also for answers that are all right.
+    It counts sequences of up to four words. Where no answer has four it would be 0, right answers or not: there is none then.
     """
     import sacrebleu
 
