@@ -52,7 +52,7 @@ def test_identical_texts_and_a_known_small_example(tmp_path):
 def test_short_answers_that_are_right_are_not_said_to_have_a_likeness_of_zero(tmp_path):
     short = [{"prompt": "Where?", "completion": "Turin", "base_completion": "Oslo", "reference": "Turin"}]
     found = means(compare_answers({"data": short}, out=tmp_path / "short")["summary"])
-    assert found["bleu", "tuned"]["mean"] == found["rouge1", "tuned"]["mean"] * 100 == pytest.approx(100)
+    assert [found[name, "tuned"]["mean"] for name in ("bleu", "rouge1")] == pytest.approx([100, 1])
     assert not any(measure in ("corpus_bleu", "rouge2") for measure, _ in found)
     four = [{"prompt": "Where?", "completion": CAT, "base_completion": "Oslo", "reference": CAT}]
     found = means(compare_answers({"data": four}, out=tmp_path / "four")["summary"])
