@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,21 @@ def rows_of(data: Data, path: str | None = None) -> Rows:
     if data.format != "plain" and all(is_written(row, data.format) for row in rows):
         note(f"{rows.origin}: the rows are already written as {shown(data.format)}, and are left unchanged")
         return written(rows, "plain", data.normalise)
+    if data.format == "plain":
+        _note_bare_joints(rows)
     return written(rows, data.format, data.normalise)
+
+
+def _note_bare_joints(rows: Rows) -> None:
+    """Note where prompts and completions meet without a space: a column of each is often meant to have one between them."""
+    pairs = [(row["prompt"], row["completion"]) for row in rows if "prompt" in row and "completion" in row]
+    bare = [(left, right) for left, right in pairs if re.search(r"[!-~]$", left) and re.match("[0-9A-Za-z]", right)]
+    if bare and len(bare) >= 0.9 * len(pairs):
+        left, right = bare[0]
+        note(
+            f"prompt and completion meet without a space in {len(bare):,} of {len(pairs):,} rows, such as "
+            f"{left[-12:] + right[:12]!r}: data.format (--format) says what comes between them, if that is not meant"
+        )
 
 
 def as_prompts(asked: Rows) -> Rows:
