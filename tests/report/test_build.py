@@ -209,6 +209,9 @@ def test_slopes_beyond_what_log_p_can_rise_are_marked_everywhere(scores):
     assert "+0.0900 (at most +0.0500) |" in text and "p = 0.951" in text and SLOPE in text
     assert "Rank = 1; Score = +0.0900 (at most +0.0500)\n" in plain and SLOPE in plain and report.queries[0].ceiling in plain
     assert "at most +" not in render(build_report(scores)) + as_markdown(build_report(scores))
+    assert "with doubt" not in report.queries[0].ceiling
+    surer = build_report(dataclasses.replace(scores, queries=scores.queries.assign(measured=-1e-5)))
+    assert "the largest being 9,000 times that, even its order with doubt" in surer.queries[0].ceiling
 
 
 def test_strength_in_a_word():

@@ -71,6 +71,9 @@ OTHER_LIMITS = (
 HUB_TOP = 10
 """A hub is in the top so many of more than half of the queries."""
 
+FAR = 1000
+"""How many times the most that log p can rise a slope is, where not even the order is to be trusted without a retraining."""
+
 EXCLUDED = -7.0
 """Log-probability per token below which the model all but excludes an answer: p below 0.001."""
 
@@ -172,9 +175,16 @@ def ceiling(scores: Scores, number: int) -> str:
     if room is None:
         return ""
     what = "the loss can fall" if scores.about.get("measurement") == "loss" else "log p can rise"
+    top = float(np.nanmax(np.abs(scores.values[number]))) / max(room, np.finfo(float).tiny)
+    order = "its order and not its size"
+    if top > FAR:
+        order = (
+            f"its order and not its size, and the largest being {top:,.0f} times that, even its order "
+            "with doubt: the model fits its rows so closely that slopes hold for next to nothing"
+        )
     return (
         f"{what} by {two_places(room)} nats at most{_before(scores, number)}: a larger effect is beyond first order, so read "
-        f"its order and not its size; log-odds have no such bound (score with --measurement margin)"
+        f"{order}; log-odds have no such bound (score with --measurement margin)"
     )
 
 
