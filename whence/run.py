@@ -295,8 +295,13 @@ class Run:
 
     @functools.cached_property
     def scores(self) -> Scores:
-        """The newest scores: what was scored last, else those of the `whence run`; of several trainings those of all rows."""
+        """The newest scores: what was scored last, else those of the `whence run`; of several trainings those of all rows.
+
+        Of a folder that other commands filled, those that were finished last.
+        """
         home = self.out / "scores" if self.out is not None else None
+        if home is not None and not home.is_dir() and (kept := self.kept_scores()):
+            home = max(kept, key=lambda place: (place / MANIFEST).stat().st_mtime)
         scores = open_all(home if home is not None else _unfinished("scores", 'run.trace("...")'))
         self._scored.append((scores, home))
         return scores
@@ -643,15 +648,17 @@ class Run:
         curvature = self._at_hand(n_train) or self.fit()
         return curvature.inverse(damping, absolute=absolute)
 
-    def check(self, scores: Scores | None = None, **settings: Any) -> Result:
+    def check(self, scores: Scores | str | Path | None = None, **settings: Any) -> Result:
         """Check in seconds how far scores by the factors can be trusted (default: the newest); kept beside them.
 
             print(run.check(scores))
 
-        `settings` are those of `whence.validate.quick.quick`: sample, asked, seed, lds.
+        `scores` may be a folder of them. `settings` are those of `whence.validate.quick.quick`: sample, asked, seed, lds.
 
         Raises UsageError for scores of a method, or of another model or other rows.
         """
+        if isinstance(scores, str | Path):
+            scores = self._keep(open_scores(scores), scores)
         if scores is None and self.resolved is not None and (stages := self.resolved.config.stages):
             home = self.resolved.out / "scores" / next(reversed(stages)) / "scores"
             scores = self._keep(open_scores(home), home)  # rows of the last training are scored as those of a single one

@@ -1,6 +1,8 @@
 """`whence validate`, with checks on settings of a few points."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,7 +57,17 @@ def test_mistakes_say_what_to_type(run, words, said):
 
 def test_scores_without_a_run_are_refused(run, tmp_path):
     result = run("validate", tmp_path, "--quick", code=2)
-    assert "whence.yaml" in result.stderr
+    assert "Nothing says what these scores were made from" in result.stderr
+
+
+def test_a_traced_run_is_checked_by_its_folder_or_that_of_its_scores(run, tiny_model_folder, data, tmp_path):
+    traced = ("trace", tiny_model_folder, "-d", data, "-q", "Where was Ada Velt born?", "--out", tmp_path / "a", "-a")
+    said = [run(*traced, answer).stdout for answer in (" In Oslo.", " In Turin.")]
+    first, newest = (Path(re.search(r"whence validate (\S+) --quick", text)[1]) for text in said)
+    assert "copies of a question" in run("validate", tmp_path / "a", "--quick").stdout
+    assert (newest / "quick.json").is_file() and not (first / "quick.json").exists()
+    run("validate", first, "--quick", "--json")
+    assert (first / "quick.json").is_file()
 
 
 def test_pbrf_shows_tables_and_keeps_files(run, tiny, tmp_path, blank_pictures):

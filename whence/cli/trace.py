@@ -92,6 +92,7 @@ def trace(
         say(f"kept in {folder}, with the factors for further questions in {folder.parent / 'factors'}", "dim")
         tokens = () if scores.tokens is None else ("--tokens",)
         say(f"next: {command('whence', 'show', folder, *tokens, '--top', 20)}", "dim")
+        say(f"trust: {command('whence', 'validate', folder, '--quick')}", "dim")
     if serve and dist.rank() == 0:
         from whence.cli.serve import open_page
         from whence.serve import Opening

@@ -188,18 +188,21 @@ def _of_run(mode: str, path: Path, check: Check, of_run: OfRun, of_trainer: OfTr
 
 
 def _quick(path: Path, seed: int) -> Any:
-    """Check the scores of a run; the settings of the run say what they were made from."""
+    """Check the scores of a run, whose folder says what they were made from: these, or the newest."""
+    from whence.opened import OPENED
     from whence.run import SETTINGS
     from whence.run import open as open_run
 
     for folder in (path, path.parent):
         if (folder / SETTINGS).is_file():
             return open_run(folder).check(seed=seed)
+        if (folder / OPENED).is_file():
+            return open_run(folder).check(path if folder != path else None, seed=seed)
     raise UsageError(
-        "There is no whence.yaml that says what these scores were made from.",
+        "Nothing says what these scores were made from.",
         given=str(path),
-        accepted="a folder of whence run, or the scores in it",
-        fix="Python: whence.open(MODEL, data=DATA).check(whence.open_scores(SCORES))",
+        accepted="the folder of a run, or scores in it",
+        fix="Python: whence.open(MODEL, data=DATA).check(SCORES)",
     )
 
 
