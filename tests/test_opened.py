@@ -100,7 +100,7 @@ def test_a_record_without_a_model_is_named(home):
 
 def test_a_folder_that_says_nothing_is_refused(home):
     (home / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty does not say which model and which data") as raised:
+    with pytest.raises(UsageError, match="empty does not say which model and data") as raised:
         whence.open(home / "empty")
     assert "out=" in raised.value.fix
 

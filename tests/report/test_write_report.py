@@ -43,6 +43,6 @@ def test_what_is_not_there_is_refused(run_folder, tmp_path):
         gather(run_folder, training=tmp_path)
     with pytest.raises(UsageError, match="holds scores of queries"):
         gather(run_folder, itself=run_folder / "scores")
-    with pytest.raises(StaleArtifact, match="not a whence run folder"):
+    with pytest.raises(StaleArtifact, match="There is no"):
         gather(tmp_path / "nothing")
     assert scores_in(run_folder) == [run_folder / "scores"] and scores_in(tmp_path) == [tmp_path]
