@@ -58,6 +58,8 @@ def test_factors_and_an_index_kept_elsewhere_are_named(home):
     opened(home, factors=elsewhere).build_index(kind="projections", dim=4)
     assert remembered(home / "run")["factors"] == str(elsewhere)
     assert whence.open(home / "run").curvature.about["examples"] == len(ROWS)
+    opened(home, factors=elsewhere, limit=4).fit(examples="all")  # its own take the place of the others
+    assert whence.open(home / "run").curvature.about["examples"] == 4
 
 
 def test_the_newest_factors_decide_and_nothing_else_does(home):

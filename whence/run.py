@@ -805,7 +805,7 @@ class Run:
         own = {name: value for name, value in settings if name in self._said or value != usual[name]}
         own |= {"model": self.name, "data": own.pop("path"), "attention": self._attention, "device": None}  # of this machine
         parts = {"factors": self._factors, "index": self._index, "training": self._training}
-        own |= {name: part for name, part in parts.items() if isinstance(part, str | Path)}
+        own |= {part: place for part, place in parts.items() if part != name and isinstance(place, str | Path)}
         dist.on_first(remember, home, own, anew=name == "factors")
 
     def _gathered(self, scores: Scores, folder: Path | None) -> dict[str, Any]:

@@ -61,8 +61,10 @@ def _dense_scores(model: nn.Sequential, rows: list[tuple[Tensor, Tensor]]) -> Te
     """The first rows asked about all of them, `[QUERIES, ROWS]`, by the definition of EK-FAC on the host."""
     model, total = copy.deepcopy(model).double(), torch.zeros(QUERIES, len(rows), dtype=torch.float64)
     for layer in (model[0], model[2]):
-        inputs, w_NOI = [], []
-        hook = layer.register_forward_pre_hook(lambda module, given, kept=inputs: kept.append(given[0].detach()))
+        assert isinstance(layer, nn.Linear)
+        inputs: list[Tensor] = []
+        w_NOI = []
+        hook = layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()))  # noqa: B023
         for x_I, y_O in rows:
             loss = (model(x_I.double()) - y_O.double()).square().sum() / 2
             w_NOI.append(torch.autograd.grad(loss, layer.weight)[0])

@@ -41,13 +41,14 @@ class Opening:
             from whence.config import read_config
 
             return Run.of(read_config(self.file))
-        given = {"data": self.data, "out": self.out, **self.settings}
+        given: dict[str, Any] = {"data": self.data, "out": self.out, **self.settings}
         run = whence.open(self.model, **given)
         if run.out is None:
             raise UsageError("To be served, a run needs a folder.", fix="--out FOLDER")
         factors = run.out / "factors"
-        own = {"factors": factors} if (factors / MANIFEST).is_file() and not run.resolved else {}
-        return whence.open(self.model, **own | given) if own else run
+        if (factors / MANIFEST).is_file() and not run.resolved:
+            return whence.open(self.model, **{"factors": factors, **given})
+        return run
 
     @property
     def name(self) -> str:

@@ -133,7 +133,7 @@ class Folder:
                 raise UsageError(
                     f"No folder can be made at {path}.",
                     given=f"{above} is a file" if above.is_file() else f"{above} takes no folder",
-                    fix="choose another --out (Python: out=...)",
+                    fix="choose a different --out (Python: out=...)",
                 ) from error
             lock = take_lock(path)
         if (path / CONFIG).exists():
