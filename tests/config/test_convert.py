@@ -52,6 +52,18 @@ def test_the_other_pipelines_settings_are_said_in_ours():
     assert set(left) == {"factors.name", "factors.batch_size", "scores.scores_name", "scores.train_batch_size"}
 
 
+def test_a_tuned_model_that_is_there_is_not_trained_again(tmp_path):
+    (tmp_path / "config.yaml").write_text(OTHER, encoding="utf-8")
+    assert "train" in converted(tmp_path / "config.yaml")[0]
+    (tmp_path / "tinyllama_1b_model").mkdir()
+    assert "train" in converted(tmp_path / "config.yaml")[0]  # a folder, and nothing in it
+    (tmp_path / "tinyllama_1b_model" / "config.json").write_text("{}")
+    values, left = converted(tmp_path / "config.yaml")
+    config = checked(values)
+    assert config.model.path == "./tinyllama_1b_model" and config.model.base.startswith("TinyLlama/") and config.train is None
+    assert set(left) == {"factors.name", "factors.batch_size", "scores.scores_name", "scores.train_batch_size"}
+
+
 def test_full_rank_and_all_layers():
     values = yaml.safe_load(OTHER)
     values["scores"]["query_gradient_rank"] = -1

@@ -75,4 +75,7 @@ def init(
         temporary.write_text(commented(values, INTRODUCTION.format(name=file)), encoding="utf-8")
     if left and not session.quiet:
         err.print(f"not converted, because whence has no such setting: {', '.join(left)}", markup=False, soft_wrap=True)
+    if source and (tuned := values["model"].get("path")) and not session.quiet:
+        said = f"{tuned} holds the fine-tuned model: it is asked as it is, and nothing is trained (with `train` instead of"
+        err.print(f"{said} `model.path` it is trained anew)", markup=False, soft_wrap=True)
     say(f"{file}: edit it, then {command('whence', 'run', file)}")

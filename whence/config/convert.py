@@ -43,14 +43,19 @@ class _Reader:
 
 
 def converted(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read such a file and convert it to our settings, see `convert`."""
+    """Read such a file and convert it to our settings, see `convert`; a fine-tuned model that is there is not trained again."""
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, Unreadable, UnicodeDecodeError) as error:
         raise UsageError(f"{path} can't be read.", given=str(error)) from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds no settings.", accepted="models, dataset, factors, scores")
-    return convert(values)
+    config, left = convert(values)
+    tuned = _Reader(values)("models.finetuned.path")
+    if tuned and (path.parent / Path(tuned).expanduser() / "config.json").is_file():
+        config["model"]["path"] = tuned
+        del config["train"]
+    return config, left
 
 
 def convert(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
