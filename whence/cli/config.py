@@ -1,4 +1,4 @@
-"""`whence config`: what a whence.yaml means."""
+"""Print what a whence.yaml means: its settings as they are resolved, or their schema."""
 
 from __future__ import annotations
 

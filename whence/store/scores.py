@@ -405,7 +405,10 @@ class Scores:
     def _norm(self, kind: str) -> np.ndarray:
         if kind not in self.norms:
             how = {"gradient": "cosine", "self": "relatif"}[kind]
-            raise UsageError(f"The norms for {how!r} were not computed", fix=f'score with norms=("{how}",) (--norm {how})')
+            raise UsageError(
+                f"The norms for {how!r} were not computed",
+                fix=f'score with norms=("{how}",) (--norm {how}; of a run: whence run --set score.norms=[{how}])',
+            )
         return self.norms[kind]
 
     def to_pandas(self) -> pandas.DataFrame:
