@@ -84,6 +84,15 @@ def test_the_check_is_kept_beside_the_scores_and_is_in_the_report(home, run, tmp
         run.report(tmp_path / "page.html", scores)
 
 
+def test_a_question_is_not_taken_for_the_name_of_a_file(run, tmp_path):
+    with pytest.raises(UsageError, match=r"There is no file 'Where was Ada Velt born\?'") as raised:
+        run.score("Where was Ada Velt born?")
+    assert "run.trace" in raised.value.fix
+    file = tmp_path / "my questions.jsonl"
+    file.write_text(json.dumps(QUERIES[0]))
+    assert len(run.ask(str(file))) == len(run.ask(str(tmp_path / "my q*.jsonl"))) == 1
+
+
 def test_in_memory_nothing_is_written(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = whence.open((run.model, run.tokenizer), data=ROWS, **SETTINGS)

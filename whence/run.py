@@ -14,6 +14,7 @@ the library that its name says, with what the others have found. The commands an
 from __future__ import annotations
 
 import functools
+import glob
 import os
 import re
 import time
@@ -373,6 +374,12 @@ class Run:
         `contrast` (another completion) or `span` (a part of the completion). Without `generate` they stay as they are.
         """
         self._at_hand()  # before anything is generated
+        if isinstance(queries, str) and " " in queries and not (Path(queries).exists() or glob.glob(queries)):
+            raise UsageError(
+                f"There is no file {queries!r}.",
+                accepted="a file or data set of queries, or rows in memory",
+                fix='of a question: run.trace("..."), or run.score([{"prompt": "...", "completion": "..."}])',
+            )
         rows = load_data(queries, columns=columns) if isinstance(queries, str | Path) else as_rows(queries)
         rows = asked_in(rows, self.reading.format, self.reading.normalise)
         if generate:
