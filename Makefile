@@ -62,6 +62,7 @@ clean:  ## remove the environment and everything generated
 .venv/installed-dev: .venv/installed
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps $(ORACLE)
+	$(BIN)/python -m pytest --collect-only -q >/dev/null  # compiles the tests once: their workers would each do it
 	touch $@
 
 .venv-bench/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
