@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -11,11 +12,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from distributed.work import kill_at
 
@@ -32,19 +35,20 @@ def run(work: Callable[..., Any], *arguments: Any, world: int = 2) -> list[Any]:
     started = []
     for rank in range(world):
         mine, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_main, args=(theirs, rank, world, port, work, arguments))
+        stacks = tempfile.NamedTemporaryFile("r")  # noqa: SIM115  # removed with the last reference to it
+        process = context.Process(target=_main, args=(theirs, stacks.name, rank, world, port, work, arguments))
         process.start()
         theirs.close()
-        started.append((process, mine))
+        started.append((process, mine, stacks))
     try:
-        sent = [_received(process.name, results) for process, results in started]
-        for process, _ in started:
+        sent = [_received(process, results, stacks) for process, results, stacks in started]
+        for process, *_ in started:
             process.join(PATIENCE)
     finally:
-        for process, _ in started:
+        for process, *_ in started:
             process.kill()
     pairs = zip(sent, started, strict=True)
-    return [process.exitcode if result is None else pickle.loads(result) for result, (process, _) in pairs]
+    return [process.exitcode if result is None else pickle.loads(result) for result, (process, *_) in pairs]
 
 
 def server() -> ForkServerContext:
@@ -103,16 +107,28 @@ def _as_module(module: str, words: list[str]) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _received(name: str, results: Connection) -> bytes | None:
-    assert results.poll(PATIENCE), f"{name} still waits"
+def _received(process: BaseProcess, results: Connection, stacks: IO[str]) -> bytes | None:
+    if not results.poll(PATIENCE):
+        os.kill(process.pid or 0, signal.SIGUSR1)
+        time.sleep(1)
+        raise AssertionError(f"{process.name} still waits:\n{stacks.read()}")
     try:
         return results.recv_bytes()
     except EOFError:
         return None
 
 
-def _main(results: Connection, rank: int, world: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Run the function in the environment that torchrun makes; one process is on its own."""
+def _main(
+    results: Connection,
+    stacks: str,
+    rank: int,
+    world: int,
+    port: int,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    """Run the function in the environment that torchrun makes; one process is on its own. SIGUSR1 asks where it is."""
+    faulthandler.register(signal.SIGUSR1, file=Path(stacks).open("w"))  # noqa: SIM115  # open to the end
     if world > 1:
         here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "127.0.0.1"})
