@@ -584,7 +584,7 @@ class Run:
         (`whence.filter.where`). Everything that the next question needs stays in memory. Of the best
         `per_answer_token` rows there are also scores for each token of the answer by itself.
 
-        Raises UsageError where there is no index of landmarks, StaleArtifact where it is of another model or of other rows.
+        Raises UsageError where there is no index of landmarks, StaleArtifact where it belongs to another model or other rows.
         """
         asking, began = asking or self.asking, time.perf_counter()
         index = self.index

@@ -60,16 +60,12 @@ def _scores(device: torch.device) -> tuple[str, bool, str]:
 def _dense_scores(model: nn.Sequential, rows: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The first rows asked about all of them, `[QUERIES, ROWS]`, by the definition of EK-FAC on the host."""
     model, total = copy.deepcopy(model).double(), torch.zeros(QUERIES, len(rows), dtype=torch.float64)
-    for layer in (model[0], model[2]):
-        assert isinstance(layer, nn.Linear)
-        inputs: list[Tensor] = []
-        w_NOI = []
-        hook = layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()))  # noqa: B023
-        for x_I, y_O in rows:
-            loss = (model(x_I.double()) - y_O.double()).square().sum() / 2
-            w_NOI.append(torch.autograd.grad(loss, layer.weight)[0])
-        hook.remove()
-        a_NI, w_NOI = torch.stack(inputs), torch.stack(w_NOI)
+    wide = [(x_I.double(), y_O.double()) for x_I, y_O in rows]
+    for place in (0, 2):
+        w_OI = model.get_parameter(f"{place}.weight")
+        losses = [(model(x_I) - y_O).square().sum() / 2 for x_I, y_O in wide]  # one by one, where the engine has batches
+        w_NOI = torch.stack([torch.autograd.grad(loss, w_OI)[0] for loss in losses])
+        a_NI = torch.stack([model[:place](x_I).detach() for x_I, _ in wide])
         g_NO = torch.einsum("noi,ni->no", w_NOI, a_NI) / a_NI.square().sum(1, keepdim=True)  # a row's gradient is g a^T
         q_II, q_OO = (torch.linalg.eigh(x.T @ x)[1] for x in (a_NI, g_NO))
         turned_NOI = q_OO.T @ w_NOI @ q_II
