@@ -4,6 +4,8 @@ import gc
 import os
 from pathlib import Path
 
+gc.disable()  # until the tests are collected: all that is made stays, and looking through it for garbage takes seconds
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # of processes started, too
@@ -118,6 +120,7 @@ def pytest_collection_finish():
         import distributed.warm  # noqa: F401
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

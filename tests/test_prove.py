@@ -1,24 +1,40 @@
 """The checks on a run of a plain Trainer, killed, and what is committed of all kinds of runs."""
 
 import json
+import os
+import runpy
 import signal
+import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
+from distributed import processes
 
 from benchmarks import kills, prove
 
 
-def forked(words, place, kill_after=None, otherwise=prove.started):
-    """As `started`, but commands of whence are forked from a process that has everything imported, and timed by the clock."""
-    if words[:2] != ["-m", "whence"]:
-        return otherwise(words, place, kill_after)
-    process = kills.Started(tuple(words[2:]), place)
-    if (code := process.wait(kill_after)) is None:
-        assert not process.kill()
-        code = -signal.SIGKILL
-    wall = time.monotonic() - process.began
+def forked(words, place, kill_after=None):
+    """As `started`, but forked from a process that has everything imported, and timed by the clock."""
+    began = time.monotonic()
+    if words[0] == str(prove.SCRIPT):
+        (failed,) = processes.run(script, words, place, world=1)
+        code = int(failed is not None)
+    else:
+        process = kills.Started(tuple(words[2:]), place)
+        if (code := process.wait(kill_after)) is None:
+            assert not process.kill()
+            code = -signal.SIGKILL
+    wall = time.monotonic() - began
     return prove.Took(code, wall, processor=wall)
+
+
+def script(words, place):
+    """What `python FILE ...` does in the folder; what it says goes to the file beside it."""
+    os.chdir(place)
+    sys.argv = words
+    with place.with_name(f"{place.name}.said").open("a") as said, redirect_stdout(said), redirect_stderr(said):
+        runpy.run_path(words[0], run_name="__main__")
 
 
 @pytest.mark.slow
@@ -28,7 +44,7 @@ def test_what_a_plain_trainer_made(shared_data, tmp_path, monkeypatch):
     ended = prove.main(["--data", str(shared_data), "--out", str(tmp_path), "--tiny", "--kills", "1"])
     found = json.loads((tmp_path / "prove.json").read_text())
     (run,) = found["runs"]
-    assert ended == bool(found["flags"]) and found["processor_minutes"] > 0 and run["removal_processor_minutes"] > 0
+    assert ended == bool(found["flags"]) and found["minutes"] > 0 and run["removal_processor_minutes"] > 0
     assert run["other_files"] == [] and run["drift"] < 1e-3 and run["own_gain"] > 0
     assert len(run["controls"]) == 8 and run["sentence"] in (tmp_path / "prove.md").read_text()
 
