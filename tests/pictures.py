@@ -18,7 +18,7 @@ def blank() -> Iterator[None]:
     def save(drawing: Figure, *given: Any, **more: Any) -> None:
         drawing.clear()
         drawing.set_layout_engine("none")
-        saved(drawing, *given, **more)
+        saved(drawing, *given, **more | {"dpi": 10})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", save)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pictures import blank
 
 from replication import e1, e2, e2b, e3
 from replication.tinystories import TINY, make_world
@@ -16,7 +17,8 @@ RESULTS = Path(e1.__file__).parent / "results"
 
 
 def ran(command, data, folder):
-    assert command.main(["--data", str(data), "--out", str(folder), "--tiny"]) == 0
+    with blank():
+        assert command.main(["--data", str(data), "--out", str(folder), "--tiny"]) == 0
     name = command.__name__.split(".")[-1]
     assert (folder / f"{name}.md").read_text().startswith("# E")
     return json.loads((folder / f"{name}.json").read_text())

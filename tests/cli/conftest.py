@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import typer.testing
 from facts import facts, write_jsonl
+from pictures import blank
 from typer.testing import CliRunner, Result
 
 from whence import cli
@@ -33,12 +34,13 @@ def queries(tmp_path) -> Path:
 
 @pytest.fixture
 def run(monkeypatch):
-    """Run a command as the shell does, with a wide terminal; the exit code is checked."""
+    """Run a command as the shell does, with a wide terminal and blank pictures; the exit code is checked."""
 
     def call(*arguments: object, code: int = 0) -> Result:
         words = [str(argument) for argument in arguments]
         monkeypatch.setattr(sys, "argv", ["whence", *words])
-        result = CliRunner(env={"COLUMNS": "200"}).invoke(assembled(), words)
+        with blank():
+            result = CliRunner(env={"COLUMNS": "200"}).invoke(assembled(), words)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code == code, result.stderr

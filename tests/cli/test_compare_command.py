@@ -37,7 +37,7 @@ def test_other_rows_are_named(run, two, tiny_model_folder, queries, fitted, tmp_
 
 
 @pytest.mark.slow
-def test_methods_on_one_run(run, tiny_model_folder, data, queries, tmp_path, blank_pictures):
+def test_methods_on_one_run(run, tiny_model_folder, data, queries, tmp_path):
     settings = {
         "run": "r",
         "out": str(tmp_path / "r"),

@@ -76,7 +76,7 @@ def test_recipes_are_listed_shown_and_copied(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_run_says_what_it_did_and_where_the_report_is(run, tiny_model_folder, data, tmp_path, blank_pictures):
+def test_run_says_what_it_did_and_where_the_report_is(run, tiny_model_folder, data, tmp_path):
     values = {
         "run": "a",
         "model": {"base": str(tiny_model_folder)},

@@ -70,7 +70,7 @@ def test_a_traced_run_is_checked_by_its_folder_or_that_of_its_scores(run, tiny_m
     assert (first / "quick.json").is_file()
 
 
-def test_pbrf_shows_tables_and_keeps_files(run, tiny, tmp_path, blank_pictures):
+def test_pbrf_shows_tables_and_keeps_files(run, tiny, tmp_path):
     words = ["validate", "--pbrf", "--on", "tiny", "--rows", 4, "--queries", 3, "--damping", 0.5, "--out", tmp_path, "-q"]
     result = run(*words)
     for title in ("Agreement with the PBRF", "Convergence in the size of the change", "From retraining to influence"):
@@ -86,7 +86,7 @@ def test_pbrf_shows_tables_and_keeps_files(run, tiny, tmp_path, blank_pictures):
     assert "a different --out" in run("validate", "--pbrf", "--on", "tiny", "--rows", 5, "--out", tmp_path, "-q", code=4).stderr
 
 
-def test_loo_compares_two_settings_in_one_figure(run, tiny, tmp_path, blank_pictures):
+def test_loo_compares_two_settings_in_one_figure(run, tiny, tmp_path):
     words = ["--rows", 3, "--queries", 3, "--out", tmp_path]
     result = run("validate", "--loo", "--on", "linear", "--on", "tiny", *words, "-q")
     assert "Influence predicts" in result.stdout and result.stdout.count("Agreement with leaving one out") == 2

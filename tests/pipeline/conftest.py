@@ -44,3 +44,8 @@ def settings(tmp_path, tiny_model_folder):
         return path
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def undrawn(blank_pictures):
+    """Nobody looks at the pictures of these runs."""

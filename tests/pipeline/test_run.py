@@ -77,7 +77,7 @@ def test_a_run_leaves_all_files_is_then_skipped_and_changes_rerun_what_depends_o
 
 
 @pytest.mark.slow
-def test_killed_in_every_stage_a_run_ends_with_the_same_scores(settings, blank_pictures):
+def test_killed_in_every_stage_a_run_ends_with_the_same_scores(settings):
     drawn = {"modules": ["*.1.mlp.up_proj", "*.1.mlp.down_proj"]}
     straight, cut = settings("straight.yaml", inspect=drawn), settings("killed.yaml", inspect=drawn)
     go(straight)
@@ -104,7 +104,7 @@ def test_a_second_run_on_the_same_folder_says_who_is_there_and_touches_nothing(s
 
 
 @pytest.mark.slow
-def test_what_another_run_finished_meanwhile_is_not_done_again(settings, monkeypatch, blank_pictures):
+def test_what_another_run_finished_meanwhile_is_not_done_again(settings, monkeypatch):
     """Between looking and the lock the other run ends: its work is taken."""
     path = settings()
     go(path, wanted=["train", "generate"])
@@ -115,7 +115,7 @@ def test_what_another_run_finished_meanwhile_is_not_done_again(settings, monkeyp
 
 
 @pytest.mark.slow
-def test_without_training_the_prompts_own_completions_are_scored(settings, blank_pictures):
+def test_without_training_the_prompts_own_completions_are_scored(settings):
     path = settings("asked.yaml", train=None, evaluate=None, score={"queries": "prompts", "per": "module"})
     assert list(go(path)) == ["generate", "fit", "inspect", "score", "report"]
     scores = open_scores(out(path) / "scores")
@@ -128,7 +128,7 @@ def test_without_training_the_prompts_own_completions_are_scored(settings, blank
 
 
 @pytest.mark.slow
-def test_a_method_scores_the_run_and_factors_are_fitted_only_for_those_who_use_them(settings, notes, blank_pictures):
+def test_a_method_scores_the_run_and_factors_are_fitted_only_for_those_who_use_them(settings, notes):
     path = settings(score={"method": "tracin", "self_influence": False}, evaluate=None)
     assert list(go(path)) == ["train", "generate", "score", "report"]
     scores = open_scores(out(path) / "scores")
@@ -142,7 +142,7 @@ def test_a_method_scores_the_run_and_factors_are_fitted_only_for_those_who_use_t
 
 
 @pytest.mark.slow
-def test_a_benchmark_is_kept_when_only_scores_change(settings, tmp_path, blank_pictures):
+def test_a_benchmark_is_kept_when_only_scores_change(settings, tmp_path):
     for part in ("dev", "test"):
         (tmp_path / "mmlu" / part).mkdir(parents=True)
         question = "Where was Ada Velt born?,Turin,Oslo,Lyon,Ghent,A\n"
@@ -164,7 +164,7 @@ def stages_of(ends):
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_run(settings, blank_pictures):
+def test_two_processes_make_one_run(settings):
     path = settings()
     first = stages_of(run(unseen, work.command, "run", path, "--json"))
     assert {stage["state"] for stage in first} == {"new"}

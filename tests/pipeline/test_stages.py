@@ -57,7 +57,7 @@ def test_what_runs_again_when_a_setting_of_one_training_changes(two):
 
 
 @pytest.mark.slow
-def test_two_files_become_a_report_of_both_trainings_and_a_file_of_stages_gives_the_same_scores(two, blank_pictures):
+def test_two_files_become_a_report_of_both_trainings_and_a_file_of_stages_gives_the_same_scores(two):
     path = two()
     assert go(path) == dict.fromkeys(STAGES, "new")
     assert set(go(path).values()) == {"unchanged"}
@@ -121,7 +121,7 @@ def test_a_kill_in_any_stage_costs_nothing(two):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_scores(two, blank_pictures):
+def test_two_processes_give_the_same_scores(two):
     one, together = two(), two("together.yaml")
     go(one, wanted=("score",))
     for code, _, error in run(unseen, work.command, "run", together, "score", "--quiet"):
