@@ -74,9 +74,10 @@ def ask(
                 fix=command("whence", "ask", "MODEL", "--data", "DATA", question),
             )
         run = Run(str(folder), data, weights, said=said()) if path else open_run(folder, **options.reading_said(data, weights))
+        asking = run.asking.changed(**{name: value for name, value in measured.as_json().items() if name in said()})
         if not run.has_index:
             note(f"{run.out} has no index yet: building it now, once")
-            run.build_index(kind="landmarks")
+            run.build_index(kind="landmarks", damping=asking.damping)
         answer = asked.as_json()
         finding = run.find(
             question,
@@ -84,7 +85,7 @@ def ask(
             **answer,
             candidates=searched.candidates,
             where=where or (),
-            asking=None if run.resolved else measured,
+            asking=asking,
         )
     known = read_calibration(run.out / "scores") if run.out is not None else None
     ranking = Ranking(finding.scores.calibrated(known), None, top, LOWERING, coloured())
