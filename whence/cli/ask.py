@@ -27,10 +27,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The prompt; a chat model gets it as a user's turn.")],
     asked: Answer,
     searched: Searched,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CONDITION", help="Only rows that match: source=web, tokens>=20, text~word; repeat for more."),
-    ] = None,
+    where: options.Where = None,
     top: options.Top = 5,
     measured: Measured,
     path: Annotated[
@@ -78,11 +75,9 @@ def ask(
         if not run.has_index:
             note(f"{run.out} has no index yet: building it now, once")
             run.build_index(kind="landmarks", damping=asking.damping)
-        answer = asked.as_json()
         finding = run.find(
             question,
-            answer.pop("answer"),
-            **answer,
+            **asked.as_asked(),
             candidates=searched.candidates,
             where=where or (),
             asking=asking,
