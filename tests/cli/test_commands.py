@@ -141,6 +141,17 @@ def test_show_normalised_and_all(run, scored):
         assert row["value"] == pytest.approx(plain.values[0, plain.example_ids.index(row["id"])] / row["tokens"])
 
 
+def test_show_ranks_the_rows_that_match(run, scored):
+    every = json.loads(run("show", scored, "--query", "1", "--top", "12", "--json").stdout)["queries"][0]["rows"]
+    given = ("show", scored, "--query", "1", "--where", "text~cleo", "--where", "tokens>=1")
+    (query,) = json.loads(run(*given, "--top", "12", "--json").stdout)["queries"]
+    left = [row for row in every if "Cleo" in row["text"]]
+    assert [row["id"] for row in query["rows"]] == [row["id"] for row in left] and 1 < len(left) < 12
+    assert sum(row["share"] for row in query["rows"]) == pytest.approx(1)
+    assert f"{len(left)} rows scored" in run(*given).stdout
+    assert "No row meets text~nobody" in run("show", scored, "--where", "text~nobody", code=2).stderr
+
+
 def test_show_names_the_queries_there_are(run, scored):
     assert "0 to 3" in run("show", scored, "--query", "9", code=2).stderr
     name = open_scores(scored).query_ids[2]
@@ -215,6 +226,17 @@ def test_trace_answers_reuses_and_keeps(run, tiny_model_folder, data, tmp_path):
     assert query["contrast"] == " In Turin." and "minus the same of the contrast" in query["sign"]
     shown = run("show", tmp_path / "run")
     assert "rather than" in shown.stdout and "the newest" in shown.stderr
+    spans = [("--span", "Oslo"), ("--span-at", "4,8"), ("--span-at", "12,16")]
+    named, first, second = (
+        json.loads(run(*given, "-a", " In Oslo or Oslo.", *span, "--json").stdout)["queries"][0] for span in spans
+    )
+    assert named["rows"] == first["rows"] != second["rows"]
+    for span, said in (
+        (("--span-at", "4,8", "--span", "Oslo"), "--span Oslo and --span-at 4,8"),
+        (("--span-at", "4"), "--span-at can't be 4."),
+        (("--span-at", "9,99"), "characters 9 to 99, of 17"),
+    ):
+        assert said in run(*given, "-a", " In Oslo or Oslo.", *span, code=2).stderr
 
 
 def test_n_is_the_rows_trained_on_whichever_are_scored(run, tiny_model_folder, data, tmp_path):

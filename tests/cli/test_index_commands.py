@@ -93,6 +93,13 @@ def test_asking_builds_what_is_missing_once(run, tiny_model_folder, data, querie
     assert "calibrated on 7 retrainings (0.25 x the slope)" in run(*given).stdout
 
 
+def test_asking_with_another_damping_builds_the_index_with_it(run, tiny_model_folder, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ("ask", tiny_model_folder, "-d", data, "Where was Ada Velt born?", "--answer", " In Oslo.", "--damping", "0.5")
+    for _ in range(2):
+        assert "inverse with damping 0.5" in json.loads(run(*asked, "--json").stdout)["made_by"]
+
+
 @pytest.mark.parametrize("curved", [True, False])
 def test_exact_scores_of_the_candidates(run, built, tiny_model_folder, data, queries, fitted, curved):
     given = ("index", "search", built, tiny_model_folder, *(("-f", fitted) if curved else ()), "--queries", queries)

@@ -1,16 +1,21 @@
 """One warm server on a tiny run, whose rows, ids and file name are as hostile as a file can make them."""
 
 import http.client
+import io
 import json
 import socket
+import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
+from typer.testing import CliRunner
 
 import whence
+from whence import cli
 from whence.serve import Opening, bound
 from whence.serve.app import application
 from whence.serve.guard import Guard
@@ -91,6 +96,33 @@ def trace_stages(run, query):
     first = Point(run.model, run.task(), as_rows(texts))
     stages = [Stage("pretraining", first), Stage("finetuning", run.point(), rates=0.1)]
     return multistage(stages, run.question(**query), damping=0.1, per="token", check=False, out=run.out / "trace-stages")
+
+
+def words_of(command):
+    """What a shell makes of a command."""
+    return (
+        subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True)
+        .stdout.decode()
+        .split("\0")[:-1]
+    )
+
+
+def shown_by(command):
+    """What a command prints as JSON."""
+    program, *words = words_of(command)
+    assert program == "whence"
+    at = words.index("--") if "--" in words else len(words)
+    done = CliRunner().invoke(cli.build(), [*words[:at], "--json", *words[at:]])
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def python_of(script):
+    """The names that a script leaves, and what it printed."""
+    said, names = io.StringIO(), {}
+    with redirect_stdout(said):
+        exec(script, names)
+    return SimpleNamespace(**names, printed=said.getvalue())
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 import whence
-from serve.conftest import trace_stages
+from serve.conftest import python_of, shown_by, trace_stages
 from whence.serve.warm import Warm
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "page"))
@@ -184,6 +184,7 @@ def test_from_a_prompt_to_a_file_that_opens_alone(browser, address, tmp_path):
         page.wait_for_selector(".detail .readout")
         page.locator(f"{row} >> [data-token='{links[0]}']").hover()
         assert shades(page, answer) == linked
+        assert not page.locator(".copies").count() and "whence ask" not in page.content()
         assert page.locator("#prompt").count() == 0 and "Made " in page.locator("main").inner_text()
         assert (
             NOTE in page.locator(".rows .meta").first.inner_text()
@@ -289,6 +290,67 @@ def test_everything_by_keyboard(browser, address):
         page.keyboard.press("g")
         page.keyboard.press("f")
         page.wait_for_selector("h1:has-text('Factors')")
+
+
+def test_what_is_shown_is_copied_as_a_command_and_as_python(browser, address):
+    root = address.split("#")[0]
+    with opened(browser, address, permissions=["clipboard-read", "clipboard-write"]) as page:
+
+        def copied(key):
+            page.evaluate("() => navigator.clipboard.writeText('')")
+            page.keyboard.press(key)
+            page.wait_for_function("async () => (await navigator.clipboard.readText()) !== ''")
+            return page.evaluate("() => navigator.clipboard.readText()")
+
+        ask(page)
+        rows = page.locator(".rows .snippet").all_inner_texts()
+        page.locator("#prompt").press("y")
+        assert page.locator("#prompt").input_value().count("y") == 1 and not page.get_by_text("✓ Copied").count()
+        page.locator("#prompt").press("Escape")
+        assert list(python_of(copied("y")).scores.top(0, 20)["text"])[: len(rows)] == rows != []
+        assert "✓ Copied" in page.locator(".copies").inner_text()
+        assert copied("Y").startswith("whence ask /") and "builds an index first" in page.locator(".copies").inner_text()
+
+        page.goto(f"{root}#/trace/scores:trace-stages@pretraining:0")
+        page.wait_for_selector(".stages article.now:has-text('pretraining')")
+        texts = page.locator(".rows .snippet").all_inner_texts()
+        page.get_by_role("button", name="Copy command").click()
+        page.wait_for_selector("text=✓ Copied")
+        (query,) = shown_by(page.evaluate("() => navigator.clipboard.readText()"))["queries"]
+        assert [row["text"] for row in query["rows"]][: len(texts)] == texts != []
+        page.get_by_role("link", name="side by side").click()
+        page.wait_for_selector("h2:has-text('two stages of training')")
+        assert len(shown_by(copied("Y"))["stages"]) == 2
+
+        page.goto(f"{root}#/factors")
+        page.wait_for_selector("svg.map")
+        modules = page.locator("tbody th button").all_inner_texts()
+        assert [each["module"] for each in shown_by(copied("Y"))["modules"]] == modules
+        page.locator("tbody th button").nth(1).click()
+        page.wait_for_selector(f"h2:has-text('{modules[1]}')")
+        assert shown_by(copied("Y"))["module"] == modules[1] and modules[1] in python_of(copied("y")).printed
+
+        page.goto(f"{root}#/data")
+        page.wait_for_selector(".verdict")
+        listed = page.locator("ol [data-at] .mono").all_inner_texts()
+        told = python_of(copied("y"))
+        assert [told.run.all_rows.ids.index(name) + 1 for name in told.names[: len(listed)]] == [
+            int(text.split(":")[-1]) for text in listed
+        ]
+        assert shown_by(copied("Y"))["queries"][0]["id"] == "self"
+        page.goto(f"{root}#/data/all")
+        page.wait_for_selector("figure")
+        assert not page.get_by_role("button", name="Copy command").count()
+        page.keyboard.press("Y")
+        page.wait_for_selector("text=No command lists rows in this order")
+
+
+def test_a_text_that_the_browser_does_not_copy_is_shown(browser, address):
+    with opened(browser, f"{address}/{quote('trace/scores:trace-stages:0')}") as page:
+        page.evaluate("() => Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+        page.get_by_role("button", name="Copy command").click()
+        assert page.locator(".verdict pre").inner_text().startswith("whence show /")
+        assert not page.get_by_text("✓ Copied").count() and not serious(page)
 
 
 def test_a_decision_survives_a_reload(browser, address):

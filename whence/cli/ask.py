@@ -27,10 +27,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="The prompt; a chat model gets it as a user's turn.")],
     asked: Answer,
     searched: Searched,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CONDITION", help="Only rows that match: source=web, tokens>=20, text~word; repeat for more."),
-    ] = None,
+    where: options.Where = None,
     top: options.Top = 5,
     measured: Measured,
     path: Annotated[
@@ -74,17 +71,16 @@ def ask(
                 fix=command("whence", "ask", "MODEL", "--data", "DATA", question),
             )
         run = Run(str(folder), data, weights, said=said()) if path else open_run(folder, **options.reading_said(data, weights))
+        asking = run.asking.changed(**{name: value for name, value in measured.as_json().items() if name in said()})
         if not run.has_index:
             note(f"{run.out} has no index yet: building it now, once")
-            run.build_index(kind="landmarks")
-        answer = asked.as_json()
+            run.build_index(kind="landmarks", damping=asking.damping)
         finding = run.find(
             question,
-            answer.pop("answer"),
-            **answer,
+            **asked.as_asked(),
             candidates=searched.candidates,
             where=where or (),
-            asking=None if run.resolved else measured,
+            asking=asking,
         )
     known = read_calibration(run.out / "scores") if run.out is not None else None
     ranking = Ranking(finding.scores.calibrated(known), None, top, LOWERING, coloured())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -186,12 +186,10 @@ def search(
         raise UsageError("Exact scores need the training data.", fix="--data DATA, as for whence index build")
     with start(session):
         run = Run(model, data.changed(path=path), weights, said=said(), factors=measured.factors, index=index)
-        answer = asked.part(Answer).as_json()
-        wanted: Any = {"max_new_tokens": answer.pop("max_new_tokens")}
         if asked.queries is None:
-            queries = run.question(asked.question or "", answer.pop("answer"), **answer, **wanted)
+            queries = run.question(asked.question or "", **asked.as_asked())
         else:
-            queries = run.ask(asked.queries, columns=asked.query_columns, **wanted)
+            queries = run.ask(asked.queries, columns=asked.query_columns, max_new_tokens=asked.max_new_tokens)
         found = run.search(
             queries,
             asking=measured.part(Measured),

@@ -43,6 +43,12 @@ Norm = Annotated[
     Literal["cosine", "relatif", "length"] | None,
     typer.Option("--norm", help="Divide by what makes long or odd rows score high."),
 ]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where", metavar="CONDITION", help="Only rows that match: source=web, tokens>=20, text~word; repeat for more."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 QUERY_COLUMNS = "The columns of the queries."
 

@@ -30,6 +30,7 @@ def show(
         bool, typer.Option("--tokens", help="Show the rows in full, strong tokens marked (needs --per token).")
     ] = False,
     norm: options.Norm = None,
+    where: options.Where = None,
     by: Annotated[str | None, typer.Option("--by", help="Also sum the effects over groups of rows, such as source.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -37,19 +38,25 @@ def show(
 
     Sign and unit: "raises +0.021 nats" is the slope of log p(answer) at these weights, per copy of the row: one more copy
     raises it by about that while the value is small; "lowers -0.012 nats" lowers it. "at most +0.005" marks a slope that is
-    more than log p can still rise: read the order, not the size. "share" is of the sum of all rows' absolute effects.
+    more than log p can still rise: read the order, not the size. "share" is of the sum of all rows' absolute effects, or
+    of those that match --where.
 
     \b
     Examples
       whence show runs/a/scores --query 2 --top 20 --lowest
       whence show runs/a/scores --all --norm cosine --by source
+      whence show runs/a/scores --where source=web --where "tokens>=20"
       whence show runs/a/scores --json > top.json
     """
+    import numpy as np
+
     from whence.cli.console import coloured, print_json
     from whence.cli.ranking import Ranking
+    from whence.escapes import command
+    from whence.filter.where import matching
     from whence.report.gather import has_stages, runs_in, scores_in
     from whence.stages import open_stages
-    from whence.store.scores import open_scores
+    from whence.store.scores import open_scores, part_of
     from whence.validate.quick import read_quick
     from whence.validate.without import read_beside, read_calibration
 
@@ -58,12 +65,21 @@ def show(
         return
     folder = newest(path)
     staged = open_stages(folder) if has_stages(folder) else None
+    if staged and where:
+        raise UsageError(
+            "Rows of several trainings can't be told apart together.",
+            given=f"--where {where[0]}",
+            accepted="the scores of one training",
+            fix=command("whence", "show", folder / list(staged.stages)[-1] / "scores", "--where", where[0]),
+        )
     found = staged.stages if staged else {"": open_scores(folder)}
     rankings = {}
     for name, scores in found.items():
         home = folder / name / "scores" if staged else folder
         known = read_quick(home), read_beside(home)
         scores = scores.calibrated(read_calibration(home))
+        if where:
+            scores = part_of(scores, rows=np.flatnonzero(matching(scores.examples, where)).tolist())
         rankings[name] = Ranking(scores, norm, top, top if lowest else 0, coloured(), *known)
     ranking = rankings[list(rankings)[-1]]
     scores = ranking.plain

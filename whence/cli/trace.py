@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from whence.cli import options
 from whence.cli.from_settings import Only, said
 from whence.cli.options import Session
 from whence.errors import UsageError
-from whence.settings import NEW_TOKENS, Count, Data, Fit, Measured, Section, Weights, setting
+from whence.settings import NEW_TOKENS, Amount, Count, Data, Fit, Measured, Section, Weights, setting
 
 LOWERING = 2
 """Rows that lower the answer, shown beside those that raise it."""
@@ -23,8 +23,27 @@ class Answer(Section):
 
     answer: str | None = setting(None, "Its completion, appended verbatim; default: generated greedily.", "--answer", "-a")
     contrast: str | None = setting(None, "Another completion: why the answer rather than this?")
-    span: str | None = setting(None, "The part of the answer that is asked about.")
+    span: str | None = setting(None, "The part of the answer that is asked about; its first occurrence.")
+    span_at: tuple[Amount, Amount] | None = setting(
+        None, "The same by its characters: the first, from 0, and one past the last, joined by commas.", metavar="FIRST,LAST"
+    )
     max_new_tokens: Count = setting(64, NEW_TOKENS)
+
+    def as_asked(self) -> dict[str, Any]:
+        """What `Run.question` takes beside the prompt. Raises UsageError where the span is given twice."""
+        if self.span is not None and self.span_at is not None:
+            raise UsageError(
+                "The part of the answer is given twice.",
+                given=f"--span {self.span} and --span-at {','.join(map(str, self.span_at))}",
+                accepted="one of them",
+            )
+        span = self.span if self.span_at is None else self.span_at
+        return {
+            "completion": self.answer,
+            "contrast": self.contrast,
+            "span": span,
+            "max_new_tokens": self.max_new_tokens,
+        }
 
 
 class Question(Answer):
@@ -80,8 +99,8 @@ def trace(
         raise UsageError("--serve opens a page, and --json is for programs: one of them")
     with start(session, fit_stages(settings) + score_stages(0)):
         run = Run(model, data, weights, said=said(), out=place.out or (Path("runs") / place.run if place.run else None))
-        asking, answer = {"asking": measured, "norm": norm, "fit": settings}, asked.part(Answer).as_json()
-        scores = run.trace(asked.question, answer.pop("answer"), **answer, **asking, rerun=session.rerun)
+        asking: Any = {"asking": measured, "norm": norm, "fit": settings}
+        scores = run.trace(asked.question, **asked.as_asked(), **asking, rerun=session.rerun)
         folder = run.folder_of(scores)
         assert folder is not None  # a model by its name has one
     ranking = Ranking(scores, norm, top, LOWERING, coloured())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,16 @@ import numpy as np
 from whence.data import Rows
 from whence.serve.requests import Question
 from whence.store.scores import Scores
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A question of scores in a folder."""
+
+    folder: Path
+    number: int
+    name: str
+    """What `whence show --query` calls it."""
 
 
 @dataclass
@@ -37,6 +48,8 @@ class Asked:
     """Of training, which the rows are from; empty where there is one, or where they are from all."""
     stages: Sequence[Mapping[str, Any]] = ()
     """What went through each."""
+    saved: Saved | None = None
+    """Where it is from, if it was not asked here."""
 
     @property
     def values(self) -> np.ndarray:

@@ -36,7 +36,7 @@ from whence.report.gather import has_stages, open_all
 from whence.report.html import WINDOW
 from whence.run import Run
 from whence.scoring.score import score_points
-from whence.serve.asked import Asked
+from whence.serve.asked import Asked, Saved
 from whence.serve.lacking import Lacking, NotThere
 from whence.serve.neighbours import STAGE, stages_of
 from whence.serve.requests import Cell, Question, WhatIf
@@ -184,7 +184,10 @@ class Asking:
         if not 0 <= number < len(scores.queries):
             raise NotThere(f"There is no question {number} in {name}.", accepted=f"0 to {len(scores.queries) - 1}")
         scan = {"how": "saved", "rows": scores.shape[1], "exact": scores.shape[1], "recall": None, "words": f"saved in {name}"}
-        return self._keep(Asked(key, None, part_of(scores, [number]), scan, stage=stage, stages=stages_of(folder, number)))
+        name = str(number) if str(number) not in scores.query_ids else scores.query_ids[number]
+        place = Saved(folder / stage / "scores" if stage else folder, number, name)
+        one, stages = part_of(scores, [number]), stages_of(folder, number)
+        return self._keep(Asked(key, None, one, scan, stage=stage, stages=stages, saved=place))
 
     def known(self, key: str, stored: Callable[[str], Question | None]) -> Asked:
         """A question by its key: of saved scores, in memory, or asked again as it is `stored`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from whence.run import Run
     from whence.serve.asked import Asked
     from whence.serve.asking import Asking
+    from whence.serve.commands import Commands
     from whence.serve.decisions import Decisions
     from whence.serve.rows import Browser
     from whence.serve.state import State
@@ -93,6 +94,13 @@ class Server:
         return self._ready("state")
 
     @property
+    def commands(self) -> Commands:
+        """How to get elsewhere what it shows."""
+        from whence.serve.commands import Commands  # with torch
+
+        return Commands(self.opening, self.run)
+
+    @property
     def jobs(self) -> Jobs:
         """Its jobs."""
         self._ready("state")
@@ -130,9 +138,10 @@ class Server:
         """A question by its key."""
         return self.asking.known(key, self.state.question)
 
-    def document(self, key: str, top: int, where: list[str]) -> Any:
-        """What the page shows of a question."""
-        return self.asking.document(self.asked(key), top, self.decided(), where)
+    def document(self, found: Asked, top: int, where: Sequence[str]) -> Any:
+        """What the page shows of a question, with how to get it elsewhere."""
+        document = self.asking.document(found, top, self.decided(), where)
+        return document | {"copy": self.commands.question(found, top, where)}
 
     def decided(self) -> dict[str, Any]:
         """The decisions that hold."""

@@ -1,4 +1,4 @@
-import type { Asked, AskedEntry, ByCell, Comparison, Completion, DataPage, FactorModule, Factors, FullRow, Job, JobKind, OtherRun } from "./types";
+import type { Asked, AskedEntry, ByCell, Comparison, Completion, Copyable, DataPage, FactorModule, Factors, FullRow, Job, JobKind, OtherRun } from "./types";
 import type { Pair, Progress, Question, Row, Run, SavedScores, Shared, Trouble, Verdict, WhatIf, Decision, DataRow, Grid } from "./types";
 
 /** What went wrong, in the four sentences of the server's errors. */
@@ -116,7 +116,7 @@ export const api = {
     return { helps: others(helps), hurts: others(hurts) };
   },
   review: (offset: number, decided: string) =>
-    get<{ rows: DataRow[]; progress: Progress }>(`review${query({ offset, limit: 20, decided })}`),
+    get<{ rows: DataRow[]; progress: Progress; copy: Copyable }>(`review${query({ offset, limit: 20, decided })}`),
   decide: (id: string, verdict: Verdict, why: string) =>
     post<{ decision: Decision; progress: Progress }>("decisions", { id, verdict, why, who: "" }),
   undo: () => post<{ undone: { id: string }; progress: Progress }>("decisions/undo"),

@@ -275,14 +275,3 @@ export async function togglePin(id: string): Promise<void> {
   await savePins(trace.asked.key, rows);
   say(had ? "Row unpinned" : "Row pinned");
 }
-
-/** What to type in Python to get the same. */
-export function command(): string {
-  const asked = trace.asked?.asked;
-  if (!app.run || !asked) return "";
-  const words = (text: string) => JSON.stringify(text);
-  const answer = asked.completion ? `, ${words(asked.completion)}` : "";
-  const { folder, model, data, stages } = app.run;
-  const run = stages.length ? words(folder) : `${words(model.name)}, data=${words(data.path)}, out=${words(folder)}`;
-  return `import whence\nwhence.open(${run}).trace(${words(asked.prompt)}${answer})`;
-}

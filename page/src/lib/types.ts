@@ -19,6 +19,13 @@ export interface Place {
   row: number;
 }
 
+/** The same in a shell and in Python, null where there is no such thing; the note is about the command. */
+export interface Copyable {
+  command: string | null;
+  python: string | null;
+  note: string;
+}
+
 export interface Run {
   name: string;
   folder: string;
@@ -188,6 +195,8 @@ export interface Asked {
   /** Of training, which the rows are from; empty where there is one, or where they are from all. */
   stage: string;
   stages: StagePart[];
+  /** Not in an exported file. */
+  copy?: Copyable;
 }
 
 /** What went through one of several trainings; `key` names the question with the rows of that one alone. */
@@ -268,7 +277,7 @@ export interface Side {
 }
 
 /** Two questions whose rows are the same; or, as of two stages of training, others. */
-export type Comparison = Common | (Record<"a" | "b", Side & Pick<Query, "raises" | "lowers">> & { rows_in_common: 0 });
+export type Comparison = (Common | (Record<"a" | "b", Side & Pick<Query, "raises" | "lowers">> & { rows_in_common: 0 })) & { copy: Copyable };
 
 export interface Common {
   a: Side;
@@ -311,6 +320,7 @@ export interface Factors {
   about: Record<string, unknown>;
   damping: number;
   modules: Health[];
+  copy: Copyable | null;
 }
 
 export interface Line {
@@ -330,6 +340,7 @@ export interface FactorModule {
   distribution: Histogram;
   sides: { inputs: Line; outputs: Line } | null;
   map: { cells: (number | null)[][]; low: number; high: number; order: string; block: number[] };
+  copy: Copyable | null;
 }
 
 export interface Decision {
@@ -358,6 +369,7 @@ export interface DataPage {
   offset: number;
   rows: DataRow[];
   has_self: boolean;
+  copy: Copyable;
   histograms: { length: Histogram | null; self: Histogram | null };
 }
 

@@ -27,7 +27,9 @@ async def data(
     source: str | None = None,
     decided: Decided = "any",
 ) -> Json:
-    return Json(await run_in_threadpool(server.browser.page, offset, limit, sort, search, source, decided))
+    asked = (offset, limit, sort, search, source, decided)
+    found = await run_in_threadpool(server.browser.page, *asked)
+    return Json(found | {"copy": server.commands.rows(server.warm.home("self"), *asked)})
 
 
 @router.get("/api/data/row")
@@ -47,7 +49,8 @@ async def near(server: Served, request: Request, id: str, top: Annotated[int, Qu
 
 @router.get("/api/review")
 async def review(server: Served, offset: Offset = 0, limit: Limit = 20, decided: Decided = "no") -> Json:
-    return Json(await run_in_threadpool(server.browser.review, offset, limit, decided))
+    found = await run_in_threadpool(server.browser.review, offset, limit, decided)
+    return Json(found | {"copy": server.commands.rows(server.warm.home("self"), offset, limit, "self", decided=decided)})
 
 
 @router.get("/api/decisions")

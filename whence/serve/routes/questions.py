@@ -28,7 +28,7 @@ async def complete(server: Served, request: Request, body: Complete) -> Json:
 @router.post("/api/ask")
 async def ask(server: Served, request: Request, body: Question) -> Json:
     def asked() -> Any:
-        return server.asking.document(server.warm.ask(body), body.top, server.decided(), body.where)
+        return server.document(server.warm.ask(body), body.top, body.where)
 
     return await server.work(request, asked)
 
@@ -40,7 +40,7 @@ async def asked(server: Served) -> Json:
 
 @router.get("/api/ask/{key}")
 async def again(server: Served, request: Request, key: str, top: First = 20, where: Where = ()) -> Json:
-    return await server.work(request, server.document, key, top, list(where))
+    return await server.work(request, lambda: server.document(server.asked(key), top, list(where)))
 
 
 @router.delete("/api/ask/{key}")
@@ -82,7 +82,7 @@ async def scores(server: Served) -> Json:
 
 @router.get("/api/scores/{name}/{number}")
 async def score(server: Served, request: Request, name: str, number: int, top: First = 20, where: Where = ()) -> Json:
-    return await server.work(request, server.document, f"scores:{name}:{number}", top, list(where))
+    return await server.work(request, lambda: server.document(server.asked(f"scores:{name}:{number}"), top, list(where)))
 
 
 @router.post("/api/pair")
@@ -110,7 +110,9 @@ async def compare(server: Served, request: Request, body: Compare) -> Json:
     def compared() -> Any:
         from whence.serve.compared import side_by_side  # with torch
 
-        return side_by_side(server.asking, server.asked(body.a), server.asked(body.b), body.top)
+        a, b = server.asked(body.a), server.asked(body.b)
+        found = side_by_side(server.asking, a, b, body.top)
+        return found | {"copy": server.commands.comparison(a, b, body.top, found["rows_in_common"] > 0)}
 
     return await server.work(request, compared)
 
@@ -126,7 +128,7 @@ async def export(server: Served, request: Request, body: Export) -> Response:
     from whence.serve.export import page
 
     def made() -> bytes:
-        documents = [server.document(key, 20, []) for key in body.keys]
+        documents = [server.asking.document(server.asked(key), 20, server.decided()) for key in body.keys]
         pairs = {f"{each.key} {each.row}": server.asking.pair(server.asked(each.key), each.row) for each in body.pairs}
         pinned = [entry for entry in server.state.asked() if entry["key"] in body.keys and entry["pinned"]]
         facts = server.warm.facts() | ({"title": body.title} if body.title else {})
