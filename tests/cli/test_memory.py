@@ -1,5 +1,6 @@
 """Commands with too little memory, wherever that shows: loading, threads, tensors."""
 
+import re
 import signal
 import sys
 
@@ -9,6 +10,9 @@ from distributed.processes import run as in_processes
 
 NOTHING_RUNS = (127, -signal.SIGABRT)
 """Exit codes where glibc has no memory to note what a new thread has or leaves: none of our code runs any more."""
+
+NEVER_STARTED = r'threading\.py", line \d+ in wait\n *File "[^"]*threading\.py", line \d+ in start\n'
+"""Python waits for ever for a thread that found no memory to begin with (github.com/python/cpython/issues/140746)."""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of a process")
 
@@ -25,7 +29,12 @@ def test_too_little_memory_says_so(name, mebibytes, tiny_model_folder, data, que
         "generate": ["generate", model, "--prompts", queries, "-o", out / "a.json"],
         "train": ["train", model, "-d", data, "--max-steps", 2, "-o", out],
     }[name]
-    (found,) = in_processes(work.limited, mebibytes, *words, world=1)
+    try:
+        (found,) = in_processes(work.limited, mebibytes, *words, world=1)
+    except AssertionError as waits:
+        if not re.search(NEVER_STARTED, str(waits)):
+            raise
+        pytest.xfail("Thread.start never returned")
     if found in NOTHING_RUNS:
         return
     code, _, said = found
