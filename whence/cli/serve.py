@@ -77,9 +77,12 @@ def serve(
 
 def open_page(opening: Opening, port: int = 7788, host: str = "127.0.0.1", *, at: str = "", browser: bool = True) -> None:
     """Serve a run, and open it in a browser, until Ctrl-C; `at` is what the page shows first, see `whence.serve.serve`."""
+    import os
     import webbrowser
 
     from whence.cli.console import say
     from whence.serve import serve
 
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read on import, which the server's thread and its jobs do
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     serve(opening, port, host, at=at, said=say, opened=webbrowser.open if browser else lambda address: None)
