@@ -72,6 +72,7 @@ def test_says_what_is_left_out(run, tmp_path):
     (tmp_path / "talk.json").write_text(json.dumps([row]))
     said = run(tmp_path / "talk.json", "--template", "ChatML").stderr
     assert "talk.json: not read: history" in said
+    assert run(tmp_path / "talk.json", "--template", "ChatML", "--quiet").stderr == ""
     assert "the chat template does not write reasoning_content" in said
 
 

@@ -18,6 +18,7 @@ def preview(
     n: Annotated[int, typer.Option("--top", "-k", "--n", "-n", min=0, metavar="N", help="Rows to show.")] = 5,
     data: Data,
     as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show rows as the model sees them: what is in the loss is coloured, or ⟦marked⟧ where there are no colours."""
     from whence.cli.console import coloured, out, print_json, reporting
@@ -27,7 +28,7 @@ def preview(
     from whence.tasks import CausalLM
     from whence.train.reading import as_trained
 
-    with reporting():
+    with reporting(quiet=quiet):
         data = as_trained(data, said(), model)
         reading = {"chat_template": data.chat_template, "append_eos": data.append_eos}
         task = CausalLM(load_tokenizer(model), data.max_length, **reading)

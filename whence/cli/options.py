@@ -44,6 +44,8 @@ Norm = Annotated[
     typer.Option("--norm", help="Divide by what makes long or odd rows score high."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+QUIET = "No progress, notes or warnings."
+Quiet = Annotated[bool, typer.Option("--quiet", help=QUIET)]
 QUERY_COLUMNS = "The columns of the queries."
 
 
@@ -58,7 +60,7 @@ class Session(Section):
 
     rerun: bool = setting(False, "Move a folder made from something else aside and start again.")
     as_json: bool = setting(False, "Print one JSON document.", "--json")
-    quiet: bool = setting(False, "No progress, notes or warnings.", "--quiet")
+    quiet: bool = setting(False, QUIET, "--quiet")
     verbose: bool = setting(False, "Also messages of the libraries underneath.", "--verbose", "-v")
 
 
