@@ -11,6 +11,7 @@ from whence.cost import Choice
 from whence.escapes import command
 from whence.settings import Fit
 from whence.show.markup import facts, framed, line, table
+from whence.show.numbers import size
 
 SURE = {"batches": (0.8, 1.3), "rates": (0.6, 1.7), "assumed": (0.3, 3.0)}
 """How far the seconds may be off, as factors: with real batches, with this machine's rates, with those of a usual machine."""
@@ -225,14 +226,6 @@ class Plan:
             for kind, choices in self.choices.items()
             for line in (kind, *(f"  {purpose:<12}{choice}" for purpose, choice in choices))
         ]
-
-
-def size(count: float) -> str:
-    """Bytes in GB (10^9), MB or kB."""
-    for unit, least, digits in (("GB", 1e9, 1), ("MB", 1e6, 0)):
-        if count >= 0.9995 * least:
-            return f"{count / least:.{digits}f} {unit}"
-    return f"{count / 1e3:.0f} kB"
 
 
 def duration(seconds: float) -> str:

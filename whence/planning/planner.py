@@ -27,7 +27,7 @@ from whence.errors import UsageError
 from whence.fitting import Curvature, fit
 from whence.gradients import Dense
 from whence.indexing import build_index
-from whence.indexing.build import DIM, kind_of, operator_of
+from whence.indexing.build import DIM, kind_of, operator_of, rows_bytes
 from whence.planning import files, work
 from whence.planning.blank import blank_model
 from whence.planning.budget import fitting
@@ -356,7 +356,7 @@ class _Evaluation:
             given = {"precision": precision, "batch_tokens": math.prod(shape), "modules": tuple(self.indexed)}
             work = lambda model, task: build_index(model, task, rows, settings, **given)  # noqa: E731
             seen, _ = rehearsal.run(work, planner.machine(precision.products), "index")
-            more = 2 * files.of_rows(passed.examples, self.indexed.values(), settings) // settings.chunks  # filed, and stacked
+            more = 2 * rows_bytes(passed.examples, self.indexed.values(), settings) // settings.chunks  # filed, and stacked
             held = seen["index"]
             planner.indices[key] = {"index": held._replace(peak=held.peak._replace(all=held.peak.all + more))}
         return planner.indices[key]
@@ -392,7 +392,7 @@ class _Evaluation:
         seconds |= self._seconds("index", coded, {shape: {"index": seen["index"]} for shape, seen in coding.items()}, rehearsal)
         gradients, codes = asking[asked.largest]["landmarks"], coding[coded.largest]["index"]
         more = landmarks.questions_bytes - len(asked.rows_of(asked.largest)) * landmarks.question_bytes
-        filed = 2 * coded.examples * landmarks.row_bytes // landmarks.settings.chunks  # and stacked
+        filed = 2 * coded.examples * landmarks.layout.row_bytes // landmarks.settings.chunks  # and stacked
         most = max(codes.peak.all + filed, once.kept.all + landmarks.measuring_bytes(coded.examples))
         held = {
             "landmarks": gradients._replace(peak=gradients.peak._replace(all=gradients.peak.all + more)),
