@@ -41,6 +41,7 @@ from whence.progress import stage
 from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
 from whence.settings import Amount, Count, Fit, Index, valid
+from whence.show.numbers import many
 from whence.tasks.base import Task
 from whence.tasks.forward import borrowed
 
@@ -216,9 +217,10 @@ class _Evaluation:
             seconds |= self._seconds("index", index_pass, built, rehearsal)
             indexed = built[index_pass.largest]
             written["index"] = files.of_index(data, self.indexed.values(), planner.index)
+        asked = many(len(planner.queries), "query", "queries")
         notes = {
             "eigenvectors": f"{'float64' if self.products['fit'] == 'float32' else 'float32'}, one matrix at a time",
-            "queries": f"{len(planner.queries)} queries, {'full rank' if self.rank is None else f'rank {self.rank}'}",
+            "queries": f"{asked}, {'full rank' if self.rank is None else f'rank {self.rank}'}",
         }
         if self.landmarks:
             notes["index"], notes["questions"] = str(self.landmarks), f"{self.landmarks.prompts} answers of the model"

@@ -55,6 +55,11 @@ def size(count: float) -> str:
     return f"{count / 1e3:.0f} kB"
 
 
+def many(count: int, one: str, more: str = "") -> str:
+    """A number of things: 1 row, 1,200 rows."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
 def times(value: float) -> str:
     """A factor: 1.4 ×, 27 ×, 1,200 ×."""
     return f"{value:,.2g} ×" if value < 10 else f"{value:,.0f} ×"
