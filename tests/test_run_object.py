@@ -79,7 +79,7 @@ def test_the_check_is_kept_beside_the_scores_and_is_in_the_report(home, run, tmp
     assert result.check == "quick" and (run.folder_of(scores) / "quick.json").is_file()
     (page,) = run.report(tmp_path / "page.html", scores)
     text = page.read_text(encoding="utf-8")
-    assert "copies of a question rank first" in text and "In Oslo." in text
+    assert "a copy of the question ranks first" in text and "In Oslo." in text
     with pytest.raises(UsageError, match="nothing is overwritten"):
         run.report(tmp_path / "page.html", scores)
 

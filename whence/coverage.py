@@ -21,6 +21,7 @@ from whence.adapters import adapter_layers, adapter_weights, inside_adapter, is_
 from whence.errors import CoverageError
 from whence.experts import expert_layers
 from whence.layers import Layer, beside, layer_of, makes_weights, restricted
+from whence.show.numbers import many
 
 MLP_WORDS = re.compile(
     r"(^|[._])(mlp|ffn|ff|feed_?forward|fc\d?|fc_in|fc_out|c_fc|dense_h_to_4h|dense_4h_to_h|densereludense|wi(_\d)?|wo|intermediate"
@@ -112,7 +113,7 @@ class Coverage:
             for kind, count in sorted(self.left_out.items(), key=lambda pair: -pair[1])[:4]
         )
         trained = f" that training moved, {self.frozen:,} are frozen" if self.frozen else ""
-        text = f"{len(self.sites)} modules tracked, {self.share:.1%} of {self.parameters:,} parameters{trained}"
+        text = f"{many(len(self.sites), 'module')} tracked, {self.share:.1%} of {self.parameters:,} parameters{trained}"
         return f"{text} (left out: {rest})" if rest else text
 
 

@@ -153,7 +153,8 @@ def _answered(model: Any, task: Any, queries: Rows, max_new_tokens: int) -> Rows
             )
         row |= {**with_answer(row, answer["completion"]), "source": source}
     if prompts:
-        note(f"{len(prompts)} of {len(queries)} queries had no completion: {source} [WHENCE-22]")
+        which = "the query" if len(queries) == 1 else f"{len(prompts)} of {len(queries)} queries"
+        note(f"{which} had no completion: {source} [WHENCE-22]")
     return with_contents(queries, contents)
 
 

@@ -70,5 +70,11 @@ def is_model(folder: str | Path) -> bool:
     return any((Path(folder).expanduser() / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
+def is_settings(file: str | Path) -> bool:
+    """Whether a file is a `whence.yaml`, under whatever name."""
+    path = Path(file).expanduser()
+    return path.suffix in (".yaml", ".yml") and path.is_file()
+
+
 def _exists(path: str) -> bool:
     return os.path.exists(path) or bool(glob.has_magic(path) and glob.glob(path, recursive=True))

@@ -41,9 +41,9 @@ from whence.indexing import Index, add_rows, build_index, open_index
 from whence.loading import in_turns, question_like, rows_of, task_of, trained_on
 from whence.methods.base import Request, recipe_named, request_scores
 from whence.models import load_model
-from whence.opened import is_model, remember, remembered
+from whence.opened import is_model, is_settings, remember, remembered
 from whence.operators import Identity, Operator
-from whence.planning.blank import blank_model, tokenizer_of
+from whence.planning.blank import blank_adapter, blank_model, tokenizer_of
 from whence.progress import note
 from whence.report import build_report, gather, write_html, write_report
 from whence.report.gather import open_all
@@ -54,6 +54,7 @@ from whence.settings import Index as Indexing
 from whence.show.markup import facts, framed
 from whence.store.digest import fingerprint_settings
 from whence.store.intact import MANIFEST
+from whence.store.manifest import Folder, within
 from whence.store.scores import Scores, open_scores
 from whence.tasks import CausalLM
 from whence.tasks.base import Task
@@ -85,7 +86,7 @@ def open(
     attention: str | None = None,
     **settings: Any,
 ) -> Run:
-    """Open a model with its training data, or the folder of a run.
+    """Open a model with its training data, or the folder of a run, or its `whence.yaml`.
 
         run = whence.open("gpt2", data="train.jsonl", columns={"text": "story"}, max_length=256)
         run = whence.open((model, tokenizer), data=rows)
@@ -106,10 +107,12 @@ def open(
     """
     named = isinstance(model, str | os.PathLike)
     folder = Path(model).expanduser() if named else None
-    if data is None and folder is not None and (folder / SETTINGS).is_file():
+    if data is None and folder is not None and (is_settings(folder) or (folder / SETTINGS).is_file()):
         if settings or task or attention:
             raise UsageError(
-                f"{folder} says itself how it was made.", given=", ".join(settings), fix=f"whence.open({str(folder)!r})"
+                f"{folder} says itself how it was made.",
+                given=", ".join([*settings, *(["task"] if task else []), *(["attention"] if attention else [])]),
+                fix="omit them, or change them there",
             )
         return Run.of(read_config(folder))
     if data is None and folder is not None and (known := remembered(folder)):
@@ -245,7 +248,7 @@ class Run:
         """How the rows are read: as in the model's training, or as its factors were, but for what was set."""
         if self.resolved is not None:
             return self._data
-        made = self.index.provenance if self._index else self.curvature.provenance if self._factors else None
+        made = self.index.provenance if self._index else _provenance_of(self._factors) if self._factors else None
         return as_trained(self._data, self._said, self._weights.adapter, self.name, made=made)
 
     @functools.cached_property
@@ -321,22 +324,32 @@ class Run:
     def plan(self, settings: Fit | None = None, *, index: Indexing | None = None, **asked: Any) -> Plan:
         """Estimate memory, disk and time of `fit` and `score`, before anything is spent; see `whence.plan`.
 
-        If the model is not loaded yet, only its config is read. `asked` are `queries` (how many, or which), budgets `memory`
-        and `disk` in bytes, `rank`, `calibrate`, and settings of `whence.settings.Fit`.
+        If the model is not loaded yet, only its config is read; if a `whence run` has yet to train it, that of its base.
+        `asked` are `queries` (how many, or which), budgets `memory` and `disk` in bytes, `rank`, `calibrate`, and settings of
+        `whence.settings.Fit`.
 
             print(run.plan(queries=8, memory=24 * 10**9))
 
         Raises DoesNotFit where there is a budget and no settings fit in it.
         """
+        first = self._to_train
         if "loaded" in vars(self):
             model, tokenizer = self.loaded
         else:
-            model = blank_model(self.name or "", self._weights.dtype, self._weights.adapter)
-            tokenizer = tokenizer_of(self._weights.tokenizer or self.name or "")
+            name = first.place(first.config.model.base) if first else self.name or ""
+            model = blank_model(name, self._weights.dtype, self._weights.adapter)
+            tokenizer = tokenizer_of(self._weights.tokenizer or name)
         task = self._given_task or task_of(model, tokenizer, self.reading)
-        return planning.plan(
-            model, task, self.rows, settings or self.fitting, device=self._weights.device, index=index, **asked
-        )
+        if first and first.config.train:
+            model = blank_adapter(model, task, first.config.train.lora)
+        rows = self.all_rows if first else self.rows
+        return planning.plan(model, task, rows, settings or self.fitting, device=self._weights.device, index=index, **asked)
+
+    @property
+    def _to_train(self) -> Resolved | None:
+        """The settings of a `whence run` that has yet to train its model."""
+        trains = self.resolved is not None and self.resolved.config.train is not None
+        return self.resolved if trains and not is_model(self.name or "") else None
 
     def fit(
         self,
@@ -864,3 +877,8 @@ def _plain(queries: Any) -> Any:
 
 def _unfinished(what: str, fix: str) -> Any:
     raise UsageError(f"There {'is' if what == 'index' else 'are'} no {what} yet.", fix=fix)
+
+
+def _provenance_of(factors: str | Path | Curvature) -> dict[str, Any]:
+    """What factors were made from, without reading them."""
+    return factors.provenance if isinstance(factors, Curvature) else Folder.open(within(factors, "factors")).provenance

@@ -43,7 +43,7 @@ def test_marks_the_loss_where_there_are_no_colours(run, file):
     assert heading.startswith("row 1  ")
     assert "  north  " in heading
     assert summary.startswith("3 rows, ")
-    assert summary.endswith("0 rows truncated at 512 (longest 23), 1 exact copies, 1 without a token in the loss")
+    assert summary.endswith("0 rows truncated at 512 (longest 23), 1 exact copy, 1 without a token in the loss")
 
 
 def test_json(run, file):
@@ -57,7 +57,7 @@ def test_json(run, file):
 def test_shows_what_fit_would_refuse(run, file):
     result = run(file, "--max-length", "4")
     assert "cut from 23" in result.stdout
-    assert "2 rows truncated at 4 (longest 23), 1 exact copies, 3 without a token in the loss" in result.stdout
+    assert "2 rows truncated at 4 (longest 23), 1 exact copy, 3 without a token in the loss" in result.stdout
 
 
 def test_templates(run, tmp_path):
@@ -72,6 +72,7 @@ def test_says_what_is_left_out(run, tmp_path):
     (tmp_path / "talk.json").write_text(json.dumps([row]))
     said = run(tmp_path / "talk.json", "--template", "ChatML").stderr
     assert "talk.json: not read: history" in said
+    assert run(tmp_path / "talk.json", "--template", "ChatML", "--quiet").stderr == ""
     assert "the chat template does not write reasoning_content" in said
 
 

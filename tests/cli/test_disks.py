@@ -1,8 +1,11 @@
 """Every command on a real disk that is full, or that takes no writing: it says so, and goes on once there is room."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,7 +82,7 @@ LEFT = {
     "report": 60,
     "inspect": 24,
     "export": 4,
-    "run": 740,
+    "run": 780,
     "recipes": 24,
     "init": 0,
 }
@@ -119,3 +122,15 @@ def test_output_that_nobody_takes(tmp_path):
         )
     assert done.returncode == 3 and "The disk is full: a file, or the output, could not be written.  [WHENCE-13]" in done.stderr
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_a_small_disk_is_told_before_the_work_begins(run, tiny_model_folder, data, queries, fitted, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 100))
+    given, out = (tiny_model_folder, "-d", data), ("-o", tmp_path / "a")
+    fit = run("fit", *given, *out).stderr
+    score = run("score", *given, "-f", fitted, "--queries", queries, "-o", tmp_path / "b").stderr
+    index = run("index", "build", *given, "-o", tmp_path / "c").stderr
+    trace = run("trace", *given, "-q", "Where was Ada Velt born?", "-a", " In Turin.", "-o", tmp_path / "d").stderr
+    for said, stages in ((fit, ["fit"]), (score, ["score"]), (index, ["index"]), (trace, ["fit", "score"])):
+        assert re.findall(r"warning: (\w+) may write up to \d+ kB to .*, where 0 kB are free: it stops", said) == stages

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 from facts import facts, write_jsonl
@@ -171,3 +172,26 @@ def test_a_short_option_means_one_thing():
 def test_scripts_may_still_have_the_former_ones(run, tiny_model_folder, data):
     assert run("data", "preview", data, "-m", tiny_model_folder, "-n", "1").stdout.startswith("row 1")
     assert run("plan", tiny_model_folder, "-d", data, "--queries", "2", "--no-calibrate", "-q").stderr == ""
+
+
+def test_one_row_and_one_query_are_not_many(run, tiny_model_folder, tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", facts()[:1])
+    given, out = (tiny_model_folder, "-d", rows), tmp_path / "a"
+    said = [
+        run("data", "preview", rows, "--model", tiny_model_folder),
+        run("plan", *given, "--queries", 1, "--no-calibrate"),
+        run("fit", *given, "-m", "*.1.mlp.up_proj", "-o", out / "factors"),
+        run("inspect", out / "factors"),
+        run("trace", *given, "-m", "*.1.mlp.up_proj", "-q", "Where was Ada Velt born?", "-o", out),
+        run("score", *given, "-f", out / "factors", "--queries", rows, "-o", out / "scores"),
+        run("show", out / "scores"),
+        run("diff", out / "scores", out / "scores"),
+        run("validate", out / "scores", "--quick"),
+        run("report", out / "scores", "-o", out / "report"),
+        run("index", "build", *given, "-o", out / "index"),
+        run("generate", tiny_model_folder, "--prompts", rows, "-o", out / "said.json"),
+    ]
+    pages = [(out / "report" / name).read_text(encoding="utf-8") for name in ("report.md", "report.html")]
+    texts = "\n".join([*(part for result in said for part in (result.stdout, result.stderr)), *pages])
+    things = "rows|quer(?:y|ie)s|questions|tokens|modules|examples|pairs|files|copies|answers|prompts|positions|steps|inputs"
+    assert not re.findall(rf".{{,60}}(?<![\d.,/])\b1 (?:{things})\b.{{,20}}", texts)

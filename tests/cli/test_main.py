@@ -1,4 +1,7 @@
+import importlib
+import inspect
 import json
+import re
 import subprocess
 import sys
 
@@ -104,3 +107,13 @@ def test_doctor_says_nothing_of_gpus_where_there_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr("whence.selftest.self_test", lambda device: [])
     monkeypatch.setattr("whence.cli.doctor._driver", lambda: None)
     assert "GPU  " not in run(monkeypatch, "doctor").stdout
+
+
+def test_every_command_that_shows_progress_can_be_quiet():
+    loud = set()
+    for name, home in cli.COMMANDS.items():
+        module, function = home.split(":")
+        if re.search(r"\b(start|reporting)\(", inspect.getsource(getattr(importlib.import_module(module), function))):
+            loud.add(name)
+            assert "--quiet" in CliRunner().invoke(cli.build(), [*name.split(), "--help"]).stdout, name
+    assert {"fit", "score", "data preview", "demo", "verify"} <= loud

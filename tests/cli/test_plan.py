@@ -45,6 +45,44 @@ def test_what_does_not_fit_ends_with_exit_code_3(run, tiny_model_folder, data):
     assert "does NOT fit" in run(*words, "--disk", "1kB", code=3).stdout
 
 
+def test_a_run_is_planned_by_its_name(run, tiny_model_folder, data, tmp_path):
+    words = ("--queries", 2, "--no-calibrate", "--json", "-q")
+    run("fit", tiny_model_folder, "-d", data, "-o", tmp_path / "a" / "factors", "--max-length", 16, "-q")
+    found = json.loads(run("plan", tmp_path / "a", *words).stdout)
+    same = json.loads(run("plan", tiny_model_folder, "-d", data, "--max-length", 16, *words).stdout)
+    assert found["data"] == same["data"] and found["disk"] == same["disk"] and found["data"]["tokens"] < 12 * 16
+    assert "There is no --data" in run("plan", tiny_model_folder, *words, code=2).stderr
+
+
+@pytest.mark.parametrize("lora", ["null", "{r: 2, targets: [up_proj]}"])
+def test_a_run_that_is_yet_to_train_its_model_is_planned_as_afterwards(run, tiny_model_folder, data, queries, tmp_path, lora):
+    file = tmp_path / "whence.yaml"
+    file.write_text(
+        f"run: a\nout: {tmp_path / 'a'}\nmodel: {{base: {tiny_model_folder}}}\ndata: {{path: {data}}}\n"
+        f"prompts: {{path: {queries}}}\ntrain: {{max_steps: 1, batch_size: 4, evaluation: 0, lora: {lora}}}\n"
+        "fit: {method: diagonal, examples: 5, groups: 2}\nscore: {rank: 3}\n"
+    )
+    words = ("--queries", 2, "--no-calibrate", "--json", "-q")
+    before = json.loads(run("plan", file, *words).stdout)
+    assert before["data"]["fitted"] == 5 and before["data"]["rank"] == 3 and before["settings"]["groups"] == 2
+    assert ("that training moved" in before["coverage"]) == (lora != "null")
+    run("run", file, "train", "-q")
+    after = json.loads(run("plan", tmp_path / "a", *words, "--examples", 4).stdout)
+    assert after["coverage"] == before["coverage"] and after["disk"] == before["disk"]
+    assert after["data"] == before["data"] | {"fitted": 4, "measured": 4}
+
+
+def test_a_run_says_itself_how_it_reads_and_one_of_several_trainings_is_refused(run, tiny_model_folder, data, tmp_path):
+    file = tmp_path / "whence.yaml"
+    stages = f"[{{name: early, model: {tiny_model_folder}, data: {{path: {data}}}}}, {{name: late}}]"
+    of = f"model: {{base: {tiny_model_folder}}}\ndata: {{path: {data}}}\nprompts: {{items: ['Where?']}}\n"
+    file.write_text(f"run: a\n{of}")
+    said = run("plan", file, "--max-length", 8, code=2).stderr
+    assert "says itself how it was made" in said and "max_length" in said
+    file.write_text(f"run: a\n{of}train: {{max_steps: 1}}\nstages: {stages}\n")
+    assert "whence plan --through FILE" in run("plan", file, code=2).stderr
+
+
 def test_trainings_in_a_row_hold_models_and_later_factors_and_transport_the_queries(run, tiny_model_folder, data, tmp_path):
     """The same model and rows twice: what the first training has on top of the last is what it passes through and waits for."""
     both = [{"name": name, "model": str(tiny_model_folder), "data": {"path": str(data)}} for name in ("first", "last")]

@@ -64,7 +64,7 @@ def test_a_traced_run_is_checked_by_its_folder_or_that_of_its_scores(run, tiny_m
     traced = ("trace", tiny_model_folder, "-d", data, "-q", "Where was Ada Velt born?", "--out", tmp_path / "a", "-a")
     said = [run(*traced, answer).stdout for answer in (" In Oslo.", " In Turin.")]
     first, newest = (Path(re.search(r"whence validate (\S+) --quick", text)[1]) for text in said)
-    assert "copies of a question" in run("validate", tmp_path / "a", "--quick").stdout
+    assert "a copy of the question ranks" in run("validate", tmp_path / "a", "--quick").stdout
     assert (newest / "quick.json").is_file() and not (first / "quick.json").exists()
     run("validate", first, "--quick", "--json")
     assert (first / "quick.json").is_file()

@@ -21,11 +21,11 @@ def folder(tmp_path):
 
 def test_a_whole_folder_is_said_to_be_whole(run, folder):
     said = run("verify", folder).stdout
-    assert "3 files are unchanged since they were written" in said and f"{folder}/manifest.json" in said
+    assert "3 files unchanged since written" in said and f"{folder}/manifest.json" in said
     found = json.loads(run("verify", folder, "--json").stdout)
     assert found["files"] == 3 and found["damaged"] == {} and found["by_size_only"] == [] == found["unlisted"]
     (folder / "notes.txt").write_text("mine")
-    assert "1 files are not listed in any record" in run("verify", folder).stdout
+    assert "1 file not listed in any record" in run("verify", folder).stdout
 
 
 def test_damage_is_named_with_exit_code_4(run, folder):
@@ -59,7 +59,7 @@ def test_how_a_run_was_opened_has_a_digest_of_its_own(run, folder):
 
 
 def test_a_folder_below_is_compared_with_the_record_above(run, folder):
-    assert "1 files are unchanged since they were written" in run("verify", folder / "eigen").stdout
+    assert "1 file unchanged since written" in run("verify", folder / "eigen").stdout
     flip(folder / "eigen" / "0000.safetensors", 900)
     assert "0000.safetensors is damaged" in run("verify", folder / "eigen", code=4).stderr
 
@@ -67,7 +67,7 @@ def test_a_folder_below_is_compared_with_the_record_above(run, folder):
 def test_an_unfinished_folder_is_compared_too(run, tmp_path):
     with Folder.claim(tmp_path / "f", {"stage": "fit"}) as folder:
         folder.save("one", {"q": torch.eye(4)})
-    assert "2 files are unchanged since they were written" in run("verify", tmp_path / "f").stdout
+    assert "2 files unchanged since written" in run("verify", tmp_path / "f").stdout
     flip(tmp_path / "f" / "one.safetensors", 900)
     assert "one.safetensors is damaged" in run("verify", tmp_path / "f", code=4).stderr
 

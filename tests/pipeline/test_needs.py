@@ -10,8 +10,13 @@ import pytest
 from whence.config import read_config
 from whence.errors import DoesNotFit, UsageError
 from whence.pipeline import run_pipeline
-from whence.pipeline.needs import check_packages
+from whence.pipeline.needs import check_inputs, check_packages
 from whence.pipeline.stages import STAGES
+from whence.pipeline.work import Workshop
+from whence.show.numbers import size
+from whence.store.manifest import Folder
+
+USAGE = namedtuple("usage", "total used free")
 
 
 @pytest.fixture
@@ -76,11 +81,21 @@ def test_a_method_that_looks_back_needs_a_training(settings):
 
 
 def test_a_disk_that_is_too_small_is_named(settings, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 10_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: USAGE(10**12, 10**12, 10_000))
     resolved = read_config(settings())
     with pytest.raises(
         DoesNotFit, match=r"(?s)needs \d+ kB of disk, and 10 kB are free.*train \d+ kB, fit \d+ kB.*train\.keep=1"
     ):
         run_pipeline(resolved)
     assert not (resolved.out / "train").exists()
+
+
+def test_a_run_reckons_as_fit_does(settings, monkeypatch):
+    foretold = []
+    monkeypatch.setattr(Folder, "warn_if_no_room", lambda folder, most: foretold.append(most))
+    shop = Workshop.of(read_config(settings(train=None, evaluate=None)))
+    shop.fit(out=shop.out / "factors", products="float32")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: USAGE(10**12, 10**12, 10))
+    fit = [stage for stage in STAGES if stage.name == "fit"]
+    with pytest.raises(DoesNotFit, match=f"given    fit {size(foretold[0])}\n"):
+        check_inputs(shop, fit)

@@ -12,10 +12,10 @@ import torch
 import whence
 from whence.engine.stream import Examples
 from whence.errors import DoesNotFit
-from whence.planning.plan import size
 from whence.planning.work import Data, Sample, one_pass
 from whence.precision import Precision
 from whence.settings import Index
+from whence.show.numbers import size
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "plan_check.py"
 

@@ -108,7 +108,7 @@ def test_a_row_that_is_the_question_is_found(scores):
     report = build_report(scores)
     assert [query.copy_rank for query in report.queries] == [1, None, None, None, None]
     check = next(check for check in report.checks if check.name == "Self-retrieval")
-    assert check.result.startswith("1 of 5 questions are verbatim training rows; 1 of them rank first")
+    assert check.result.startswith("verbatim training rows: 1 of 5 questions; 1 at rank 1")
 
 
 def test_standing_out(scores):

@@ -85,12 +85,13 @@ def test_a_job_that_still_works_is_only_watched_and_can_be_cancelled(jobs):
     assert not jobs._alive(jobs.state.job(number))
 
 
-def start(opening: Opening):
-    """The command, and a client of it once it answers."""
+def start(opening: Opening, log: Path):
+    """The command, what it says on stderr going to the log, and a client of it once it answers."""
     given = [opening.model, "--data", opening.data, "--out", opening.out, "--port", "0", "--no-browser"]
     given += ["--columns", "id=id", "--max-length", "64", "--append-eos", "--dtype", "float32"]
     command = [sys.executable, "-m", "whence", "serve", *given]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
     address = process.stdout.readline().split()[-1]
     where, token = address.split("/#t=")
     client = Client(int(where.rpartition(":")[2]), token)
@@ -114,7 +115,8 @@ def stopped_at_work(client, number):
 @pytest.mark.slow
 def test_a_server_that_was_killed_finds_its_job_again_and_one_that_was_killed_too_goes_on(tmp_path, tiny_tokenizer_file):
     opening = write_run(tmp_path, tiny_tokenizer_file)
-    first, client = start(opening)
+    log = tmp_path / "log.txt"
+    first, client = start(opening, log)
     client.until("/api/run", lambda run: run["state"] == "ready")
     assert client("GET", "/api/factors", status=409)["error"]["job"] == "fit"
     settings = {"examples": "all", "products": "float32", "draws": 24}  # long enough to be stopped in the middle
@@ -122,9 +124,10 @@ def test_a_server_that_was_killed_finds_its_job_again_and_one_that_was_killed_to
     child = stopped_at_work(client, number)
     first.kill()
     first.communicate()
+    assert log.read_text() == ""  # not even a bar of the library that loaded the model
     assert psutil.pid_exists(child)  # it does not go with the server
     os.killpg(child, signal.SIGKILL)
-    second, client = start(opening)
+    second, client = start(opening, log)
     try:
         client.until("/api/run", lambda run: run["state"] == "ready")
         job = client.until(f"/api/jobs/{number}", lambda job: job["state"] not in ("queued", "running"))

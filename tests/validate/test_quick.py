@@ -10,6 +10,7 @@ from whence import open_scores, score
 from whence.errors import UsageError
 from whence.fitting import fit
 from whence.report import build_report, gather
+from whence.store.scores import part_of
 from whence.tasks import Classification
 from whence.validate.quick import FILE, quick, quick_result, read_quick
 
@@ -81,6 +82,14 @@ def test_a_copy_that_is_outranked_is_noticed(made):
     found = made.check(spoilt(made.scores, raw))
     assert found.about["ranks"] == [4, 1] and "1 of 2 copies of a question rank first (ranks 4, 1)" in found.says[1]
     assert any("does not come first" in flag for flag in found.flags)
+
+
+def test_of_one_question_it_is_said_where_its_copy_ranks(made):
+    one = part_of(made.scores, queries=[0])
+    assert "a copy of the question ranks first and has the right sign" in made.check(one).says[1]
+    raw = one.raw.copy()
+    raw[0, :3] = 1e6
+    assert "a copy of the question ranks 4 and has the right sign" in made.check(spoilt(one, raw)).says[1]
 
 
 def test_the_loss_has_the_other_sign(made):

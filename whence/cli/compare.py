@@ -12,6 +12,7 @@ from whence.cli import options
 from whence.cli.from_settings import pairs
 from whence.cli.options import Session
 from whence.errors import UsageError
+from whence.show.numbers import many
 
 if TYPE_CHECKING:
     from whence.pipeline.comparison import Compared
@@ -62,7 +63,7 @@ def _show_difference(found: Agreement, a: Any, b: Any, top: int) -> None:
     for letter, (path, scores) in (("A", a), ("B", b)):
         by = scores.made_by or "a method that is not recorded"
         say(f"{letter}  {path}: {scores.shape[0]} x {scores.shape[1]:,}, {scores.unit}, by {by}")
-    say(f"in common: {found.a.shape[0]} queries, {found.a.shape[1]:,} rows")
+    say(f"in common: {many(found.a.shape[0], 'query', 'queries')}, {many(found.a.shape[1], 'row')}")
     rho, overlaps = found.spearman, {k: found.overlap(k) for k in found.sizes}
     texts = [" ".join(str(text).split())[:60] for text in found.a.queries["text"]]
     cells = [

@@ -9,6 +9,7 @@ import typer
 from whence.cli import options
 from whence.cli.from_settings import said
 from whence.settings import Data
+from whence.show.numbers import many
 
 
 def preview(
@@ -18,6 +19,7 @@ def preview(
     n: Annotated[int, typer.Option("--top", "-k", "--n", "-n", min=0, metavar="N", help="Rows to show.")] = 5,
     data: Data,
     as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show rows as the model sees them: what is in the loss is coloured, or ⟦marked⟧ where there are no colours."""
     from whence.cli.console import coloured, out, print_json, reporting
@@ -27,7 +29,7 @@ def preview(
     from whence.tasks import CausalLM
     from whence.train.reading import as_trained
 
-    with reporting():
+    with reporting(quiet=quiet):
         data = as_trained(data, said(), model)
         reading = {"chat_template": data.chat_template, "append_eos": data.append_eos}
         task = CausalLM(load_tokenizer(model), data.max_length, **reading)
@@ -52,14 +54,14 @@ def preview(
         kept, in_loss = len(row["tokens"]), sum(token["in_loss"] for token in row["tokens"])
         source = f"  {row['source']}" if row["source"] else ""
         cut = f", cut from {row['length']:,}" if row["length"] > kept else ""
-        heading = f"row {row['row']}  {row['id']}{source}  {kept:,} tokens, {in_loss:,} in the loss{cut}"
+        heading = f"row {row['row']}  {row['id']}{source}  {many(kept, 'token')}, {in_loss:,} in the loss{cut}"
         out.print(heading, markup=False, style="bold", soft_wrap=True)
         out.print(_text(row, coloured()), soft_wrap=True)
         out.print()
     counted = (
-        f"{summary['rows']:,} rows, {summary['tokens']:,} tokens, {summary['in_loss']:,} in the loss; "
-        f"{summary['truncated']:,} rows truncated at {summary['max_length']} (longest {summary['longest']:,}), "
-        f"{summary['copies']:,} exact copies, {summary['empty']:,} without a token in the loss"
+        f"{many(summary['rows'], 'row')}, {many(summary['tokens'], 'token')}, {summary['in_loss']:,} in the loss; "
+        f"{many(summary['truncated'], 'row')} truncated at {summary['max_length']} (longest {summary['longest']:,}), "
+        f"{many(summary['copies'], 'exact copy', 'exact copies')}, {summary['empty']:,} without a token in the loss"
     )
     out.print(counted, markup=False, soft_wrap=True)
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from whence.cli import options
+
 if TYPE_CHECKING:
     from whence.demo.tour import Measured, Removal
 
@@ -20,7 +22,7 @@ def demo(
     serve: Annotated[bool, typer.Option("--serve", help="Then open a local page on it, to ask and look around.")] = False,
     rerun: Annotated[bool, typer.Option("--rerun", help="Keep what the folder holds as NAME.1 and start afresh.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a small model on a made-up world, offline, and find the rows behind each of its answers.
 
@@ -31,12 +33,11 @@ def demo(
     """
     from whence.cli.console import out as stdout
     from whence.cli.console import print_json, start
-    from whence.cli.options import Session
     from whence.demo.tour import CORPUS, METHODS, STAGES, Tour, take_tour
     from whence.escapes import command
     from whence.report.words import probability
 
-    with start(Session(quiet=quiet), STAGES):  # without the bars of libraries
+    with start(options.Session(quiet=quiet), STAGES):  # without the bars of libraries
         tour: Tour = take_tour(out, seed, rerun=rerun)
     if as_json:
         print_json(tour.summary())

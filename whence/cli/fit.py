@@ -11,6 +11,7 @@ from whence.cli import options
 from whence.cli.from_settings import said
 from whence.cli.options import Session
 from whence.settings import Data, Fit, Weights
+from whence.show.numbers import many
 
 
 def fit(
@@ -48,7 +49,8 @@ def fit(
     if session.as_json:
         print_json({"factors": str(out), **about})
         return
-    modules = f"{len(about['modules'])} modules, {about['share']:.1%} of the parameters"
-    say(f"{out}: {settings.method} factors of {modules}, from {about['examples']:,} rows ({about['positions']:,} tokens)")
+    modules = f"{many(len(about['modules']), 'module')}, {about['share']:.1%} of the parameters"
+    rows = f"{many(about['examples'], 'row')} ({many(about['positions'], 'token')})"
+    say(f"{out}: {settings.method} factors of {modules}, from {rows}")
     scored = command("whence", "score", model, "--data", data.path, "--factors", out, "--queries", "QUERIES", "--out", "SCORES")
     say(f"next: {command('whence', 'inspect', out)}, or {scored}")

@@ -11,6 +11,7 @@ from whence.cli import options
 from whence.cli.from_settings import Without
 from whence.cli.options import Session
 from whence.settings import Data, Generate, Weights
+from whence.show.numbers import many
 
 
 def generate(
@@ -87,4 +88,4 @@ def generate(
         if base is not None:
             said = json.dumps(pair["base_completion"], ensure_ascii=False)
             say(f"  base {said}  log p {pair['base_logprob']:.2f} nats")
-    say(f"{out}: {len(pairs)} pairs")
+    say(f"{out}: {many(len(pairs), 'pair')}")

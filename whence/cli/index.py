@@ -13,6 +13,7 @@ from whence.cli.options import QUERY_COLUMNS, Session
 from whence.cli.trace import LOWERING, Answer
 from whence.errors import UsageError
 from whence.settings import AtLeastZero, Count, Data, Index, Measured, Section, Weights, setting
+from whence.show.numbers import many
 
 if TYPE_CHECKING:
     from whence.indexing import Index as Built
@@ -133,16 +134,16 @@ def _said(index: Built, out: Path, session: Session) -> None:
         recall = {f"{k} in 2%": index.recall(k, len(index) // 50) for k in (10, 100)} if index.measured["places"] else None
         print_json({**about, "index": str(out), "rows": len(index), "bytes": files, "recall": recall})
         return
-    modules = f"{len(about['modules'])} modules, {about['share']:.1%} of the parameters"
+    modules = f"{many(len(about['modules']), 'module')}, {about['share']:.1%} of the parameters"
     codes = (
         f"{about['dim']} x {about['dim']} {about['kept']} each"
         if index.kind == "projections"
         else (f"{about['bytes']:,} bytes each: {about['landmarks']:,} landmarks, {about['signs']:,} signs")
     )
-    say(f"{out}: {len(index):,} rows of {modules}, {codes}; {files / 1e6:,.1f} MB")
+    say(f"{out}: {many(len(index), 'row')} of {modules}, {codes}; {files / 1e6:,.1f} MB")
     if held_out := len(index.measured["places"]):
         found = " and ".join(f"{index.recall(k, len(index) // 50):.0%} of the exact top {k}" for k in (10, 100))
-        say(f"of {held_out} questions held out, the best 2 % of a scan hold {found}")
+        say(f"of {many(held_out, 'question')} held out, the best 2 % of a scan hold {found}")
 
 
 def search(

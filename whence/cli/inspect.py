@@ -11,6 +11,7 @@ from whence.cli.from_settings import Only
 from whence.cli.options import Session
 from whence.errors import CoverageError, UsageError
 from whence.settings import Inspect, Measured, Weights
+from whence.show.numbers import many
 
 if TYPE_CHECKING:
     from whence.fitting import Curvature
@@ -149,8 +150,8 @@ def _show_factors(found: dict[str, Any]) -> None:
 
     about = found["about"]
     say(
-        f"{about['method']} factors of {about['examples']:,} rows ({about['positions']:,} tokens) and "
-        f"{about['eigenvalue_examples']:,} rows for the eigenvalues, labels from the {about['labels']}"
+        f"{about['method']} factors of {many(about['examples'], 'row')} ({many(about['positions'], 'token')}) and "
+        f"{many(about['eigenvalue_examples'], 'row')} for the eigenvalues, labels from the {about['labels']}"
     )
     say(about["coverage"])
     say(
@@ -198,8 +199,7 @@ def _show_drawn(found: dict[str, Any]) -> None:
     from whence.cli.console import say
 
     _say_warnings(found["warnings"])
-    count = len(found["modules"])
-    drawn = f"{count} module{'s' if count != 1 else ''} drawn, {len(found['files'])} files in {found['out']}"
+    drawn = f"{many(len(found['modules']), 'module')} drawn, {many(len(found['files']), 'file')} in {found['out']}"
     say(f"{drawn}; begin with health.md", "bold")
     for name in found["modules"]:
         say(f"  {name}")
@@ -245,9 +245,9 @@ def _show_coverage(found: dict[str, Any]) -> None:
     ]
     print_table(("module", "shape (out x in)", "parameters"), rows, **LOOK)
     moved = f" that training moved, {found['frozen']:,} are frozen" if found["frozen"] else ""
-    said = f"{len(rows)} modules, {found['share']:.1%} of {found['parameters']:,} parameters{moved}"
+    said = f"{many(len(rows), 'module')}, {found['share']:.1%} of {found['parameters']:,} parameters{moved}"
     say(f"\n--modules {found['selector']}: {said}", "bold")
     if found["left_out"]:
         say("left out: " + ", ".join(f"{kind} {share:.1%}" for kind, share in found["left_out"].items()))
-    chosen = (f"{name} {entry['share']:.1%} ({entry['modules']} modules)" for name, entry in found["selectors"].items())
+    chosen = (f"{name} {entry['share']:.1%} ({many(entry['modules'], 'module')})" for name, entry in found["selectors"].items())
     say("selectors: " + ", ".join(chosen))

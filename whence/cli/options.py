@@ -50,6 +50,8 @@ Where = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+QUIET = "No progress, notes or warnings."
+Quiet = Annotated[bool, typer.Option("--quiet", help=QUIET)]
 QUERY_COLUMNS = "The columns of the queries."
 
 
@@ -64,7 +66,7 @@ class Session(Section):
 
     rerun: bool = setting(False, "Move a folder made from something else aside and start again.")
     as_json: bool = setting(False, "Print one JSON document.", "--json")
-    quiet: bool = setting(False, "No progress, notes or warnings.", "--quiet")
+    quiet: bool = setting(False, QUIET, "--quiet")
     verbose: bool = setting(False, "Also messages of the libraries underneath.", "--verbose", "-v")
 
 
@@ -80,18 +82,31 @@ class OfTrainer(Section):
     )
 
 
+def says_itself(run: str) -> bool:
+    """Whether a folder, or a file of settings, says which model and data it belongs to."""
+    from whence.opened import OPENED, is_settings
+    from whence.train.reading import record_of
+
+    folder = Path(run).expanduser()
+    said = is_settings(folder) or any((folder / name).is_file() for name in (OPENED, "whence.yaml"))
+    return said or record_of(folder) is not None
+
+
 def require_run(path: Path) -> None:
     """Raise UsageError unless it is the folder of a run."""
     if not (path / "whence.yaml").is_file():
         raise UsageError(f"{path} is not a run.", accepted="a folder that whence run made", fix="whence run whence.yaml")
 
 
-def refuse_both(through: Path | None, model: str | None, data: str, allowed: Iterable[str]) -> None:
-    """Raise UsageError where there are no model and data, or a file of stages beside what it says of each."""
+def refuse_both(through: Path | None, model: str | None, data: str, allowed: Iterable[str], *, beside: str = "") -> None:
+    """Raise UsageError where there are no model and data, or a file of stages beside what it says of each.
+
+    `beside` is what else is accepted.
+    """
     if through is None and not (model and data):
         raise UsageError(
             f"There is no {'--data' if model else 'MODEL'}.",
-            accepted="MODEL --data DATA, or --through FILE for several trainings in a row",
+            accepted=f"MODEL --data DATA, {beside}or --through FILE for several trainings in a row",
         )
     own = sorted(said() - {"through", *allowed})
     if through is not None and own:

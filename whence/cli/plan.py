@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Annotated, Any
 
 import typer
@@ -30,7 +29,13 @@ class Budget(Section):
 
 def plan(
     *,
-    model: options.ModelOrNone = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Hub id, folder of a model or of a LoRA adapter; or a RUN, by its folder or whence.yaml, without --data.",
+        ),
+    ] = None,
     through: options.Through = None,
     budget: Budget,
     settings: Annotated[Fit, Without("until", "statistics", "check")],
@@ -43,12 +48,13 @@ def plan(
 ) -> None:
     """Estimate memory, disk and time of whence fit and whence score, before anything is spent.
 
-    Only the config of the model is read. The data is tokenised; beyond 20,000 rows, a sample of it. The exit code is
-    3 where nothing fits. GB are 10^9 bytes.
+    Only the config of the model is read. The data is tokenised; beyond 20,000 rows, a sample of it. A run is planned with its
+    own settings where no others are given. The exit code is 3 where nothing fits. GB are 10^9 bytes.
 
     \b
     Examples
       whence plan gpt2 --data train.jsonl
+      whence plan runs/a
       whence plan ./model --data train.jsonl --queries prompts.json --memory 24GB
       whence plan ./model --data train.jsonl --index --bytes 2
       whence plan ./model --data train.jsonl --modules all --examples 4000 --why
@@ -60,35 +66,49 @@ def plan(
     from whence.loading import located
     from whence.planning.through import StagedPlan
     from whence.run import Run
+    from whence.run import open as open_run
     from whence.train.reading import READING
 
     shared = {field.name for section in (Budget, Session) for field in settings_of(section)} | {"rank"}
-    options.refuse_both(through, model, path, shared - {"index"})
+    own = through is None and model is not None and not path and options.says_itself(model)
+    if not own:
+        options.refuse_both(through, model, path, shared - {"index"}, beside="RUN alone, ")
     with start(session):
         queries: Any = budget.queries
         queries = int(queries) if queries.isdecimal() else load_data(queries, columns=budget.query_columns)
         memory = None if budget.memory is None else bytes_of("--memory", budget.memory)
         disk = None if budget.disk is None else bytes_of("--disk", budget.disk)
 
-        def planned(name: str, weights: Weights, data: Data, fit: Fit, known: Collection[str]) -> Any:
-            return Run(name, data, weights, said=known).plan(
+        def planned(run: Run, fit: Fit, rank: Any = scoring.rank) -> Any:
+            return run.plan(
                 fit,
                 queries=queries,
                 memory=memory,
                 disk=disk,
                 calibrate=budget.calibrate,
-                rank=None if scoring.rank == "full" else scoring.rank,
+                rank=None if rank == "full" else rank,
                 index=indexing if budget.index else None,
             )
 
-        if through is None:
+        if own:
+            run = open_run(model, **options.reading_said(data, weights))
+            if run.resolved is not None and run.resolved.config.stages:
+                raise UsageError(
+                    f"{model} has several trainings in a row.",
+                    accepted="a run of one training",
+                    fix="whence plan --through FILE, see whence config schema --stages",
+                )
+            given = {field.name: getattr(settings, field.name) for field in settings_of(Fit) if field.name in said()}
+            rank = scoring.rank if "rank" in said() else run.scoring.rank
+            made = planned(run, run.fitting.changed(**given), rank)
+        elif through is None:
             assert model is not None
-            made = planned(model, weights, data, settings, said())
+            made = planned(Run(model, data, weights, said=said()), settings)
         else:
             checked = read_stages(through)
             stages = {name: located(name, checked) for name in checked.config.stages}
             plans = {
-                name: planned(stage.model, stage.part(Weights), data, stage.fit, READING)
+                name: planned(Run(stage.model, data, stage.part(Weights), said=READING), stage.fit)
                 for name, (stage, data) in stages.items()
             }
             made = StagedPlan.of(plans, {name for name, (stage, _) in stages.items() if stage.factors})

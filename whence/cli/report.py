@@ -9,6 +9,7 @@ import typer
 
 from whence.cli.from_settings import Without
 from whence.cli.options import Session
+from whence.show.numbers import many
 
 
 def report(
@@ -59,5 +60,5 @@ def report(
         about = {"queries": len(made.queries), "rows": made.rows, "bytes": size}
         print_json({"report": str(folder), "unit": made.unit, **about, "files": [str(file) for file in files]})
         return
-    say(f"{folder / 'report.html'}: {len(made.queries)} queries, {size / 1000:,.0f} kB, one file")
-    say(f"also there: report.md, queries/, curves/ ({len(files)} files)")
+    say(f"{folder / 'report.html'}: {many(len(made.queries), 'query', 'queries')}, {size / 1000:,.0f} kB, one file")
+    say(f"also there: report.md, queries/, curves/ ({many(len(files), 'file')})")

@@ -51,10 +51,9 @@ def serve(
     """
     from whence.errors import UsageError
     from whence.escapes import command
-    from whence.opened import OPENED, is_model
+    from whence.opened import is_model
     from whence.serve import Opening
     from whence.serve.guard import LOCAL
-    from whence.train.reading import record_of
 
     if host not in LOCAL and reachable_by != WIDE:
         raise UsageError(
@@ -64,8 +63,7 @@ def serve(
     if not path and not Path(run).expanduser().exists():
         raise UsageError(f"There is no {run}.", accepted="a folder of a run, a whence.yaml, or a model with --data")
     opening = Opening.of(run, path or None, str(out) if out is not None else None, options.reading_said(data, weights))
-    said = any((Path(run).expanduser() / name).is_file() for name in (OPENED, "whence.yaml")) or record_of(run)
-    if opening.data is None and opening.file is None and not said:
+    if opening.data is None and not options.says_itself(run):
         model = is_model(run)
         raise UsageError(
             f"{run} does not say which {'data it was trained on' if model else 'model and data it belongs to'}.",
@@ -77,9 +75,12 @@ def serve(
 
 def open_page(opening: Opening, port: int = 7788, host: str = "127.0.0.1", *, at: str = "", browser: bool = True) -> None:
     """Serve a run, and open it in a browser, until Ctrl-C; `at` is what the page shows first, see `whence.serve.serve`."""
+    import os
     import webbrowser
 
     from whence.cli.console import say
     from whence.serve import serve
 
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read on import, which the server's thread and its jobs do
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     serve(opening, port, host, at=at, said=say, opened=webbrowser.open if browser else lambda address: None)

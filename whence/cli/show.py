@@ -10,6 +10,7 @@ import typer
 
 from whence.cli import options
 from whence.errors import StaleArtifact, UsageError
+from whence.show.numbers import many
 
 if TYPE_CHECKING:
     from whence.cli.ranking import Ranking
@@ -283,7 +284,7 @@ def display_stages(
     for line in unshared_lines(staged.table):
         say(line, "dim")
     for name, ranking in rankings.items():
-        say(f"{name}: by {ranking.scores.made_by}; {ranking.scores.shape[1]:,} rows scored", "dim")
+        say(f"{name}: by {ranking.scores.made_by}; {many(ranking.scores.shape[1], 'row')} scored", "dim")
     for line in last.doubts():
         say(line, "dim")
 
@@ -300,7 +301,7 @@ def display(ranking: Ranking, numbers: list[int], *, by: str | None = None, toke
         _head(ranking, number)
         _rows(ranking, number, by=by, tokens=tokens)
         say("")
-    say(f"by {ranking.scores.made_by}; {ranking.scores.shape[1]:,} rows scored", "dim")
+    say(f"by {ranking.scores.made_by}; {many(ranking.scores.shape[1], 'row')} scored", "dim")
     for line in ranking.doubts():
         say(line, "dim")
 

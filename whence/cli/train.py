@@ -11,6 +11,7 @@ from whence.cli.from_settings import Without
 from whence.cli.options import Seed, Session
 from whence.errors import UsageError
 from whence.settings import Data, Format, Lora, Normalise, Section, Train, Weights, setting
+from whence.show.numbers import many
 
 
 class Adapter(Lora):
@@ -96,7 +97,8 @@ def _show(trained: Any, data: Data) -> None:
     from whence.escapes import command
 
     about, losses = trained.about, trained.about["loss"]
-    say(f"{trained.model}: {about['steps']:,} steps on {about['rows']['train']:,} rows, {about['epochs']:.3g} epochs")
+    work = f"{many(about['steps'], 'step')} on {many(about['rows']['train'], 'row')}"
+    say(f"{trained.model}: {work}, {about['epochs']:.3g} epochs")
     for part, name in (("train", "rows trained on"), ("evaluation", "rows held out")):
         if losses["after"][part] is not None:
             say(f"loss on {name}: {losses['before'][part]:.3f} -> {losses['after'][part]:.3f} nats per token")

@@ -9,6 +9,7 @@ import typer
 
 from whence.cli.from_settings import Only
 from whence.cli.options import Session
+from whence.show.numbers import many
 
 
 def verify(
@@ -47,11 +48,11 @@ def verify(
         ]
         print_table(("record", "files", "MB", "damaged"), rows)
         for what, paths in (
-            ("are not listed in any record", found.unlisted),
-            ("have no digest (an older version wrote them): only their sizes were compared", by_size),
+            ("not listed in any record", found.unlisted),
+            ("without a digest (an older version wrote none), compared by size only", by_size),
         ):
             if paths:
-                say(f"{len(paths):,} files {what}: {', '.join(map(str, paths[:3]))}{' ...' if len(paths) > 3 else ''}")
+                say(f"{many(len(paths), 'file')} {what}: {', '.join(map(str, paths[:3]))}{' ...' if len(paths) > 3 else ''}")
     refuse_faults(folder, found.faults)
     if not session.as_json:
-        say(f"{len(found.files):,} files are unchanged since they were written")
+        say(f"{many(len(found.files), 'file')} unchanged since written")

@@ -109,7 +109,7 @@ def open_factors(path: str | Path) -> Curvature:
 def load_curvature(folder: Folder | Memory, about: dict[str, Any]) -> Curvature:
     """Put the blocks together from a folder's shards; the identity has none. Bases of shared inputs are one tensor."""
     provenance = folder.provenance if isinstance(folder, Folder) else {}
-    label = f"{about['method']} on {about['examples']} examples"
+    label = f"{about['method']} on {about['examples']} {'example' if about['examples'] == 1 else 'examples'}"
     if method_named(about["method"]).eigenvalues == "one":
         return Curvature(Identity(about["modules"], label), about, provenance)
     blocks: dict[str, EigenBlock] = {}

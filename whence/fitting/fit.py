@@ -32,6 +32,7 @@ from whence.errors import CoverageError, NumericalError, UsageError, WhenceWarni
 from whence.fitting.covariance import Covariance, decompose, kronecker_eigenvalues, levelled, null_spaces, rotations
 from whence.fitting.curvature import Curvature, load_curvature
 from whence.fitting.eigenvalues import Eigenvalues
+from whence.fitting.files import most_bytes
 from whence.fitting.methods import Method, method_named
 from whence.operators.eigen import EigenBlock
 from whence.precision import multiplying
@@ -107,6 +108,7 @@ def fit(
         if isinstance(folder, Folder) and folder.finished:
             note(f"{folder.path} is finished and unchanged: nothing to compute")
             return load_curvature(folder, folder.manifest["about"])
+        folder.warn_if_no_room(most_bytes(coverage.sites, settings, point.sums.itemsize))
         if settings.check:
             check_rows(folder, point, coverage.sites)
         if settings.labels == "model" and labels_drawn(point, coverage.sites, settings.check) == "data":

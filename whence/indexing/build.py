@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -25,11 +25,14 @@ from whence.errors import TruncatedQueryError, UsageError
 from whence.fitting.curvature import Curvature
 from whence.indexing.directions import (
     HELD_OUT_BYTES,
+    HELD_OUT_KEPT,
     HELD_OUT_RANK,
+    KEPT,
     Directions,
     Whitened,
     affordable,
     make_directions,
+    numbers,
     open_directions,
     settled,
     settled_held_out,
@@ -45,7 +48,7 @@ from whence.store.digest import fingerprint_code, plain
 from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder, within
 from whence.store.memory import Memory, work
-from whence.store.scores import describe_rows
+from whence.store.scores import describe_rows, texts_bytes
 from whence.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -223,6 +226,8 @@ def add_rows(
     with work(home.path / f"{ADDED}-{len(earlier):04d}", provenance) as folder:
         assert isinstance(folder, Folder)
         saved = ByChunk(data_chunks(usable, examples.sizes, chunks), folder, ROWS)
+        codes = len(usable) * Layout(*(index.about[part] for part in Layout._fields)).row_bytes
+        folder.warn_if_no_room(codes + texts_bytes(examples.rows))
         directions = open_directions(home, index.about["signs"], index.about["seed"])
         with multiplying(index.about["products"], point.device):
             code_rows(saved, point, sites, directions, operator)
@@ -273,6 +278,9 @@ def _write_rows(
     precision = settings.precision
     inverse = curvature.inverse(DAMPING) if curvature else None
     products = dist.on_first(settle_products, folder, precision, point, sites, point.examples.usable, inverse)
+    maps = 8 * (settings.dim or DIM) * sum(sum(site.shape) for site in sites.values()) if curvature else 0
+    texts, usable = texts_bytes(point.examples.rows), len(point.examples.usable)
+    folder.warn_if_no_room(rows_bytes(usable, sites.values(), settings) + maps + texts)
     projection = random_projection({name: site.shape for name, site in sites.items()}, settings.dim or DIM, settings.seed)
     if isinstance(inverse, BlockDiagonal):
         projection, queries = in_eigenbasis(projection, inverse)
@@ -305,6 +313,8 @@ def _write_landmarks(
     if found.held_out < (wanted := held_out(len(asked))):
         fewer = f"recall is measured with {found.held_out} questions instead of {wanted}"
         note(f"{fewer}: more would take over {HELD_OUT_BYTES / 2**30:.1f} GiB at rank {HELD_OUT_RANK}")
+    codes, texts = len(usable) * found.row_bytes, texts_bytes(point.examples.rows)
+    folder.warn_if_no_room(codes + found.questions_bytes(settings.rank, sites) + texts)
     with multiplying("float32", point.device):
         directions = make_directions(
             folder, point, sites, asked, found.landmarks, found.held_out, operator, found.signs, settings.rank, settings.seed
@@ -348,6 +358,17 @@ class Layout(NamedTuple):
     signs: int
     held_out: int
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's codes, signs and scales, its norm and place, and its influence on the questions held out."""
+        return self.landmarks + self.signs // 8 + 4 * (self.held_out + 3) + 8
+
+    def questions_bytes(self, rank: int | str, sites: Mapping[str, Site]) -> int:
+        """Bytes of the gradients of all questions; `rank` is that of the settings."""
+        whole = numbers(sites, settled(rank, self.landmarks, sites)) * KEPT.itemsize
+        held_out = numbers(sites, settled_held_out(rank, self.held_out, sites)) * HELD_OUT_KEPT.itemsize
+        return self.landmarks * whole + self.held_out * held_out
+
 
 def layout(settings: Settings, questions: int, sites: Mapping[str, Site]) -> Layout:
     """That of an index with this many different questions."""
@@ -355,6 +376,14 @@ def layout(settings: Settings, questions: int, sites: Mapping[str, Site]) -> Lay
     landmarks = questions - spared
     signs = 64 * ((int(1024 * settings.bytes) - SCALES - landmarks) // 8)
     return Layout(landmarks, signs, affordable(settings.rank, spared, sites))
+
+
+def rows_bytes(rows: int, sites: Collection[Site], settings: Settings) -> int:
+    """Bytes of the rows of an index of projections: their numbers, their scales, a norm and a place."""
+    widths = [min(side, settings.dim or DIM) for site in sites for side in site.shape]
+    codes = sum(out * into for out, into in zip(widths[::2], widths[1::2], strict=True))
+    each, scales = {"int8": (1, len(sites)), "float16": (2, 1), "float32": (4, 1)}[settings.kept]
+    return rows * (each * codes + 4 * scales + 4 + 8)
 
 
 def most_questions(settings: Settings) -> int:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from whence.errors import CoverageError, DoesNotFit, UsageError
 from whence.escapes import command
 from whence.pipeline.stages import Stage
+from whence.show.numbers import size
 
 if TYPE_CHECKING:
     from whence.config import Config
     from whence.pipeline.work import Workshop
 
 NUMBER = 4
-"""Bytes of a number in checkpoints and factors."""
+"""Bytes of a number in checkpoints."""
 
 COPIES = 3
 """Of each trained weight in a checkpoint: itself, and the two moments of Adam."""
@@ -56,8 +57,6 @@ def check_inputs(shop: Workshop, stages: Sequence[Stage]) -> None:
     names = {stage.name for stage in stages}
     if "generate" in names or ("score" in names and shop.config.score.queries == "prompts"):
         shop.prompts  # noqa: B018
-    from whence.planning.plan import size
-
     needed = _bytes(shop, names)
     for training, run in list(shop.trainings.items())[:-1]:
         own = {name.removeprefix(f"{training}/") for name in names}
@@ -79,6 +78,7 @@ def _missing(packages: Mapping[str, str]) -> list[str]:
 def _bytes(shop: Workshop, names: set[str]) -> dict[str, float]:
     """What the large stages write at most, from the shapes of the model alone."""
     from whence.coverage import cover
+    from whence.fitting.files import most_bytes
     from whence.planning.blank import blank_model
 
     model, chosen, place = shop.config.model, shop.config.train, shop.place
@@ -90,8 +90,7 @@ def _bytes(shop: Workshop, names: set[str]) -> dict[str, float]:
     if "train" in names and chosen is not None and chosen.lora is None:
         checkpoints = 1 if chosen.keep is None else chosen.keep + 1
         found["train"] = weights * (1 + COPIES * checkpoints)
-    if "fit" in names and shop.config.fit.method in ("kfac", "ekfac", "shampoo"):
+    if "fit" in names:
         with contextlib.suppress(CoverageError):  # an adapter's modules, which training will make
-            sites = cover(blank, shop.config.fit.modules or "mlp").sites.values()
-            found["fit"] = NUMBER * sum(out * into + out**2 for out, into in (site.shape for site in sites))
+            found["fit"] = most_bytes(cover(blank, shop.config.fit.modules or "mlp").sites, shop.config.fit)
     return found

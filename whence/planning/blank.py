@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from whence.models import auto_class, base_of, is_adapter, load_tokenizer, locate, not_loadable, tokenizer_home
+from whence.settings import Lora
+from whence.tasks.base import Task
 
 
 def blank_model(name: str, dtype: str | torch.dtype = "auto", adapter: str | None = None) -> nn.Module:
@@ -31,6 +33,14 @@ def _adapted(model: Any, adapter: str) -> nn.Module:
     from peft import PeftConfig, get_peft_model
 
     return get_peft_model(model, PeftConfig.from_pretrained(locate(adapter)))
+
+
+def blank_adapter(model: nn.Module, task: Task, lora: Lora | None) -> nn.Module:
+    """A model without its weights, with the adapter that `whence train` would put on it."""
+    from whence.train.finetune import adapted
+
+    with torch.device("meta"):
+        return adapted(model, task, lora).eval()
 
 
 def tokenizer_of(name: str) -> Any:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 
 from whence.errors import DoesNotFit
-from whence.planning.plan import Plan, Settings, duration, options, size
+from whence.planning.plan import Plan, Settings, duration, options
+from whence.show.numbers import size
 
 MARGIN = 1.1
 """A plan counts as fitting when this many times its memory fits: predictions are off by some percent."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whence.coverage import Site
 from whence.fitting import Curvature
-from whence.indexing.build import DIM
+from whence.indexing.build import rows_bytes
 from whence.planning.work import Data
 from whence.settings import Index
 from whence.store.compact import compact_bytes
@@ -46,18 +46,10 @@ def of_scores(data: Data, queries: Sequence[Any]) -> int:
     return numbers + of_texts(data) + _written(pandas.DataFrame(asked)) + MANIFESTS
 
 
-def of_rows(examples: int, sites: Collection[Site], settings: Index) -> int:
-    """Bytes of the rows of an index: their numbers, their scales, a norm and a place."""
-    widths = [min(side, settings.dim or DIM) for site in sites for side in site.shape]
-    numbers = sum(out * into for out, into in zip(widths[::2], widths[1::2], strict=True))
-    each, scales = {"int8": (1, len(sites)), "float16": (2, 1), "float32": (4, 1)}[settings.kept]
-    return examples * (each * numbers + 4 * scales + 4 + 8)
-
-
 def of_index(data: Data, sites: Collection[Site], settings: Index) -> int:
     """Bytes of the folder of an index: its rows, and the table of their texts."""
     names = PER_MODULE * len(sites) // 5
-    return of_rows(data.usable, sites, settings) + of_texts(data) + MANIFESTS // 2 + names
+    return rows_bytes(data.usable, sites, settings) + of_texts(data) + MANIFESTS // 2 + names
 
 
 def of_texts(data: Data) -> int:

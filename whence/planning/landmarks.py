@@ -78,12 +78,6 @@ class Landmarks:
         return f"{size:,} bytes a row: {self.layout.landmarks:,} landmarks{low}, {self.layout.signs:,} signs{held_out}"
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of a row's codes, signs and scales, its norm and place, and its influence on the questions held out."""
-        landmarks, signs, held_out = self.layout
-        return landmarks + signs // 8 + 4 * (held_out + 3) + 8
-
-    @property
     def question_bytes(self) -> int:
         """Bytes of the gradients of a landmark."""
         return numbers(self.sites, self.rank) * KEPT.itemsize
@@ -91,18 +85,18 @@ class Landmarks:
     @property
     def questions_bytes(self) -> int:
         """Bytes of the gradients of all questions."""
-        held_out = numbers(self.sites, self.held_out_rank) * HELD_OUT_KEPT.itemsize
-        return self.layout.landmarks * self.question_bytes + self.layout.held_out * held_out
+        return self.layout.questions_bytes(self.settings.rank, self.sites)
 
     def disk(self, data: Data) -> int:
         """Bytes of the folder."""
         places = self.layout.held_out * min(DEPTHS[-1], data.usable) * (2 + len(str(data.usable)))
         names = files.PER_MODULE * len(self.sites) // 2
-        return data.usable * self.row_bytes + self.questions_bytes + files.of_texts(data) + places + files.MANIFESTS + names
+        rows = data.usable * self.layout.row_bytes + files.of_texts(data)
+        return rows + self.questions_bytes + places + files.MANIFESTS + names
 
     def measuring_bytes(self, rows: int) -> int:
         """Bytes held when recall is measured, beside the directions: all rows, and what scans say of them."""
-        return rows * (self.row_bytes + MEASURED_BYTES * self.layout.held_out)
+        return rows * (self.layout.row_bytes + MEASURED_BYTES * self.layout.held_out)
 
     @property
     def answer_steps(self) -> int:

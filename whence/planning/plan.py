@@ -11,6 +11,7 @@ from whence.cost import Choice
 from whence.escapes import command
 from whence.settings import Fit
 from whence.show.markup import facts, framed, line, table
+from whence.show.numbers import many, size
 
 SURE = {"batches": (0.8, 1.3), "rates": (0.6, 1.7), "assumed": (0.3, 3.0)}
 """How far the seconds may be off, as factors: with real batches, with this machine's rates, with those of a usual machine."""
@@ -180,11 +181,11 @@ class Plan:
         model, data = self.model, self.data
         sampled = f" (lengths from a sample of {data['tokenised']:,})" if data["tokenised"] < data["rows"] else ""
         measured = f", eigenvalues from {data['measured']:,}" if data["measured"] else ""
-        factors = f"factors from {data['fitted']:,} rows{measured}; {data['queries']} queries"
+        factors = f"factors from {many(data['fitted'], 'row')}{measured}; {many(data['queries'], 'query', 'queries')}"
         parameters = f"{model['parameters'] / 1e6:,.4g} M parameters, {model['format']}"
         return [
             f"model    {model['name']}  {model['kind']}, {parameters}, on {self.device}",
-            f"data     {data['rows']:,} rows, {data['tokens']:,} tokens{sampled}; {factors}",
+            f"data     {many(data['rows'], 'row')}, {many(data['tokens'], 'token')}{sampled}; {factors}",
             f"modules  {self.coverage}",
         ]
 
@@ -225,14 +226,6 @@ class Plan:
             for kind, choices in self.choices.items()
             for line in (kind, *(f"  {purpose:<12}{choice}" for purpose, choice in choices))
         ]
-
-
-def size(count: float) -> str:
-    """Bytes in GB (10^9), MB or kB."""
-    for unit, least, digits in (("GB", 1e9, 1), ("MB", 1e6, 0)):
-        if count >= 0.9995 * least:
-            return f"{count / least:.{digits}f} {unit}"
-    return f"{count / 1e3:.0f} kB"
 
 
 def duration(seconds: float) -> str:

@@ -27,7 +27,7 @@ from whence.errors import UsageError
 from whence.fitting import Curvature, fit
 from whence.gradients import Dense
 from whence.indexing import build_index
-from whence.indexing.build import DIM, kind_of, operator_of
+from whence.indexing.build import DIM, kind_of, operator_of, rows_bytes
 from whence.planning import files, work
 from whence.planning.blank import blank_model
 from whence.planning.budget import fitting
@@ -41,6 +41,7 @@ from whence.progress import stage
 from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
 from whence.settings import Amount, Count, Fit, Index, valid
+from whence.show.numbers import many
 from whence.tasks.base import Task
 from whence.tasks.forward import borrowed
 
@@ -216,9 +217,10 @@ class _Evaluation:
             seconds |= self._seconds("index", index_pass, built, rehearsal)
             indexed = built[index_pass.largest]
             written["index"] = files.of_index(data, self.indexed.values(), planner.index)
+        asked = many(len(planner.queries), "query", "queries")
         notes = {
             "eigenvectors": f"{'float64' if self.products['fit'] == 'float32' else 'float32'}, one matrix at a time",
-            "queries": f"{len(planner.queries)} queries, {'full rank' if self.rank is None else f'rank {self.rank}'}",
+            "queries": f"{asked}, {'full rank' if self.rank is None else f'rank {self.rank}'}",
         }
         if self.landmarks:
             notes["index"], notes["questions"] = str(self.landmarks), f"{self.landmarks.prompts} answers of the model"
@@ -356,7 +358,7 @@ class _Evaluation:
             given = {"precision": precision, "batch_tokens": math.prod(shape), "modules": tuple(self.indexed)}
             work = lambda model, task: build_index(model, task, rows, settings, **given)  # noqa: E731
             seen, _ = rehearsal.run(work, planner.machine(precision.products), "index")
-            more = 2 * files.of_rows(passed.examples, self.indexed.values(), settings) // settings.chunks  # filed, and stacked
+            more = 2 * rows_bytes(passed.examples, self.indexed.values(), settings) // settings.chunks  # filed, and stacked
             held = seen["index"]
             planner.indices[key] = {"index": held._replace(peak=held.peak._replace(all=held.peak.all + more))}
         return planner.indices[key]
@@ -392,7 +394,7 @@ class _Evaluation:
         seconds |= self._seconds("index", coded, {shape: {"index": seen["index"]} for shape, seen in coding.items()}, rehearsal)
         gradients, codes = asking[asked.largest]["landmarks"], coding[coded.largest]["index"]
         more = landmarks.questions_bytes - len(asked.rows_of(asked.largest)) * landmarks.question_bytes
-        filed = 2 * coded.examples * landmarks.row_bytes // landmarks.settings.chunks  # and stacked
+        filed = 2 * coded.examples * landmarks.layout.row_bytes // landmarks.settings.chunks  # and stacked
         most = max(codes.peak.all + filed, once.kept.all + landmarks.measuring_bytes(coded.examples))
         held = {
             "landmarks": gradients._replace(peak=gradients.peak._replace(all=gradients.peak.all + more)),

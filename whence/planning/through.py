@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from whence.planning.plan import Plan, duration, size
+from whence.planning.plan import Plan, duration
+from whence.show.numbers import size
 
 FITTED = ("covariance", "eigenvectors", "eigenvalues")
 

@@ -17,6 +17,7 @@ from whence.linalg.stats import spearman
 from whence.plots.scores import score_curve, score_histogram
 from whence.report import words
 from whence.report.model import Check, Grid, Overlap, Part, Query, Report, Row, Statistics
+from whence.show.numbers import many
 from whence.show.tokens import merge_special, shown_once, unpredicted, unread
 from whence.store.digest import canonical_json
 from whence.store.scores import Scores
@@ -393,7 +394,7 @@ def _checks(scores: Scores, queries: Sequence[Query], health: Mapping[str, Any],
     result = None
     if ranks:
         first = sum(rank == 1 for rank in ranks)
-        result = f"{len(ranks)} of {len(queries)} questions are verbatim training rows; {first} of them rank first"
+        result = f"verbatim training rows: {len(ranks)} of {many(len(queries), 'question')}; {first} at rank 1"
         result += "" if first == len(ranks) else f" (ranks {', '.join(map(str, ranks))})"
     if "self-retrieval" in given:
         result = given["self-retrieval"]
@@ -405,7 +406,7 @@ def _checks(scores: Scores, queries: Sequence[Query], health: Mapping[str, Any],
         found.append(Check("Low rank", result, "how much is lost by compressing the questions' gradients?"))
     if health.get("modules"):
         sound = sum(bool(module["sound"]) for module in health["modules"])
-        result = f"{sound} of {len(health['modules'])} modules are numerically sound"
+        result = f"numerically sound: {sound} of {many(len(health['modules']), 'module')}"
         found.append(Check("Factors", result, "are all eigenvalues finite and not negative?"))
     overlaps = [query.overlap.correlation for query in queries if query.overlap and query.overlap.correlation is not None]
     if overlaps:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 from whence.plots.scores import Curve, Histogram
-from whence.show.numbers import power_of_ten, typeset
+from whence.show.numbers import many, power_of_ten, typeset
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 34
@@ -67,14 +67,15 @@ def histogram(found: Histogram, unit: str, shown: Sequence[float] = ()) -> Marku
     if low == high:
         low, high = low - 1, low + 1
     top = math.log10(most) + 0.15
-    plot = _Plot((low, high), (2 * FOOT, max(top, 0.5)), f"Histogram of the effects of {sum(found.counts):,} rows, in {unit}")
+    rows = many(sum(found.counts), "row")
+    plot = _Plot((low, high), (2 * FOOT, max(top, 0.5)), f"Histogram of the effects of {rows}, in {unit}")
     for power in range(int(math.log10(most)) + 1):
         plot.line("grid", low, power, high, power)
         plot.beside(power, f"{10**power:,}")
     for count, first, last in zip(found.counts, found.edges, found.edges[1:], strict=False):
         if count:
             kind = "up" if (first + last) / 2 > 0 else "down"
-            said = f"{count:,} rows from {typeset(first)} to {typeset(last)}"
+            said = f"{many(count, 'row')} from {typeset(first)} to {typeset(last)}"
             plot.box(kind, first, last, FOOT, math.log10(count), said)
     plot.line("axis", low, FOOT, high, FOOT)
     if low < 0 < high:
@@ -95,7 +96,7 @@ def curve(found: Curve, unit: str) -> Markup:
     low, high = min(0.0, *found.values), max(0.0, *found.values)
     room = 0.06 * ((high - low) or 1)
     plot = _Plot(
-        (1, max(2, found.rows)), (low - room, high + room), f"Effects of {found.rows:,} rows in falling order, in {unit}"
+        (1, max(2, found.rows)), (low - room, high + room), f"Effects of {many(found.rows, 'row')} in falling order, in {unit}"
     )
     points = list(zip(found.ranks, found.values, strict=True))
     above, below = [p for p in points if p[1] > 0], [p for p in points if p[1] < 0]

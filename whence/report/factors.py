@@ -17,6 +17,7 @@ from whence.plots.style import save
 from whence.progress import note, stage
 from whence.report.html import filled
 from whence.settings import Inspect
+from whence.show.numbers import many
 from whence.store.digest import canonical_json, digest
 from whence.store.files import atomic
 from whence.store.fingerprint import fingerprint_operator
@@ -152,8 +153,8 @@ def module_facts(found: Health, sides: Sides | None, marks: dict[float, int], ab
     }
     if "method" in about:
         facts["fitted"] = (
-            f"{about['method']}, covariances over {about['examples']:,} rows ({about['positions']:,} positions), "
-            f"eigenvalues over {about['eigenvalue_examples']:,} rows, labels from the {about['labels']}"
+            f"{about['method']}, covariances over {many(about['examples'], 'row')} ({many(about['positions'], 'position')}), "
+            f"eigenvalues over {many(about['eigenvalue_examples'], 'row')}, labels from the {about['labels']}"
         )
     if found.not_finite:
         return facts | {"pictures": "none: there is nothing to draw where eigenvalues are not finite"}

@@ -158,6 +158,7 @@ def _compiled(template: str, **filters: Callable[..., Any]) -> Template:
         "percent": numbers.percent,
         "percentile": numbers.percentile,
         "times": numbers.times,
+        "many": numbers.many,
         "plain": numbers.plain_number,
         "clean": clean,
         "csp": csp,

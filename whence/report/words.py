@@ -9,7 +9,7 @@ import numpy as np
 
 from whence.escapes import visible
 from whence.filter.keywords import Keywords
-from whence.show.numbers import three_digits
+from whence.show.numbers import many, three_digits
 from whence.stages.names import PASSES
 from whence.store.scores import Scores
 from whence.store.shown import NOT_CALIBRATED as NOT_CALIBRATED
@@ -138,10 +138,11 @@ def sign(scores: Scores, number: int) -> str:
         return f"raises / lowers {what}, by {scores.made_by}, in {scores.unit}: read the order, not the size"
     if scores.about.get("normalised"):
         return f"raises / lowers: the slope of {what} per copy of the row, as {unit(scores)}"
+    per_copy = f"in {scores.unit} of the row, N = {many(scores.n_train, 'row')}"
     if scores.gain != 1.0:
         retrained = f"calibrated on {scores.about['calibration']['retrainings']} retrainings ({scores.gain:.3g} x the slope)"
-        return f"raises / lowers {what}, {retrained}, in {scores.unit} of the row, N = {scores.n_train:,} rows"
-    return f"raises / lowers: the slope of {what} at these weights, in {scores.unit} of the row, N = {scores.n_train:,} rows"
+        return f"raises / lowers {what}, {retrained}, {per_copy}"
+    return f"raises / lowers: the slope of {what} at these weights, {per_copy}"
 
 
 def measured(scores: Scores, number: int) -> str:

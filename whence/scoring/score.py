@@ -37,7 +37,7 @@ from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder
 from whence.store.memory import Memory, work
-from whence.store.scores import Scores, describe_rows, open_scores
+from whence.store.scores import Scores, describe_rows, open_scores, texts_bytes
 from whence.tasks.base import Task
 
 FULL_RANK_BYTES = 4 * 2**30
@@ -118,6 +118,7 @@ def score_points(
     with work(out, lambda: run.provenance("score", settings, asked.fingerprint), rerun=rerun) as folder:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
+        folder.warn_if_no_room(run.most_bytes(settings, len(asked)))
         if settings.check:
             check_rows(folder, of, run.rows)
             check_queries(folder, at, run.read, asked)
@@ -168,6 +169,7 @@ def self_influence_at(
     with work(out, lambda: run.provenance("self-influence", settings, ""), rerun=rerun) as folder:
         if isinstance(folder, Folder) and folder.finished:
             return _finished(folder)
+        folder.warn_if_no_room(run.most_bytes(settings, 1))
         if settings.check:
             check_rows(folder, point, run.rows)
         with run.multiplying(folder, settings.precision):
@@ -203,6 +205,16 @@ class _Score:
             return None
         note(f"{queries} query gradients would take {size / 2**30:.0f} GiB: kept at rank {AUTO_RANK} (rank=None for full)")
         return AUTO_RANK
+
+    def most_bytes(self, settings: Score, queries: int) -> int:
+        """Bytes in the folder at most: all numbers twice, as chunks and put together, and the texts of the rows."""
+        if "examples" in settings.aggregate:
+            return 0
+        train, asked = self.of.examples, 1 if "queries" in settings.aggregate else queries
+        each = asked * (1 + len(self.rows) if settings.per == "module" else 1) + len(settings.norms)
+        tokens = asked * sum(train.sizes) if settings.per == "token" else 0
+        exact = asked * len(train) if settings.rescore else 0
+        return 2 * self.of.sums.itemsize * (each * len(train) + tokens) + exact + texts_bytes(train.rows)
 
     def provenance(self, name: str, settings: Score, queries: str) -> dict[str, Any]:
         """What decides the scores; `queries` is the fingerprint of what is asked."""

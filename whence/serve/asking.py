@@ -41,6 +41,7 @@ from whence.serve.lacking import Lacking, NotThere
 from whence.serve.neighbours import STAGE, stages_of
 from whence.serve.requests import Cell, Question, WhatIf
 from whence.settings import Measured, Score
+from whence.show.numbers import many
 from whence.show.tokens import strongest
 from whence.stages import open_stages
 from whence.store.plain import plain
@@ -203,7 +204,7 @@ class Asking:
 
     def _whole(self, scores: Scores, queries: Rows, question: Question) -> Asked:
         """What was asked of all rows."""
-        said = f"all {scores.shape[1]:,} rows scored exactly"
+        said = f"all {many(scores.shape[1], 'row')} scored exactly"
         scan = {"how": "all", "rows": scores.shape[1], "exact": scores.shape[1], "recall": None, "words": said}
         return Asked(question.key, queries, scores, scan, question)
 
@@ -235,7 +236,7 @@ class Asking:
         columns = list(dict.fromkeys([*order[:first].tolist(), *order[-max(LAST, question.top) :].tolist()]))
         scanned = time.perf_counter()
         scores = score_points(point, point, queries, operator, settings.changed(n_train=index.n_train), rows=columns)
-        said = f"{len(index):,} rows estimated by the index, {len(columns):,} of them scored exactly"
+        said = f"{many(len(index), 'row')} estimated by the index, {len(columns):,} of them scored exactly"
         among = len(index) if len(columns) == len(index) else first  # of rows that are all scored none is missed
         scan = {"how": "index", "rows": len(index), "exact": len(columns), "recall": recall(index, among), "words": said}
         seconds = {"scan": scanned - began, "exact": time.perf_counter() - scanned}
@@ -589,7 +590,7 @@ class Asking:
             kept = [self._row(rows[name], found, found.values, estimates) for name in ordered if name in rows]
             ranked = (row | {"rank": sign * rank, "part": of[row["id"]]} for rank, row in enumerate(kept, 1))
             shown[side] = [decided(row, decisions) for row in ranked]
-        scope = f"{len(meant):,} rows" if found.estimates is None else f"the {len(meant):,} rows that were scored exactly"
+        scope = many(len(meant), "row") if found.estimates is None else f"{many(len(meant), 'row')} scored exactly"
         return plain({**shown, "words": f"by what goes through {asked.layer} {asked.module}, of {scope}".replace("  ", " ")})
 
     def what_if(self, found: Asked, asked: WhatIf) -> dict[str, Any]:

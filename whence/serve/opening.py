@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from whence.errors import UsageError
-from whence.opened import remembered
+from whence.opened import is_settings, remembered
 from whence.store.intact import MANIFEST
 
 if TYPE_CHECKING:
@@ -35,12 +35,7 @@ class Opening:
     def open(self) -> Run:
         """The run, with the factors that it has."""
         import whence
-        from whence.run import Run
 
-        if self.file is not None:
-            from whence.config import read_config
-
-            return Run.of(read_config(self.file))
         given: dict[str, Any] = {"data": self.data, "out": self.out, **self.settings}
         run = whence.open(self.model, **given)
         if run.out is None:
@@ -58,8 +53,7 @@ class Opening:
     @property
     def file(self) -> Path | None:
         """The `whence.yaml`, if it is one."""
-        path = Path(self.model)
-        return path if path.suffix in (".yaml", ".yml") and path.is_file() else None
+        return Path(self.model) if is_settings(self.model) else None
 
     @property
     def words(self) -> list[str]:

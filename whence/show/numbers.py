@@ -47,6 +47,19 @@ def plain_number(value: Any) -> str:
         return str(value)
 
 
+def size(count: float) -> str:
+    """Bytes in GB (10^9), MB or kB."""
+    for unit, least, digits in (("GB", 1e9, 1), ("MB", 1e6, 0)):
+        if count >= 0.9995 * least:
+            return f"{count / least:.{digits}f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def many(count: int, one: str, more: str = "") -> str:
+    """A number of things: 1 row, 1,200 rows."""
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
 def times(value: float) -> str:
     """A factor: 1.4 ×, 27 ×, 1,200 ×."""
     return f"{value:,.2g} ×" if value < 10 else f"{value:,.0f} ×"

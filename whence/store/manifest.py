@@ -33,6 +33,7 @@ from whence import dist
 from whence.errors import StaleArtifact, UsageError, WhenceError
 from whence.progress import note
 from whence.shortage import shortage, shortages
+from whence.show.numbers import size
 from whence.store.digest import canonical_json, digest, plain
 from whence.store.files import aside, atomic, locked, take_lock, temporary_for
 from whence.store.intact import (
@@ -207,6 +208,17 @@ class Folder:
     def finished(self) -> bool:
         """Whether the manifest is written: nothing is left to do, and nothing will change any more."""
         return (self.path / MANIFEST).exists()
+
+    @_by_first
+    def warn_if_no_room(self, most: int) -> None:
+        """Note that the disk may not hold the `most` bytes that will be written; the shards that are there count."""
+        left = most - sum(file.stat().st_size for file in self.path.rglob("*.safetensors"))
+        free = shutil.disk_usage(self.path).free
+        if left > free:
+            note(
+                f"warning: {self.provenance['stage']} may write up to {size(left)} to {self.path}, where {size(free)} "
+                "are free: it stops where the disk is full, and resumes once there is room [WHENCE-13]"
+            )
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def finetune(
         prepared = _prepare(model, task, rows, settings, seed, folder)
         work = replace(prepared, written_as=dict(written_as or {}))
         with _without_bars(), _borrowed(model), _seeded(seed, next(model.parameters()).device):
-            _train(_adapted(model, task, settings.lora), work)
+            _train(adapted(model, task, settings.lora), work)
     return folder.path / MODEL
 
 
@@ -318,7 +318,7 @@ def _reading(task: Task) -> dict[str, Any]:
     return found
 
 
-def _adapted(model: nn.Module, task: Task, lora: Lora | None) -> nn.Module:
+def adapted(model: nn.Module, task: Task, lora: Lora | None) -> nn.Module:
     """The model, or an adapter on it whose weights are the only ones to be trained."""
     if lora is None:
         return model
@@ -335,7 +335,7 @@ def _adapted(model: nn.Module, task: Task, lora: Lora | None) -> nn.Module:
         task_type=kind,
     )
     try:
-        adapted = get_peft_model(model, settings)  # type: ignore[arg-type]
+        found = get_peft_model(model, settings)  # type: ignore[arg-type]
     except ValueError as error:
         raise UsageError(
             "No adapter can be put on this model.",
@@ -347,7 +347,7 @@ def _adapted(model: nn.Module, task: Task, lora: Lora | None) -> nn.Module:
         settings.base_model_name_or_path = str(base.resolve())  # so that it is found from anywhere
     elif not settings.base_model_name_or_path:
         note("the base model was not loaded from anywhere: load the adapter with load_model(BASE, adapter=...)")
-    return adapted
+    return found
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from whence.linalg.stats import spearman, spread, top_overlap
 from whence.operators import Identity, Operator
 from whence.precision import EXACT
 from whence.scoring import score
+from whence.show.numbers import many
 from whence.store.files import write_json
 from whence.store.intact import read_json
 from whence.store.scores import Scores, row_text
@@ -116,9 +117,14 @@ def _checks(about: Mapping[str, Any]) -> dict[str, str]:
     """Results by name."""
     ranks, seeds = about["ranks"], about["seeds"]
     looked = "" if about["rows"] == about["of_rows"] else f"; {about['rows']:,} of {about['of_rows']:,} rows checked"
-    copies = f"{ranks.count(1)} of {len(ranks)} copies of a question rank first"
-    copies += "" if ranks.count(1) == len(ranks) else f" (ranks {', '.join(map(str, ranks))})"
-    found = {"self-retrieval": f"{copies}; {sum(about['signs'])} have the right sign"}
+    if len(ranks) == 1:
+        first = "first" if ranks == [1] else f"{ranks[0]:,}"
+        copies = f"a copy of the question ranks {first} and has the {'right' if about['signs'][0] else 'wrong'} sign"
+    else:
+        copies = f"{ranks.count(1)} of {len(ranks)} copies of a question rank first"
+        copies += "" if ranks.count(1) == len(ranks) else f" (ranks {', '.join(map(str, ranks))})"
+        copies += f"; {sum(about['signs'])} have the right sign"
+    found = {"self-retrieval": copies}
     if about["dampings"]:
         found["damping"] = "; ".join(f"{each['what']}: {_stable(each)}" for each in about["dampings"]) + looked
     if seeds:
@@ -333,7 +339,7 @@ class _Checker:
             base = self._score(whole @ Identity(other.names)).raw
             part = f", {len(other.names)} of {len(whole.names)} modules"
         found = self._stability("factors of another seed", base, self._score(other).raw)
-        return found, f"fitted again on {len(rows):,} rows with seed {seed}{part}"
+        return found, f"fitted again on {many(len(rows), 'row')} with seed {seed}{part}"
 
     def _affordable(self) -> list[str]:
         """Modules, spread evenly, whose eigenvectors take seconds; all if they do."""

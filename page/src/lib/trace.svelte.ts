@@ -3,7 +3,7 @@
 import { api, shared, troubleOf } from "./api";
 import { app, rename, say } from "./app.svelte";
 import { scaleOf } from "./tokens";
-import { count } from "./words";
+import { count, many } from "./words";
 import type { AnswerToken, Asked, AskedEntry, ByCell, Grid, Job, Pair, Row, Trouble } from "./types";
 
 export const trace = $state({
@@ -94,7 +94,7 @@ async function find(span: [number, number] | null, signal: AbortSignal): Promise
   trace.span = span;
   show(await api.ask(question(), signal));
   rename("trace", trace.asked!.key);
-  say(`${trace.asked!.verdict.words} ${count(trace.asked!.query.raises.length)} rows that raise it are listed.`);
+  say(`${trace.asked!.verdict.words} Listed: ${many(trace.asked!.query.raises.length, "row")} that raise${trace.asked!.query.raises.length === 1 ? "s" : ""} it.`);
   void loadHistory();
 }
 
@@ -139,7 +139,7 @@ export async function narrow(where: string[]): Promise<void> {
     if (trace.asked?.key === key) {
       Object.assign(trace, { asked: found, more: {}, ended: {}, find: "", cell: null });
       if (trace.open && !rowOf(trace.open)) open(null);
-      say(where.length ? `${count(found.of)} rows meet ${where.join(" and ")}` : "All rows");
+      say(where.length ? `Only rows that meet ${where.join(" and ")}: ${count(found.of)}` : "All rows");
     }
   } catch (error) {
     trace.refused = troubleOf(error);
