@@ -164,8 +164,9 @@ class Commands:
     def _searches(self, found: Asked) -> bool:
         """Whether the question is answered through an index in Python, too."""
         index = vars(self.run).get("index")
-        landmarks = index is not None and index.kind == "landmarks"
-        return landmarks and index.about["operator"]["label"] == found.scores.about.get("operator")
+        if index is None or index.kind != "landmarks":
+            return False
+        return index.about["operator"]["label"] == found.scores.about.get("operator")
 
     def _scores(self, found: Asked, where: Sequence[str] = (), *, every: bool = False) -> str:
         """The scores of a question in Python: with `every`, of all rows where an index would find some."""
