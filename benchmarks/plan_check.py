@@ -187,26 +187,28 @@ def size(folder: Path) -> int:
 def measured(case: Case, returning: bool = False) -> dict[str, dict[str, Any]]:
     """`measure` for "fit" and for "score", each in a process of its own with one thread.
 
-    With `returning` freed blocks of 128 KiB or more go back to the system at once, which takes more time.
+    With `returning` freed blocks of 128 KiB or more go back to the system at once, which takes more time; and one process does
+    both, so that the second finds the libraries loaded.
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
     if returning:
         environment["MALLOC_MMAP_THRESHOLD_"] = str(2**17)  # as it is, glibc raises it to 32 MiB
-    found = {}
+    found, times = [], 2 if returning else 1
     with tempfile.TemporaryDirectory() as work:
-        command = [sys.executable, __file__, "--measure", json.dumps(asdict(case)), work]
-        for name in ("fit", "score"):
+        command = [sys.executable, __file__, "--measure", json.dumps(asdict(case)), work, str(times)]
+        while len(found) < 2:
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(done.stderr)
-            found[name] = json.loads(done.stdout.splitlines()[-1])
-    return found
+            found += map(json.loads, done.stdout.splitlines()[-times:])
+    return dict(zip(("fit", "score"), found, strict=True))
 
 
 def predicted(case: Case, calibrate: bool = True) -> dict[str, dict[str, Any]]:
     """The same figures as `measured`, planned from the model's config.
 
-    "returning" is the peak without freed memory: the tables of scores then take the place of the batches.
+    "returning" is the peak without freed memory, where the tables of scores take the place of the batches, and for scores
+    without the libraries that the fit has loaded.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -222,11 +224,13 @@ def predicted(case: Case, calibrate: bool = True) -> dict[str, dict[str, Any]]:
     plan = whence.plan(model, task, rows(case, "train"), queries=rows(case, "queries"), **given)
     none: dict[str, Any] = {"peak": 0, "returning": 0, "disk": 0, "seconds": 0.0}
     found: dict[str, dict[str, Any]] = {name: {**none, "stages": {}} for name in ("fit", "score")}
+    overheads = OVERHEADS["cpu"]
     for stage in plan.stages:
         part = found["score" if stage.name in ("queries", "score") else "fit"]
         part["peak"] = max(part["peak"], stage.memory.peak)
-        back = stage.memory.heap + (min(stage.memory.comes, OVERHEADS["cpu"].tables) if stage.name == "score" else 0)
-        part["returning"] = max(part["returning"], stage.memory.peak - back)
+        back = stage.memory.heap + (min(stage.memory.comes, overheads.tables) if stage.name == "score" else 0)
+        loaded = overheads.libraries if part is found["score"] else 0
+        part["returning"] = max(part["returning"], stage.memory.peak - back - loaded)
         part["disk"] += stage.disk
         part["seconds"] += stage.seconds
         part["stages"][stage.name] = {"peak": stage.memory.peak, "seconds": stage.seconds}
@@ -273,6 +277,7 @@ def main(names: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(Case(**json.loads(sys.argv[2])), Path(sys.argv[3]))))
+        for _ in range(int(sys.argv[4])):
+            print(json.dumps(measure(Case(**json.loads(sys.argv[2])), Path(sys.argv[3]))))
     else:
         main(sys.argv[1:])

@@ -1,21 +1,13 @@
-import functools
 import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
-import typer.testing
+from commands import assembled
 from facts import facts, write_jsonl
 from pictures import blank
 from typer.testing import CliRunner, Result
-
-from whence import cli
-
-assembled = functools.cache(cli.build)
-"""All commands, assembled once: that takes longer than most of them."""
-
-typer.testing._get_command = functools.cache(typer.testing._get_command)  # which assembles them a second time
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import assembled
 from typer.testing import CliRunner
 
 from whence import __version__, cli
@@ -115,5 +116,5 @@ def test_every_command_that_shows_progress_can_be_quiet():
         module, function = home.split(":")
         if re.search(r"\b(start|reporting)\(", inspect.getsource(getattr(importlib.import_module(module), function))):
             loud.add(name)
-            assert "--quiet" in CliRunner().invoke(cli.build(), [*name.split(), "--help"]).stdout, name
+            assert "--quiet" in CliRunner().invoke(assembled(), [*name.split(), "--help"]).stdout, name
     assert {"fit", "score", "data preview", "demo", "verify"} <= loud

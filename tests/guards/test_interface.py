@@ -1,16 +1,15 @@
 """What users type and read: help texts, the JSON Schema of a whence.yaml, public names and their parameters."""
 
-import functools
 import inspect
 
 import pytest
+from commands import assembled
 from typer.testing import CliRunner
 
 import whence
 from guards.frozen import HERE
 from whence import cli
 
-assembled = functools.cache(cli.build)
 GROUPS = sorted({name.split()[0] for name in cli.COMMANDS if " " in name})
 
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from commands import assembled
 from distributed import processes
 from distributed.work import command
 from typer.testing import CliRunner
 
 import whence
-from whence import cli
 from whence.config import read_config
 from whence.errors import UsageError
 from whence.pipeline import run_pipeline
@@ -28,7 +28,7 @@ from whence.validate.without import Removals, keep_beside
 
 def run(*arguments):
     """What a command prints."""
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(cli.build(), [str(argument) for argument in arguments])
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(assembled(), [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.stderr
     return result.stdout
 

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 import uvicorn
+from commands import assembled
 from typer.testing import CliRunner
 
 import whence
-from whence import cli
 from whence.serve import Opening, bound
 from whence.serve.app import application
 from whence.serve.guard import Guard
@@ -112,7 +112,7 @@ def shown_by(command):
     program, *words = words_of(command)
     assert program == "whence"
     at = words.index("--") if "--" in words else len(words)
-    done = CliRunner().invoke(cli.build(), [*words[:at], "--json", *words[at:]])
+    done = CliRunner().invoke(assembled(), [*words[:at], "--json", *words[at:]])
     assert done.exit_code == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
+from commands import assembled
 from typer.testing import CliRunner
 
 import whence
 from serve.conftest import python_of, serving, shown_by, words_of, write_run
-from whence import cli
 from whence.serve import Opening
 
 PROMPT, ANSWER = "Where was Ada Velt born?", " In Oslo, in Oslo."
@@ -117,7 +117,7 @@ def test_saved_scores_of_several_trainings(client):
     stages = shown_by(whole["copy"]["command"])["stages"]
     assert client("GET", "/api/scores/trace-stages/0?where=source=Oslo")["copy"]["command"] is None
     folder = words_of(whole["copy"]["command"])[2]
-    refused = CliRunner().invoke(cli.build(), ["show", folder, "--where", "source=Oslo"])
+    refused = CliRunner().invoke(assembled(), ["show", folder, "--where", "source=Oslo"])
     assert refused.exit_code == 2 and "finetuning/scores --where source=Oslo" in refused.stderr
     for stage in whole["stages"]:
         alone = client("GET", f"/api/scores/trace-stages@{stage['stage']}/0")

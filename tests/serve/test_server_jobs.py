@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import whence
-from serve.conftest import Client, write_run
+from serve.conftest import Client, serving, write_run
 from whence.errors import UsageError
 from whence.serve import Opening
 from whence.serve.jobs import Jobs
@@ -127,16 +127,12 @@ def test_a_server_that_was_killed_finds_its_job_again_and_one_that_was_killed_to
     assert log.read_text() == ""  # not even a bar of the library that loaded the model
     assert psutil.pid_exists(child)  # it does not go with the server
     os.killpg(child, signal.SIGKILL)
-    second, client = start(opening, log)
-    try:
+    with serving(opening) as client:  # whose process is another
         client.until("/api/run", lambda run: run["state"] == "ready")
         job = client.until(f"/api/jobs/{number}", lambda job: job["state"] not in ("queued", "running"))
         assert (job["state"], job["attempt"], job["error"]) == ("done", 2, None), client("GET", f"/api/jobs/{number}/log")
         client.until("/api/run", lambda run: run["factors"])
         assert client("POST", "/api/ask", {"prompt": "Where was Bo Quist born?", "completion": " In Oslo."})["query"]["raises"]
-    finally:
-        second.terminate()
-        second.communicate()
     again = whence.open(opening.model, data=opening.data, **opening.settings, out=tmp_path / "again")
     whole = again.fit(**settings)
     found = whence.open_factors(Path(opening.out) / "factors")
