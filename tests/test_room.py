@@ -28,7 +28,7 @@ def opened():
 
 @pytest.fixture
 def disk(monkeypatch):
-    """A disk of so many bytes; `most` is the largest that a folder was while a file of it was replaced."""
+    """A disk with `free[0]` bytes left; `most[0]` is the size of the largest folder while one of its files was replaced."""
     seen = namedtuple("Disk", "free most")([10**12], [0])
     writing = Folder.writing
 

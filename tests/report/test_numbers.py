@@ -1,6 +1,6 @@
 import pytest
 
-from whence.show.numbers import percent, percentile, plain_number, times, typeset
+from whence.show.numbers import many, percent, percentile, plain_number, times, typeset
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,9 @@ def test_other_numbers():
         "a 1.5",
         "1, 2",
     ]
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "0 queries"), (1, "1 query"), (2, "2 queries"), (1200, "1,200 queries")])
+def test_one_thing_is_not_many(count, said):
+    assert many(count, "query", "queries") == said
+    assert many(count, "row") == said.replace("queries", "rows").replace("query", "row")

@@ -125,11 +125,8 @@ class Commands:
         decided: str = "any",
     ) -> dict[str, Any]:
         """Training rows, as `whence.serve.rows.Browser.page` is asked for them; `home` has their self-influence."""
-        imports, words, last = (
-            ["import whence", "from whence.store.scores import row_text"],
-            search.casefold().split(),
-            offset + limit,
-        )
+        imports = ["import whence", "from whence.store.scores import row_text"]
+        words, last = search.casefold().split(), offset + limit
         lines = [self._opening, "rows = dict(zip(run.all_rows.ids, run.all_rows))"]
         meet = [] if source is None else [f"row.get('source') == {source!r}"]
         meet += [f"({word!r} in row_text(row).casefold() or {word!r} == name.casefold())" for word in words]
