@@ -105,6 +105,14 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return getattr(torch, valid(Dtype, dtype, "dtype"))
 
 
+def dtype_of(config: Any, dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype that a model with this config is loaded in, where "auto" or its name is asked for."""
+    if dtype == "auto":
+        stored = getattr(config, "dtype", None)
+        return torch.bfloat16 if device.type == "cuda" and stored in (torch.float16, torch.bfloat16) else torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
 def _load_weights(
     name: str, dtype: str | torch.dtype, device: torch.device, attention: str | None = None, *, headless: bool = False
 ) -> nn.Module:
@@ -124,9 +132,7 @@ def _loaded(name: str, dtype: str | torch.dtype, device: torch.device, attention
 
     _check_files(name, "model", "pytorch_model")
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if dtype == "auto":
-        stored = getattr(config, "dtype", None)
-        dtype = torch.bfloat16 if device.type == "cuda" and stored in (torch.float16, torch.bfloat16) else torch.float32
+    dtype = dtype_of(config, dtype, device)
     how = {} if attention is None else {"attn_implementation": attention}
 
     def load(**renamed: Any) -> tuple[Any, dict[str, Any]]:

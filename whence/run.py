@@ -337,7 +337,7 @@ class Run:
             model, tokenizer = self.loaded
         else:
             name = first.place(first.config.model.base) if first else self.name or ""
-            model = blank_model(name, self._weights.dtype, self._weights.adapter)
+            model = blank_model(name, self._weights.dtype, self._weights.adapter, self._weights.device)
             tokenizer = tokenizer_of(self._weights.tokenizer or name)
         task = self._given_task or task_of(model, tokenizer, self.reading)
         if first and first.config.train:

@@ -11,10 +11,12 @@ import torch
 
 import whence
 from whence.engine.stream import Examples
-from whence.errors import DoesNotFit
+from whence.errors import DoesNotFit, UsageError
+from whence.planning.plan import Settings
+from whence.planning.planner import Planner
 from whence.planning.work import Data, Sample, one_pass
 from whence.precision import Precision
-from whence.settings import Index
+from whence.settings import Fit, Index
 from whence.show.numbers import size
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "plan_check.py"
@@ -181,6 +183,22 @@ def test_the_settings_found_keep_to_the_budget():
     found = plan(case, chunks=1, memory=budget)
     assert found.changes and found.memory <= budget < free.memory * 1.1
     assert found.fits
+
+
+def test_roughly_only_the_seconds_differ():
+    rows = [*CHECK.rows(TINY, "train"), *[{"text": CHECK.rows(TINY, "train")[0]["text"][:20]}] * 5]
+    planner = Planner(blank(TINY), whence.CausalLM(CHECK.tokenizer(TINY)), rows, 2, "cpu", False, None)
+    rough, plan = (planner.evaluate(Settings(Fit(), "auto"), roughly) for roughly in (True, False))
+    assert rough.memory == plan.memory and rough.disk == plan.disk and rough.seconds != plan.seconds
+    assert rough.seconds == pytest.approx(plan.seconds, rel=0.5)
+
+
+def test_a_gpu_that_is_not_here_can_be_planned_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    made, here = plan(TINY, device="cuda", memory=10**9, calibrate=True), plan(TINY)
+    assert made.device == "cuda" and made.sure == "assumed" and made.fits and 0 < made.seconds < here.seconds
+    with pytest.raises(UsageError, match=r"no GPU here[\s\S]*--memory 80GB"):
+        plan(TINY, device="cuda")
 
 
 def test_what_can_not_fit_is_refused_with_what_would():

@@ -7,13 +7,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from whence.models import auto_class, base_of, is_adapter, load_tokenizer, locate, not_loadable, tokenizer_home
+from whence import dist
+from whence.models import auto_class, base_of, dtype_of, is_adapter, load_tokenizer, locate, not_loadable, tokenizer_home
 from whence.settings import Lora
 from whence.tasks.base import Task
 
 
-def blank_model(name: str, dtype: str | torch.dtype = "auto", adapter: str | None = None) -> nn.Module:
-    """The model of a hub id or folder, or of an adapter with its base, of which only the config is read."""
+def blank_model(
+    name: str, dtype: str | torch.dtype = "auto", adapter: str | None = None, device: str | None = None
+) -> nn.Module:
+    """The model of a hub id or folder, or of an adapter with its base, of which only the config is read.
+
+    It has the dtype that it would be loaded in on the device (default: the GPU, if there is one).
+    """
     from transformers import AutoConfig
 
     name = locate(name)
@@ -21,7 +27,7 @@ def blank_model(name: str, dtype: str | torch.dtype = "auto", adapter: str | Non
         name, adapter = base_of(name), name
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        wanted = torch.float32 if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        wanted = dtype_of(config, dtype, torch.device(device) if device else dist.device())
         with torch.device("meta"):
             model = auto_class(config).from_config(config, dtype=wanted, trust_remote_code=False)
             return (model if adapter is None else _adapted(model, adapter)).eval()

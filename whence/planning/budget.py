@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from typing import Protocol
 
 from whence.errors import DoesNotFit
 from whence.planning.plan import Plan, Settings, duration, options
@@ -16,7 +16,11 @@ FIT_STAGES = ("covariance", "eigenvectors", "eigenvalues")
 INDEX_STAGES = ("questions", "landmarks", "index")
 LOWEST_RANK, SMALLEST_BLOCK = 16, 256
 
-Evaluate = Callable[[Settings], Plan]
+
+class Evaluate(Protocol):
+    """The plan for settings; roughly, its memory is the same, and less is rehearsed for its seconds."""
+
+    def __call__(self, settings: Settings, roughly: bool = False) -> Plan: ...
 
 
 def fitting(evaluate: Evaluate, asked: Settings, longest: int, batch_tokens: int) -> Plan:
@@ -24,12 +28,12 @@ def fitting(evaluate: Evaluate, asked: Settings, longest: int, batch_tokens: int
 
     `longest` are the positions of the longest example, `batch_tokens` those of a batch where the settings say nothing.
     """
-    settings, plan = asked, evaluate(asked)
+    settings, plan = asked, evaluate(asked, roughly=True)
     for _ in range(STEPS):
         if within(plan) or (smaller := _smaller(settings, plan, longest, batch_tokens)) is None:
             break
-        settings, plan = smaller, evaluate(smaller)
-    plan = plan.with_changes(asked)
+        settings, plan = smaller, evaluate(smaller, roughly=True)
+    plan = evaluate(settings).with_changes(asked)
     if not within(plan):
         raise _does_not_fit(evaluate, asked, plan)
     return plan
@@ -72,8 +76,9 @@ def _does_not_fit(evaluate: Evaluate, asked: Settings, smallest: Plan) -> DoesNo
     alternatives = []
     room = smallest.free["memory"] > MARGIN * (smallest.resident + min(stage.memory.libraries for stage in smallest.stages))
     for way, candidates in ways.items() if room else ():
-        plan = next((plan for plan in map(evaluate, candidates) if within(plan)), None)
-        if plan:
+        rough = (evaluate(candidate, roughly=True) for candidate in candidates)
+        if fits := next((plan for plan in rough if within(plan)), None):
+            plan = evaluate(fits.settings)
             changes = {"method": "identity"} if way == "no curvature" else asked.differences(plan.settings)
             alternatives.append(f"{way}: {options(changes)}  ({size(plan.memory)}, {duration(plan.seconds)})")
     changed = options(smallest.changes) or "these settings"

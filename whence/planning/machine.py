@@ -144,6 +144,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+@functools.lru_cache(4096)
 def _at(rates: Rates, width: float) -> float:
     """Interpolated in logarithms; beyond the ends, the rate there."""
     widths, found = np.log(np.array(rates)).T

@@ -37,7 +37,7 @@ from whence.planning.machine import Machine, assumed, measured
 from whence.planning.plan import Memory, Plan, Settings, Stage
 from whence.planning.rehearsal import Rehearsal, Rehearsed
 from whence.precision import Precision, Products, multiplying
-from whence.progress import stage
+from whence.progress import note, stage
 from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
 from whence.settings import Amount, Count, Fit, Index, valid
@@ -70,17 +70,26 @@ def plan(
     process; with a budget for memory that the settings exceed, others that fit are searched for (batches, groups,
     rank), and DoesNotFit is raised where there are none. `calibrate` measures this machine for a few seconds, and runs a
     few real batches of a model that has its weights. With `index`, building an index with these settings is a stage too.
-    `where` is the folder whose disk is meant.
+    `where` is the folder whose disk is meant. A GPU may be planned for that is not here (`device="cuda"` with `memory`).
     """
     settings = Fit.of(settings, changes)
     memory, disk = _budget("memory", memory), _budget("disk", disk)
     rank = valid(Count | Literal["auto"] | None, rank, "rank")
     queries = valid(Count, queries, "queries") if isinstance(queries, int | float) else queries
     asked = Settings(settings, rank)
-    blank = blank_model(os.fspath(model), dtype) if not isinstance(model, nn.Module) else borrowed(model)
+    blank = blank_model(os.fspath(model), dtype, device=device) if not isinstance(model, nn.Module) else borrowed(model)
     planner = Planner(blank, task, data, queries, device, calibrate, index)
+    if not planner.is_here:
+        note("there is no GPU here: its memory is rehearsed with the kernels of a CPU, its time with rates assumed of one")
     if memory is not None:
         free = memory
+    elif not planner.is_here:
+        raise UsageError(
+            "There is no GPU here to ask how much memory it has.",
+            given=planner.device,
+            accepted="the memory of the one that is planned for",
+            fix="--memory 80GB (memory=80 * 10**9)",
+        )
     elif planner.device.startswith("cuda"):
         free = torch.cuda.mem_get_info(planner.device)[0] + torch.cuda.memory_allocated(planner.device)
     else:
@@ -110,10 +119,12 @@ class Planner:
     def __init__(
         self, model: nn.Module, task: Task, data: Any, queries: Any, device: str | None, calibrate: bool, index: Index | None
     ):
-        self.model, self.task, self.calibrate, self.index = model, task, calibrate, index
+        self.model, self.task, self.index = model, task, index
         first = next(model.parameters())
         self.dtype, self.has_weights = first.dtype, not first.is_meta
         self.device = str(device or (first.device if self.has_weights else "cuda" if torch.cuda.is_available() else "cpu"))
+        self.is_here = not self.device.startswith("cuda") or torch.cuda.is_available()
+        self.calibrate = calibrate and self.is_here
         self.data = work.read_data(task, data)
         self.queries = work.sample_queries(task, self.data, queries) if isinstance(queries, int) else list(read(queries))
         self.free = {"memory": 0, "disk": 0}
@@ -125,9 +136,9 @@ class Planner:
         self.questions: dict[tuple[str, ...], Landmarks] = {}
         self.coded: dict[Any, tuple[Stages, dict[work.Shape, Stages], dict[work.Shape, Stages]]] = {}
 
-    def evaluate(self, settings: Settings) -> Plan:
-        """The plan for these settings."""
-        return _Evaluation(self, settings).plan()
+    def evaluate(self, settings: Settings, roughly: bool = False) -> Plan:
+        """The plan for these settings; roughly, its memory is the same, and its seconds follow from one batch of each pass."""
+        return _Evaluation(self, settings, roughly).plan()
 
     def landmarks(self, index: Index, sites: Mapping[str, Site]) -> Landmarks:
         """Those of an index with these settings; settings of fit and score change nothing about them."""
@@ -145,7 +156,7 @@ class Planner:
 class _Evaluation:
     """Settings with what they mean for the planner's model and data."""
 
-    def __init__(self, planner: Planner, settings: Settings):
+    def __init__(self, planner: Planner, settings: Settings, roughly: bool):
         self.planner, self.settings = planner, settings
         self.coverage = cover_default(planner.model, planner.task, settings.fit.modules)
         self.sites, self.device = self.coverage.sites, torch.device(planner.device)
@@ -155,21 +166,21 @@ class _Evaluation:
         first, second = work.samples(planner.data, settings.fit, self.widest)
         of = {"covariance": first, "eigenvalues": second, "score": work.everything(planner.data)}
         self.passes = {
-            name: work.one_pass(planner.data, sample, self.tokens, settings.fit.chunks) for name, sample in of.items()
+            name: work.one_pass(planner.data, sample, self.tokens, settings.fit.chunks, roughly) for name, sample in of.items()
         }
         once, index = replace(first, size=first.size // settings.fit.draws), planner.index
         self.precision = {"fit": self._settled(once), "score": self._settled(of["score"])}
         self.landmarks: Landmarks | None = None
         if index:
             self.precision["index"] = self._settled(of["score"], index.precision)
-            self.passes["index"] = work.one_pass(planner.data, of["score"], self.tokens, index.chunks)
+            self.passes["index"] = work.one_pass(planner.data, of["score"], self.tokens, index.chunks, roughly)
             landmarks = kind_of(index, factors=True) == "landmarks"
             like_fit = landmarks and index.modules is None
             self.indexed = self.sites if like_fit else cover_default(planner.model, planner.task, index.modules).sites
             if landmarks:
                 self.landmarks = planner.landmarks(index, self.indexed)
                 every = work.everything(self.landmarks.asked)
-                self.passes["landmarks"] = work.one_pass(self.landmarks.asked, every, self.tokens, 1)
+                self.passes["landmarks"] = work.one_pass(self.landmarks.asked, every, self.tokens, 1, roughly)
                 self.precision["landmarks"] = Precision(products="float32")
         self.products: dict[str, Products] = {command: precision.products for command, precision in self.precision.items()}
         self.groups = module_groups(self.sites, settings.fit.groups)
@@ -188,7 +199,7 @@ class _Evaluation:
             for chosen in (sample.indices, probe_rows(examples, self.sites, sample.indices))
         )
         positions *= sample.size / len(sample.indices)
-        short = worth_probing(self.planner.model, self.device, positions, probed)
+        short = self.planner.is_here and worth_probing(self.planner.model, self.device, positions, probed)
         return replace(precision, products="bfloat16" if short else "float32")
 
     def plan(self) -> Plan:
@@ -284,7 +295,7 @@ class _Evaluation:
         rows = self.passes["covariance"].rows_of(shape)
         key = (repr(settings.changed(modules=tuple(names), groups=1, precision=precision)), shape, len(rows))
         if key not in planner.fits:
-            rehearsal = Rehearsal(planner.model, planner.task, planner.device)
+            rehearsal = Rehearsal(planner.model, planner.task, planner.device if planner.is_here else "cpu")
             seen, curvature = rehearsal.run(
                 lambda model, task: fit(
                     model,
@@ -343,7 +354,8 @@ class _Evaluation:
         count, machine = len(self.planner.queries), self.planner.machine(self.products["score"])
 
         def work(model: nn.Module, task: Task) -> None:
-            asked = {name: Dense(torch.empty(count, *site.shape, device=self.device)) for name, site in self.sites.items()}
+            like = next(model.parameters())
+            asked = {name: Dense(like.new_empty(count, *site.shape, dtype=torch.float32)) for name, site in self.sites.items()}
             with stage("passing", count):
                 _ = curvature.inverse(0.1) @ asked
 
@@ -369,7 +381,7 @@ class _Evaluation:
         """Rehearse building an index of landmarks: what its stages hold, and their seconds."""
         planner, asked, coded = self.planner, self.passes["landmarks"], self.passes["index"]
         products = self.products["index"]
-        key = (id(curvature), products, self.tokens)
+        key = (id(curvature), products, asked.rehearsed, coded.rehearsed)
         if key not in planner.coded:
             machine, in_float32 = planner.machine(products), planner.machine("float32")
             _, operator = rehearsal.run(lambda model, task: operator_of(curvature, landmarks.settings), machine)

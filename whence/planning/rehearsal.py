@@ -17,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from whence.planning.machine import Machine, assumed, kernel_of
+from whence.planning.calls import Calls
+from whence.planning.machine import Machine, assumed
 from whence.progress import Silent, Stage, report_to
 from whence.tasks.base import Task
 
@@ -59,8 +60,9 @@ class Live(TorchDispatchMode):
     Asked for a number, a tensor without one says 1 or True: so does a mask of what counts, or a test that all is finite.
     """
 
-    def __init__(self, given: Sequence[Tensor], machine: Machine):
+    def __init__(self, mode: FakeTensorMode, given: Sequence[Tensor], machine: Machine):
         super().__init__()
+        self._call = Calls(mode)
         self.now = self.peak = Held()
         self.flops = self.seconds = 0.0
         self.machine = machine
@@ -71,10 +73,10 @@ class Live(TorchDispatchMode):
             return args[0].dtype == torch.bool or 1
         if func is torch.ops.prim.device.default:  # asked more often than all else together
             return args[0].fake_device
-        result = func(*args, **(kwargs := kwargs or {}))
+        result, call = self._call(func, args, kwargs := kwargs or {})
         made = [self._see(tensor) for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
         if any(made) or func._schema.is_mutable:  # not for views, nor for questions about a tensor
-            kernel = kernel_of(func, args, kwargs, result)
+            kernel = call.work(func, args, kwargs, result)
             self.flops += kernel.flops
             self.seconds += self.machine.seconds(kernel)
         return result
@@ -134,7 +136,7 @@ class Rehearsal:
     def __init__(self, model: nn.Module, task: Task, device: str):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.model, self.task = _shadow(model, self.mode, device), _outside(task)
-        self.live = Live([*self.model.parameters(), *self.model.buffers()], assumed(device))
+        self.live = Live(self.mode, [*self.model.parameters(), *self.model.buffers()], assumed(device))
 
     def run(
         self, work: Callable[[nn.Module, Task], Result], machine: Machine | None = None, last: str = ""

@@ -59,6 +59,8 @@ class Pass:
     examples: int
     batches: Mapping[Shape, float]
     row_of: Mapping[Shape, Any]
+    roughly: bool = False
+    """Whether seconds may follow from the largest batch alone."""
 
     @property
     def largest(self) -> Shape:
@@ -67,12 +69,14 @@ class Pass:
 
     @property
     def rehearsed(self) -> tuple[Shape, ...]:
-        """The batches from which the whole pass follows: the largest and, where not all are as long, a second one.
+        """The batches from which the whole pass follows: the largest and, where not all are as long, a second (not roughly).
 
         What an example takes has parts that are constant, linear and (attention) quadratic in its length `t`. Summed over
         all examples, the line through two lengths `s` and `u` is right about the first two. The last it misses by
         `E[t^2] - (s + u) E[t] + s u`: `u` is chosen to make that 0 (Gauss-Radau quadrature), or as small as can be.
         """
+        if self.roughly:
+            return (self.largest,)
         length = self.largest[1]
         mean, square = self._mean(1), self._mean(2)
         others = [shape for shape in self.batches if shape[1] != length]
@@ -135,7 +139,7 @@ def _stand_for(data: Data, size: int) -> Sample:
     return Sample(usable if size >= len(usable) else sorted(random.Random(0).sample(usable, size)), size)
 
 
-def one_pass(data: Data, sample: Sample, batch_tokens: int, chunks: int) -> Pass:
+def one_pass(data: Data, sample: Sample, batch_tokens: int, chunks: int, roughly: bool = False) -> Pass:
     """The batches of a pass over the sample."""
     sizes, scale = data.examples.sizes, sample.size / len(sample.indices)
     batches: Counter[Shape] = Counter()
@@ -145,7 +149,7 @@ def one_pass(data: Data, sample: Sample, batch_tokens: int, chunks: int) -> Pass
             longest = chunk[batch[0]]
             batches[shape := (len(batch), sizes[longest])] += 1
             row_of[shape] = data.examples.rows[longest]
-    return Pass(sample.size, {shape: count * scale for shape, count in batches.items()}, row_of)
+    return Pass(sample.size, {shape: count * scale for shape, count in batches.items()}, row_of, roughly)
 
 
 def sample_queries(task: Task, data: Data, count: int) -> list[Any]:
