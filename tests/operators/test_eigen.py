@@ -277,6 +277,28 @@ def test_an_input_that_two_sites_read_is_rotated_once():
         close(streaming.apply(name, gradient, readers).w_BOI, (operator @ gradients)[name].dense().w_BOI)
 
 
+def test_blocks_that_a_gpu_has_no_room_for_visit_it_one_after_the_other(monkeypatch, notes):
+    operator, gradients = reading_the_same(tokens=3)
+    like = torch.empty(0, dtype=torch.float32)
+    whole = operator.streaming(like)
+    monkeypatch.setattr("whence.operators.eigen.free_bytes", lambda device: -1)
+    moved = []
+    monkeypatch.setattr(
+        Rotation, "to", lambda self, like: moved.append(self) or Rotation(tuple(x.to(like) for x in self.blocks))
+    )
+    visiting, readers = operator.streaming(like), ("a", "b")
+    for name, gradient in [*gradients.items()] * 2:
+        assert visiting.apply(name, gradient, readers).w_BOI.equal(whole.apply(name, gradient, readers).w_BOI)
+        assert visiting.quadratic(name, gradient, readers).equal(whole.quadratic(name, gradient, readers))
+    assert len(moved) == 3  # two outputs' sides and the input's, which stays though both modules asked for it
+    assert "visit it module by module" in notes[0]
+    many = {str(number): EigenBlock(Rotation((torch.eye(2),)), None, torch.ones(2, 3)) for number in range(9)}
+    one = BlockDiagonal(many).streaming(like)
+    for name in many:
+        one.apply(name, Dense(torch.ones(1, 2, 3)), (name,))
+    assert len(one.blocks._here) == 3 and list(one.blocks) == list(many) and len(one.blocks) == 9
+
+
 def test_an_input_is_not_taken_for_the_next_batch():
     operator, first = reading_the_same(tokens=3)
     second = {name: Factored(g.g_BRO, g.a_BRI + 1) for name, g in first.items()}

@@ -49,13 +49,15 @@ def plan(
     """Estimate memory, disk and time of whence fit and whence score, before anything is spent.
 
     Only the config of the model is read. The data is tokenised; beyond 20,000 rows, a sample of it. A run is planned with its
-    own settings where no others are given. The exit code is 3 where nothing fits. GB are 10^9 bytes.
+    own settings where no others are given. A GPU need not be here to be planned for. The exit code is 3 where nothing fits.
+    GB are 10^9 bytes.
 
     \b
     Examples
       whence plan gpt2 --data train.jsonl
       whence plan runs/a
       whence plan ./model --data train.jsonl --queries prompts.json --memory 24GB
+      whence plan ./model --data train.jsonl --device cuda --memory 80GB
       whence plan ./model --data train.jsonl --index --bytes 2
       whence plan ./model --data train.jsonl --modules all --examples 4000 --why
       whence plan --through stages.yaml --queries prompts.json

@@ -7,8 +7,9 @@ eigenvalues are. A function of the operator is the function of its eigenvalues.
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,15 @@ from whence.errors import NumericalError
 from whence.gradients import Dense, Factored, Gradient, Gradients, cached_chunks
 from whence.linalg.rotation import Rotation
 from whence.operators.base import Operator, Streaming
+from whence.progress import note
 from whence.settings import valid_damping
+from whence.show.numbers import size
+
+SHARE = 0.5
+"""Of a GPU's free memory that factors may take; gradients and a batch need the rest."""
+
+SIDES = 3
+"""Sides that stay on a GPU that has no room for all: of an input that several modules read, and of two outputs."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,11 @@ class EigenBlock:
     q_O: Rotation | None
     q_I: Rotation | None
     lam_OI: Tensor
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What it is kept as."""
+        return [self.lam_OI, *(part for side in (self.q_O, self.q_I) if side for part in side.blocks)]
 
     def __matmul__(self, gradient: Gradient) -> Dense:
         return Dense(self.unrotate(self.rotate(gradient).w_BOI * self.lam_OI))
@@ -123,16 +137,17 @@ class _StreamingBlocks(Streaming):
         self.blocks, self.inputs = blocks, SharedInputs()
 
     def apply(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Dense:
-        block, gradient = self._prepared(name, gradient, readers)
-        return Dense(self.blocks[name].unrotate(block.rotate(gradient).w_BOI * block.lam_OI))
+        whole = self.blocks[name]
+        block, gradient = self._prepared(whole, gradient, readers)
+        return Dense(whole.unrotate(block.rotate(gradient).w_BOI * block.lam_OI))
 
     def quadratic(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> Tensor:
-        block, gradient = self._prepared(name, gradient, readers)
+        block, gradient = self._prepared(self.blocks[name], gradient, readers)
         left, gradient = block.ahead(gradient)
         return torch.cat([left.quadratic(part) for part in cached_chunks(gradient)])
 
-    def _prepared(self, name: str, gradient: Gradient, readers: tuple[str, ...]) -> tuple[EigenBlock, Gradient]:
-        block, gradient = self.inputs.rotate(self.blocks[name], gradient, readers)
+    def _prepared(self, block: EigenBlock, gradient: Gradient, readers: tuple[str, ...]) -> tuple[EigenBlock, Gradient]:
+        block, gradient = self.inputs.rotate(block, gradient, readers)
         return block, gradient.to(block.lam_OI.dtype)
 
 
@@ -159,7 +174,7 @@ class BlockDiagonal(Operator):
 
     def streaming(self, like: Tensor | None = None) -> Streaming:
         """Itself, for gradients that arrive module by module; inputs that several modules read are rotated once."""
-        return _StreamingBlocks(self.blocks if like is None else blocks_to(self.blocks, like))
+        return _StreamingBlocks(self.blocks if like is None else _placed(self.blocks, like))
 
     def dense(self) -> dict[str, Tensor]:
         """Each block as a matrix."""
@@ -213,6 +228,48 @@ class BlockDiagonal(Operator):
     def to(self, like: Tensor) -> BlockDiagonal:
         """The same in the dtype and on the device of `like`; bases that blocks share stay shared."""
         return BlockDiagonal(blocks_to(self.blocks, like), self.label)
+
+
+def _placed(blocks: Mapping[str, EigenBlock], like: Tensor) -> Mapping[str, EigenBlock]:
+    """The blocks in the dtype and on the device of `like`: at once if they fit, else one after the other."""
+    away = {id(x): x for block in blocks.values() for x in block.tensors if x.device.type != like.device.type}
+    taken = sum(x.numel() for x in away.values()) * like.itemsize
+    if taken <= SHARE * free_bytes(like.device):
+        return blocks_to(blocks, like)
+    note(f"factors of {size(taken)} are more than the GPU has room for: they visit it module by module")
+    return _Visiting(blocks, like)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory of the device that is free; unbounded for a CPU, where what has been loaded needs no further room."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+
+
+class _Visiting(Mapping[str, EigenBlock]):
+    """Blocks that are moved when they are asked for; the sides moved last stay, for the modules that share them."""
+
+    def __init__(self, blocks: Mapping[str, EigenBlock], like: Tensor):
+        self._blocks, self._like = blocks, like
+        self._here: dict[int, Rotation] = {}
+
+    def __getitem__(self, name: str) -> EigenBlock:
+        block = self._blocks[name]
+        return EigenBlock(self._moved(block.q_O), self._moved(block.q_I), block.lam_OI.to(self._like))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._blocks)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def _moved(self, side: Rotation | None) -> Rotation | None:
+        if side is None:
+            return None
+        moved = self._here.pop(id(side), None) or side.to(self._like)
+        self._here[id(side)] = moved
+        while len(self._here) > SIDES:
+            del self._here[next(iter(self._here))]
+        return moved
 
 
 def blocks_to(blocks: Mapping[str, EigenBlock], like: Tensor) -> dict[str, EigenBlock]:

@@ -33,6 +33,11 @@ def of_factors(curvature: Curvature, size: Callable[[Tensor], int] = compact_byt
     }
 
 
+def of_factors_in_memory(curvature: Curvature) -> int:
+    """Bytes of the factors where they are loaded; those of the identity are one number."""
+    return sum(of_factors(curvature, lambda tensor: min(tensor.nbytes, tensor.untyped_storage().nbytes())).values())
+
+
 def of_scores(data: Data, queries: Sequence[Any]) -> int:
     """Bytes of a folder of scores: numbers, and the table of the rows' texts (compressed, from those tokenised)."""
     import pandas

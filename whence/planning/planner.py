@@ -28,6 +28,7 @@ from whence.fitting import Curvature, fit
 from whence.gradients import Dense
 from whence.indexing import build_index
 from whence.indexing.build import DIM, kind_of, operator_of, rows_bytes
+from whence.operators.eigen import SHARE
 from whence.planning import files, work
 from whence.planning.blank import blank_model
 from whence.planning.budget import fitting
@@ -216,7 +217,7 @@ class _Evaluation:
             _, fitted, _ = self._fit(fit_pass.largest, heaviest)
         else:
             fitted = fits[fit_pass.largest]
-        scored, indexed = scores[score_pass.largest], {}
+        scored, indexed = self._on_its_gpu(scores[score_pass.largest], curvature), {}
         written = self._files(curvature, fitted)
         if self.landmarks:
             indexed, taken = self._index_landmarks(self.landmarks, rehearsal, curvature)
@@ -286,7 +287,7 @@ class _Evaluation:
             choices=self._choices(curvature),
             hints=hints(self.coverage, self.settings, 4),
             passing=self._passing(rehearsal, curvature),
-            factors=sum(files.of_factors(curvature, lambda tensor: tensor.nbytes).values()),
+            factors=files.of_factors_in_memory(curvature),
         )
 
     def _fit(self, shape: work.Shape, names: list[str]) -> tuple[Rehearsal, Stages, Curvature]:
@@ -348,6 +349,21 @@ class _Evaluation:
             first = {name: first[name].beyond(more[name], steps) for name in first}
         planner.scores[key] = first
         return first
+
+    def _on_its_gpu(self, scored: Stages, curvature: Curvature) -> Stages:
+        """Of a GPU that is not here, without what stays in the host's memory: the factors, but while they meet the queries.
+
+        Those that it has no room for visit it one after the other (`BlockDiagonal.streaming`).
+        """
+        planner = self.planner
+        if planner.is_here:
+            return scored
+        factors = files.of_factors_in_memory(curvature)
+        weights = sum(parameter.nbytes for parameter in planner.model.parameters())
+        visiting = factors > SHARE * (planner.free["memory"] - weights)
+        most = max(sum(tensor.nbytes for tensor in block.tensors) for block in curvature.blocks.values())
+        away = {"queries": max(0, factors - most) if visiting else 0, "score": factors}
+        return {name: held.without(away.get(name, 0)) for name, held in scored.items()}
 
     def _passing(self, rehearsal: Rehearsal, curvature: Curvature) -> float:
         """Seconds of the gradients of all queries through an operator with the factors."""

@@ -44,6 +44,11 @@ class Rehearsed(NamedTuple):
     flops: float
     seconds: float
 
+    def without(self, size: int) -> Rehearsed:
+        """Less so many bytes that are held throughout, in large blocks."""
+        peak, kept = (held._replace(all=held.all - size) for held in (self.peak, self.kept))
+        return self._replace(peak=peak, kept=kept)
+
     def beyond(self, other: Rehearsed, steps: float) -> Rehearsed:
         """Where the line through this and the other is that many of their distances further on."""
 
@@ -55,13 +60,14 @@ class Rehearsed(NamedTuple):
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of the storages alive, `now` and `peak`, without those of `given` tensors; and the work of all kernels.
+    """Counts the bytes of the storages alive on the device, `now` and `peak`, but for those of `given` tensors; and all work.
 
     Asked for a number, a tensor without one says 1 or True: so does a mask of what counts, or a test that all is finite.
     """
 
-    def __init__(self, mode: FakeTensorMode, given: Sequence[Tensor], machine: Machine):
+    def __init__(self, mode: FakeTensorMode, device: str, given: Sequence[Tensor], machine: Machine):
         super().__init__()
+        self._device = torch.device(device)
         self._call = Calls(mode)
         self.now = self.peak = Held()
         self.flops = self.seconds = 0.0
@@ -87,7 +93,7 @@ class Live(TorchDispatchMode):
         key = storage._cdata
         if key in self._known:
             return False
-        self._known[key] = size = storage.nbytes()
+        self._known[key] = size = storage.nbytes() if tensor.device.type == self._device.type else 0
         self._change(size)
         if self.now.all > self.peak.all:
             self.peak = self.now
@@ -136,7 +142,7 @@ class Rehearsal:
     def __init__(self, model: nn.Module, task: Task, device: str):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.model, self.task = _shadow(model, self.mode, device), _outside(task)
-        self.live = Live(self.mode, [*self.model.parameters(), *self.model.buffers()], assumed(device))
+        self.live = Live(self.mode, device, [*self.model.parameters(), *self.model.buffers()], assumed(device))
 
     def run(
         self, work: Callable[[nn.Module, Task], Result], machine: Machine | None = None, last: str = ""
