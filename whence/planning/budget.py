@@ -7,6 +7,7 @@ from typing import Protocol
 
 from whence.errors import DoesNotFit
 from whence.planning.plan import Plan, Settings, duration, options
+from whence.progress import note
 from whence.show.numbers import size
 
 MARGIN = 1.1
@@ -32,6 +33,8 @@ def fitting(evaluate: Evaluate, asked: Settings, longest: int, batch_tokens: int
     for _ in range(STEPS):
         if within(plan) or (smaller := _smaller(settings, plan, longest, batch_tokens)) is None:
             break
+        changes = options(asked.differences(smaller))
+        note(f"{size(plan.memory)} of memory would be needed, {size(plan.free['memory'])} are there: trying {changes}")
         settings, plan = smaller, evaluate(smaller, roughly=True)
     plan = evaluate(settings).with_changes(asked)
     if not within(plan):

@@ -13,7 +13,7 @@ from whence.settings import Fit
 from whence.show.markup import facts, framed, line, table
 from whence.show.numbers import many, size
 
-SURE = {"batches": (0.8, 1.3), "rates": (0.6, 1.7), "assumed": (0.3, 3.0)}
+SURE = {"batches": (0.8, 1.3), "rates": (0.6, 1.7), "assumed": (0.3, 3.0), "elsewhere": (0.3, 3.0)}
 """How far the seconds may be off, as factors: with real batches, with this machine's rates, with those of a usual machine."""
 
 
@@ -83,7 +83,7 @@ class Plan:
     disk_peak: int
     """Bytes of files on the way, with those that are deleted again."""
     sure: str
-    """Where the seconds come from: "batches", "rates" or "assumed"."""
+    """Where the seconds come from: "batches", "rates", "assumed", or "elsewhere" of a device that is not here."""
     free: dict[str, int]
     """Bytes of memory and of disk available, or allowed by the user."""
     choices: dict[str, tuple[tuple[str, Choice], ...]] = field(default_factory=dict)
@@ -207,6 +207,7 @@ class Plan:
             "batches": "real batches of this model and this machine's rates",
             "rates": "this machine's measured rates",
             "assumed": "the rates of a usual machine (--calibrate measures this one's)",
+            "elsewhere": "the rates of a usual GPU (none is here to measure)",
         }[self.sure]
         lines = [
             f"Time from {source}. Memory includes the model ({size(self.model['bytes'])}) and the process "

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import psutil
 import torch
@@ -110,6 +111,8 @@ def _budget(name: str, size: int | None) -> int | None:
     return size
 
 
+Result = TypeVar("Result")
+
 Stages = dict[str, Rehearsed]
 """The stages of `fit` or of `score` by name, rehearsed on some batch."""
 
@@ -139,7 +142,9 @@ class Planner:
 
     def evaluate(self, settings: Settings, roughly: bool = False) -> Plan:
         """The plan for these settings; roughly, its memory is the same, and its seconds follow from one batch of each pass."""
-        return _Evaluation(self, settings, roughly).plan()
+        evaluation = _Evaluation(self, settings, roughly)
+        with stage("plan", evaluation.rehearsals, "batches") as evaluation.advance:
+            return evaluation.plan()
 
     def landmarks(self, index: Index, sites: Mapping[str, Site]) -> Landmarks:
         """Those of an index with these settings; settings of fit and score change nothing about them."""
@@ -159,6 +164,7 @@ class _Evaluation:
 
     def __init__(self, planner: Planner, settings: Settings, roughly: bool):
         self.planner, self.settings = planner, settings
+        self.advance: Callable[[int], None] = lambda batches: None
         self.coverage = cover_default(planner.model, planner.task, settings.fit.modules)
         self.sites, self.device = self.coverage.sites, torch.device(planner.device)
         self.names = list(self.sites)
@@ -190,6 +196,20 @@ class _Evaluation:
             size = len(planner.queries) * sum(math.prod(site.shape) for site in self.sites.values()) * 4
             self.rank = None if size <= FULL_RANK_BYTES else AUTO_RANK
 
+    @property
+    def rehearsals(self) -> int:
+        """Batches that are rehearsed, or have been."""
+        passes = [self.passes["covariance"], *[self.passes[name] for name in ("score", "index") if name in self.passes]]
+        return sum(len(each.rehearsed) for each in passes) + (len(self.groups) > 1)
+
+    def _each(self, shapes: Sequence[work.Shape], rehearse: Callable[[work.Shape], Result]) -> dict[work.Shape, Result]:
+        """What comes of batches of these shapes."""
+        found: dict[work.Shape, Result] = {}
+        for shape in shapes:
+            found[shape] = rehearse(shape)
+            self.advance(1)
+        return found
+
     def _settled(self, sample: work.Sample, precision: Precision | None = None) -> Precision:
         """With the format of products that "auto" stands for over the sample, if the probe allows it: only weights can tell."""
         precision, examples = precision or self.settings.fit.precision, self.planner.data.examples
@@ -208,13 +228,13 @@ class _Evaluation:
         planner, sites, data = self.planner, self.sites, self.planner.data
         overheads = OVERHEADS["cuda" if self.device.type == "cuda" else "cpu"]
         fit_pass, score_pass = self.passes["covariance"], self.passes["score"]
+        fits = self._each(fit_pass.rehearsed, lambda shape: self._fit(shape, self.names)[1])
         rehearsal, _, curvature = self._fit(fit_pass.largest, self.names)
-        fits = {shape: self._fit(shape, self.names)[1] for shape in fit_pass.rehearsed}
-        scores = {shape: self._score(shape, rehearsal, curvature) for shape in score_pass.rehearsed}
+        scores = self._each(score_pass.rehearsed, lambda shape: self._score(shape, rehearsal, curvature))
         seconds = self._seconds("fit", fit_pass, fits, rehearsal) | self._seconds("score", score_pass, scores, rehearsal)
         if len(self.groups) > 1:
             heaviest = max(self.groups, key=lambda names: sum(side**2 for name in names for side in sites[name].shape))
-            _, fitted, _ = self._fit(fit_pass.largest, heaviest)
+            fitted = self._each([fit_pass.largest], lambda shape: self._fit(shape, heaviest)[1])[fit_pass.largest]
         else:
             fitted = fits[fit_pass.largest]
         scored, indexed = self._on_its_gpu(scores[score_pass.largest], curvature), {}
@@ -225,7 +245,9 @@ class _Evaluation:
             written["index"] = self.landmarks.disk(data)
         elif planner.index:
             index_pass = self.passes["index"]
-            built = {shape: self._index(shape, rehearsal, planner.index) for shape in index_pass.rehearsed}
+            built = self._each(
+                index_pass.rehearsed, functools.partial(self._index, rehearsal=rehearsal, settings=planner.index)
+            )
             seconds |= self._seconds("index", index_pass, built, rehearsal)
             indexed = built[index_pass.largest]
             written["index"] = files.of_index(data, self.indexed.values(), planner.index)
@@ -254,6 +276,7 @@ class _Evaluation:
             )
             for name, held in (fitted | scored | indexed).items()
         )
+        rates = "batches" if planner.slower else "rates"
         tensors = {id(tensor): tensor.nbytes for tensor in [*planner.model.parameters(), *planner.model.buffers()]}
         return Plan(
             model={
@@ -282,7 +305,7 @@ class _Evaluation:
             settings=self.settings,
             stages=stages,
             disk_peak=sum(stage.disk for stage in stages) + 2 * sums,
-            sure="batches" if planner.slower else "rates" if planner.calibrate else "assumed",
+            sure=rates if planner.calibrate else "assumed" if planner.is_here else "elsewhere",
             free=planner.free,
             choices=self._choices(curvature),
             hints=hints(self.coverage, self.settings, 4),
@@ -412,7 +435,7 @@ class _Evaluation:
                 return rehearsal.run(lambda model, task: landmarks.code(model, task, *given), machine)[0]
 
             answered = rehearsal.run(lambda model, task: landmarks.answer(model), in_float32)[0] if landmarks.prompts else {}
-            asking, coding = {shape: ask(shape) for shape in asked.rehearsed}, {shape: code(shape) for shape in coded.rehearsed}
+            asking, coding = {shape: ask(shape) for shape in asked.rehearsed}, self._each(coded.rehearsed, code)
             planner.coded[key] = answered, asking, coding
         answered, asking, coding = planner.coded[key]
         once, slower = coding[coded.largest]["gram"], self._slower("landmarks", rehearsal)
