@@ -196,6 +196,7 @@ def test_roughly_only_the_seconds_differ():
 def test_a_gpu_that_is_not_here_can_be_planned_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     made, here = plan(TINY, device="cuda", memory=10**9, calibrate=True), plan(TINY)
+    assert list(made.free) == ["memory"] and list(plan(TINY, device="cuda", memory=10**9, disk=10**9).free) == ["memory", "disk"]
     assert made.device == "cuda" and made.sure == "elsewhere" and made.fits and 0 < made.seconds < here.seconds
     there, loaded = ({stage.name: stage.memory.tensors for stage in each.stages} for each in (made, here))
     assert loaded["score"] - there["score"] == made.factors > 0 == loaded["queries"] - there["queries"]  # where they are met

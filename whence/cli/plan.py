@@ -21,7 +21,7 @@ class Budget(Section):
     queries: str = setting("16", "The queries, as for score, or how many there will be.", metavar="FILE|N")
     query_columns: dict[str, str] = setting({}, QUERY_COLUMNS, metavar="PART=COLUMN")
     memory: str | None = setting(None, "Memory limit, such as 24GB: finds settings that fit.", metavar="SIZE")
-    disk: str | None = setting(None, "Disk limit; default: what is free.", metavar="SIZE")
+    disk: str | None = setting(None, "Disk limit; default: what is free here; none for a GPU elsewhere.", metavar="SIZE")
     index: bool = setting(False, "Also plan whence index build: of landmarks, --bytes a row, or of projections, --dim.")
     why: bool = setting(False, "Show how each kind of module is computed, and the FLOPs of the alternatives.")
     calibrate: bool = setting(True, "Measure this machine for a few seconds first.")

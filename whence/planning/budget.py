@@ -6,7 +6,7 @@ import re
 from typing import Protocol
 
 from whence.errors import DoesNotFit
-from whence.planning.plan import Plan, Settings, duration, options
+from whence.planning.plan import Plan, Settings, duration, has_room, options
 from whence.progress import note
 from whence.show.numbers import size
 
@@ -44,7 +44,7 @@ def fitting(evaluate: Evaluate, asked: Settings, longest: int, batch_tokens: int
 
 def within(plan: Plan) -> bool:
     """Whether it fits with a margin for what a prediction is worth."""
-    return plan.memory * MARGIN <= plan.free["memory"] and plan.disk_peak <= plan.free["disk"]
+    return has_room(plan.free, round(plan.memory * MARGIN), plan.disk_peak)
 
 
 def _smaller(settings: Settings, plan: Plan, longest: int, batch_tokens: int) -> Settings | None:

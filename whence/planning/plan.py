@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,7 +85,7 @@ class Plan:
     sure: str
     """Where the seconds come from: "batches", "rates", "assumed", or "elsewhere" of a device that is not here."""
     free: dict[str, int]
-    """Bytes of memory and of disk available, or allowed by the user."""
+    """Bytes of memory and of disk available, or allowed by the user; no "disk" where that of another machine is not known."""
     choices: dict[str, tuple[tuple[str, Choice], ...]] = field(default_factory=dict)
     hints: tuple[str, ...] = ()
     changes: dict[str, Any] = field(default_factory=dict)
@@ -118,7 +118,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether memory and disk suffice."""
-        return self.memory <= self.free["memory"] and self.disk_peak <= self.free["disk"]
+        return has_room(self.free, self.memory, self.disk_peak)
 
     def with_changes(self, asked: Settings) -> Plan:
         """The same plan, noting what was changed unasked."""
@@ -198,7 +198,7 @@ class Plan:
         low, high = self.range(self.seconds)
         total = f"{duration(self.seconds)} ({duration(low)} to {duration(high)})"
         fits = "fits" if self.fits else "does NOT fit"
-        verdict = f"{fits} in {size(self.free['memory'])} of memory and {size(self.free['disk'])} of disk"
+        verdict = f"{fits} in {room(self.free)}"
         return [*found, ("total", total, size(self.memory), size(self.disk), verdict)]
 
     def footing(self) -> list[str]:
@@ -235,6 +235,16 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds:.2g} s"
+
+
+def has_room(free: Mapping[str, int], memory: int, disk: int) -> bool:
+    """Whether so much fits in what is free."""
+    return memory <= free["memory"] and disk <= free.get("disk", disk)
+
+
+def room(free: Mapping[str, int]) -> str:
+    """What is free, in words."""
+    return " and ".join(f"{size(most)} of {kind}" for kind, most in free.items())
 
 
 def options(values: dict[str, Any]) -> str:

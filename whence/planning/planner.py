@@ -96,7 +96,9 @@ def plan(
         free = torch.cuda.mem_get_info(planner.device)[0] + torch.cuda.memory_allocated(planner.device)
     else:
         free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
-    planner.free = {"memory": free, "disk": disk if disk is not None else shutil.disk_usage(where).free}
+    planner.free = {"memory": free}
+    if disk is not None or planner.is_here:
+        planner.free["disk"] = shutil.disk_usage(where).free if disk is None else disk
     if memory is None:
         return planner.evaluate(asked)
     tokens = batch_positions(settings.batch_tokens, torch.device(planner.device))
@@ -131,7 +133,7 @@ class Planner:
         self.calibrate = calibrate and self.is_here
         self.data = work.read_data(task, data)
         self.queries = work.sample_queries(task, self.data, queries) if isinstance(queries, int) else list(read(queries))
-        self.free = {"memory": 0, "disk": 0}
+        self.free: dict[str, int] = {"memory": 0}
         self.slower: dict[Products, float] = {}
         """How much longer real batches take than rehearsed ones; nothing where there are none to run."""
         self.fits: dict[Any, tuple[Rehearsal, Stages, Curvature]] = {}

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from whence.planning.plan import Plan, duration
+from whence.planning.plan import Plan, duration, has_room, room
 from whence.show.numbers import size
 
 FITTED = ("covariance", "eigenvectors", "eigenvalues")
@@ -65,7 +65,7 @@ class StagedPlan:
     @property
     def fits(self) -> bool:
         """Whether memory and disk suffice."""
-        return self.memory <= self._last.free["memory"] and self.disk_peak <= self._last.free["disk"]
+        return has_room(self._last.free, self.memory, self.disk_peak)
 
     @property
     def _last(self) -> Plan:
@@ -87,8 +87,7 @@ class StagedPlan:
             found += [(f"{name} {stage}", *rest) for stage, *rest in plan.rows()[:-1]]
         low, high = self._last.range(self.seconds)
         total = f"{duration(self.seconds)} ({duration(low)} to {duration(high)})"
-        fits, free = "fits" if self.fits else "does NOT fit", self._last.free
-        verdict = f"{fits} in {size(free['memory'])} of memory and {size(free['disk'])} of disk"
+        verdict = f"{'fits' if self.fits else 'does NOT fit'} in {room(self._last.free)}"
         return [*found, ("total", total, size(self.memory), size(self.disk), verdict)]
 
     def footing(self) -> list[str]:
