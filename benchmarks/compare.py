@@ -39,6 +39,8 @@ SMALL = ("llama-S-mlp", "llama-S-all", "neox-S-mlp")
 FULL = (*SMALL, "llama-S-q256", "llama-S-ragged", "llama-M-mlp", "llama-M-all", "neox-M-mlp")
 PATIENCE = 15.0
 """Seconds for each workload that may go into waiting for a quiet moment and repeating; what one leaves, the next may take."""
+SQUARES = (256, 1024)
+"""Sizes of the matrix products whose rates are noted; the last one's is what times are held against."""
 DEFAULTS_ON = "llama-S-large"
 """The workload on which whence's own defaults meet the better peer: large enough that a sample can stand for it."""
 
@@ -89,8 +91,8 @@ class Comparison:
         self.names, self.phases, self.repeats, self.cache, self.scratch = ["whence", *peers], phases, repeats, cache, scratch
         self.remotes = {name: Remote(name, scratch) for name in self.names}
         self.started, self.quiet = time.perf_counter(), Quiet(self.say)
-        self.machine = self.remotes["whence"].ask("machine")
-        self.rate = 1e9 * self.machine["gemm_gflops"]["float32"][1024]
+        self.machine = self.remotes["whence"].ask("machine", SQUARES)
+        self.rate = 1e9 * self.machine["gemm_gflops"]["float32"][SQUARES[-1]]
 
     @property
     def minutes(self) -> float:

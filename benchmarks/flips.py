@@ -20,9 +20,13 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import ctypes
 import json
 import os
 import random
+import struct
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -72,7 +76,9 @@ def flips(settings: Path, count: int, seed: int) -> list[dict[str, Any]]:
     kinds: dict[str, list[Path]] = collections.defaultdict(list)
     for file in sorted(file for file in out.rglob("*") if file.is_file() and file.stat().st_size):
         kinds[kind_of(file.relative_to(out))].append(file)
-    before = {name: read() for name, read in readers(settings).items()}
+    read = readers(settings)
+    before = {name: opened(out, each) for name, each in read.items()}
+    results = {name: result for name, (result, _) in before.items()}
     found = []
     for number in range(count):
         kind = sorted(kinds)[number % len(kinds)] if count >= len(kinds) else draw.choice(sorted(kinds))
@@ -80,7 +86,7 @@ def flips(settings: Path, count: int, seed: int) -> list[dict[str, Any]]:
         bit = draw.randrange(8 * file.stat().st_size)
         flip(file, bit)
         try:
-            outcome, said = judged(settings, file, before)
+            outcome, said = judged({name: read[name] for name, (_, files) in before.items() if file in files}, file, results)
         finally:
             flip(file, bit)
         found.append({"kind": kind, "file": str(file.relative_to(out)), "bit": bit, "outcome": outcome, "said": said})
@@ -98,12 +104,38 @@ def flip(file: Path, bit: int) -> None:
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def judged(settings: Path, file: Path, before: dict[str, str]) -> tuple[Outcome, str]:
-    """What all readers make of the run with this file as it is now, the worst first, and what they said."""
+def opened(folder: Path, read: Callable[[], str]) -> tuple[str, set[Path]]:
+    """What it read, and the files below the folder that it opened: a flip in any other can't change what it reads.
+
+    Linux says so (inotify), also of what is opened by libraries that aren't Python. On other systems it is all files.
+    """
+    if sys.platform != "linux":
+        return read(), {file for file in folder.rglob("*") if file.is_file()}
+    library, is_opened, found = ctypes.CDLL(None, use_errno=True), 0x20, set()
+    queue = library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        places = [folder, *(place for place in folder.rglob("*") if place.is_dir())]
+        watches = {library.inotify_add_watch(queue, os.fsencode(place), is_opened): place for place in places}
+        if queue < 0 or min(watches) < 0:
+            raise OSError(ctypes.get_errno(), "the system does not say which files are opened")
+        result = read()
+        with contextlib.suppress(BlockingIOError):
+            while events := os.read(queue, 1 << 16):
+                while events:
+                    watch, _, _, length = struct.unpack_from("iIII", events)
+                    found.add(watches[watch] / os.fsdecode(events[16 : 16 + length].rstrip(b"\0")))
+                    events = events[16 + length :]
+        return result, found
+    finally:
+        os.close(queue)
+
+
+def judged(read: dict[str, Callable[[], str]], file: Path, before: dict[str, str]) -> tuple[Outcome, str]:
+    """What these readers make of the run with this file as it is now, the worst first, and what they said."""
     worst: tuple[Outcome, str] = ("harmless", "")
-    for name, read in readers(settings).items():
+    for name, each in read.items():
         try:
-            result = read()
+            result = each()
         except WhenceError as error:
             if file.name not in str(error):
                 return "traceback", f"{name}: a refusal that does not name the file: {error}"

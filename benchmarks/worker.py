@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -105,8 +105,8 @@ class Worker:
         count = getattr(self.peer, "flops", None)
         return {phase: count(phase) for phase in phases} if count and self.fitted else {}
 
-    def machine(self) -> dict[str, Any]:
-        """The machine, and how fast it multiplies on one thread."""
+    def machine(self, sizes: Sequence[int]) -> dict[str, Any]:
+        """The machine, and how fast it multiplies square matrices of these sizes on one thread."""
         import torch
 
         return {
@@ -117,7 +117,7 @@ class Worker:
             "torch": torch.__version__,
             "bf16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in cpu_flags()],
             "gemm_gflops": {
-                str(dtype).removeprefix("torch."): {size: round(gemm_rate(size, dtype), 1) for size in (256, 1024)}
+                str(dtype).removeprefix("torch."): {size: round(gemm_rate(size, dtype), 1) for size in sizes}
                 for dtype in (torch.float32, torch.bfloat16)
             },
         }

@@ -68,7 +68,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 @functools.cache
-def gallery(people: int = 24, questions: int = 3) -> bytes:
+def gallery() -> bytes:
     """The page of `whence serve` with questions to a small world, as one file: what its export gives."""
     import whence
     from whence.data import as_rows
@@ -80,7 +80,7 @@ def gallery(people: int = 24, questions: int = 3) -> bytes:
     from whence.serve.warm import Warm
 
     with tempfile.TemporaryDirectory(prefix="whence-gallery-") as scratch:
-        home, world = Path(scratch), make_world(people=people, questions=questions)
+        home, world = Path(scratch), make_world(people=24, questions=3)
         (home / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in world.rows), encoding="utf-8")
         teach(as_rows(world.rows), home / "model")
         reading = {"max_length": 32, "append_eos": True}

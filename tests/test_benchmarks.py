@@ -5,8 +5,6 @@ import hashlib
 import json
 import math
 import re
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,29 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from distributed.processes import server
+from distributed import processes
 
 from benchmarks import breakdown, compare, products, quiet, report, search
 from benchmarks.compare import arguments, better_peer
 from benchmarks.report import TARGETS, Cell, judge, make_row
-from benchmarks.worker import ONE_THREAD, Worker, memory, settle
+from benchmarks.worker import ONE_THREAD, Worker, gemm_rate, memory, settle
 from benchmarks.workloads import SIZES, WORKLOADS, prepare, text
 
-ROOT = Path(__file__).parents[1]
 TINY = WORKLOADS["tiny"]
 
-FINGERPRINT = """
-import hashlib, sys
-from pathlib import Path
-from benchmarks.workloads import WORKLOADS, prepare
-folder = prepare(WORKLOADS["tiny"], Path(sys.argv[1]))
-digest = hashlib.blake2b((folder / "model.safetensors").read_bytes())
-for workload in WORKLOADS.values():
-    for part in ("train", "queries"):
-        for row in workload.sequences(part):
-            digest.update(row.tobytes())
-print(digest.hexdigest())
-"""
+
+def fingerprint(cache: Path) -> str:
+    """Of the weights of the tiny model, and of the data of all workloads."""
+    digest = hashlib.blake2b((prepare(TINY, cache) / "model.safetensors").read_bytes())
+    for workload in WORKLOADS.values():
+        for part in ("train", "queries"):
+            for ids in workload.sequences(part):
+                digest.update(ids.tobytes())
+    return digest.hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +64,7 @@ def rows_of_all(better: float, pearson_noise: float = 0.0) -> list[report.Row]:
 
 
 def test_models_and_data_are_the_same_in_every_process(cache, tmp_path):
-    other = tmp_path / "other"
-    run = subprocess.run([sys.executable, "-c", FINGERPRINT, str(other)], cwd=ROOT, capture_output=True, text=True, check=True)
-    digest = hashlib.blake2b((prepare(TINY, cache) / "model.safetensors").read_bytes())
-    for workload in WORKLOADS.values():
-        for part in ("train", "queries"):
-            for ids in workload.sequences(part):
-                digest.update(ids.tobytes())
-    assert run.stdout.split()[-1] == digest.hexdigest()
+    assert processes.run(fingerprint, tmp_path / "other", world=1) == [fingerprint(cache)]
 
 
 def test_a_model_is_made_once_and_again_when_its_definition_changes(cache):
@@ -324,7 +311,9 @@ def test_rates_of_products_and_eigenvectors(monkeypatch, capsys):
 
 
 def test_where_the_time_goes(cache, capsys, monkeypatch):
-    monkeypatch.setitem(SIZES, "tiny", replace(SIZES["tiny"], layers=1))  # every phase is run twice, and rehearsed
+    monkeypatch.setitem(SIZES, "tiny", replace(SIZES["tiny"], layers=1, steps=1))  # every phase is run twice, and rehearsed
+    monkeypatch.setitem(WORKLOADS, "tiny", replace(TINY, train=4, queries=1, length=8))
+    monkeypatch.setattr(breakdown, "gemm_rate", lambda size, dtype: gemm_rate(size // 8, dtype))
     monkeypatch.setattr(breakdown.time, "process_time", time.perf_counter)  # of operators torch tells no other time
     breakdown.breakdown("tiny", cache)
     header, _, *lines = capsys.readouterr().out.splitlines()
@@ -354,10 +343,12 @@ def test_the_command_measures_whence_alone(cache, tmp_path, monkeypatch):
     out = tmp_path / "alone.json"
     options = ["--workloads", "tiny", "--defaults-on", "tiny", "--peers", "", "--repeats", "1", "--cache", str(cache)]
     monkeypatch.setattr(compare, "PATIENCE", 0.0)  # other tests run beside it
+    monkeypatch.setattr(compare, "SQUARES", (32, 64))
+    monkeypatch.setattr(compare, "Quiet", functools.partial(quiet.Quiet, pace=lambda: 1.0))
     for name, value in ONE_THREAD.items():  # as the command sets them
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-    quick = server()
+    quick = processes.server()
     monkeypatch.setattr(compare.multiprocessing, "get_context", lambda method: quick)
     monkeypatch.setattr(compare.Comparison, "_started", functools.cache(compare.Comparison._started))  # both are of "tiny"
     assert compare.main([*options, "--out", str(out)]) == 0
@@ -369,7 +360,9 @@ def test_the_command_measures_whence_alone(cache, tmp_path, monkeypatch):
     assert found["fit"]["disk_bytes_ours"] > 1e5 and found["first score"]["ours_s"] > found["import"]["ours_s"] > 0
     assert "| tiny | fit |" in out.with_suffix(".md").read_text()
     assert compare.main([*options, "--out", str(out), "--add", "--phases", "index"]) == 0
-    again = {row["phase"]: row for row in json.loads(out.read_text())["rows"]}
+    rows = json.loads(out.read_text())["rows"]
+    again = {row["phase"]: row for row in rows}
+    assert len(rows) == len(again), "what is measured again replaces what there was"
     assert set(again) == set(found) and again["fit"] == found["fit"] and again["index"] != found["index"]
     assert out.with_suffix(".md").read_text().count("--out") == 2, "both commands"
 

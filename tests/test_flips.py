@@ -29,7 +29,8 @@ def states(path):
 
 @pytest.mark.slow
 def test_a_flip_in_every_kind_of_file_is_noticed_or_harmless(finished):
-    kinds = {flips.kind_of(file.relative_to(flips.out_of(finished))) for file in flips.out_of(finished).rglob("*")}
+    out = flips.out_of(finished)
+    kinds = {flips.kind_of(file.relative_to(out)) for file in out.rglob("*")}
     found = flips.flips(finished, len(kinds), seed=0)
     assert len({each["kind"] for each in found}) > 50
     outcomes = collections.Counter(each["outcome"] for each in found)
@@ -40,13 +41,14 @@ def test_a_flip_in_every_kind_of_file_is_noticed_or_harmless(finished):
 @pytest.mark.slow
 def test_the_judge_sees_wrong_results_and_tracebacks(finished, monkeypatch):
     out = flips.out_of(finished)
-    before = {name: read() for name, read in flips.readers(finished).items()}
-    assert flips.judged(finished, out / "x", before) == ("harmless", "")
-    assert flips.judged(finished, out / "x", before | {"scores": "other"})[0] == "wrong"
+    readers = flips.readers(finished)
+    before = {name: read() for name, read in readers.items()}
+    assert flips.judged(readers, out / "x", before) == ("harmless", "")
+    assert flips.judged(readers, out / "x", before | {"scores": "other"})[0] == "wrong"
     monkeypatch.setattr("whence.store.intact.Listed.fault", lambda *_: "")  # as if there were no digests
     shard = out / "scores" / "scores.safetensors"
     flips.flip(shard, 8 * shard.stat().st_size - 3)
-    assert flips.judged(finished, shard, before) == ("wrong", "scores gives another result")
+    assert flips.judged(readers, shard, before) == ("wrong", "scores gives another result")
     flips.flip(shard, 8 * shard.stat().st_size - 3)
 
 

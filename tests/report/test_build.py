@@ -8,7 +8,7 @@ from models import CASES
 
 from whence.fitting import fit
 from whence.report import build_report
-from whence.report.build import layer_and_module, strength
+from whence.report.build import layer_and_module, strengths
 from whence.report.html import render
 from whence.report.markdown import as_markdown
 from whence.report.words import SLOPE
@@ -216,7 +216,7 @@ def test_slopes_beyond_what_log_p_can_rise_are_marked_everywhere(scores):
 
 def test_strength_in_a_word():
     many = np.append(np.linspace(-1, 1, 999), 100.0)
-    assert [strength(value, many) for value in (2.5, -2.5, 1.1, 0.9)] == ["strong", "strong", "medium", "weak"]
+    assert [strengths(many)(value) for value in (2.5, -2.5, 1.1, 0.9)] == ["strong", "strong", "medium", "weak"]
     few = np.array([0.1, -0.1, 0.1, 5.0])
-    assert [strength(value, few) for value in (1.0, -0.4, 0.2)] == ["strong", "medium", "weak"]
-    assert strength(0.0, np.zeros(5)) == "weak"
+    assert [strengths(few)(value) for value in (1.0, -0.4, 0.2)] == ["strong", "medium", "weak"]
+    assert strengths(np.zeros(5))(0.0) == "weak"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +211,8 @@ class _Builder:
         table = self.scores.top(number, 3 * self.top + 20, lowest=lowest)
         found: list[Row] = []
         seen: set[str] = set()
+        values = self.scores.values_of(number)
+        strength_of, median = strengths(values), float(np.median(np.abs(values)))
         for record in table.to_dict("records"):
             if (record["value"] < 0) != lowest or record["value"] == 0 or len(found) == self.top:
                 break
@@ -218,13 +220,13 @@ class _Builder:
                 continue
             seen.add(record["text"])
             rank = (-1 if lowest else 1) * (len(found) + 1)
-            found.append(self._row(number, rank, record, self.places[record["id"]]))
+            found.append(self._row(number, rank, record, self.places[record["id"]], strength_of, median))
         return tuple(found)
 
-    def _row(self, number: int, rank: int, record: Mapping[str, Any], place: int) -> Row:
-        scores, text = self.scores, str(record["text"])
-        raw, values = scores.raw[number], scores.values_of(number)
-        median = float(np.median(np.abs(values)))
+    def _row(
+        self, number: int, rank: int, record: Mapping[str, Any], place: int, strength_of: Callable[[float], str], median: float
+    ) -> Row:
+        scores, text, raw = self.scores, str(record["text"]), self.scores.raw[number]
         pieces, token_values = self._tokens(number, record, place)
         parts = scores.module_values(number, place)
         return Row(
@@ -240,7 +242,7 @@ class _Builder:
             id=str(record["id"]),
             source=None if words.missing(record["source"]) else str(record["source"]),
             stage=record.get("stage"),
-            word=strength(float(record["value"]), values),
+            word=strength_of(float(record["value"])),
             copies=int(record["copies"]),
             tokens=int(record["tokens"]),
             text=shown_once(text),
@@ -324,18 +326,20 @@ def spread(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def strength(value: float, values: np.ndarray) -> str:
-    """How much a value is beside those of all rows, `[N]`, in a word: "strong", "medium" or "weak".
+def strengths(values: np.ndarray) -> Callable[[float], str]:
+    """What says how much a value is beside those of all rows, `[N]`, in a word: "strong", "medium" or "weak".
 
     Strong is what stands out (`STANDS_OUT`, and `TYPICAL` where there are too few rows); medium is beyond the 99th percentile
     of the absolute values, or a third of that which is strong.
     """
     sizes = np.abs(values)
     if len(values) >= ENOUGH:
-        strong, medium = STANDS_OUT * float(np.percentile(sizes, 99)), float(np.percentile(sizes, 99))
+        medium = float(np.percentile(sizes, 99))
+        strong = STANDS_OUT * medium
     else:
-        strong, medium = TYPICAL * float(np.median(sizes)), TYPICAL / 3 * float(np.median(sizes))
-    return "strong" if abs(value) >= strong > 0 else "medium" if abs(value) >= medium > 0 else "weak"
+        typical = float(np.median(sizes))
+        strong, medium = TYPICAL * typical, TYPICAL / 3 * typical
+    return lambda value: "strong" if abs(value) >= strong > 0 else "medium" if abs(value) >= medium > 0 else "weak"
 
 
 def grid(scores: Scores, number: int, columns: Sequence[int]) -> Grid:

@@ -220,7 +220,8 @@ class _View:
 
 def coloured(pieces: Sequence[str], values: np.ndarray, scale: float, one_line: bool = False) -> Markup:
     """The tokens joined, those that count marked in three steps: `u1` to `u3` raise, `d1` to `d3` lower."""
-    levels = [int(np.sign(value)) * sum(abs(value) >= share * scale for share in LEVELS) if scale else 0 for value in values]
+    steps = np.searchsorted(np.multiply(LEVELS, scale), np.abs(values), side="right") if scale else np.zeros(len(values), int)
+    levels = (np.sign(values).astype(int) * steps).tolist()
     parts: list[str] = []
     for before, level, words, after in runs(pieces, levels):
         if level == 0:

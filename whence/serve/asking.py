@@ -31,7 +31,7 @@ from whence.indexing import Index
 from whence.methods.base import recipe_named, recipes, request_scores
 from whence.operators import Identity, Operator
 from whence.report import build_report, words
-from whence.report.build import grid, layer_and_module, spread, strength
+from whence.report.build import grid, layer_and_module, spread, strengths
 from whence.report.gather import has_stages, open_all
 from whence.report.html import WINDOW
 from whence.run import Run
@@ -399,7 +399,7 @@ class Asking:
             row["exact"], estimate = True, float(estimates[row["id"]])
         window = strongest(row["pieces"], np.array(row["token_values"]), WINDOW) if row["pieces"] else None
         return row | {
-            "word": strength(row["value"], values),
+            "word": strengths(values)(row["value"]),
             "place": self.place(row["id"]) if self._is_of_the_data(row, found) else None,
             "window": window,
             "estimate": estimate,
@@ -604,7 +604,7 @@ class Asking:
             value = float(scores.values[0, 0])
             shown = {"value": value, "limit": words.bound(scores, 0) if scores.beyond(0)[0] else ""}
             shown |= {"pieces": row.pieces if row else (), "token_values": row.token_values if row else ()}
-            return shown | {"tokens": int(scores.examples["tokens"].iloc[0]), "word": strength(shown["value"], values)}
+            return shown | {"tokens": int(scores.examples["tokens"].iloc[0]), "word": strengths(values)(shown["value"])}
 
         row = self.run.all_rows[self.number(asked.row)] if asked.row is not None else {}
         edited = of(as_rows([_edited(row, asked)]))

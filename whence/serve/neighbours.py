@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from whence.errors import StaleArtifact
-from whence.report.build import strength
+from whence.report.build import strengths
 from whence.report.gather import has_stages, open_all, scores_in
 from whence.report.words import query_of, stage_line
 from whence.run import SETTINGS
@@ -53,11 +53,11 @@ def stages_of(folder: Path, number: int, first: int = 3) -> list[dict[str, Any]]
         if entry.pop("query_id") != query:
             continue
         name, scores = entry["stage"], staged.stages[entry["stage"]]
-        values, top = scores.values_of(number), {}
+        strength_of, top = strengths(scores.values_of(number)), {}
         for side, sign in (("raises", 1), ("lowers", -1)):
             rows = scores.top(number, first, lowest=sign < 0).to_dict("records")
             seen = [{key: row[key] for key in ("rank", "id", "value", "text")} for row in rows if sign * row["value"] > 0]
-            top[side] = [row | {"word": strength(row["value"], values)} for row in seen]
+            top[side] = [row | {"word": strength_of(row["value"])} for row in seen]
         told = stage_line(staged, name) if name in staged.about else ""
         found.append(entry | {"key": f"scores:{folder.name}{STAGE}{name}:{number}", "top": top, "transport": told})
     return plain(found)
