@@ -29,7 +29,7 @@ def held(tensors, *args):
         (aten.expand.default, lambda x: ([2, 3, 4],)),
         (aten.split.Tensor, lambda x: (2, 1)),
         (aten._linalg_svd.default, lambda x: (False, True)),
-        (aten.add_.Tensor, lambda x: (x,)),
+        (aten.add_.Tensor, lambda x: (torch.ones(3, 4),)),
         (aten._to_copy.default, lambda x: ()),
     ],
 )
@@ -43,6 +43,15 @@ def test_the_same_is_returned_the_second_time(func, further):
     assert found[0] == found[1]
 
 
+def test_which_argument_is_returned_does_not_hang_on_what_others_were_the_same():
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        x, y, call = torch.empty(3, 3), torch.empty(3, 3), Calls(mode)
+        for given in [(x, x), (x, y), (y, x)] * 2:
+            assert call(aten.add_.Tensor, given, {})[0] is given[0]
+        for given in [(x, x, x), (x, y, x), (y, y, x), (x.t(), x, y)] * 2:
+            assert call(aten.mm.out, given[:2], {"out": given[2]})[0] is given[2]
+
+
 def test_what_shapes_do_not_tell_is_asked_again():
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         call = Calls(mode)
@@ -51,7 +60,13 @@ def test_what_shapes_do_not_tell_is_asked_again():
             call(aten.resize_.default, (x, [size]), {})
             assert x.shape == (size,)
         one = [call(aten.full.default, ([2], 1), {})[0], call(aten.full.default, ([2], 1.0), {})[0]]
-    assert [each.dtype for each in one] == [torch.int64, torch.float32]
+        one.append(call(aten.full.default, ([2], 1.0), {})[0])
+        torch.set_default_dtype(torch.float64)
+        try:
+            one.append(call(aten.full.default, ([2], 1.0), {})[0])
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert [each.dtype for each in one] == [torch.int64, torch.float32, torch.float32, torch.float64]
 
 
 def test_a_rehearsal_counts_the_same(monkeypatch, tiny_llama, tiny_tokenizer):

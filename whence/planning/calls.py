@@ -36,14 +36,14 @@ class Calls:
         """What the operator returns, and the call as others like it are remembered."""
         tensors: list[FakeTensor] = []
         try:
-            described = _described((args, *kwargs.items()), tensors)
+            described = torch.get_default_dtype(), _described((args, *kwargs.items()), tensors)
         except _MoreToIt:
             return func(*args, **kwargs), Call()
         if call := _known.get((func, described)):
             return call.again(self._mode, tensors), call
         result, call = func(*args, **kwargs), Call()
         try:
-            if described == _described((args, *kwargs.items()), []):  # resized, they are as after another call
+            if described[1] == _described((args, *kwargs.items()), []):  # resized, they are as after another call
                 call.returned, call.several = _returned(result, tensors)
                 if len(_known) == KNOWN:
                     _known.clear()
@@ -107,9 +107,10 @@ def _described(value: Any, tensors: list[FakeTensor]) -> Any:
         return kind, value  # 1, 1.0 and True are equal
     if kind is tuple or kind is list:
         return kind, *[_described(each, tensors) for each in value]
-    tensors.append(_plain(value))
-    place = value.storage_offset(), value.untyped_storage().nbytes()
-    return value.shape, value.stride(), value.dtype, value.fake_device, *place
+    storage = _plain(value).untyped_storage()
+    alike = [(each is value, each.untyped_storage()._cdata == storage._cdata) for each in tensors]  # may be what is returned
+    tensors.append(value)
+    return value.shape, value.stride(), value.storage_offset(), value.dtype, value.fake_device, storage.nbytes(), *alike
 
 
 def _returned(result: Any, tensors: Sequence[FakeTensor]) -> tuple[list[_Returned | None], Any]:

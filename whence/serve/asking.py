@@ -339,7 +339,8 @@ class Asking:
                 scores = self._again(found, places)
         query = build_report(scores, top=top).queries[0]
         estimates = None if found.estimates is None else dict(zip(scores.example_ids, found.estimates[places], strict=True))
-        shown = {side: [self._row(row, found, values, estimates) for row in plain(getattr(query, side))] for side in SIDES}
+        among = _Among(values)
+        shown = {side: [self._row(row, found, among, estimates) for row in plain(getattr(query, side))] for side in SIDES}
         return {**shown, "of": of, "counts": counts}
 
     def _document(self, found: Asked, top: int) -> dict[str, Any]:
@@ -353,8 +354,9 @@ class Asking:
         estimates = None
         if found.estimates is not None:
             estimates = dict(zip(scores.example_ids, found.estimates[found.columns], strict=True))
+        among = _Among(values)
         for side in SIDES:
-            document[side] = [self._row(row, found, values, estimates) for row in document[side]]
+            document[side] = [self._row(row, found, among, estimates) for row in document[side]]
         queries, tokens = self.queries_of(found) if loaded else None, None
         if queries is not None and isinstance(self.run.task(), CausalLM):
             tokens = [{**token, "top": []} for token in self.answer_tokens(queries[0])[0]]
@@ -387,19 +389,13 @@ class Asking:
         rows = self.rows(found, offset + limit, where)
         return {"rows": [decided(row, decisions) for row in rows[side][offset:]], "of": rows["counts"][side]}
 
-    def _row(
-        self, row: dict[str, Any], found: Asked, values: np.ndarray, estimates: Mapping[str, float] | None
-    ) -> dict[str, Any]:
-        sizes = np.abs(values)
-        row |= {"percentile": 100 * float((values < row["value"]).sum()) / max(1, len(values) - 1)}
-        row |= {"times_median": abs(row["value"]) / float(np.median(sizes)) if np.median(sizes) else None}
-        row |= {"share": abs(row["value"]) / max(float(sizes.sum()), np.finfo(float).tiny)}
+    def _row(self, row: dict[str, Any], found: Asked, among: _Among, estimates: Mapping[str, float] | None) -> dict[str, Any]:
         estimate = None
         if estimates is not None:
             row["exact"], estimate = True, float(estimates[row["id"]])
         window = strongest(row["pieces"], np.array(row["token_values"]), WINDOW) if row["pieces"] else None
         return row | {
-            "word": strengths(values)(row["value"]),
+            **among.stands(row["value"]),
             "place": self.place(row["id"]) if self._is_of_the_data(row, found) else None,
             "window": window,
             "estimate": estimate,
@@ -579,7 +575,7 @@ class Asking:
         through = replace(parts, raw=sum(parts.modules[name] for name in names), modules={}, tokens=None, exact=None)
         meant = np.flatnonzero(matching(parts.examples, asked.where))
         estimates = None if found.estimates is None else dict.fromkeys(found.scores.example_ids, np.nan)
-        shown: dict[str, Any] = {}
+        among, shown = _Among(found.values), dict[str, Any]()
         for side, sign in (("raises", 1), ("lowers", -1)):
             table = part_of(through, rows=meant.tolist()).top(0, asked.top, lowest=sign < 0)
             of = dict(zip(table["id"], table["value"], strict=True))
@@ -587,7 +583,7 @@ class Asking:
             whole = part_of(found.scores, rows=[found.scores.column_of(name) for name in ordered])
             query = build_report(whole, top=len(ordered)).queries[0] if ordered else None
             rows = {row.id: plain(row) for row in (*query.raises, *query.lowers)} if query else {}
-            kept = [self._row(rows[name], found, found.values, estimates) for name in ordered if name in rows]
+            kept = [self._row(rows[name], found, among, estimates) for name in ordered if name in rows]
             ranked = (row | {"rank": sign * rank, "part": of[row["id"]]} for rank, row in enumerate(kept, 1))
             shown[side] = [decided(row, decisions) for row in ranked]
         scope = many(len(meant), "row") if found.estimates is None else f"{many(len(meant), 'row')} scored exactly"
@@ -632,6 +628,24 @@ class Asking:
         tokens = [token["text"] for token in self.answer_tokens(row)[0]]
         asked = {"prompt": row.get("prompt", ""), "completion": answer_of(row), "tokens": tokens}
         return plain({**asked, "influences": [{"query": report.span or answer_of(row), "samples": samples}]})
+
+
+class _Among:
+    """How a row's value stands among those of all rows, `[N]`."""
+
+    def __init__(self, values: np.ndarray):
+        sizes = np.abs(values)
+        self.values, self.strength = values, strengths(values)
+        self.median, self.sum = float(np.median(sizes)), max(float(sizes.sum()), np.finfo(float).tiny)
+
+    def stands(self, value: float) -> dict[str, Any]:
+        """The share of rows below it, in percent; its size beside the median and the sum of all sizes; and in a word."""
+        return {
+            "percentile": 100 * float((self.values < value).sum()) / max(1, len(self.values) - 1),
+            "times_median": abs(value) / self.median if self.median else None,
+            "share": abs(value) / self.sum,
+            "word": self.strength(value),
+        }
 
 
 def decided(row: dict[str, Any], decisions: Mapping[str, Any]) -> dict[str, Any]:
