@@ -1,7 +1,7 @@
 """Calls of torch's operators with tensors that have shapes and no numbers, each worked out once.
 
 Torch takes a third of a millisecond to find what such a call returns, and the layers of a model make the same calls over and
-over: a model of 8B took a quarter of an hour to plan.
+over: planning a model of 8B took more than ten minutes.
 """
 
 from __future__ import annotations

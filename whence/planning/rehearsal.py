@@ -45,7 +45,7 @@ class Rehearsed(NamedTuple):
     seconds: float
 
     def without(self, size: int) -> Rehearsed:
-        """Less so many bytes that are held throughout, in large blocks."""
+        """The same with `size` bytes fewer, of large blocks that are held throughout."""
         peak, kept = (held._replace(all=held.all - size) for held in (self.peak, self.kept))
         return self._replace(peak=peak, kept=kept)
 
