@@ -105,12 +105,13 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return getattr(torch, valid(Dtype, dtype, "dtype"))
 
 
-def dtype_of(config: Any, dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype that a model with this config is loaded in, where "auto" or its name is asked for."""
-    if dtype == "auto":
-        stored = getattr(config, "dtype", None)
-        return torch.bfloat16 if device.type == "cuda" and stored in (torch.float16, torch.bfloat16) else torch.float32
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+def dtype_of(config: Any, dtype: str | torch.dtype, device: str | torch.device | None) -> torch.dtype:
+    """The dtype that a model with this config is loaded in; raises UsageError for an unknown dtype or device."""
+    device, dtype = _device(device), _dtype(dtype)
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    stored = getattr(config, "dtype", None)
+    return torch.bfloat16 if device.type == "cuda" and stored in (torch.float16, torch.bfloat16) else torch.float32
 
 
 def _load_weights(

@@ -30,6 +30,10 @@ def test_an_index_is_planned_when_asked_for(run, tiny_model_folder, data):
     assert "512 bytes a row" in shown and "answers of the model" in shown
 
 
+def test_a_device_that_there_is_not_is_refused(run, tiny_model_folder, data):
+    assert "device can't be 'gpu'" in run("plan", tiny_model_folder, "--data", data, "--device", "gpu", code=2).stderr
+
+
 def test_json_holds_bytes_and_seconds(run, tiny_model_folder, data, queries):
     words = ("plan", tiny_model_folder, "--data", data, "--queries", queries, "--no-calibrate", "--json", "-q")
     found = json.loads(run(*words).stdout)

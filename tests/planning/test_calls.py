@@ -43,7 +43,7 @@ def test_the_same_is_returned_the_second_time(func, further):
     assert found[0] == found[1]
 
 
-def test_which_argument_is_returned_does_not_hang_on_what_others_were_the_same():
+def test_which_argument_is_returned_does_not_depend_on_which_were_the_same_before():
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         x, y, call = torch.empty(3, 3), torch.empty(3, 3), Calls(mode)
         for given in [(x, x), (x, y), (y, x)] * 2:
@@ -59,14 +59,13 @@ def test_what_shapes_do_not_tell_is_asked_again():
             x = torch.empty(3)
             call(aten.resize_.default, (x, [size]), {})
             assert x.shape == (size,)
-        one = [call(aten.full.default, ([2], 1), {})[0], call(aten.full.default, ([2], 1.0), {})[0]]
-        one.append(call(aten.full.default, ([2], 1.0), {})[0])
+        filled = [call(aten.full.default, ([2], value), {})[0] for value in (1, 1.0, 1.0)]
         torch.set_default_dtype(torch.float64)
         try:
-            one.append(call(aten.full.default, ([2], 1.0), {})[0])
+            filled.append(call(aten.full.default, ([2], 1.0), {})[0])
         finally:
             torch.set_default_dtype(torch.float32)
-    assert [each.dtype for each in one] == [torch.int64, torch.float32, torch.float32, torch.float64]
+    assert [each.dtype for each in filled] == [torch.int64, torch.float32, torch.float32, torch.float64]
 
 
 def test_a_rehearsal_counts_the_same(monkeypatch, tiny_llama, tiny_tokenizer):
@@ -74,14 +73,11 @@ def test_a_rehearsal_counts_the_same(monkeypatch, tiny_llama, tiny_tokenizer):
 
     def seen():
         rehearsal = Rehearsal(tiny_llama, task, "cpu")
-        found, curvature = rehearsal.run(lambda model, task: whence.fit(model, task, rows, examples="all", disjoint=False))
-        queries = [{"prompt": "", "completion": "A baker."}]
-        return (
-            found
-            | rehearsal.run(
-                lambda model, task: whence.score(model, task, queries, rows, curvature.inverse(), rank=4), last="score"
-            )[0]
-        )
+        fitted, curvature = rehearsal.run(lambda model, task: whence.fit(model, task, rows, examples="all", disjoint=False))
+        _, operator = rehearsal.run(lambda model, task: curvature.inverse())
+        given = [{"prompt": "", "completion": "A baker."}], rows, operator
+        scored, _ = rehearsal.run(lambda model, task: whence.score(model, task, *given, rank=4), last="score")
+        return fitted | scored
 
     again = [seen(), seen()]
 

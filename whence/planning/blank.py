@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from whence import dist
+from whence.errors import WhenceError
 from whence.models import auto_class, base_of, dtype_of, is_adapter, load_tokenizer, locate, not_loadable, tokenizer_home
 from whence.settings import Lora
 from whence.tasks.base import Task
@@ -27,10 +27,12 @@ def blank_model(
         name, adapter = base_of(name), name
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        wanted = dtype_of(config, dtype, torch.device(device) if device else dist.device())
+        wanted = dtype_of(config, dtype, device)
         with torch.device("meta"):
             model = auto_class(config).from_config(config, dtype=wanted, trust_remote_code=False)
             return (model if adapter is None else _adapted(model, adapter)).eval()
+    except WhenceError:
+        raise
     except (OSError, ValueError) as error:
         raise not_loadable(name, error) from error
 

@@ -239,10 +239,11 @@ class _Evaluation:
             fitted = self._each([fit_pass.largest], lambda shape: self._fit(shape, heaviest)[1])[fit_pass.largest]
         else:
             fitted = fits[fit_pass.largest]
-        scored, indexed = self._on_its_gpu(scores[score_pass.largest], curvature), {}
+        scored, indexed = self._on_a_gpu_elsewhere(scores[score_pass.largest], curvature), {}
         written = self._files(curvature, fitted)
         if self.landmarks:
             indexed, taken = self._index_landmarks(self.landmarks, rehearsal, curvature)
+            self.advance(len(self.passes["index"].rehearsed))
             seconds |= taken
             written["index"] = self.landmarks.disk(data)
         elif planner.index:
@@ -253,19 +254,8 @@ class _Evaluation:
             seconds |= self._seconds("index", index_pass, built, rehearsal)
             indexed = built[index_pass.largest]
             written["index"] = files.of_index(data, self.indexed.values(), planner.index)
-        asked = many(len(planner.queries), "query", "queries")
-        notes = {
-            "eigenvectors": f"{'float64' if self.products['fit'] == 'float32' else 'float32'}, one matrix at a time",
-            "queries": f"{asked}, {'full rank' if self.rank is None else f'rank {self.rank}'}",
-        }
-        if self.landmarks:
-            notes["index"], notes["questions"] = str(self.landmarks), f"{self.landmarks.prompts} answers of the model"
-        elif planner.index:
-            dim = planner.index.dim or DIM
-            notes["index"] = f"{dim} x {dim} {planner.index.kept} of {len(self.indexed)} modules"
         sums = fitted["covariance"].kept.all if "covariance" in fitted else 0
-        if sums >= 1e8:
-            notes["covariance"] = f"{sums / 1e9:.2g} GB of sums"
+        notes = self._notes(sums)
         stages = tuple(
             Stage(
                 name,
@@ -314,6 +304,21 @@ class _Evaluation:
             passing=self._passing(rehearsal, curvature),
             factors=files.of_factors_in_memory(curvature),
         )
+
+    def _notes(self, sums: int) -> dict[str, str]:
+        """What is said of stages beside their figures; `sums` are the bytes of the covariances."""
+        asked, index = many(len(self.planner.queries), "query", "queries"), self.planner.index
+        notes = {
+            "eigenvectors": f"{'float64' if self.products['fit'] == 'float32' else 'float32'}, one matrix at a time",
+            "queries": f"{asked}, {'full rank' if self.rank is None else f'rank {self.rank}'}",
+        }
+        if self.landmarks:
+            notes["index"], notes["questions"] = str(self.landmarks), f"{self.landmarks.prompts} answers of the model"
+        elif index:
+            notes["index"] = f"{index.dim or DIM} x {index.dim or DIM} {index.kept} of {len(self.indexed)} modules"
+        if sums >= 1e8:
+            notes["covariance"] = f"{sums / 1e9:.2g} GB of sums"
+        return notes
 
     def _fit(self, shape: work.Shape, names: list[str]) -> tuple[Rehearsal, Stages, Curvature]:
         """Rehearse `fit` of these modules on a batch of this shape."""
@@ -375,10 +380,11 @@ class _Evaluation:
         planner.scores[key] = first
         return first
 
-    def _on_its_gpu(self, scored: Stages, curvature: Curvature) -> Stages:
-        """Of a GPU that is not here, without what stays in the host's memory: the factors, but while they meet the queries.
+    def _on_a_gpu_elsewhere(self, scored: Stages, curvature: Curvature) -> Stages:
+        """For a GPU that is not here, the same without the factors, which stay in the host's memory.
 
-        Those that it has no room for visit it one after the other (`BlockDiagonal.streaming`).
+        They are on the GPU while the queries are multiplied with them, one after the other where it has no room for all
+        (`BlockDiagonal.streaming`).
         """
         planner = self.planner
         if planner.is_here:
@@ -437,7 +443,7 @@ class _Evaluation:
                 return rehearsal.run(lambda model, task: landmarks.code(model, task, *given), machine)[0]
 
             answered = rehearsal.run(lambda model, task: landmarks.answer(model), in_float32)[0] if landmarks.prompts else {}
-            asking, coding = {shape: ask(shape) for shape in asked.rehearsed}, self._each(coded.rehearsed, code)
+            asking, coding = {shape: ask(shape) for shape in asked.rehearsed}, {shape: code(shape) for shape in coded.rehearsed}
             planner.coded[key] = answered, asking, coding
         answered, asking, coding = planner.coded[key]
         once, slower = coding[coded.largest]["gram"], self._slower("landmarks", rehearsal)
