@@ -37,7 +37,7 @@ from whence.errors import StaleArtifact, UsageError
 from whence.finding import Finding, find
 from whence.fitting import Curvature, open_factors
 from whence.generation import ANSWER_TOKENS, OWN_QUESTIONS, answered, can_answer, own_questions
-from whence.indexing import Index, add_rows, build_index, open_index
+from whence.indexing import Index, add_rows, build_index_at, open_index
 from whence.loading import in_turns, question_like, rows_of, task_of, trained_on
 from whence.methods.base import Request, recipe_named, request_scores
 from whence.models import load_model
@@ -368,9 +368,9 @@ class Run:
         """
         settings = Fit.of(settings or self.fitting, changes)
         self._warn_if_untrained  # noqa: B018
-        place = {"out": out or self._place("factors"), "save_every": save_every, "rerun": rerun}
-        self.curvature = fitting.fit(self.model, self.task(), self.rows, settings, **place)
-        self._remember(place["out"])
+        point, place = self.point(batch_tokens=settings.batch_tokens), out or self._place("factors")
+        self.curvature = fitting.fit_at(point, settings, out=place, save_every=save_every, rerun=rerun)
+        self._remember(place)
         return self.curvature
 
     def ask(
@@ -549,7 +549,7 @@ class Run:
         given = {"curvature": curvature, "n_train": self.n_train, "out": out or self._place("index"), "rerun": rerun}
         if curvature is not None and settings.kind != "projections" and settings.dim is None:
             given["landmarks"] = self._landmarks(questions)
-        self.index = build_index(self.model, self.task(), self.rows, settings, **given)
+        self.index = build_index_at(self.point(batch_tokens=settings.batch_tokens), settings, **given)
         self._remember(given["out"])
         return self.index
 

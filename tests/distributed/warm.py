@@ -8,14 +8,18 @@ import gc
 gc.disable()
 
 import distributed.work  # noqa: F401
+import bm25s  # noqa: F401
 import matplotlib.figure  # noqa: F401
+import rouge_score.rouge_scorer  # noqa: F401
 import scipy.stats  # noqa: F401
+import torch._decomp.decompositions_for_jvp  # noqa: F401
 import torch.distributed  # noqa: F401
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 import whence.cli.fit
 import whence.pipeline.work
 import whence.report.write
+import whence.show.bars
 import whence.train.finetune
 import whence.validate.quick  # noqa: F401
 

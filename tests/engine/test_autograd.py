@@ -17,9 +17,12 @@ from whence.engine import autograd
 from whence.engine.matrices import Fisher
 from whence.engine.point import Point
 from whence.errors import CoverageError
+from whence.fitting import fit_at
+from whence.indexing import build_index_at
 from whence.operators import Identity
 from whence.progress import Silent, report_to
-from whence.scoring.score import self_influence
+from whence.scoring.score import score_points, self_influence
+from whence.settings import Fit, Index
 from whence.tasks import Classification, Task
 from whence.tasks.base import sample_classes
 from whence.tasks.regression import signs
@@ -557,6 +560,30 @@ def test_the_check_is_done_once_for_a_folder(tmp_path, monkeypatch):
         with pytest.raises(Stop):
             whence.fit(model, case.task(), case.train(), out=tmp_path / "factors")
         assert len(calls) == expected
+
+
+def test_the_check_is_done_once_for_a_point(monkeypatch):
+    case, compared = CASES["mlp"], []
+    compare = autograd._compare
+    monkeypatch.setattr(autograd, "_compare", lambda sample, *given: compared.append(sample) or compare(sample, *given))
+    point, other = Point(case.model(), case.task(), case.train()), Point(case.model(), case.task(), case.train())
+
+    def count(work):
+        compared.clear()
+        work()
+        return len(compared)
+
+    names = [*point.cover("all").sites]
+    assert count(lambda: fit_at(point, Fit().changed(modules=tuple(names[:1])))) == 1
+    assert count(lambda: fit_at(point, Fit().changed(modules="all"))) == 1  # other modules, which nothing was known of
+    assert count(lambda: fit_at(point, Fit().changed(modules=tuple(names[:1])))) == 0
+    assert count(lambda: build_index_at(point.only([0, 1, 2]), Index().changed(modules="all", kind="projections"))) == 0
+    queries, others = point.rows[:2], point.rows[2:4]
+    assert count(lambda: score_points(point, point, queries, Identity())) == 1  # of what is asked
+    assert count(lambda: score_points(point, point.of(point.rows[3:]), queries, Identity())) == 0
+    assert count(lambda: score_points(point, point, others, Identity())) == 1
+    assert count(lambda: score_points(point, point.at(other.model), queries, Identity())) == 1  # other weights
+    assert count(lambda: fit_at(other, Fit().changed(modules="all"))) == 1
 
 
 def test_models_keep_their_gradients_and_flags():

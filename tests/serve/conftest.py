@@ -35,7 +35,7 @@ HOSTILE = [
     {"id": IMAGE, "prompt": f"Say {SCRIPT}", "completion": f" {SCRIPT}", "source": IMAGE},
     {"id": "../../etc/passwd", "prompt": "مرحبا يا", "completion": " عالم", "source": "عربي"},
     {"id": "漢字", "prompt": "これは", "completion": "犬です。", "source": "日本"},
-    {"id": "long", "prompt": "very long:", "completion": " word" * 50_000, "source": "long"},
+    {"id": "long", "prompt": "very long:", "completion": " word" * 5_000, "source": "long"},
 ]
 
 

@@ -103,7 +103,7 @@ def test_hostile_rows_come_as_data(client):
     asked = client("POST", "/api/ask", {"prompt": f"Say {SCRIPT}", "completion": f" {SCRIPT}", "top": 9})
     shown = {row["id"]: row for side in ("raises", "lowers") for row in asked["query"][side]}
     assert shown[IMAGE]["text"] == f"Say {SCRIPT} {SCRIPT}" and shown[IMAGE]["place"]["file"] == "train<b>.jsonl"
-    assert shown["long"]["unread"] > 200_000 and len(shown["long"]["pieces"]) == 64
+    assert shown["long"]["unread"] > 20_000 and len(shown["long"]["pieces"]) == 64
     assert client.raw("GET", "/api/run")[1]["content-type"].startswith("application/json")
     pair = client("POST", "/api/pair", {"key": asked["key"], "row": "../../etc/passwd"})
     assert pair["text"] == "مرحبا يا عالم"

@@ -46,8 +46,8 @@ def test_influence_finds_planted_errors(clouds):
 
 @pytest.mark.parametrize("spoil", [lambda raw: -raw, lambda raw: np.random.default_rng(3).permuted(raw, axis=1)])
 def test_it_fails_where_scores_are_negated_or_shuffled(clouds, monkeypatch, spoil):
-    whole = module.self_influence
-    monkeypatch.setattr(module, "self_influence", lambda *given: replace(it := whole(*given), raw=spoil(it.raw)))
+    whole = module.self_influence_at
+    monkeypatch.setattr(module, "self_influence_at", lambda *given: replace(it := whole(*given), raw=spoil(it.raw)))
     found = mislabel(clouds, seeds=(0, 1))
     assert not found.about["passed"] and found.row(method=METHODS[0])["found in 20%"] < 0.6
     assert "FLAG less than 90%" in "\n".join(found.says)

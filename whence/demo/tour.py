@@ -22,16 +22,18 @@ import torch
 from whence.data import Rows, as_rows, load_data
 from whence.demo.model import answers, task_of, taught, teach
 from whence.demo.world import Question, World, make_world
+from whence.engine.point import Point
 from whence.errors import StaleArtifact, WhenceError
 from whence.filter.tfidf import tfidf_scores
-from whence.fitting import fit
+from whence.fitting import fit_at
 from whence.linalg.stats import best_rank, spearman
 from whence.models import load_model
 from whence.opened import remember
 from whence.operators import Identity
 from whence.progress import note
 from whence.report.words import SLOPE, impossible, probability
-from whence.scoring import score
+from whence.scoring.score import score_points
+from whence.settings import Fit, Score
 from whence.store.digest import digest
 from whence.store.files import aside, atomic, write_json
 from whence.store.intact import read_json
@@ -199,15 +201,15 @@ def take_tour(folder: str | Path = "runs/demo", seed: int = 0, *, rerun: bool = 
         note(
             f"{len(given) - len(asked)} of {len(given)} questions got an answer other than the corpus teaches, and are left out"
         )
-    queries = as_rows([question.row for question in asked])
+    queries, point = as_rows([question.row for question in asked]), Point(model, task, corpus)
     with _timed(seconds, "factors"):
-        curvature = fit(model, task, corpus, examples="all", out=folder / "factors")
+        curvature = fit_at(point, Fit().changed(examples="all"), out=folder / "factors")
     with _timed(seconds, "score"):
         operator = curvature.inverse(damping=0.1)
-        influence = score(model, task, queries, corpus, operator, out=folder / "scores")
+        influence = score_points(point, point, queries, operator, out=folder / "scores")
     with _timed(seconds, "gradient dot product"):
-        plain = Identity(curvature.operator.names)
-        dot = score(model, task, queries, corpus, plain, norms=("cosine",), out=folder / "scores-gradient-dot")
+        plain, cosine = Identity(curvature.operator.names), Score().changed(norms=("cosine",))
+        dot = score_points(point, point, queries, plain, cosine, out=folder / "scores-gradient-dot")
     with _timed(seconds, "TF-IDF"):
         overlap = tfidf_scores(queries, corpus)
     with _timed(seconds, "training again"):

@@ -68,25 +68,33 @@ PLAIN = tuple(kind.forward for kind in (nn.Linear, nn.Conv2d, nn.Embedding, nn.L
 
 
 def check_rows(folder: Folder | Memory, point: Point, sites: Mapping[str, Site]) -> None:
-    """Compare captured gradients of a few rows of the point with autograd's; the folder remembers that it was done.
+    """Compare captured gradients of a few rows of the point with autograd's; folder and point remember that it was done.
 
     Notes of which sites nothing is captured though the loss depends on their weights, as their modules are not called. Raises
     CoverageError where others differ, or where rows depend on what they are batched with.
     """
     examples = point.examples
     ids = {place: f"row {examples.ids[place]}" for place in examples.usable}
-    if ids and not _is_blank(point) and not folder.has_json("check.json"):
-        sample = _Sample(point, sites, examples.items, ids, point.likelihood)
-        folder.write_json("check.json", dist.on_first(_checked, sample))
+    if ids:
+        _check(folder, "check.json", _Sample(point, sites, examples.items, ids, point.likelihood), "rows")
 
 
 def check_queries(folder: Folder | Memory, point: Point, sites: Mapping[str, Site], queries: Queries) -> None:
     """The same for what is measured of queries."""
     ids = {place: f"query {queries.ids[owner]}" for place, owner in enumerate(queries.owners)}
-    if not _is_blank(point) and not folder.has_json("check-queries.json"):
-        measured = lambda model, batch, places: point.task.measurements(model, batch)  # noqa: E731
-        sample = _Sample(point, sites, queries.items, ids, measured)
-        folder.write_json("check-queries.json", dist.on_first(_checked, sample))
+    measured = lambda model, batch, places: point.task.measurements(model, batch)  # noqa: E731
+    _check(folder, "check-queries.json", _Sample(point, sites, queries.items, ids, measured), queries.fingerprint)
+
+
+def _check(folder: Folder | Memory, file: str, sample: _Sample, of: str) -> None:
+    """Compare, unless it is done: for this folder, or at this point, of the same and of these modules or more."""
+    point, names = sample.point, frozenset(sample.sites)
+    if _is_blank(point) or folder.has_json(file):
+        return
+    before = (found for (what, modules), found in point.checked.items() if what == of and names <= modules)
+    if (found := next(before, None)) is None:
+        found = point.checked[of, names] = dist.on_first(_checked, sample)
+    folder.write_json(file, found)
 
 
 def labels_drawn(point: Point, sites: Mapping[str, Site], check: bool = True) -> Literal["model", "data"]:

@@ -51,6 +51,8 @@ class Point:
         self.sums = torch.promote_types(self.dtype, torch.float32)
         """The format of sums, of operators and of queries' gradients."""
         self.batch_tokens = batch_positions(valid(Count | None, batch_tokens, "batch_tokens"), self.device)
+        self.checked: dict[tuple[str, frozenset[str]], dict[str, Any]] = {}
+        """What comparing captured gradients with autograd's found (`whence.engine.autograd`): of what and of which modules."""
         self._covered: dict[tuple[str, ...] | str | None, Coverage] = {}
         self._passing: frozenset[str] = frozenset()
 
@@ -111,6 +113,13 @@ class Point:
         else:
             fewer.rows = texts.take(chosen)
         return fewer
+
+    def of(self, rows: Any) -> Point:
+        """The same model and task with other rows."""
+        other = copy.copy(self)
+        vars(other).pop("examples", None)
+        other.rows = rows
+        return other
 
     def at(self, model: nn.Module) -> Point:
         """The same task and rows, encoded once, at the weights of another model."""

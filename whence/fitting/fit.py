@@ -85,7 +85,21 @@ def fit(
 
     Raises CoverageError, UsageError, NumericalError, OutOfMemory, StaleArtifact.
     """
-    settings, save_every = Fit.of(settings, changes), valid(AtLeastZero, save_every, "save_every")
+    settings = Fit.of(settings, changes)
+    point = Point(model, task, data, batch_tokens=settings.batch_tokens)
+    return fit_at(point, settings, out=out, save_every=save_every, rerun=rerun)
+
+
+def fit_at(
+    point: Point,
+    settings: Fit = Fit(),
+    *,
+    out: str | Path | None = None,
+    save_every: float = SAVE_SECONDS,
+    rerun: bool = False,
+) -> Curvature:
+    """Fit the curvature of a point's model on its rows; see `fit`."""
+    save_every = valid(AtLeastZero, save_every, "save_every")
     if settings.draws > 1 and settings.labels == "data":
         raise UsageError(
             "There is only one label of the data's own to an example",
@@ -94,7 +108,6 @@ def fit(
         )
     if not out:
         settings = settings.changed(chunks=1)
-    point = Point(model, task, data, batch_tokens=settings.batch_tokens)
     coverage = point.cover(settings.modules)
     note(str(coverage))
     warn_if_thin(coverage)

@@ -105,10 +105,25 @@ def build_index(
 
     Raises UsageError, CoverageError, NumericalError, OutOfMemory, StaleArtifact.
     """
-    settings = _decided(Settings.of(settings, changes), curvature)
+    settings = Settings.of(settings, changes)
+    point = Point(model, task, data, batch_tokens=settings.batch_tokens)
+    return build_index_at(point, settings, curvature=curvature, landmarks=landmarks, n_train=n_train, out=out, rerun=rerun)
+
+
+def build_index_at(
+    point: Point,
+    settings: Settings = Settings(),
+    *,
+    curvature: Curvature | None = None,
+    landmarks: Any = (),
+    n_train: int | None = None,
+    out: str | Path | None = None,
+    rerun: bool = False,
+) -> Index:
+    """Code every row of a point for `Index.search`; see `build_index`."""
+    settings = _decided(settings, curvature)
     if not out:
         settings = settings.changed(chunks=1)
-    point = Point(model, task, data, batch_tokens=settings.batch_tokens)
     coverage = _cover(point, settings.modules, curvature)
     note(str(coverage))
     warn_if_thin(coverage)

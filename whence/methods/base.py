@@ -26,13 +26,13 @@ from whence.engine.point import Point
 from whence.engine.queries import Queries, encode_queries
 from whence.errors import UsageError
 from whence.fitting.curvature import Curvature
-from whence.fitting.fit import fit
+from whence.fitting.fit import fit_at
 from whence.operators import Identity, Operator
 from whence.progress import note
 from whence.scoring.checks import check_scores
 from whence.scoring.results import tabulated
 from whence.scoring.score import score_points, self_influence_at
-from whence.settings import Score, Section, settings_of
+from whence.settings import Fit, Score, Section, settings_of
 from whence.store.digest import fingerprint_code
 from whence.store.fingerprint import fingerprint_operator
 from whence.store.manifest import Folder
@@ -138,9 +138,9 @@ class Request:
 
     def fitted(self, method: str, name: str, *, point: Point | None = None) -> Curvature:
         """Factors fitted on the rows, at the point or another of the same rows; kept as a part of that name."""
-        at, kept = point or self.point, {"precision": self.settings.precision, "check": self.settings.check}
-        chosen: dict[str, Any] = {"method": method, "modules": self.names, "out": self.place(name), **kept}
-        return fit(at.model, at.task, at.rows, **chosen)
+        kept = {"precision": self.settings.precision, "check": self.settings.check}
+        settings = Fit().changed(method=method, modules=self.names, **kept)
+        return fit_at(point or self.point, settings, out=self.place(name))
 
     def kept_checkpoints(self) -> Sequence[Snapshot]:
         """The checkpoints that the training kept, oldest first. Raises UsageError where there is none."""

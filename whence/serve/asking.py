@@ -523,7 +523,7 @@ class Asking:
         Raises UsageError where what the question was scored with is not available.
         """
         point, operator = self._as_scored(found)
-        of = point if texts is None else Point(point.model, point.task, texts)
+        of = point if texts is None else point.of(texts)
         settings = Score().changed(per=self._per() if per == "token" else per, n_train=found.scores.n_train, check=False)
         return score_points(point, of, queries or self.queries_of(found), operator, settings, rows=rows)
 

@@ -21,7 +21,7 @@ from whence.engine.matrices import matrix_of
 from whence.engine.queries import encode_queries
 from whence.errors import UsageError
 from whence.fitting.curvature import Curvature
-from whence.fitting.fit import fit
+from whence.fitting.fit import fit_at
 from whence.methods.base import Request
 from whence.methods.damping import Damped, damping_of, damping_of_training
 from whence.methods.dense import formed, refuse_large
@@ -146,8 +146,7 @@ class _Run:
         chosen = given if isinstance(given, Fit) else Fit(method=given or "ekfac", check=self.settings.check)  # type: ignore[arg-type]
         if chosen is not given:
             chosen = chosen.changed(precision=self.settings.precision)
-        point, chosen = stage.point, chosen.changed(modules=stage.names)
-        return _blocks(fit(point.model, point.task, point.rows, chosen, out=place("factors")))
+        return _blocks(fit_at(stage.point, chosen.changed(modules=stage.names), out=place("factors")))
 
     def inverse(self, stage: Stage, curvature: BlockDiagonal | Spectral) -> Operator:
         """`(G + damping)^-1` at the stage of the rows."""

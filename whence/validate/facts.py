@@ -23,13 +23,16 @@ import numpy as np
 from whence.data import Rows, as_rows
 from whence.demo.model import SETTINGS, Settings, answers, make_model, make_tokenizer
 from whence.demo.world import make_world
+from whence.engine.point import Point
 from whence.errors import UsageError
 from whence.filter.bm25 import bm25_scores
 from whence.filter.tfidf import tfidf_scores
-from whence.fitting import fit
+from whence.fitting import fit_at
 from whence.linalg.stats import Interval, best_rank, bootstrap_groups
+from whence.operators import Identity
 from whence.progress import note, stage
-from whence.scoring import score
+from whence.scoring.score import score_points
+from whence.settings import Fit, Score
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.store.scores import row_text
@@ -179,9 +182,10 @@ def traced(corpus: Corpus, damping: float = 0.1) -> tuple[dict[str, np.ndarray],
         raise UsageError("The model answers no question as its rows teach it", fix="train it longer, or on fewer facts")
     note(f"corpus {corpus.seed}: {len(asked)} of {len(given)} questions are answered as the rows teach")
     queries = as_rows([corpus.questions[place] for place in asked])
-    inverse = fit(model, task, rows, examples="all").inverse(damping)
-    influence = score(model, task, queries, rows, inverse, norms=("relatif",))
-    plain = score(model, task, queries, rows, fit(model, task, rows, method="identity").operator, norms=("cosine",))
+    point = Point(model, task, rows)
+    inverse = fit_at(point, Fit().changed(examples="all")).inverse(damping)
+    influence = score_points(point, point, queries, inverse, Score().changed(norms=("relatif",)))
+    plain = score_points(point, point, queries, Identity(inverse.names), Score().changed(norms=("cosine",)))
     texts = [row_text(row) for row in queries], [row_text(row) for row in rows]
     draw = np.random.default_rng(corpus.seed)
     found = (

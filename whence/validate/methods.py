@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from whence.engine.point import Point
 from whence.errors import UsageError
-from whence.fitting import Curvature, fit
-from whence.scoring import score
+from whence.fitting import Curvature, fit_at
+from whence.scoring.score import score_points
+from whence.settings import Fit, Score
 from whence.validate.settings import Setting
 
 NAMES = {
@@ -39,19 +41,19 @@ def scored(
     have no unit.
     """
     found: dict[str, Callable[..., np.ndarray]] = {}
+    point, settings = Point(model, setting.task, setting.train), Fit().changed(modules=setting.modules, seed=seed, **fitting)
     for method in methods:
-        kind = "identity" if method == "cosine" else method
-        curvature = fit(model, setting.task, setting.train, method=kind, modules=setting.modules, seed=seed, **fitting)
-        found[NAMES[method]] = functools.partial(_scores, setting, model, curvature, method)
+        curvature = fit_at(point, settings.changed(method="identity" if method == "cosine" else method))
+        found[NAMES[method]] = functools.partial(_scores, setting, point, curvature, method)
     return found
 
 
 def _scores(
-    setting: Setting, model: nn.Module, curvature: Curvature, method: str, damping: float = 0.1, absolute: float | None = None
+    setting: Setting, point: Point, curvature: Curvature, method: str, damping: float = 0.1, absolute: float | None = None
 ) -> np.ndarray:
     plain, norms = method in ("identity", "cosine"), ("cosine",) if method == "cosine" else ()
     operator = curvature.inverse(0.0) if plain else curvature.inverse(damping, absolute=absolute)
-    scores = score(model, setting.task, setting.queries, setting.train, operator, norms=norms)
+    scores = score_points(point, point, setting.queries, operator, Score().changed(norms=norms))
     return (scores.normalised("cosine") if norms else scores).values
 
 

@@ -16,11 +16,14 @@ from torch import nn
 
 from whence.data import Rows
 from whence.data.rows import with_contents
+from whence.engine.point import Point
 from whence.errors import UsageError
-from whence.fitting import fit
+from whence.fitting import fit_at
 from whence.linalg.stats import Interval, student
+from whence.operators import Identity
 from whence.progress import stage
-from whence.scoring import score, self_influence
+from whence.scoring.score import score_points, self_influence_at
+from whence.settings import Fit, Score
 from whence.store.manifest import Folder
 from whence.store.memory import Memory
 from whence.tasks import Classification
@@ -158,18 +161,20 @@ def suspicions(
     found: dict[str, np.ndarray] = {}
     started = time.monotonic()
 
+    together = Score().changed(aggregate="queries")
+
     def keep(name: str, values: np.ndarray, since: float) -> None:
         found[name], taken[name] = values, time.monotonic() - since
 
-    inverse = fit(model, task, noisy, modules=modules).inverse(damping)
+    point = Point(model, task, noisy)
+    inverse = fit_at(point, Fit().changed(modules=modules)).inverse(damping)
     fitting = time.monotonic() - started
     started = time.monotonic()
-    keep(METHODS[0], self_influence(model, task, noisy, inverse).raw[0], started - fitting)
+    keep(METHODS[0], self_influence_at(point, inverse).raw[0], started - fitting)
     started = time.monotonic()
-    keep(METHODS[1], -score(model, task, clean, noisy, inverse, aggregate="queries").raw[0], started - fitting)
+    keep(METHODS[1], -score_points(point, point, clean, inverse, together).raw[0], started - fitting)
     started = time.monotonic()
-    plain = fit(model, task, noisy, method="identity", modules=modules).operator
-    dots = score(model, task, clean, noisy, plain, aggregate="queries", norms=("cosine",))
+    dots = score_points(point, point, clean, Identity(inverse.names), together.changed(norms=("cosine",)))
     keep(METHODS[2], -dots.raw[0], started)
     keep(METHODS[3], dots.norms["gradient"], started)
     started = time.monotonic()

@@ -7,6 +7,7 @@ tell is whether training without a row would change the answer: that is what LDS
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,15 @@ import numpy as np
 from torch import nn
 
 from whence.data import Rows, as_rows
+from whence.engine.point import Point
 from whence.engine.stream import identify, read
 from whence.errors import UsageError
-from whence.fitting import Curvature, fit
+from whence.fitting import Curvature, fit_at
 from whence.linalg.stats import spearman, spread, top_overlap
 from whence.operators import Identity, Operator
 from whence.precision import EXACT
-from whence.scoring import score
+from whence.scoring.score import score_points
+from whence.settings import Fit, Score
 from whence.show.numbers import many
 from whence.store.files import write_json
 from whence.store.intact import read_json
@@ -41,6 +44,8 @@ FLOPS, EIGH_FLOPS, BYTES = 1e12, 2e11, 2**31
 """Work of one pass over the rows, and of the eigenvectors of another fit, that take seconds on two cores; memory of queries."""
 
 TOP, SINGLES = 20, 8
+
+IN_FULL = Score().changed(rank=None, precision=EXACT)
 FACTOR = 10.0
 """By which the damping is raised and lowered."""
 
@@ -189,8 +194,8 @@ class _Checker:
     ):
         if scores.about.get("normalised"):
             raise UsageError("Normalised scores can't be checked.", fix="check the scores as they were made")
-        self.scores, self.model, self.task, self.curvature = scores, model, task, curvature
-        self.rows, self.seed = read(rows), seed
+        self.scores, self.curvature, self.rows, self.seed = scores, curvature, read(rows), seed
+        self.point = Point(model, task, self.rows)
         names = list(identify(self.rows)[0])
         if names != scores.example_ids:
             raise UsageError(
@@ -247,17 +252,21 @@ class _Checker:
             return curvature.inverse(absolute=self.damping * times)
         return curvature.inverse(self.damping * times)
 
-    def _score(self, operator: Operator, places: Sequence[int] | None = None, batch_tokens: int | None = None) -> Scores:
-        """Scores of the sample, in float32 and at full rank."""
-        rows = _take(self.rows, self.places if places is None else places)
-        exact: Any = {"rank": None, "precision": EXACT, "batch_tokens": batch_tokens}
-        return score(self.model, self.task, self.queries, rows, operator, **exact)
+    @functools.cached_property
+    def again(self) -> Point:
+        """The rows that are scored again."""
+        return self.point.only(self.places)
+
+    def _score(self, operator: Operator, point: Point | None = None) -> Scores:
+        """Scores of the sample, or of other rows, in float32 and at full rank."""
+        point = point or self.again
+        return score_points(point, point, self.queries, operator, IN_FULL)
 
     def _sample(self, most: int) -> tuple[np.ndarray, list[int]]:
         """Rows to score again: the first of each query and others at random, and which of them were drawn."""
         sizes = self.scores.examples["tokens"].to_numpy()
         usable = np.flatnonzero(sizes > 0)
-        cost = 6 * sum(parameter.numel() for parameter in self.model.parameters()) * sizes[usable].mean()
+        cost = 6 * sum(parameter.numel() for parameter in self.point.model.parameters()) * sizes[usable].mean()
         self.bearable = max(FEWEST, int(FLOPS / cost))
         count = min(len(usable), most, self.bearable)
         if count == len(usable):
@@ -292,7 +301,8 @@ class _Checker:
                 {key: query[key] for key in query if key not in ("contrast", "span")} if isinstance(query, Mapping) else query
                 for query in queries
             ]
-            scored = score(self.model, self.task, queries, copies, self._operator(1.0), rank=None, precision=EXACT)
+            point = self.point.of(copies)
+            scored = score_points(point, point, queries, self._operator(1.0), IN_FULL)
             own = sign * np.diag(scored.raw).astype(np.float64)
             above = sign * self.scores.raw[some] > own[:, None] + 1e-3 * np.abs(own[:, None])  # other copies don't compete
             ranks += (above.sum(1) + 1).tolist()
@@ -323,16 +333,8 @@ class _Checker:
         count = min(int(about["examples"]), self.bearable)
         usable = np.flatnonzero(self.scores.examples["tokens"].to_numpy() > 0)
         rows = np.sort(np.random.default_rng([self.seed, seed]).choice(usable, min(count, len(usable)), replace=False))
-        again = fit(
-            self.model,
-            self.task,
-            _take(self.rows, rows.tolist()),
-            method=about["method"],
-            labels=about["labels"],
-            modules=names,
-            seed=seed,
-            examples="all",
-        )
+        known = {"method": about["method"], "labels": about["labels"], "modules": tuple(names)}
+        again = fit_at(self.point.only(rows.tolist()), Fit().changed(**known, seed=seed, examples="all"))
         whole, other = self._operator(1.0), self._operator(1.0, again)
         part = ""
         if len(other.names) < len(whole.names):
@@ -355,7 +357,9 @@ class _Checker:
         """Score a few rows one at a time."""
         usual = [int(place) for place in np.argsort(-np.abs(base).max(0))[: SINGLES // 2]]
         usual = sorted({*usual, *spread(base.shape[1], SINGLES // 2)})
-        single = self._score(self._operator(1.0), [self.places[place] for place in usual], batch_tokens=1).raw
+        alone = self.point.only([self.places[place] for place in usual])
+        alone.batch_tokens = 1
+        single = self._score(self._operator(1.0), alone).raw
         scale = np.maximum(np.abs(base).max(1, keepdims=True), np.finfo(float).tiny)
         return float((np.abs(single - base[:, usual]) / scale).max())
 
