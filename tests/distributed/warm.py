@@ -7,12 +7,12 @@ import gc
 
 gc.disable()
 
-import distributed.work  # noqa: F401
 import bm25s  # noqa: F401
+import distributed.work  # noqa: F401
 import matplotlib.figure  # noqa: F401
 import rouge_score.rouge_scorer  # noqa: F401
 import scipy.stats  # noqa: F401
-import torch._decomp.decompositions_for_jvp  # noqa: F401
+import torch._decomp.decompositions_for_jvp
 import torch.distributed  # noqa: F401
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import whence
+from tests.conftest import SENTENCES
 from whence.engine.stream import Examples
 from whence.errors import DoesNotFit, UsageError
 from whence.planning.plan import Settings
@@ -160,6 +161,16 @@ def test_a_classifiers_labels_have_no_numbers_in_a_plan():
         model = AutoModelForSequenceClassification.from_config(config).eval()
     made = whence.plan(model, task, rows, queries=rows[:2], calibrate=False, device="cpu")
     assert [stage.name for stage in made.stages if stage.seconds > 0][-1] == "score"
+
+
+def test_a_model_in_float64_is_planned(tiny_llama, tiny_tokenizer):
+    rows = [{"text": text} for text in SENTENCES]
+    plans = [
+        whence.plan(tiny_llama.to(dtype), whence.CausalLM(tiny_tokenizer), rows, calibrate=False)
+        for dtype in (torch.float32, torch.float64)
+    ]
+    single, double = (max(stage.memory.tensors for stage in made.stages) for made in plans)
+    assert double > 1.5 * single and plans[1].passing >= plans[0].passing > 0
 
 
 def test_a_low_rank_keeps_less_of_the_queries():

@@ -9,6 +9,7 @@ from whence import cost
 from whence.planning.machine import Machine, assumed, kernel_of
 from whence.planning.planner import forward_and_back
 from whence.planning.rehearsal import Rehearsal
+from whence.planning.scoring import ask, score_rows
 from whence.progress import stage
 
 EXAMPLES, QUERIES, DIM = 3, 5, 4
@@ -76,6 +77,22 @@ def test_flops_are_those_of_the_formulas(rehearsed, tiny_tokenizer):
         "index": EXAMPLES * (floor + 2 * tokens * DIM * (sum(sides) + len(WEIGHTS) * DIM)),
     }
     assert counted == pytest.approx(expected, rel=0.01)  # the angles of the positions, and norms, come on top
+
+
+@pytest.mark.parametrize("rank", [None, 1])
+def test_the_passes_of_score_apart_are_those_of_score(tiny_llama, tiny_tokenizer, rank):
+    task = whence.CausalLM(tiny_tokenizer)
+    rows = [{"text": "The old harbour of Lyon is quiet in the morning."}] * EXAMPLES
+    queries = [{"prompt": "Where was Ada", "completion": " Velt born?"}] * QUERIES
+    rehearsal, precision = Rehearsal(tiny_llama, task, "cpu"), whence.Precision(products="float32")
+    given = {"rank": rank, "precision": precision, "batch_tokens": 64}
+    _, operator = rehearsal.run(lambda model, task: whence.fit(model, task, rows, examples="all", disjoint=False).inverse(0.1))
+    whole, _ = rehearsal.run(lambda model, task: whence.score(model, task, queries, rows, operator, **given), last="score")
+    parts, asked = rehearsal.run(lambda model, task: ask(model, task, queries, operator, **given))
+    parts |= rehearsal.run(lambda model, task: score_rows(model, task, rows, asked, precision, 64))[0]
+    for name, held in whole.items():
+        assert parts[name].seconds == pytest.approx(held.seconds) and parts[name].flops == held.flops
+        assert parts[name].peak == pytest.approx(held.peak, rel=0.01) and parts[name].kept == pytest.approx(held.kept, rel=0.01)
 
 
 def test_a_rehearsal_counts_what_is_alive_and_no_numbers(tiny_tokenizer):

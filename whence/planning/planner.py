@@ -38,9 +38,9 @@ from whence.planning.landmarks import Landmarks
 from whence.planning.machine import Machine, assumed, measured
 from whence.planning.plan import Memory, Plan, Settings, Stage
 from whence.planning.rehearsal import Rehearsal, Rehearsed
+from whence.planning.scoring import ask, score_rows
 from whence.precision import Precision, Products, multiplying
 from whence.progress import note, stage
-from whence.scoring import score
 from whence.scoring.score import AUTO_RANK, FULL_RANK_BYTES
 from whence.settings import Amount, Count, Fit, Index, valid
 from whence.show.numbers import many
@@ -137,7 +137,7 @@ class Planner:
         self.slower: dict[Products, float] = {}
         """How much longer real batches take than rehearsed ones; nothing where there are none to run."""
         self.fits: dict[Any, tuple[Rehearsal, Stages, Curvature]] = {}
-        self.scores: dict[Any, Stages] = {}
+        self.scores: dict[Any, dict[work.Shape, Stages]] = {}
         self.indices: dict[Any, Stages] = {}
         self.questions: dict[tuple[str, ...], Landmarks] = {}
         self.coded: dict[Any, tuple[Stages, dict[work.Shape, Stages], dict[work.Shape, Stages]]] = {}
@@ -193,6 +193,12 @@ class _Evaluation:
                 self.precision["landmarks"] = Precision(products="float32")
         self.products: dict[str, Products] = {command: precision.products for command, precision in self.precision.items()}
         self.groups = module_groups(self.sites, settings.fit.groups)
+        longest = max(
+            sum(planner.task.size(item) for item, _ in query) for query in planner.task.encode_queries(planner.queries)
+        )
+        together, count = max(1, self.tokens // longest), len(planner.queries)
+        self.counts = [together, 2 * together] if 2 * together < count else [count]
+        """Queries that scoring is rehearsed with."""
         self.rank = settings.rank
         if self.rank == "auto":  # as in `score`
             size = len(planner.queries) * sum(math.prod(site.shape) for site in self.sites.values()) * 4
@@ -201,8 +207,9 @@ class _Evaluation:
     @property
     def rehearsals(self) -> int:
         """Batches that are rehearsed, or have been."""
-        passes = [self.passes["covariance"], *[self.passes[name] for name in ("score", "index") if name in self.passes]]
-        return sum(len(each.rehearsed) for each in passes) + (len(self.groups) > 1)
+        once = [self.passes[name] for name in ("covariance", "index") if name in self.passes]
+        scored = len(self.counts) * len(self.passes["score"].rehearsed)
+        return sum(len(each.rehearsed) for each in once) + (len(self.groups) > 1) + scored
 
     def _each(self, shapes: Sequence[work.Shape], rehearse: Callable[[work.Shape], Result]) -> dict[work.Shape, Result]:
         """What comes of batches of these shapes."""
@@ -232,7 +239,7 @@ class _Evaluation:
         fit_pass, score_pass = self.passes["covariance"], self.passes["score"]
         fits = self._each(fit_pass.rehearsed, lambda shape: self._fit(shape, self.names)[1])
         rehearsal, _, curvature = self._fit(fit_pass.largest, self.names)
-        scores = self._each(score_pass.rehearsed, lambda shape: self._score(shape, rehearsal, curvature))
+        scores = self._score(rehearsal, curvature)
         seconds = self._seconds("fit", fit_pass, fits, rehearsal) | self._seconds("score", score_pass, scores, rehearsal)
         if len(self.groups) > 1:
             heaviest = max(self.groups, key=lambda names: sum(side**2 for name in names for side in sites[name].shape))
@@ -348,37 +355,36 @@ class _Evaluation:
             planner.fits[key] = rehearsal, seen, curvature
         return planner.fits[key]
 
-    def _score(self, shape: work.Shape, rehearsal: Rehearsal, curvature: Curvature) -> Stages:
-        """Rehearse scoring such a batch; with many queries from what fewer take, since each takes as much as the next."""
-        planner, precision, rank = self.planner, self.precision["score"], self.rank
-        task, queries, rows = planner.task, planner.queries, self.passes["score"].rows_of(shape)
-        key = (id(curvature), repr(precision), rank, self.tokens, shape, len(rows))
+    def _score(self, rehearsal: Rehearsal, curvature: Curvature) -> dict[work.Shape, Stages]:
+        """Rehearse scoring a batch of each shape; with many queries from what fewer take: each takes as much as the next."""
+        planner, passed, precision = self.planner, self.passes["score"], self.precision["score"]
+        rows = {shape: passed.rows_of(shape) for shape in passed.rehearsed}
+        key = (id(curvature), repr(precision), self.rank, self.tokens, *((shape, len(some)) for shape, some in rows.items()))
         if key in planner.scores:
+            self.advance(len(self.counts) * len(rows))
             return planner.scores[key]
         machine = planner.machine(precision.products)
         _, operator = rehearsal.run(lambda model, task: curvature.inverse(0.1), machine)
         assert operator is not None
 
-        def run(count: int, batch_tokens: int, last: str) -> Stages:
-            given = {"rank": rank, "precision": precision, "batch_tokens": batch_tokens}
-            work = lambda model, task: score(model, task, queries[:count], rows, operator, **given)  # noqa: E731
-            return rehearsal.run(work, machine, last)[0]
+        def rehearsed(count: int) -> dict[work.Shape, Stages]:
+            given = {"operator": operator, "rank": self.rank, "precision": precision, "batch_tokens": self.tokens}
+            asked, queries = rehearsal.run(functools.partial(ask, queries=planner.queries[:count], **given), machine)
+            assert queries is not None
+            found = {}
+            for shape, some in rows.items():
+                given = {"rows": some, "queries": queries, "precision": precision, "batch_tokens": math.prod(shape)}
+                found[shape] = asked | rehearsal.run(functools.partial(score_rows, **given), machine)[0]
+                self.advance(1)
+            return found
 
-        def asked(count: int) -> Stages:
-            same = ("queries", id(curvature), repr(precision), rank, self.tokens, count)
-            if same not in planner.scores:
-                planner.scores[same] = run(count, self.tokens, "queries")
-            return planner.scores[same]
-
-        longest = max(sum(task.size(item) for item, _ in query) for query in task.encode_queries(queries))
-        together = max(1, self.tokens // longest)
-        counts = [together, 2 * together] if 2 * together < len(queries) else [len(queries)]
-        first, *second = (run(count, math.prod(shape), "score") | asked(count) for count in counts)
+        found, *second = map(rehearsed, self.counts)
         for more in second:
-            steps = (len(queries) - counts[1]) / (counts[1] - counts[0])
-            first = {name: first[name].beyond(more[name], steps) for name in first}
-        planner.scores[key] = first
-        return first
+            steps = (len(planner.queries) - self.counts[1]) / (self.counts[1] - self.counts[0])
+            for shape, stages in found.items():
+                found[shape] = {name: held.beyond(more[shape][name], steps) for name, held in stages.items()}
+        planner.scores[key] = found
+        return found
 
     def _on_a_gpu_elsewhere(self, scored: Stages, curvature: Curvature) -> Stages:
         """For a GPU that is not here, the same without the factors, which stay in the host's memory.
@@ -401,8 +407,8 @@ class _Evaluation:
         count, machine = len(self.planner.queries), self.planner.machine(self.products["score"])
 
         def work(model: nn.Module, task: Task) -> None:
-            like = next(model.parameters())
-            asked = {name: Dense(like.new_empty(count, *site.shape, dtype=torch.float32)) for name, site in self.sites.items()}
+            like, sums = next(model.parameters()), torch.promote_types(self.planner.dtype, torch.float32)
+            asked = {name: Dense(like.new_empty(count, *site.shape, dtype=sums)) for name, site in self.sites.items()}
             with stage("passing", count):
                 _ = curvature.inverse(0.1) @ asked
 
