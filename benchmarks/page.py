@@ -105,7 +105,9 @@ def measured(address: str, loads: int) -> tuple[list[float], list[float]]:
     """Milliseconds until the first paint of each load, and of each hover."""
     from playwright.sync_api import sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell"))), None
+    )
     if chromium is None:
         raise SystemExit("There is no Chromium: apt-get install chromium")
     paints, hovers, answer = [], [], " ".join(f"w{number}" for number in range(ANSWER_WORDS))

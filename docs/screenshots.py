@@ -35,7 +35,9 @@ def main(run: str, out: str) -> None:
     demo = Opening(f"{run}/model", f"{run}/corpus.jsonl", run)
     threading.Thread(target=serve, args=(demo, 0), kwargs={"opened": opened.put}, daemon=True).start()
     address = opened.get(timeout=60)
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")))
+    )
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for size, viewport in SIZES.items():

@@ -3,16 +3,14 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
+from chromium import CHROMIUM, needs_chromium
 
 from whence.report import build_report, write_html
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+pytestmark = needs_chromium
 
 WRAPPER = """<!doctype html><html><body><pre id="out"></pre>
 {frames}

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
-from test_browser import CHROMIUM
+from chromium import CHROMIUM, needs_chromium
 from test_html import Page
 
 from whence.report import build_report, write_html
@@ -124,7 +124,7 @@ window.addEventListener("load", async () => {
 </script></body></html>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+@needs_chromium
 def test_a_browser_opens_it_at_once_turns_pages_follows_links_and_searches_them_all(many, tmp_path):
     report, file = many
     shutil.copy(file, tmp_path)

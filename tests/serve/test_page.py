@@ -5,13 +5,13 @@ import gzip
 import json
 import queue
 import re
-import shutil
 import sys
 import threading
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from chromium import CHROMIUM, needs_chromium
 
 import whence
 from serve.conftest import python_of, shown_by, trace_stages
@@ -23,10 +23,9 @@ import build_page
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 pytest.importorskip("uvicorn", reason="no server: pip install uvicorn fastapi")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = build_page.PAGE / "node_modules" / "axe-core" / "axe.min.js"
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+pytestmark = needs_chromium
 
 PEOPLE = [("Ada Velt", "Turin"), ("Bo Quist", "Oslo"), ("Cleo Marsh", "Lyon"), ("Dag Holm", "Ghent"), ("Eva Lund", "Riga")]
 HOSTILE = [
