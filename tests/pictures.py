@@ -16,9 +16,7 @@ def blank() -> Iterator[None]:
     saved = Figure.savefig
 
     def save(drawing: Figure, *given: Any, **more: Any) -> None:
-        drawing.clear()
-        drawing.set_layout_engine("none")
-        saved(drawing, *given, **more | {"dpi": 10})
+        saved(Figure(drawing.get_size_inches()), *given, **more | {"dpi": 10})
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", save)
