@@ -6,6 +6,7 @@ a she or of a he.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -87,12 +88,13 @@ def make_world(data: Path, seed: int, size: Size = SMALL) -> World:
         size.pretraining,
         "*",
     )
-    questions = [row for text in others if (row := question(tokenizer, text, draw))]
-    classes = [row for text in others if (row := told(text))]
+    few = size.tuning_rows + size.queries
+    questions = list(itertools.islice(filter(None, (question(tokenizer, text, draw) for text in others)), few))
+    classes = list(itertools.islice(filter(None, map(told, others)), few))
     classifying = Classification(tokenizer, ["she", "he"], max_length=length)
 
     def split(rows: Sequence[dict[str, Any]]) -> tuple[Rows, Rows]:
-        return rows_of(rows[: size.tuning_rows]), rows_of(rows[size.tuning_rows : size.tuning_rows + size.queries])
+        return rows_of(rows[: size.tuning_rows]), rows_of(rows[size.tuning_rows :])
 
     def classifier(frozen: bool) -> Any:
         return lambda pretrained: with_head(pretrained, seed, frozen)
