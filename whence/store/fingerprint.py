@@ -35,12 +35,12 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
     configs: list[Any] = [getattr(model, "config", None), *getattr(model, "peft_config", {}).values()]
     described = [_without_origin(config.to_dict()) for config in configs if hasattr(config, "to_dict")]
     structure = digest(str(model), canonical_json(described))
-    names, tensors = zip(*_state(model), strict=True)
-    if sum(tensor.nbytes for tensor in tensors) < CHUNK:  # sooner hashed than threads are started
-        weights = list(map(_digest_tensor, names, tensors))
+    state = list(_state(model))
+    if sum(tensor.nbytes for _, tensor in state) < CHUNK:  # sooner hashed than threads are started
+        weights = [_digest_tensor(*named) for named in state]
     else:
         with ThreadPoolExecutor() as pool:
-            weights = list(pool.map(_digest_tensor, names, tensors))
+            weights = list(pool.map(lambda named: _digest_tensor(*named), state))
     return {"architecture": f"{type(model).__name__} {structure}", "weights": digest(*weights)}
 
 

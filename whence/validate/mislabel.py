@@ -161,12 +161,10 @@ def suspicions(
     found: dict[str, np.ndarray] = {}
     started = time.monotonic()
 
-    together = Score().changed(aggregate="queries")
-
     def keep(name: str, values: np.ndarray, since: float) -> None:
         found[name], taken[name] = values, time.monotonic() - since
 
-    point = Point(model, task, noisy)
+    point, together = Point(model, task, noisy), Score().changed(aggregate="queries")
     inverse = fit_at(point, Fit().changed(modules=modules)).inverse(damping)
     fitting = time.monotonic() - started
     started = time.monotonic()

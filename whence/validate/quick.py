@@ -45,9 +45,11 @@ FLOPS, EIGH_FLOPS, BYTES = 1e12, 2e11, 2**31
 
 TOP, SINGLES = 20, 8
 
-IN_FULL = Score().changed(rank=None, precision=EXACT)
 FACTOR = 10.0
 """By which the damping is raised and lowered."""
+
+IN_FULL = Score().changed(rank=None, precision=EXACT)
+"""Scores of whole gradients, in float32."""
 
 LOW_OVERLAP, LOW_CORRELATION, LARGE_DIFFERENCE, LARGE_ERROR = 0.5, 0.8, 1e-3, 0.05
 """Where a warning begins: of the first rows and of all under another damping or seed; of batches; of the stored scores."""
