@@ -53,10 +53,12 @@ def test_the_rows_are_those_of_the_library(client, opening, asked):
     assert [row["id"] for row in more["rows"]] == [row["id"] for row in asked["query"]["raises"][1:3]]
 
 
-def test_rows_that_the_index_finds_are_scored_exactly(client, asked, monkeypatch):
+def test_rows_that_the_index_finds_are_scored_exactly(client, monkeypatch):
     monkeypatch.setattr("whence.serve.asking.FIRST", 1)
     monkeypatch.setattr("whence.serve.asking.LAST", 1)
-    found = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "top": 2, "method": "index"})
+    question = {"prompt": "Where was Dag Holm born?", "completion": " In Ghent."}  # which no other test asks the index
+    asked = client("POST", "/api/ask", question | {"top": 9})
+    found = client("POST", "/api/ask", question | {"top": 2, "method": "index"})
     exact = {row["id"]: row["value"] for side in ("raises", "lowers") for row in asked["query"][side]}
     shown = found["query"]["raises"] + found["query"]["lowers"]
     assert found["scan"]["how"] == "index" and found["scan"]["rows"] == 9 and found["scan"]["exact"] == 4
@@ -64,11 +66,11 @@ def test_rows_that_the_index_finds_are_scored_exactly(client, asked, monkeypatch
     assert shown and all(row["value"] == pytest.approx(exact[row["id"]], rel=1e-3) for row in shown if row["id"] in exact)
     assert all(row["exact"] and row["estimate"] is not None and 0 <= row["percentile"] <= 100 for row in shown)
     assert client("POST", "/api/pair", {"key": found["key"], "row": shown[0]["id"]})["scale"] > 0
-    more = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "top": 3, "method": "index"})
+    more = client("POST", "/api/ask", question | {"top": 3, "method": "index"})
     assert more["scan"]["exact"] == 6, "more rows than were scored exactly"
-    every = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER, "top": 9, "method": "index"})["scan"]
+    every = client("POST", "/api/ask", question | {"top": 9, "method": "index"})["scan"]
     assert every["exact"] == 9 and set(every["recall"].values()) == {1.0} != set(found["scan"]["recall"].values())
-    assert client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER})["scan"]["how"] == "all"  # they are few
+    assert client("POST", "/api/ask", question)["scan"]["how"] == "all"  # they are few
     monkeypatch.setattr("whence.serve.asking.QUICKLY", 0)
     auto = client("POST", "/api/ask", {"prompt": PROMPT, "completion": ANSWER + "!"})
     assert auto["scan"]["how"] == "index"
