@@ -44,7 +44,6 @@ FLOPS, EIGH_FLOPS, BYTES = 1e12, 2e11, 2**31
 """Work of one pass over the rows, and of the eigenvectors of another fit, that take seconds on two cores; memory of queries."""
 
 TOP, SINGLES = 20, 8
-
 FACTOR = 10.0
 """By which the damping is raised and lowered."""
 
